@@ -1,0 +1,71 @@
+"""overfocus shows whether a Vision Transformer's attention hangs on a few fragile tokens, and mends it.
+
+The route is one direction: checkpoint → `load_model` → `capture` → `AttentionMap` → `metrics` → table → run on disk → report.
+Names are imported when they are first used, so that `import overfocus` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from overfocus.errors import CaptureError, CheckpointError, CorruptionError, ImageError, OverfocusError, RunError
+from overfocus.version import __version__
+
+if TYPE_CHECKING:
+    from overfocus import losses, metrics, models
+    from overfocus.analysis.analyze import analyze
+    from overfocus.attention import AttentionMap
+    from overfocus.capture import capture
+    from overfocus.checkpoints.load import LoadedModel, load_model
+    from overfocus.corruptions import corrupt
+    from overfocus.run import Run
+    from overfocus.verification import verify
+
+_HOME = {
+    "AttentionMap": "overfocus.attention",
+    "LoadedModel": "overfocus.checkpoints.load",
+    "Run": "overfocus.run",
+    "analyze": "overfocus.analysis.analyze",
+    "capture": "overfocus.capture",
+    "corrupt": "overfocus.corruptions",
+    "load_model": "overfocus.checkpoints.load",
+    "losses": "overfocus",
+    "metrics": "overfocus",
+    "models": "overfocus",
+    "verify": "overfocus.verification",
+}
+
+__all__ = [
+    "AttentionMap",
+    "CaptureError",
+    "CheckpointError",
+    "CorruptionError",
+    "ImageError",
+    "LoadedModel",
+    "OverfocusError",
+    "Run",
+    "RunError",
+    "__version__",
+    "analyze",
+    "capture",
+    "corrupt",
+    "load_model",
+    "losses",
+    "metrics",
+    "models",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'overfocus' has no attribute {name!r}")
+    if home == "overfocus":
+        return importlib.import_module(f"overfocus.{name}")
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
