@@ -1,0 +1,20 @@
+"""What comes with the package so that the first command already shows something: a trained checkpoint and images for it."""
+
+from importlib.resources import files
+from pathlib import Path
+
+_FOLDER = Path(str(files(__package__)))
+
+
+def sample_checkpoint() -> Path:
+    """The bundled checkpoint: a small VisionTransformer for 32×32 grey pictures, trained on Fashion-MNIST."""
+    return _FOLDER / "fashion_mnist_vit.safetensors"
+
+
+def sample_images(input_size: tuple[int, int, int]) -> Path:
+    """The folder of bundled images that suits a model with input (channels, height, width).
+
+    A model for one channel gets 32 Fashion-MNIST test images in one sub-folder per class, every other model gets
+    photographs without labels.
+    """
+    return _FOLDER / ("fashion_mnist" if input_size[0] == 1 else "photographs")

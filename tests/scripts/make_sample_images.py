@@ -1,0 +1,42 @@
+"""Write the bundled images: 32 of Fashion-MNIST's test set, and the free photographs that scikit-image carries.
+
+    python tests/scripts/make_sample_images.py
+
+Fashion-MNIST: the first three test images of each class and the fourth of the first two, chosen by nobody. Photographs: shorter
+side 320 pixels, JPEG. The results are committed; this script says where they come from.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from fashion_mnist_files import CLASS_NAMES, fashion_mnist
+from PIL import Image
+from skimage import data
+
+SAMPLES = Path(__file__).parents[2] / "overfocus" / "samples"
+PHOTOGRAPHS = ["astronaut", "camera", "chelsea", "coffee", "hubble_deep_field", "retina", "rocket"]
+SHORTER_SIDE = 320
+
+
+def write_fashion_mnist(folder: Path) -> None:
+    """Write 28×28 grey PNGs as folder/class name/number in the test set.png."""
+    images, labels = fashion_mnist("test")
+    for label, name in enumerate(CLASS_NAMES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in np.flatnonzero(labels == label)[: 4 if label < 2 else 3]:
+            Image.fromarray(images[index]).save(folder / name / f"test-{index:05d}.png", optimize=True)
+
+
+def write_photographs(folder: Path) -> None:
+    """Write the photographs as JPEG, shrunk to the size that a model for 224 or 384 pixels needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PHOTOGRAPHS:
+        photograph = Image.fromarray(getattr(data, name)()).convert("RGB")
+        scale = SHORTER_SIDE / min(photograph.size)
+        size = (round(photograph.width * scale), round(photograph.height * scale))
+        photograph.resize(size, Image.Resampling.LANCZOS).save(folder / f"{name}.jpg", quality=90, optimize=True)
+
+
+if __name__ == "__main__":
+    write_fashion_mnist(SAMPLES / "fashion_mnist")
+    write_photographs(SAMPLES / "photographs")
