@@ -1,0 +1,1 @@
+"""Pictures: finding them, their labels, and reading every usual kind of file as RGB."""
