@@ -1,0 +1,9 @@
+"""Token-aware average pooling, the models built with it, and `add_tap` for any timm Vision Transformer.
+
+Importing this package registers every model here with timm.
+"""
+
+from overfocus.models.tap import DilationPredictor, TokenAwareAveragePooling
+from overfocus.models.tap_pooling import TokenPooling
+
+__all__ = ["DilationPredictor", "TokenAwareAveragePooling", "TokenPooling"]

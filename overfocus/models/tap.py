@@ -1,0 +1,116 @@
+"""Token-aware Average Pooling (TAP): every token chooses how large a neighbourhood it speaks for before attention.
+
+Source: Guo, Stutz, Schiele, "Robustifying Token Attention for Vision Transformers", ICCV 2023, section 3.1.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from overfocus.models.patch_grid import to_maps, to_tokens
+from overfocus.models.tap_pooling import TokenPooling
+
+
+class DilationPredictor(nn.Module):
+    """Predicts for every token the weights of the K branches: 3×3 convolution → batch norm → 3×3 convolution → softmax.
+
+    Parameters are named `proj.0.weight` (K, channels, 3, 3), `proj.1.*` (batch norm over K) and `proj.2.weight` (K, K, 3, 3);
+    with `axes=1` the kernels are (…, 3). A block that holds its predictor as `self.dilation_predictor` and mixes with a
+    `TokenPooling` has the state-dict keys of the published checkpoints, `blocks.i.dilation_predictor.proj.*`.
+
+    With one branch there is nothing to choose: the parameters exist for their keys only and take no gradient.
+
+    Raises:
+        ValueError: for fewer than one branch, or axes other than 1 and 2.
+    """
+
+    def __init__(self, channels: int, branches: int = 4, axes: int = 2) -> None:
+        super().__init__()
+        if branches < 1:
+            raise ValueError(f"expected at least 1 branch of pooling, got {branches}; the paper uses 4")
+        if axes not in (1, 2):
+            raise ValueError(f"expected 2 axes (an image) or 1 (a sequence), got {axes}")
+        convolution, normalisation = (nn.Conv2d, nn.BatchNorm2d) if axes == 2 else (nn.Conv1d, nn.BatchNorm1d)
+        self.branches = branches
+        self.axes = axes
+        self.proj = nn.Sequential(
+            convolution(channels, branches, 3, padding=1, bias=False),
+            normalisation(branches),
+            convolution(branches, branches, 3, padding=1, bias=False),
+        )
+        if branches == 1:
+            self.requires_grad_(False)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...]
+    ) -> Float[Tensor, "batch tokens branches"]:
+        """Weights that sum to 1 over the branches, for the row-major tokens of `grid`.
+
+        Raises:
+            ValueError: if the grid does not hold exactly the tokens given.
+        """
+        check_grid(tokens, grid, self.axes)
+        if self.branches == 1:
+            return tokens.new_ones(*tokens.shape[:2], 1)
+        # A transposed view is laid out channels-last, which the convolution takes without a copy.
+        logits: Tensor = self.proj(to_maps(tokens, grid))
+        return to_tokens(logits).softmax(dim=-1)
+
+
+class TokenAwareAveragePooling(nn.Module):
+    """One TAP step: predicts K weights per token and mixes its neighbourhoods of dilation 0 … K−1 by them.
+
+    `branches` is K; `pooling` is "average" (the paper), "max", "gaussian" or "learned", see `TokenPooling`. `axes=1` is the
+    form for sequences (text, audio): the same predictor and mixture along one axis. It looks both ways, so it is not for
+    causal models.
+
+    A transformer block that must carry the published parameter names composes the two parts itself:
+
+        self.dilation_predictor = DilationPredictor(channels, branches)
+        self.token_pools = TokenPooling(channels, branches)                       # no parameters
+        pooled = self.token_pools(x, self.dilation_predictor(x, grid), grid)
+        x = x + attention(norm1(pooled))                                          # the residual bypasses the pooling
+
+    Raises:
+        ValueError: for fewer than one branch, an unknown pooling, or axes other than 1 and 2.
+    """
+
+    def __init__(self, channels: int, branches: int = 4, pooling: str = "average", axes: int = 2) -> None:
+        super().__init__()
+        self.predictor = DilationPredictor(channels, branches, axes)
+        self.pool = TokenPooling(channels, branches, pooling, axes)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...] | None = None, prefix_tokens: int = 0
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """The pooled tokens, in the shape given.
+
+        `grid` is (rows, columns) of the patch tokens, row-major; a sequence needs none. The first `prefix_tokens` (class,
+        distillation, register) stay exactly as they are and enter no neighbourhood.
+
+        Raises:
+            ValueError: if no grid is given for an image, or it does not hold exactly the tokens behind the prefix.
+        """
+        patches = tokens[:, prefix_tokens:]
+        if grid is None:
+            if self.predictor.axes == 2:
+                raise ValueError(f"expected grid=(rows, columns) of the {patches.shape[1]} patch tokens, got none")
+            grid = (patches.shape[1],)
+        pooled: Tensor = self.pool(patches, self.predictor(patches, grid), grid)
+        if prefix_tokens == 0:
+            return pooled
+        return torch.cat([tokens[:, :prefix_tokens], pooled], dim=1)
+
+
+def check_grid(tokens: Tensor, grid: tuple[int, ...], axes: int) -> None:
+    """Raises ValueError unless `grid` has `axes` axes and holds exactly the tokens (batch, tokens, channels) given."""
+    if len(grid) != axes:
+        raise ValueError(f"expected a grid of {'(rows, columns)' if axes == 2 else '(length,)'}, got {tuple(grid)}")
+    if math.prod(grid) != tokens.shape[1]:
+        size = " × ".join(map(str, grid))
+        raise ValueError(
+            f"expected the grid to hold the {tokens.shape[1]} tokens given, got {size} = {math.prod(grid)}; "
+            "count prefix tokens (class, distillation, register) in prefix_tokens"
+        )
