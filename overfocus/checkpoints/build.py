@@ -1,0 +1,89 @@
+"""Build the model that a state dict belongs to, with timm's own conversion of foreign names and position tables."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import timm
+import timm.models._builder as timm_builder
+import torch
+from timm.models import vision_transformer
+from torch import Tensor, nn
+
+from overfocus.checkpoints.fingerprint import is_tap_predictor
+from overfocus.errors import CheckpointError
+
+Convert = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+UNREGISTERED = "VisionTransformer"
+"""Architecture of a model made by `timm.models.vision_transformer.VisionTransformer(**model_args)` rather than by name."""
+
+_BUILDING = threading.Lock()
+
+
+def build(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> tuple[nn.Module, Convert]:
+    """A new model and the function by which timm brings weights into its form (names, position tables, patch size).
+
+    Raises:
+        CheckpointError: the architecture does not take these arguments.
+    """
+    import overfocus.models  # registers our architectures with timm
+
+    try:
+        if name == UNREGISTERED:
+            model: nn.Module = vision_transformer.VisionTransformer(**arguments)
+            convert: Convert = _convert_vit
+        else:
+            with _recorded_conversion() as recorded:
+                model = timm.create_model(name, pretrained=True, **arguments)
+            convert = recorded[0] if recorded and recorded[0] is not None else lambda state, _: state
+        if tap is not None:
+            model = overfocus.models.add_tap(model, **tap)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{name} cannot be built with {given}: {text}") from error
+    return model, convert
+
+
+def skeleton(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> nn.Module:
+    """The same model without memory or initialisation (on torch's meta device), to compare shapes with."""
+    with torch.device("meta"):
+        return build(name, arguments, tap)[0]
+
+
+def tap_branches(tensors: Mapping[str, Tensor]) -> int | None:
+    """Number of branches (K) of the TAP predictors in a state dict, None where there are none."""
+    for name, tensor in tensors.items():
+        if is_tap_predictor(name) and tensor.ndim == 4:
+            return tensor.shape[0]
+    return None
+
+
+def _convert_vit(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    assert isinstance(model, vision_transformer.VisionTransformer)
+    return vision_transformer.checkpoint_filter_fn(state, model)
+
+
+@contextlib.contextmanager
+def _recorded_conversion() -> Iterator[list[Convert | None]]:
+    """Have timm hand its weight conversion over instead of downloading weights.
+
+    timm keeps that function inside each model's builder and passes it to `load_pretrained` alone; in this block that call,
+    from this thread, records it and loads nothing.
+    """
+    recorded: list[Convert | None] = []
+    original, owner = timm_builder.load_pretrained, threading.get_ident()
+
+    def record(*args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() != owner:
+            original(*args, **kwargs)
+        else:
+            recorded.append(kwargs.get("filter_fn"))
+
+    with _BUILDING:
+        timm_builder.load_pretrained = record
+        try:
+            yield recorded
+        finally:
+            timm_builder.load_pretrained = original

@@ -1,0 +1,144 @@
+"""What a checkpoint says about itself beside its weights: architecture, arguments, preprocessing, class names.
+
+Three writers are understood: trainers that save `arch`, `args` or `hyper_parameters`; timm's `config.json` of a hub folder;
+and the metadata of a safetensors file in the format of `overfocus.checkpoints.save`.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from overfocus.errors import CheckpointError
+
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+_NAMES = ("arch", "architecture", "model", "model_name", "net", "backbone")
+_ARGUMENTS = ("args", "hyper_parameters", "hparams", "config")
+_CLASSES = ("class_names", "classes", "CLASSES", "label_names")
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What stands beside the weights; every field may be missing."""
+
+    architectures: tuple[tuple[str, str], ...] = ()
+    """(name, where it stood), best first; a name need not be one that timm knows."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments that the model was built with."""
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    """Of `PREPROCESSING` and `input_size` (channels, height, width), what is known."""
+    class_names: tuple[str, ...] | None = None
+    tap: dict[str, Any] | None = None
+    """Arguments of `overfocus.models.add_tap`, where TAP was added to the architecture."""
+
+
+def hints_of_content(content: Mapping[str, Any]) -> Hints:
+    """What a trainer wrote into a PyTorch checkpoint."""
+    architectures: list[tuple[str, str]] = []
+    arguments: dict[str, Any] = {}
+    for name in _ARGUMENTS:
+        arguments |= {key: value for key, value in _plain(content.get(name)).items() if key not in arguments}
+        architectures += [(value, f"{name}.{key}") for key, value in _named(_plain(content.get(name)))]
+    architectures = [(value, key) for key, value in _named(content) if key == "arch"] + architectures
+    model_args = _plain(arguments.get("model_kwargs")) | _plain(arguments.get("model_args"))
+    if isinstance(arguments.get("gp"), str):
+        model_args["global_pool"] = arguments["gp"]
+    return Hints(
+        tuple(architectures),
+        model_args,
+        _preprocessing(arguments),
+        _class_names(dict(content)) or _class_names(_plain(content.get("meta"))) or _class_names(arguments),
+    )
+
+
+def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
+    """What timm's `config.json` says.
+
+    Raises:
+        CheckpointError: the file belongs to another library.
+    """
+    name = config.get("architecture")
+    if not isinstance(name, str):
+        kind = config.get("model_type")
+        detail = f"a Hugging Face transformers model ({kind})" if kind else "no field `architecture`"
+        raise CheckpointError(
+            f"{path}: expected timm's config.json, got {detail}; transformers folders are not read, use timm's weights"
+        )
+    data = _plain(config.get("pretrained_cfg")) or dict(config)
+    names = config.get("label_names") or data.get("label_names")
+    descriptions = _plain(config.get("label_descriptions") or data.get("label_descriptions"))
+    if isinstance(names, (list, tuple)) and descriptions:
+        names = [str(descriptions.get(name, name)) for name in names]
+    return Hints(
+        ((name, "config.json"),),
+        _plain(config.get("model_args")),
+        _preprocessing(data),
+        _class_names({"class_names": names}),
+    )
+
+
+def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
+    """What the metadata of a safetensors file says (format: `overfocus.checkpoints.save`)."""
+    values: dict[str, Any] = {}
+    for key in (*PREPROCESSING, "input_size", "model_args", "class_names", "tap"):
+        if key in metadata:
+            try:
+                values[key] = json.loads(metadata[key])
+            except json.JSONDecodeError:
+                values[key] = metadata[key]
+    for key in ("model_args", "tap"):
+        if key in values and not isinstance(values[key], dict):
+            raise CheckpointError(f"{path}: expected a JSON object under `{key}` in the metadata, got {metadata[key][:60]!r}")
+    name = metadata.get("architecture")
+    return Hints(
+        ((name, "metadata"),) if name else (),
+        values.get("model_args", {}),
+        _preprocessing(values),
+        _class_names(values),
+        values.get("tap"),
+    )
+
+
+def _plain(value: object) -> dict[str, Any]:
+    if isinstance(value, argparse.Namespace):
+        return vars(value)
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _named(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key, values[key]) for key in _NAMES if isinstance(values.get(key), str) and values[key]]
+
+
+def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
+    for key in ("mean", "std"):
+        if key in found:
+            given = found[key]
+            found[key] = tuple(map(float, given)) if isinstance(given, (list, tuple)) else (float(given),)
+    size = values.get("input_size") or values.get("img_size")
+    channels = values.get("in_chans") or 3
+    if isinstance(size, int):
+        found["input_size"] = (channels, size, size)
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
+        found["input_size"] = (channels, *map(int, size))
+    elif isinstance(size, (list, tuple)) and len(size) == 3:
+        found["input_size"] = tuple(map(int, size))
+    return found
+
+
+def _class_names(values: Mapping[str, Any]) -> tuple[str, ...] | None:
+    index = values.get("class_to_idx")
+    if isinstance(index, Mapping) and index:
+        return tuple(str(name) for name in sorted(index, key=lambda name: index[name]))
+    for key in _CLASSES:
+        names = values.get(key)
+        if isinstance(names, Mapping):
+            names = [names[number] for number in sorted(names, key=lambda number: int(number))] if _numbered(names) else None
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None
+
+
+def _numbered(names: Mapping[Any, Any]) -> bool:
+    return all(str(key).isdigit() for key in names)

@@ -1,0 +1,116 @@
+"""`load_model`: from a checkpoint, a hub folder or a timm name to a model with its preprocessing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from overfocus.checkpoints.build import build, skeleton, tap_branches
+from overfocus.checkpoints.data_config import class_names_for, preprocess_for
+from overfocus.checkpoints.fit import classifiers, fitting_arguments, image_size_in
+from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
+from overfocus.checkpoints.hub import find_folder
+from overfocus.checkpoints.layout import StateDict, find_state_dict
+from overfocus.checkpoints.loaded import LoadedModel
+from overfocus.checkpoints.pretrained import load_named
+from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
+from overfocus.checkpoints.recognise import Recognised, recognise
+from overfocus.checkpoints.weights import fill
+
+__all__ = ["LoadedModel", "load_model"]
+
+_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
+
+
+def load_model(
+    source: str | Path,
+    *,
+    model: str | None = None,
+    use_ema: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    pretrained: bool = True,
+    device: str | torch.device = "cpu",
+) -> LoadedModel:
+    """Load a checkpoint file, a hub folder or a timm model by name.
+
+    Args:
+        source: `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file; folder with `config.json`; or a timm name.
+        model: architecture, where the checkpoint does not say it and its shapes fit several.
+        use_ema: take weights averaged over training where the file holds them.
+        image_size: side or (height, width) to run at instead of the checkpoint's own; position tables are resampled.
+        num_classes: a new classifier of that size instead of the checkpoint's (0: none).
+        pretrained: for a timm name, load its trained weights; False gives random ones.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: the source cannot be read, trusted, recognised or loaded; its text says what to try.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    path = Path(source)
+    if path.exists() or path.suffix in _SUFFIXES:
+        file, hints = _read(path)
+        state = find_state_dict(file.content, use_ema=use_ema, path=path)
+        loaded = _load(file, hints, state, recognise(state.tensors, hints, model, path), size, num_classes)
+    else:
+        loaded = load_named(str(source), size, num_classes, pretrained)
+    loaded.model.to(device).eval()
+    return loaded
+
+
+def _read(path: Path) -> tuple[CheckpointFile, Hints]:
+    if path.is_dir():
+        weights, config = find_folder(path)
+        return read_checkpoint(weights), hints_of_config(config, path / "config.json")
+    file = read_checkpoint(path)
+    return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(file.content)
+
+
+def _load(
+    file: CheckpointFile,
+    hints: Hints,
+    state: StateDict,
+    recognised: Recognised,
+    image_size: tuple[int, int] | None,
+    num_classes: int | None,
+) -> LoadedModel:
+    name, notes = recognised.name, [*_weights_notes(state), *recognised.notes]
+    arguments = dict(recognised.arguments)
+    branches = tap_branches(state.tensors)
+    if branches is not None and hints.tap is None:
+        arguments.setdefault("num_scales", branches)
+    outline = skeleton(name, arguments, hints.tap)
+    arguments = fitting_arguments(state.tensors, outline, arguments, image_size=image_size, num_classes=num_classes)
+    model, convert = build(name, arguments, hints.tap)
+    tensors = _without_classifier(state.tensors, classifiers(outline)) if num_classes is not None else state.tensors
+    filled = fill(model, tensors, convert, file.path)
+    preprocess, assumed = preprocess_for(model, hints, image_size or image_size_in(state.tensors, outline))
+    return LoadedModel(
+        model=model,
+        preprocess=preprocess,
+        name=name,
+        source=str(file.path),
+        sha256=file.sha256,
+        found_by=recognised.found_by,
+        weights_entry=state.entry,
+        missing_keys=filled.missing,
+        unexpected_keys=[*filled.unexpected, *state.left_out],
+        notes=[*notes, *filled.notes, *assumed],
+        class_names=class_names_for(hints, model),
+    )
+
+
+def _without_classifier(tensors: Mapping[str, Tensor], layers: tuple[str, ...]) -> dict[str, Tensor]:
+    dropped = tuple(f"{layer}." for layer in layers)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
+
+
+def _weights_notes(state: StateDict) -> list[str]:
+    if state.alternative is None:
+        return []
+    if state.averaged:
+        return [
+            f"EMA weights taken ({state.entry}); the file also holds {state.alternative}, which use_ema=False (--no-ema) takes"
+        ]
+    return [f"plain weights taken ({state.entry}); the file also holds EMA weights ({state.alternative})"]

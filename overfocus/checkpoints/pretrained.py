@@ -1,0 +1,68 @@
+"""A model by its timm name: trained weights from timm's hub, or random ones where asked for."""
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from overfocus.checkpoints.build import skeleton
+from overfocus.checkpoints.data_config import class_names_for, preprocess_for
+from overfocus.checkpoints.fit import takes_image_size
+from overfocus.checkpoints.hints import PREPROCESSING, Hints
+from overfocus.checkpoints.loaded import LoadedModel
+from overfocus.errors import CheckpointError
+
+_HUB = ("hf_hub:", "hf-hub:")
+
+
+def require_known(name: str) -> None:
+    """Raise a `CheckpointError` that lists the nearest names unless timm or overfocus knows the architecture."""
+    import overfocus.models  # noqa: F401  registers our architectures with timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
+        nearest = f"the nearest are {', '.join(near)}" if near else "`overfocus list models` lists them"
+        raise CheckpointError(f"{name!r} is no file, and no architecture of timm {timm.__version__} or overfocus; {nearest}")
+
+
+def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int | None, pretrained: bool) -> LoadedModel:
+    """Create a timm model; its weights are downloaded unless `pretrained` is False.
+
+    Raises:
+        CheckpointError: the name is unknown, has no trained weights, or they cannot be fetched.
+    """
+    if not name.startswith(_HUB):
+        require_known(name)
+    arguments: dict[str, Any] = {"num_classes": num_classes} if num_classes is not None else {}
+    if image_size is not None and takes_image_size(skeleton(name, {})):
+        arguments["img_size"] = image_size
+    model = _create(name, pretrained, arguments)
+    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]  # timm attaches a dict
+    known = {key: value for key, value in config.items() if key in PREPROCESSING and value is not None}
+    preprocess, notes = preprocess_for(model, Hints(preprocessing=known), image_size)
+    if not pretrained:
+        notes = [f"WEIGHTS ARE RANDOM: {name} was made without its trained weights, so its attention means nothing", *notes]
+    return LoadedModel(
+        model=model,
+        preprocess=preprocess,
+        name=name.partition(".")[0],
+        source=name,
+        sha256=None,
+        found_by="name",
+        weights_entry="timm's trained weights" if pretrained else "random",
+        missing_keys=[],
+        unexpected_keys=[],
+        notes=notes,
+        class_names=class_names_for(Hints(), model),
+    )
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # hub clients raise whatever their network layer does
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        advice = "pass a checkpoint file instead, or try again with a connection" if pretrained else "check the arguments"
+        raise CheckpointError(f"{name}: the model cannot be had from timm ({text}); {advice}") from error
+    return model
