@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from overfocus import losses, metrics, models
     from overfocus.analysis.analyze import analyze
     from overfocus.attention import AttentionMap
-    from overfocus.capture import capture
+    from overfocus.capturing import capture
     from overfocus.checkpoints.load import LoadedModel, load_model
     from overfocus.corruptions import corrupt
     from overfocus.run import Run
@@ -25,7 +25,7 @@ _HOME = {
     "LoadedModel": "overfocus.checkpoints.load",
     "Run": "overfocus.run",
     "analyze": "overfocus.analysis.analyze",
-    "capture": "overfocus.capture",
+    "capture": "overfocus.capturing",
     "corrupt": "overfocus.corruptions",
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",

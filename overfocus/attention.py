@@ -1,15 +1,22 @@
 """One captured attention map: the weights that one site of a model used in one call, labelled with what they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from overfocus.errors import CaptureError
+
+if TYPE_CHECKING:
+    from overfocus.capturing.sources import ArrangedWeights
+
 Kind = Literal["global", "window", "pooled", "class", "channel"]
 TOKEN_KINDS: tuple[Kind, ...] = ("global", "window", "pooled", "class")
+ROW_SUM_TOLERANCE = 1e-3
 
 
 @dataclass(eq=False)
@@ -17,47 +24,77 @@ class AttentionMap:
     """Attention weights of one site, computed when they are first asked for.
 
     `weights` is (batch · windows, heads, queries, keys); every row sums to 1. The windows of an image lie next to each
-    other in the first axis: entry `image * windows + window`.
+    other in the first axis: entry `image * windows + window`. Prefix tokens come first, patches row by row.
     """
 
     module: str
     """Name of the module in the model, e.g. "blocks.0.attn"."""
     kind: Kind
-    shape: tuple[int, int, int, int]
-    """(batch · windows, heads, queries, keys), known without computing the weights."""
-    rows: Callable[[int, int], Tensor] = field(repr=False)
-    """`rows(start, stop)` computes the weights of those queries, (batch · windows, heads, stop − start, keys)."""
+    source: "ArrangedWeights" = field(repr=False)
+    """What the weights are computed from."""
     windows: int = 1
     prefix_tokens: int = 0
-    """Prefix tokens (class, distillation, register) at the front of the queries; 0 where the queries hold patches alone."""
+    """Prefix tokens (class, distillation, register) at the front of the queries; all queries where kind is "class"."""
     key_prefix_tokens: int = 0
     """Prefix tokens at the front of the keys."""
     grid: tuple[int, int] | None = None
-    """(rows, columns) of the query patches on the image; of one window where kind is "window"."""
+    """(rows, columns) of the query patches on the image; of one window where kind is "window"; of the keys where kind is "class"."""
     key_grid: tuple[int, int] | None = None
     """(rows, columns) of the key patches; equal to `grid` except where kind is "pooled"."""
     partition: Int[Tensor, "windows tokens"] | None = field(default=None, repr=False)
-    """Position of each window's tokens in the row-major patch grid of the image, −1 for padding; None where there is one window."""
+    """Position of each window's patches in the row-major patch grid of the image, −1 for padding; None where there is one window."""
     image_grid: tuple[int, int] | None = None
     """(rows, columns) of the patch grid over the whole image, which `partition` points into; equal to `key_grid` for one window."""
     branch: str | None = None
-    """What tells sites of one module apart: "shifted", "grid", "large", "small→large" and so on."""
-    values: Tensor | None = field(default=None, repr=False)
-    """The values that the weights were multiplied with, kept only for verification."""
-    output: Tensor | None = field(default=None, repr=False)
-    """The product of weights and values that the model produced, kept only for verification."""
+    """What tells the windows apart: "shifted" (windows moved by a part of their size) or "grid" (strided windows)."""
+    normalised: bool = True
+    """False where the model changes the map after its softmax (mixed heads, differences of maps), so that rows need not sum
+    to 1 and entries may be negative; metrics then take each entry's share of its row's magnitude."""
+    hidden_rows: bool = False
+    """Whether a mask may hide all keys of a query (padding), whose row is then zero."""
+    deviation: float | None = None
+    """Largest absolute difference between weights × values and what the model produced; only measured by `overfocus.verify`."""
 
-    @cached_property
-    def weights(self) -> Float[Tensor, "batch heads queries keys"]:
-        """The whole map; computed when first asked for, then kept."""
-        return self.rows(0, self.shape[2])
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch · windows, heads, queries, keys), known without computing the weights."""
+        return self.source.shape
 
     @property
     def batch(self) -> int:
         """Images in the batch: the first axis without the windows."""
         return self.shape[0] // self.windows
 
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Float[Tensor, "batch heads rows keys"]:
+        """The weights of queries `start` to `stop` (of a slice of the images), computed now and not kept; float32."""
+        return self.source.rows(start, stop, images)
+
     def chunks(self, size: int) -> Iterator[Float[Tensor, "batch heads chunk keys"]]:
         """The weights in blocks of at most `size` queries, in order, for long sequences; nothing is kept."""
         for start in range(0, self.shape[2], size):
             yield self.rows(start, min(start + size, self.shape[2]))
+
+    @cached_property
+    def weights(self) -> Float[Tensor, "batch heads queries keys"]:
+        """The whole map; computed when first asked for, then kept.
+
+        Raises:
+            CaptureError: it holds NaN, or a row does not sum to 1 within 1e-3.
+        """
+        weights = self.rows(0, self.shape[2])
+        check_rows(weights, self.module, normalised=self.normalised, hidden_rows=self.hidden_rows)
+        return weights
+
+
+def check_rows(weights: Float[Tensor, "*batch keys"], module: str, *, normalised: bool = True, hidden_rows: bool = False) -> None:
+    """Raise `CaptureError` where weights hold NaN or rows do not sum to 1 within 1e-3."""
+    sums = weights.detach().sum(-1)
+    if not bool(torch.isfinite(sums).all()):
+        raise CaptureError(f"{module}: the attention weights hold NaN or infinity; check the checkpoint's weights and the input")
+    if not normalised:
+        return
+    wrong = (sums - 1).abs() > ROW_SUM_TOLERANCE
+    if hidden_rows:
+        wrong &= sums != 0
+    if bool(wrong.any()):
+        raise CaptureError(f"{module}: expected attention rows that sum to 1, got a row that sums to {float(sums[wrong][0]):.4g}")

@@ -1,0 +1,37 @@
+"""The function mode that sees scores, weights and values pass by, and changes nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+Observe = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class CaptureMode(TorchFunctionMode):
+    """Hands every torch function's arguments and result to an observer; the result is returned as it is."""
+
+    def __init__(self, observe: Observe) -> None:
+        super().__init__()
+        self._observe = observe
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._observe(func, args, kwargs or {}, result)
+        return result
+
+    def active(self, wanted: bool) -> None:
+        """Step aside, or come back, wherever in the stack of modes this one stands."""
+        stack = _get_current_function_mode_stack()
+        if wanted == any(mode is self for mode in stack):
+            return
+        if wanted:
+            _push_mode(self)
+            return
+        for _ in stack:
+            _pop_mode()
+        for mode in stack:
+            if mode is not self:
+                _push_mode(mode)

@@ -1,0 +1,140 @@
+"""From scores to weights to values: recognises attention that a model spells out itself.
+
+Three steps make softmax attention, whatever a model does between them: a product of two activations gives scores, a softmax
+turns them into weights, and a product of weights and values uses them. The tracker follows scores and weights through every
+function in between, so what it reports is the map as it was used: with heads mixed (CaiT), gated (ConViT) or subtracted.
+A softmax of anything else (branch weights, selective kernels, context scores) is noted as gating.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from overfocus.capturing.positions import Operands, TensorNotes, function_name, product_operands, tensors_in
+
+# What leaves every weight as it was, only elsewhere or in another type.
+_KEEPING = frozenset(
+    "view reshape permute transpose swapaxes movedim flatten unflatten squeeze unsqueeze expand contiguous clone to type type_as float "
+    "half bfloat16 detach dropout T.__get__ mT.__get__ __getitem__ unbind chunk split cpu cuda".split()
+)
+_SHRINKING = frozenset("mean sum amax amin max min argmax argmin topk size dim norm std var all any isnan".split())
+
+
+@dataclass(frozen=True, eq=False)
+class Weighting:
+    """A tensor on its way from scores to weights."""
+
+    stage: Literal["scores", "weights"]
+    from_product: bool
+    """Whether the scores are a product of two activations."""
+    changed: bool = False
+    """Whether anything but a softmax has changed the weights, so that rows need not sum to 1."""
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    undropped: Tensor | None = None
+    """The weights before attention dropout, which scales in training."""
+    gating: int | None = None
+    """Number of the gating note that this softmax made, withdrawn when its weights turn out to be attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """A product of weights and values: weights (…, queries, keys) with values (…, keys, width)."""
+
+    weights: Tensor
+    values: Tensor
+    output: Tensor
+    """(…, queries, width)"""
+    weighting: Weighting
+
+
+class ProductTracker:
+    """Follows scores and weights through the functions of one forward."""
+
+    def __init__(self) -> None:
+        self.notes: TensorNotes[Weighting] = TensorNotes()
+        self.gatings: dict[int, tuple[int, ...]] = {}
+        """Softmaxes whose weights have not been used as attention: number → shape."""
+        self._softmaxes = 0
+
+    def clear(self) -> None:
+        """Forget the forward that was followed."""
+        self.notes.clear()
+        self.gatings.clear()
+
+    def softmax(self, scores: Tensor, weights: Tensor) -> int:
+        """Note a softmax; returns the number of its gating note."""
+        before = self.notes.get(scores)
+        from_product = before is not None and before.from_product
+        self._softmaxes += 1
+        self.gatings[self._softmaxes] = tuple(weights.shape)
+        note = Weighting("weights", from_product, gating=self._softmaxes)
+        if before is not None:
+            note = replace(note, queries=before.queries, keys=before.keys)
+        self.notes[weights] = note
+        return self._softmaxes
+
+    def follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Use | None:
+        """Note what `func` returned; a `Use` where it multiplied weights with values."""
+        name = function_name(func)
+        operands = product_operands(name, args)
+        if operands is not None and isinstance(result, Tensor):
+            return self._multiplied(operands, result)
+        if not len(self.notes) or name in _SHRINKING:
+            return None
+        tracked = [(tensor, note) for tensor in tensors_in((args, kwargs)) if (note := self.notes.get(tensor)) is not None]
+        if not tracked:
+            return None
+        tensor, note = next((item for item in tracked if item[1].stage == "weights"), tracked[0])
+        if len(tracked) > 1:
+            note = replace(note, from_product=any(other.from_product for _, other in tracked))
+        if name == "dropout":
+            note = replace(note, undropped=note.undropped if note.undropped is not None else tensor)
+        elif name not in _KEEPING:
+            note = replace(note, changed=True, undropped=None)
+        elif note.undropped is not None:
+            note = replace(note, undropped=None, changed=True)
+        for output in tensors_in(result):
+            if output.is_floating_point() and output.ndim >= 2 and output is not tensor:
+                self.notes[output] = note
+            elif output is tensor:
+                self.notes[output] = note
+        return None
+
+    def _multiplied(self, operands: Operands, result: Tensor) -> Use | None:
+        notes = [self.notes.get(tensor) for tensor in operands.tensors]
+        for side, note in enumerate(notes):
+            if note is not None and note.stage == "weights":
+                return self._use(operands, side, note, result)
+        left, right = operands.tensors
+        if not isinstance(left, torch.nn.Parameter) and not isinstance(right, torch.nn.Parameter) and result.ndim >= 3:
+            self.notes[result] = Weighting("scores", True, queries=left, keys=right)
+        return None
+
+    def _use(self, operands: Operands, side: int, note: Weighting, result: Tensor) -> Use | None:
+        weights, values = operands.tensors[side], operands.tensors[1 - side]
+        weight_letters, value_letters = operands.letters[side], operands.letters[1 - side]
+        keys = [letter for letter in weight_letters if letter in value_letters and letter not in operands.output]
+        if len(keys) != 1:
+            return None
+        free = [letter for letter in weight_letters if letter not in value_letters]
+        widths = [letter for letter in value_letters if letter not in weight_letters]
+        if len(free) != 1 or len(widths) > 1:
+            return None
+        if note.undropped is not None and note.undropped.shape == weights.shape:
+            weights = note.undropped
+        shared = [letter for letter in weight_letters if letter not in (*keys, *free)]
+        return Use(
+            _ordered(weights, weight_letters, [*shared, *free, *keys]),
+            _ordered(values, value_letters, [*(letter for letter in shared if letter in value_letters), *keys, *widths]),
+            _ordered(result, operands.output, [*shared, *free, *widths]),
+            note,
+        )
+
+
+def _ordered(tensor: Tensor, letters: str, order: list[str]) -> Tensor:
+    wanted = [letters.index(letter) for letter in order]
+    return tensor if wanted == sorted(wanted) else tensor.permute(wanted)

@@ -1,0 +1,161 @@
+"""Where the attention weights of a site come from, and how their axes are arranged."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class WeightSource(Protocol):
+    """Attention weights with the model's own axes: (…, queries, keys)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole map."""
+        ...
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of some queries, and of some entries of the first axis, in float32."""
+        ...
+
+
+@dataclass(eq=False)
+class QueryKeyWeights:
+    """softmax(query · keyᵀ · scale + mask), as `torch.nn.functional.scaled_dot_product_attention` uses it."""
+
+    query: Tensor
+    """(…, heads, queries, width)"""
+    key: Tensor
+    """(…, heads or a divisor of heads, keys, width)"""
+    mask: Tensor | None = None
+    """Broadcastable to (…, queries, keys): added where it is float, −∞ where it is False."""
+    scale: float | None = None
+    """Factor of the product; 1/√width where None."""
+    is_causal: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(…, heads, queries, keys)."""
+        leading = torch.broadcast_shapes(self.query.shape[:-3], self.key.shape[:-3])
+        return (*leading, *self.query.shape[-3:-1], self.key.shape[-2])
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of those queries, (…, heads, stop − start, keys); a row that the mask hides entirely is zero."""
+        query, key, mask = self.query[..., start:stop, :], self.key, self.mask
+        if mask is not None and mask.ndim >= 2 and mask.shape[-2] > 1:
+            mask = mask[..., start:stop, :]
+        if images is not None:
+            query, key = query[images], key[images]
+            if mask is not None and mask.ndim == query.ndim and mask.shape[0] > 1:
+                mask = mask[images]
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = query.float(), key.float()
+            if key.shape[-3] != query.shape[-3]:
+                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+            scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
+            scores = (query * scale) @ key.transpose(-2, -1)
+            if self.is_causal:
+                future = torch.ones(stop - start, key.shape[-2], dtype=torch.bool, device=key.device).triu(1 + start)
+                scores = scores.masked_fill(future, -torch.inf)
+            if mask is None:
+                return scores.softmax(-1)
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+            hidden = (scores == -torch.inf).all(-1, keepdim=True)
+            return scores.softmax(-1).masked_fill(hidden, 0.0)
+
+
+@dataclass(eq=False)
+class MaterialisedWeights:
+    """A map that the model made itself."""
+
+    weights: Tensor
+    """(…, queries, keys)"""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(…, queries, keys)."""
+        return tuple(self.weights.shape)
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of those queries, (…, stop − start, keys)."""
+        weights = self.weights if images is None else self.weights[images]
+        return weights[..., start:stop, :].float()
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the axes in front of (queries, keys) split into images, windows and heads, and which order tokens are in.
+
+    `axes` names the factors of each axis, outermost first: (("image", "window"), ("head",)) is Swin's (batch · windows, heads).
+    """
+
+    axes: tuple[tuple[str, ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
+    """Size of each factor; −1 for the images, whose number may change from call to call."""
+    query_order: Tensor | None = None
+    key_order: Tensor | None = None
+
+    @property
+    def windows(self) -> int:
+        """Windows per image."""
+        return self._size("window")
+
+    @property
+    def heads(self) -> int:
+        """Heads of the site."""
+        return self._size("head")
+
+    @property
+    def images_first(self) -> bool:
+        """Whether a slice of images is a slice of the first axis."""
+        return self.axes[:1] == (("image",),)
+
+    def _size(self, factor: str) -> int:
+        return math.prod(
+            size for axis, sizes in zip(self.axes, self.sizes, strict=True) for name, size in zip(axis, sizes, strict=True) if name == factor
+        )
+
+    def fold(self, weights: Tensor) -> Tensor:
+        """(…, queries, keys) → (images · windows, heads, queries, keys)."""
+        if self.axes not in ((("image",), ("head",)), (("image", "window"), ("head",))):
+            names = [name for axis in self.axes for name in axis]
+            sizes = [size for axis in self.sizes for size in axis]
+            images = math.prod(weights.shape[:-2]) // (self.windows * self.heads)
+            weights = weights.reshape([images if size < 0 else size for size in sizes] + list(weights.shape[-2:]))
+            order = [axis for kind in ("image", "window", "head") for axis, name in enumerate(names) if name == kind]
+            weights = weights.permute(*order, -2, -1).reshape(images * self.windows, self.heads, *weights.shape[-2:])
+        if self.key_order is not None:
+            weights = weights.index_select(-1, self.key_order.to(weights.device))
+        return weights
+
+
+@dataclass(eq=False)
+class ArrangedWeights:
+    """Weights of a source, folded to (images · windows, heads, queries, keys) with prefix tokens first."""
+
+    source: WeightSource
+    arrangement: Arrangement
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(images · windows, heads, queries, keys)."""
+        raw = self.source.shape
+        heads = self.arrangement.heads
+        return math.prod(raw[:-2]) // heads, heads, raw[-2], raw[-1]
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of those queries (and images), (images · windows, heads, stop − start, keys), float32."""
+        order = self.arrangement.query_order
+        direct = images is None or self.arrangement.images_first
+        block = images if direct else None
+        if order is None:
+            weights = self.arrangement.fold(self.source.rows(start, stop, block))
+        else:
+            weights = self.arrangement.fold(self.source.rows(0, self.shape[2], block))
+            weights = weights.index_select(-2, order[start:stop].to(weights.device))
+        if direct or images is None:
+            return weights
+        windows = self.arrangement.windows
+        return weights[images.start * windows : images.stop * windows]
