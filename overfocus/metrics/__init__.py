@@ -1,0 +1,52 @@
+"""How much attention is overfocused: pure functions of attention weights, and `measure`, which computes them together.
+
+`METRICS` needs one map, `STABILITY` a clean and a corrupted one; `CATALOGUE` describes each (without importing torch).
+Names are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from overfocus.metrics.catalogue import CATALOGUE, Metric
+    from overfocus.metrics.expectation import chance_level, uniform_value
+    from overfocus.metrics.measure import measure
+    from overfocus.metrics.received import received_attention, top_tokens
+    from overfocus.metrics.registry import METRICS, STABILITY
+
+_HOME = {
+    "CATALOGUE": "catalogue",
+    "METRICS": "registry",
+    "STABILITY": "registry",
+    "Metric": "catalogue",
+    "chance_level": "expectation",
+    "measure": "measure",
+    "received_attention": "received",
+    "top_tokens": "received",
+    "uniform_value": "expectation",
+}
+
+__all__ = [
+    "CATALOGUE",
+    "METRICS",
+    "STABILITY",
+    "Metric",
+    "chance_level",
+    "measure",
+    "received_attention",
+    "top_tokens",
+    "uniform_value",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'overfocus.metrics' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"overfocus.metrics.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
