@@ -1,0 +1,136 @@
+"""`overfocus inspect`: what a checkpoint is and which attention a model made of it uses."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from overfocus_cli.options import AsJson, Checkpoint, ImageSize, Model, NoEma
+
+if TYPE_CHECKING:
+    from overfocus.checkpoints.load import LoadedModel
+
+_SHOWN_KEYS = 5
+
+
+def inspect_checkpoint(
+    checkpoint: Checkpoint = None,
+    model: Model = None,
+    no_ema: NoEma = False,
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in a checkpoint.
+
+    The architecture and how it was found, the model's input, and every place that uses attention with its kind and shape.
+
+    Example: overfocus inspect checkpoint.pth
+    """
+    from overfocus.checkpoints.load import load_model
+    from overfocus.samples import sample_checkpoint
+
+    loaded = load_model(checkpoint or sample_checkpoint(), model=model, use_ema=not no_ema, image_size=image_size)
+    facts = _facts(loaded)
+    sites = _attention_sites(loaded)
+    if as_json:
+        typer.echo(json.dumps(facts | {"attention": sites}, ensure_ascii=False, indent=2))
+    else:
+        _print(facts, sites)
+
+
+def _facts(loaded: "LoadedModel") -> dict[str, Any]:
+    return {
+        "source": loaded.source,
+        "sha256": loaded.sha256,
+        "architecture": loaded.name,
+        "found_by": loaded.found_by,
+        "weights_entry": loaded.weights_entry,
+        "parameters": loaded.parameters,
+        "input_size": list(loaded.input_size),
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        "interpolation": loaded.interpolation,
+        "crop_pct": loaded.crop_pct,
+        "num_classes": loaded.num_classes,
+        "class_names": loaded.class_names,
+        "missing_keys": loaded.missing_keys,
+        "unexpected_keys": loaded.unexpected_keys,
+        "notes": loaded.notes,
+    }
+
+
+def _attention_sites(loaded: "LoadedModel") -> list[dict[str, Any]]:
+    """The coverage table of one forward of noise; which sites a model has does not depend on the picture."""
+    import torch
+
+    from overfocus.capturing import capture
+
+    noise = torch.randn(1, *loaded.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), capture(loaded.model, reduce=lambda _: None) as captured:
+        loaded.model(noise)
+    return [site.row() for site in captured.coverage]
+
+
+def _print(facts: dict[str, Any], sites: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    channels, height, width = facts["input_size"]
+    described = Table(box=None, show_header=False, pad_edge=False)
+    described.add_column(style="bold")
+    described.add_column(overflow="fold")
+    for name, text in {
+        "checkpoint": facts["source"],
+        "architecture": f"{facts['architecture']}, found by: {facts['found_by']}",
+        "weights": facts["weights_entry"],
+        "parameters": f"{facts['parameters']:,}",
+        "input": f"{channels} × {height} × {width}, mean {_rounded(facts['mean'])}, standard deviation {_rounded(facts['std'])}, "
+        f"{facts['interpolation']}, crop {facts['crop_pct']:g}",
+        "classes": _classes(facts["num_classes"], facts["class_names"]),
+        "sha256": facts["sha256"] or "none: not loaded from one file",
+        "missing keys": _keys(facts["missing_keys"]),
+        "unexpected keys": _keys(facts["unexpected_keys"]),
+    }.items():
+        described.add_row(name, escape(text))
+    for note in facts["notes"]:
+        described.add_row("note", escape(note))
+    console.print(described)
+
+    table = Table(
+        "site", "class", "kind", "heads", "queries × keys", "prefix", "grid", "windows", "captured", box=None, pad_edge=False
+    )
+    for site in sites:
+        name = f"{site['module']} ({site['branch']})" if site["branch"] else site["module"]
+        heads, queries, keys = site["shape"][1:] if site["shape"] else ("", "", "")
+        table.add_row(
+            escape(name),
+            site["class_name"],
+            site["kind"] or "",
+            str(heads),
+            f"{queries} × {keys}" if site["shape"] else "",
+            str(site["prefix_tokens"]),
+            "×".join(map(str, site["grid"])) if site["grid"] else "",
+            str(site["windows"]),
+            "yes" if site["captured"] else f"no: {site['reason']}",
+        )
+    console.print()
+    console.print(table)
+
+
+def _rounded(numbers: list[float]) -> str:
+    return " ".join(f"{number:.3f}" for number in numbers)
+
+
+def _classes(count: int, names: list[str] | None) -> str:
+    if not count:
+        return "none: the model gives features"
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else ""
+    return f"{count}: {shown}" if shown else str(count)
+
+
+def _keys(keys: list[str]) -> str:
+    if not keys:
+        return "none"
+    return f"{len(keys)}: {', '.join(keys[:_SHOWN_KEYS])}{', …' if len(keys) > _SHOWN_KEYS else ''}"

@@ -1,0 +1,64 @@
+"""Where the program begins: the commands it has, and how trouble is told."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from overfocus.errors import OverfocusError
+from overfocus.version import __version__
+from overfocus_cli.analyze import analyze
+from overfocus_cli.inspect_checkpoint import inspect_checkpoint
+from overfocus_cli.list_names import list_names
+from overfocus_cli.report import report
+
+
+class OneLineErrors(TyperGroup):
+    """A group whose commands tell what went wrong in one line: exit status 1, or 130 after Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; `ctx` is click's context, whose class differs between typer's releases."""
+        try:
+            return super().invoke(ctx)
+        except OverfocusError as error:
+            typer.echo(f"overfocus: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            typer.echo("overfocus: interrupted; the same command continues where it stopped", err=True)
+            raise typer.Exit(130) from error
+
+
+# rich would draw boxes around the help and take a third of its time
+app = typer.Typer(
+    name="overfocus",
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("analyze")(analyze)
+app.command("report")(report)
+app.command("inspect")(inspect_checkpoint)
+app.command("list")(list_names)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"overfocus {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def overfocus(
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Show whether a Vision Transformer's attention hangs on a few fragile tokens.
+
+    Example: overfocus analyze
+    """
+
+
+def run() -> None:
+    """Entry point of the console script and of `python -m overfocus`."""
+    app()

@@ -1,0 +1,113 @@
+"""The summary of a run on the terminal and as JSON."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from overfocus_reports.statistics import Interval
+    from overfocus_reports.summary import Summary
+
+
+def print_summary(summary: "Summary") -> None:
+    """Print the sentences, how concentrated each layer is on clean images, and what survives each corruption."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    counted = f"{summary.images} images" + (f", {summary.skipped_images} left out" if summary.skipped_images else "")
+    console.print(f"\n[bold]{summary.model}[/bold], {counted}\n")
+    for sentence in summary.sentences:
+        console.print(sentence, markup=False)
+
+    layers = Table(
+        "layer", title="Concentration on clean images", title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
+    for heading in ("top share", "(uniform)", "largest column", "Gini", "effective tokens"):
+        layers.add_column(heading, justify="right")
+    for row in summary.layers:
+        values = row.concentration
+        layers.add_row(
+            row.layer.label,
+            _percent(values["top_share"].mean),
+            _percent(row.uniform_share),
+            _decimal(values["max_ratio"].mean, "×"),
+            _decimal(values["gini"].mean),
+            _percent(values["effective_tokens"].mean),
+        )
+    console.print()
+    console.print(layers)
+    if not summary.survival:
+        return
+
+    survival = _table("What survives", "corruption")
+    for heading in ("top-k kept", "(chance)", "cosine", "moved", "same class", "accuracy"):
+        survival.add_column(heading, justify="right")
+    survival.add_row("clean", "", "", "", "", "", _percent(summary.clean_accuracy.mean))
+    for kept in summary.survival:
+        survival.add_row(
+            kept.variant.label,
+            _percent(kept.stability["top_overlap"].mean),
+            _percent(kept.chance),
+            _decimal(kept.stability["attention_cosine"].mean),
+            _percent(kept.stability["received_shift"].mean),
+            _percent(kept.prediction["agreement"].mean),
+            _percent(kept.prediction["correct"].mean),
+        )
+    console.print()
+    console.print(survival)
+
+
+def _table(title: str, rows: str) -> "Table":
+    from rich.table import Table
+
+    return Table(rows, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+
+
+def summary_as_json(summary: "Summary") -> dict[str, Any]:
+    """The same as plain values; NaN as null."""
+    return {
+        "model": summary.model,
+        "images": summary.images,
+        "skipped_images": summary.skipped_images,
+        "sentences": list(summary.sentences),
+        "layers": [
+            {
+                "layer": row.layer.number,
+                "module": row.layer.module,
+                "kind": row.layer.kind,
+                "tokens": row.layer.tokens,
+                "uniform_top_share": row.uniform_share,
+                **_intervals(row.concentration),
+            }
+            for row in summary.layers
+        ],
+        "clean_accuracy": _interval(summary.clean_accuracy),
+        "corruptions": [
+            {
+                "corruption": kept.variant.corruption,
+                "severity": kept.variant.severity,
+                "chance_top_overlap": kept.chance,
+                **_intervals(kept.stability),
+                **_intervals(kept.prediction),
+            }
+            for kept in summary.survival
+        ],
+    }
+
+
+def _intervals(values: "dict[str, Interval]") -> dict[str, Any]:
+    return {name: _interval(value) for name, value in values.items()}
+
+
+def _interval(value: "Interval") -> dict[str, float | int | None]:
+    ends = {"mean": value.mean, "low": value.low, "high": value.high}
+    return {name: None if math.isnan(number) else number for name, number in ends.items()} | {"count": value.count}
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _decimal(number: float, unit: str = "") -> str:
+    return "–" if math.isnan(number) else f"{number:.2f}{unit}"
