@@ -3,7 +3,8 @@
 Importing this package registers every model here with timm.
 """
 
+from overfocus.models.add_tap import add_tap
 from overfocus.models.tap import DilationPredictor, TokenAwareAveragePooling
 from overfocus.models.tap_pooling import TokenPooling
 
-__all__ = ["DilationPredictor", "TokenAwareAveragePooling", "TokenPooling"]
+__all__ = ["DilationPredictor", "TokenAwareAveragePooling", "TokenPooling", "add_tap"]

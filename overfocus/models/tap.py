@@ -6,11 +6,14 @@ Source: Guo, Stutz, Schiele, "Robustifying Token Attention for Vision Transforme
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from overfocus.models.patch_grid import to_maps, to_tokens
 from overfocus.models.tap_pooling import TokenPooling
+
+IDENTITY_MARGIN = 14.0
+"""By how much branch 0 leads after `favour_identity`: the other weights are 8e-7, which pretrained outputs do not show."""
 
 
 class DilationPredictor(nn.Module):
@@ -54,9 +57,22 @@ class DilationPredictor(nn.Module):
         check_grid(tokens, grid, self.axes)
         if self.branches == 1:
             return tokens.new_ones(*tokens.shape[:2], 1)
-        # A transposed view is laid out channels-last, which the convolution takes without a copy.
         logits: Tensor = self.proj(to_maps(tokens, grid))
         return to_tokens(logits).softmax(dim=-1)
+
+    @torch.no_grad()
+    def favour_identity(self) -> None:
+        """Start with nearly all weight on branch 0, whatever the tokens, so that pretrained weights behind TAP keep their output.
+
+        The batch norm gives the same constant everywhere, and the middle tap of branch 0 turns it into a lead of
+        `IDENTITY_MARGIN`. Gradients still reach every parameter but the first convolution, and that one a step later.
+        """
+        scale, shift = self.proj[1].parameters()
+        kernels = next(self.proj[2].parameters())
+        scale.zero_()
+        shift.fill_(1 / self.branches)
+        kernels.zero_()
+        kernels[0].flatten(1)[:, 3**self.axes // 2] = IDENTITY_MARGIN
 
 
 class TokenAwareAveragePooling(nn.Module):
@@ -83,34 +99,52 @@ class TokenAwareAveragePooling(nn.Module):
         self.pool = TokenPooling(channels, branches, pooling, axes)
 
     def forward(
-        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...] | None = None, prefix_tokens: int = 0
+        self,
+        tokens: Float[Tensor, "batch tokens channels"],
+        grid: tuple[int, ...] | None = None,
+        prefix_tokens: int = 0,
+        padding: Bool[Tensor, "batch patches"] | None = None,
     ) -> Float[Tensor, "batch tokens channels"]:
         """The pooled tokens, in the shape given.
 
         `grid` is (rows, columns) of the patch tokens, row-major; a sequence needs none. The first `prefix_tokens` (class,
-        distillation, register) stay exactly as they are and enter no neighbourhood.
+        distillation, register) stay exactly as they are and enter no neighbourhood. Tokens where `padding` is True count as
+        zero, like everything beyond the border.
 
         Raises:
             ValueError: if no grid is given for an image, or it does not hold exactly the tokens behind the prefix.
         """
-        patches = tokens[:, prefix_tokens:]
         if grid is None:
+            patches = tokens.shape[1] - prefix_tokens
             if self.predictor.axes == 2:
-                raise ValueError(f"expected grid=(rows, columns) of the {patches.shape[1]} patch tokens, got none")
-            grid = (patches.shape[1],)
-        pooled: Tensor = self.pool(patches, self.predictor(patches, grid), grid)
-        if prefix_tokens == 0:
-            return pooled
-        return torch.cat([tokens[:, :prefix_tokens], pooled], dim=1)
+                raise ValueError(f"expected grid=(rows, columns) of the {patches} patch tokens, got none")
+            grid = (patches,)
+        return pool_tokens(self.predictor, self.pool, tokens, grid, prefix_tokens, padding)
+
+
+def pool_tokens(
+    predictor: nn.Module,
+    pools: nn.Module,
+    tokens: Float[Tensor, "batch tokens channels"],
+    grid: tuple[int, ...],
+    prefix_tokens: int = 0,
+    padding: Bool[Tensor, "batch patches"] | None = None,
+) -> Float[Tensor, "batch tokens channels"]:
+    """What `TokenAwareAveragePooling` does, with a `DilationPredictor` and a `TokenPooling` that live elsewhere."""
+    patches = tokens[:, prefix_tokens:] if prefix_tokens else tokens
+    if padding is not None:
+        patches = patches.masked_fill(padding.unsqueeze(-1), 0.0)
+    pooled: Tensor = pools(patches, predictor(patches, grid), grid)
+    return torch.cat([tokens[:, :prefix_tokens], pooled], dim=1) if prefix_tokens else pooled
 
 
 def check_grid(tokens: Tensor, grid: tuple[int, ...], axes: int) -> None:
-    """Raises ValueError unless `grid` has `axes` axes and holds exactly the tokens (batch, tokens, channels) given."""
+    """Raise ValueError unless `grid` has `axes` axes and holds exactly the tokens (batch, tokens, channels) given."""
     if len(grid) != axes:
         raise ValueError(f"expected a grid of {'(rows, columns)' if axes == 2 else '(length,)'}, got {tuple(grid)}")
     if math.prod(grid) != tokens.shape[1]:
         size = " × ".join(map(str, grid))
         raise ValueError(
-            f"expected the grid to hold the {tokens.shape[1]} tokens given, got {size} = {math.prod(grid)}; "
-            "count prefix tokens (class, distillation, register) in prefix_tokens"
+            f"expected a grid that holds the {tokens.shape[1]} tokens given, got {size} = {math.prod(grid)}; "
+            "class, distillation and register tokens are counted in prefix_tokens"
         )
