@@ -1,0 +1,1 @@
+"""From a model, images and corruptions to a run on disk."""

@@ -1,0 +1,156 @@
+"""The run folder while it is written: opened, continued or replaced, and every file written whole or not at all."""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from overfocus.analysis.settings import MAY_CHANGE
+from overfocus.errors import RunError
+from overfocus.run import committed_parts, read_info
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_OURS = re.compile(
+    r"run\.json|report\.html|(metrics|predictions)/part-\d+\.parquet|maps/(received|image)-\d+\.npz|figures/[^/]+\.png|(.*/)?\.[^/]+\.unfinished"
+)
+"""Files of a run, and what an interrupted writing of one may leave; nothing else is ever deleted."""
+
+
+class RunFolder:
+    """A folder that one run is written into.
+
+    Parts of the tables are written first and run.json, which says how many images are done, after them: a run that is
+    killed at any moment can be read and continued.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, wanted: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+        """Make the folder ready; the content of run.json where the run that lies there is to be continued, None for a new one.
+
+        Raises:
+            RunError: the folder holds another run or other files, or cannot be written.
+        """
+        try:
+            found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        except NotADirectoryError:
+            raise RunError(
+                f"{self.path}: expected a folder to write the run into, but this is a file; choose another output"
+            ) from None
+        except OSError as error:
+            raise RunError(f"{self.path}: the output folder cannot be read ({error.strerror}); choose another output") from None
+        if overwrite:
+            self._clear()
+        elif "run.json" in found:
+            info = read_info(self.path)
+            if changed := _differences(info, wanted):
+                raise RunError(
+                    f"{self.path}: holds another run ({'; '.join(changed)}); choose another output or overwrite (--overwrite)"
+                )
+            self._clear(after=info)
+            return info
+        elif visible := [name for name in found if not name.startswith(".")]:
+            names = ", ".join(visible[:3])
+            raise RunError(
+                f"{self.path}: holds other files ({names}); choose another output, or --overwrite to write beside them"
+            )
+        self._probe()
+        return None
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        """Replace run.json."""
+        text = json.dumps(info, indent=1, ensure_ascii=False)
+        self._write("run.json", lambda file: file.write(text.encode()))
+
+    def write_table(self, name: str, table: "pyarrow.Table") -> None:
+        """Write a Parquet file."""
+        import pyarrow.parquet
+
+        self._write(name, lambda file: pyarrow.parquet.write_table(table, file))
+
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+        """Write an NPZ file."""
+        self._write(name, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+    def _write(self, name: str, content: Callable[[IO[bytes]], object]) -> None:
+        """Write a file under a temporary name and rename it when all of it is on the disk."""
+        path = self.path / name
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                content(file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise RunError(_reason(path, error)) from error
+
+    def _probe(self) -> None:
+        """Find out now, not after the first part was measured, whether the folder can be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe.{os.getpid()}.unfinished"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: the output folder cannot be written ({error.strerror}); choose another output"
+            ) from None
+
+    def _clear(self, after: dict[str, Any] | None = None) -> None:
+        """Delete the files of the run that lies here; or only what an interruption left behind `after` run.json was written."""
+        if not (self.path / "run.json").is_file():
+            return
+        kept: set[Path] = set()
+        if after is not None:
+            for kind, prefix in (("metrics", "part-"), ("predictions", "part-"), ("maps", "received-")):
+                kept.update(committed_parts(self.path / kind, prefix, after).values())
+            kept.update(self.path / "maps" / f"image-{number}.npz" for number in after["displayed"])
+            kept.update([self.path / "run.json", self.path / "report.html", *self.path.glob("figures/*.png")])
+        try:
+            for path in [*self.path.glob("*"), *self.path.glob("*/*")]:
+                if _OURS.fullmatch(path.relative_to(self.path).as_posix()) and path not in kept and path.is_file():
+                    path.unlink()
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: the run that lies there cannot be replaced ({error.strerror}); choose another output"
+            ) from None
+
+
+def _differences(info: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """In words, what the run that lies in a folder and the one asked for do not have in common."""
+    changed = []
+    if info["overfocus"] != wanted["overfocus"]:
+        changed.append(f"overfocus {info['overfocus']} there, {wanted['overfocus']} now")
+    for name, value in wanted["settings"].items():
+        if name not in MAY_CHANGE and info["settings"].get(name) != value:
+            changed.append(f"{name} {info['settings'].get(name)} there, {value} asked for")
+    for name in ("name", "weights_entry", "weights_sha256", "input_size"):
+        there, now = info["checkpoint"].get(name), wanted["checkpoint"][name]
+        if there != now:
+            changed.append(
+                f"other weights, {info['checkpoint']['source']}"
+                if "sha" in name
+                else f"checkpoint {name} {there} there, {now} now"
+            )
+    there, now = ([(image["name"], image["label"]) for image in run["images"]] for run in (info, wanted))
+    if there != now:
+        changed.append(f"other images, {len(there)} there, {len(now)} asked for")
+    return changed
+
+
+def _reason(path: Path, error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    problem, remedy = ("the disk is full", "make room and ") if full else ("cannot be written", "")
+    how = f"what is finished can be read; {remedy}start the same command again to go on"
+    return f"{path}: {problem} ({error.strerror or error}); {how}"

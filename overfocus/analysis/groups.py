@@ -1,0 +1,126 @@
+"""Read, resize and corrupt images in worker processes while the model runs."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.utils.data import DataLoader, Dataset
+
+from overfocus.analysis.variants import CLEAN, Variant
+from overfocus.corruptions import corrupt, prepare_corruptions
+from overfocus.errors import ImageError, RunError
+from overfocus.images.reading import MAX_PIXELS, read_image
+from overfocus.images.sources import ImageSource
+
+if TYPE_CHECKING:
+    from overfocus.preprocessing import Preprocess
+
+PACKS_AHEAD = 3
+"""Packs of images that are prepared ahead of the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One image in all its variants at the model's input size, or the reason why it could not be read."""
+
+    image: int
+    pictures: UInt8[np.ndarray, "variants height width 3"] | None = None
+    size: tuple[int, int] | None = None
+    """(width, height) of the file."""
+    reason: str | None = None
+
+
+class GroupDataset(Dataset[Group]):
+    """Groups of a list of images; each depends on its image, the variants and the seed alone."""
+
+    def __init__(
+        self,
+        sources: Sequence[ImageSource],
+        variants: Sequence[Variant],
+        preprocess: "Preprocess",
+        seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.sources = sources
+        self.variants = variants
+        self.preprocess = preprocess
+        self.seed = seed
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Group:
+        try:
+            image = read_image(self.sources[index].path, self.max_pixels)
+        except ImageError as error:
+            return Group(index, reason=str(error))
+        clean = self.preprocess.resize(image)
+        pictures = [clean if variant == CLEAN else corrupt(clean, *variant, seed=self.seed) for variant in self.variants]
+        return Group(index, np.stack(pictures), image.size)
+
+
+class GroupLoader:
+    """The groups of a dataset from number `start` on, in order, prepared ahead by `workers` processes (in this one if 0).
+
+    An iterator and a context manager; the processes end with the block.
+
+    Raises:
+        RunError: a worker process was killed, as the system does when memory runs out.
+    """
+
+    def __init__(self, dataset: GroupDataset, start: int, *, workers: int, together: int) -> None:
+        indices = range(start, len(dataset))
+        workers = min(workers, len(indices))
+        prepare_corruptions([name for name, severity in dataset.variants if severity])  # before the workers copy this process
+        self._groups: Iterator[Group] | None = iter(
+            DataLoader(
+                dataset,
+                sampler=indices,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=max(2, -(-PACKS_AHEAD * together // workers)) if workers else None,
+                worker_init_fn=_start_worker,
+                collate_fn=_unchanged,
+            )
+        )
+
+    def __iter__(self) -> Iterator[Group]:
+        return self
+
+    def __next__(self) -> Group:
+        if self._groups is None:
+            raise StopIteration
+        try:
+            return next(self._groups)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"a process that prepares images ended ({reason}); try fewer workers or a smaller batch_size"
+            ) from error
+
+    def __enter__(self) -> "GroupLoader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._groups = None
+
+
+def _unchanged(group: Any) -> Any:
+    """Leave arrays as they are: as tensors they would need shared memory, of which containers have little."""
+    return group
+
+
+def _start_worker(_number: int) -> None:
+    """Leave Ctrl-C to the main process, and the cores to the model: pictures are small, threads cost more than they give."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

@@ -1,0 +1,76 @@
+"""Images in all their variants as batches for the model, and what the batches gave put together again by image."""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from overfocus.analysis.groups import Group
+from overfocus.analysis.measuring import Array, BatchResult, Measurer
+from overfocus.analysis.parts import ImageResult
+from overfocus.analysis.variants import Packing
+
+if TYPE_CHECKING:
+    from overfocus.preprocessing import Preprocess
+
+
+class PackMeasurer:
+    """Measures a few images at a time in all their variants."""
+
+    def __init__(
+        self,
+        measurer: Measurer,
+        preprocess: "Preprocess",
+        packing: Packing,
+        displayed: Collection[int],
+    ) -> None:
+        self.measurer = measurer
+        self.preprocess = preprocess
+        self.packing = packing
+        self.displayed = displayed
+
+    def measure(self, groups: Sequence[Group]) -> list[ImageResult]:
+        """Measure images that were read, at most as many as the packing puts together."""
+        batches = [self._measure_batch(groups, members) for members in self.packing.batches]
+        shown = [group.image for group in groups if group.image in self.displayed]
+        results = []
+        for place, group in enumerate(groups):
+            assert group.size is not None
+            result = ImageResult(
+                image=group.image,
+                size=group.size,
+                values={layer: self._joined([batch.values[layer] for batch in batches], place) for layer in batches[0].values},
+                received={
+                    layer: self._joined([batch.received[layer] for batch in batches], place) for layer in batches[0].received
+                },
+                predictions={
+                    name: self._joined([batch.predictions[name] for batch in batches], place) for name in batches[0].predictions
+                },
+            )
+            if group.image in shown:
+                at = shown.index(group.image)
+                result.pictures = group.pictures
+                result.attention = {
+                    layer: self._joined([batch.attention[layer] for batch in batches], at) for layer in batches[0].attention
+                }
+            results.append(result)
+        return results
+
+    def _measure_batch(self, groups: Sequence[Group], members: Sequence[int]) -> BatchResult:
+        device = self.measurer.device
+        pictures = [group.pictures[member] for group in groups if group.pictures is not None for member in members]
+        with self.measurer.stopwatch.on("normalising"):
+            inputs = torch.stack([self.preprocess.normalize(picture) for picture in pictures]).to(device, non_blocking=True)
+        size = len(members)
+        reference = torch.arange(len(pictures), device=device) // size * size
+        shown = [slice(place * size, (place + 1) * size) for place, group in enumerate(groups) if group.image in self.displayed]
+        return self.measurer.measure(inputs, reference, shown)
+
+    def _joined(self, arrays: Sequence[Array], place: int) -> Array:
+        """The variants of the image at `place` from the arrays of its batches; the clean one is in each and counts once."""
+        parts = []
+        for number, (array, members) in enumerate(zip(arrays, self.packing.batches, strict=True)):
+            rows = array[place * len(members) : (place + 1) * len(members)]
+            parts.append(rows[min(number, 1) :])
+        return np.concatenate(parts)
