@@ -14,6 +14,7 @@ def analyze(
     images: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="PATH",
             help="Folder (its sub-folders are labels), picture or text list of pictures; repeatable. Without it, bundled ones.",
             show_default=False,
         ),
@@ -21,33 +22,45 @@ def analyze(
     corruption: Annotated[
         list[str] | None,
         typer.Option(
-            help="Corruption or group (`overfocus list corruptions`); repeatable. Default: one of each group.", show_default=False
+            metavar="NAME",
+            help="Corruption or group (`overfocus list corruptions`); repeatable. Default: one of each group.",
+            show_default=False,
         ),
     ] = None,
     severity: Annotated[
-        list[int] | None, typer.Option(help="1 (weak) to 5 (strong); repeatable. Default: 1, 3 and 5.", show_default=False)
+        list[int] | None,
+        typer.Option(metavar="N", help="1 (weak) to 5 (strong); repeatable. Default: 1, 3 and 5.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run. Default: overfocus-run/NAME-ID; another ID for other options.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of the run. Default: overfocus-run/NAME-ID; another ID for other options.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")] = False,
     model: Model = None,
     no_ema: NoEma = False,
     image_size: ImageSize = None,
-    limit: Annotated[int | None, typer.Option(help="Take at most this many images.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Take at most this many images.", show_default=False)] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Layers to measure, e.g. 0,5,-1 (−1 is the last). Default: all.", show_default=False)
+        str | None,
+        typer.Option(metavar="N,N,…", help="Layers to measure, e.g. 0,5,-1 (−1 is the last). Default: all.", show_default=False),
     ] = None,
     per_head: Annotated[bool, typer.Option("--per-head", help="A row for each head instead of the mean over heads.")] = False,
-    top_fraction: Annotated[float, typer.Option(help="Share of tokens that count as the most attended.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of the corruptions.")] = 0,
+    top_fraction: Annotated[float, typer.Option(metavar="SHARE", help="Share of tokens that count as the most attended.")] = 0.05,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the corruptions.")] = 0,
     device: Device = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures in one forward.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures in one forward.")] = 16,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read and corrupt. Default: by the number of cores.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="Processes that read and corrupt. Default: by the number of cores.", show_default=False),
     ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(metavar="N", help="Larger pictures (width × height) are refused before they are decoded.")
+    ] = 100_000_000,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a picture that cannot be read; otherwise it is left out.")
     ] = False,
@@ -84,7 +97,9 @@ def analyze(
 
     from overfocus.analysis.analyze import analyze as analyze_checkpoint
 
-    run = analyze_checkpoint(source, output=folder, workers=workers, strict=strict, overwrite=overwrite, **measured)
+    run = analyze_checkpoint(
+        source, output=folder, workers=workers, max_pixels=max_pixels, strict=strict, overwrite=overwrite, **measured
+    )
     report = None
     if not no_report:
         from overfocus_reports import draw_report

@@ -20,9 +20,10 @@ class Listed(StrEnum):
 
 
 def list_names(
-    what: Annotated[Listed, typer.Argument(help="models, corruptions or metrics", show_default=False)],
+    what: Annotated[Listed, typer.Argument(metavar="WHAT", help="models, corruptions or metrics", show_default=False)],
     pattern: Annotated[
-        str, typer.Argument(help="Only names that contain this, or match it where it has a *.", show_default=False)
+        str,
+        typer.Argument(metavar="PATTERN", help="Only names that contain this, or match it where it has a *.", show_default=False),
     ] = "",
     as_json: AsJson = False,
 ) -> None:

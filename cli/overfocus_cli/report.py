@@ -11,7 +11,7 @@ from overfocus_cli.options import AsJson
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders that `overfocus analyze` wrote.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN", help="Folders that `overfocus analyze` wrote.", show_default=False)
     ],
     as_json: AsJson = False,
 ) -> None:

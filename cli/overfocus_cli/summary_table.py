@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from overfocus_reports.statistics import Interval
     from overfocus_reports.summary import Summary
 
+_PREDICTION = {"agreement": "same class", "correct": "accuracy", "output_cosine": "output cosine"}
+
 
 def print_summary(summary: "Summary") -> None:
     """Print the sentences, how concentrated each layer is on clean images, and what survives each corruption."""
@@ -16,52 +18,56 @@ def print_summary(summary: "Summary") -> None:
 
     console = Console(highlight=False)
     counted = f"{summary.images} images" + (f", {summary.skipped_images} left out" if summary.skipped_images else "")
+    if summary.clean_accuracy:
+        counted += f", {_percent(summary.clean_accuracy.mean)} of the clean ones classified right"
     console.print(f"\n[bold]{summary.model}[/bold], {counted}\n")
     for sentence in summary.sentences:
         console.print(sentence, markup=False)
 
-    layers = Table(
-        "layer", title="Concentration on clean images", title_justify="left", box=None, pad_edge=False, header_style="bold"
+    layers = _table(
+        "Concentration on clean images", "layer", "top share", "(uniform)", "largest column", "Gini", "effective tokens"
     )
-    for heading in ("top share", "(uniform)", "largest column", "Gini", "effective tokens"):
-        layers.add_column(heading, justify="right")
+    worst = next(iter(summary.ranked), None)
     for row in summary.layers:
         values = row.concentration
         layers.add_row(
             row.layer.label,
             _percent(values["top_share"].mean),
             _percent(row.uniform_share),
-            _decimal(values["max_ratio"].mean, "×"),
-            _decimal(values["gini"].mean),
+            _number(values["max_ratio"].mean, ".2f") + "×",
+            _number(values["gini"].mean, ".3f"),
             _percent(values["effective_tokens"].mean),
+            style="bold" if row is worst else "",
         )
     console.print()
     console.print(layers)
     if not summary.survival:
         return
 
-    survival = _table("What survives", "corruption")
-    for heading in ("top-k kept", "(chance)", "cosine", "moved", "same class", "accuracy"):
-        survival.add_column(heading, justify="right")
-    survival.add_row("clean", "", "", "", "", "", _percent(summary.clean_accuracy.mean))
+    known = {name: heading for name, heading in _PREDICTION.items() if any(kept.prediction[name] for kept in summary.survival)}
+    survival = _table("What survives", "corruption", "top-k kept", "(chance)", "cosine", "moved", *known.values())
     for kept in summary.survival:
         survival.add_row(
             kept.variant.label,
             _percent(kept.stability["top_overlap"].mean),
             _percent(kept.chance),
-            _decimal(kept.stability["attention_cosine"].mean),
+            _number(kept.stability["attention_cosine"].mean, ".3f"),
             _percent(kept.stability["received_shift"].mean),
-            _percent(kept.prediction["agreement"].mean),
-            _percent(kept.prediction["correct"].mean),
+            *(_percent(kept.prediction[name].mean) for name in known),
         )
     console.print()
     console.print(survival)
 
 
-def _table(title: str, rows: str) -> "Table":
+def _table(title: str, rows: str, *columns: str) -> "Table":
+    """An empty table whose first column names the rows and whose others hold numbers."""
     from rich.table import Table
 
-    return Table(rows, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    table.add_column(rows, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def summary_as_json(summary: "Summary") -> dict[str, Any]:
@@ -106,8 +112,8 @@ def _interval(value: "Interval") -> dict[str, float | int | None]:
 
 
 def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.1f} %"
+    return _number(share, ".1%").replace("%", " %")
 
 
-def _decimal(number: float, unit: str = "") -> str:
-    return "–" if math.isnan(number) else f"{number:.2f}{unit}"
+def _number(number: float, form: str) -> str:
+    return "–" if math.isnan(number) else format(number, form)
