@@ -62,10 +62,17 @@ class Preprocess:
 
     def normalize(self, pixels: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "channels height width"]:
         """Scale 8-bit RGB to [0, 1], subtract the mean and divide by the standard deviation of each channel."""
+        return self.normalize_batch([pixels])[0]
+
+    def normalize_batch(
+        self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]], device: str | torch.device = "cpu"
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Normalise several pictures at once, on the device that they go to."""
         if self.channels == 1:
-            pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
-        scaled = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(torch.float32).div_(255)
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+            pictures = [np.array(Image.fromarray(pixels).convert("L"))[..., None] for pixels in pictures]
+        pixels = torch.from_numpy(np.stack(pictures)).to(device, non_blocking=True)
+        scaled = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
         return scaled.sub_(mean).div_(std)
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:

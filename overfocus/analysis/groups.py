@@ -1,5 +1,6 @@
 """Read, resize and corrupt images in worker processes while the model runs."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,9 +119,15 @@ def _unchanged(group: Any) -> Any:
 
 
 def _start_worker(_number: int) -> None:
-    """Leave Ctrl-C to the main process, and the cores to the model: pictures are small, threads cost more than they give."""
+    """Leave Ctrl-C to the main process and, as far as the system has priorities, the cores to the model.
+
+    The workers take what the model leaves idle, and all when it waits for them. Pictures are small: threads would cost more
+    than they give.
+    """
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(10)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -61,7 +61,7 @@ class PackMeasurer:
         device = self.measurer.device
         pictures = [group.pictures[member] for group in groups if group.pictures is not None for member in members]
         with self.measurer.stopwatch.on("normalising"):
-            inputs = torch.stack([self.preprocess.normalize(picture) for picture in pictures]).to(device, non_blocking=True)
+            inputs = self.preprocess.normalize_batch(pictures, device)
         size = len(members)
         reference = torch.arange(len(pictures), device=device) // size * size
         shown = [slice(place * size, (place + 1) * size) for place, group in enumerate(groups) if group.image in self.displayed]
