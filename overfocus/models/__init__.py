@@ -3,6 +3,9 @@
 Importing this package registers every model here with timm.
 """
 
+from overfocus.models import fan_swin_variants as fan_swin_variants
+from overfocus.models import fan_variants as fan_variants
+from overfocus.models import rvt_variants as rvt_variants
 from overfocus.models.add_tap import add_tap
 from overfocus.models.tap import DilationPredictor, TokenAwareAveragePooling
 from overfocus.models.tap_pooling import TokenPooling

@@ -1,0 +1,38 @@
+"""Activation checkpointing that leaves batch-norm statistics as they would be without it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def run_block(block: nn.Module, *inputs: object, checkpointed: bool) -> Tensor:
+    """Return `block(*inputs)`; `checkpointed` keeps only its inputs and runs it again in the backward pass.
+
+    The second run would move the running mean and variance of each batch norm a second time; they are held still for it.
+    """
+    out: Tensor
+    if not (checkpointed and torch.is_grad_enabled()):
+        out = block(*inputs)
+    elif torch.compiler.is_compiling():  # the compiler repeats no update of a buffer and takes no context
+        out = checkpoint(block, *inputs, use_reentrant=False)
+    else:
+        out = checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _held_statistics(block)))
+    return out
+
+
+@contextmanager
+def _held_statistics(block: nn.Module) -> Iterator[None]:
+    norms = [
+        module for module in block.modules() if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False  # in training mode: the batch's own statistics, nothing recorded
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

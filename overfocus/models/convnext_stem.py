@@ -1,0 +1,135 @@
+"""The convolutional stem of the hybrid models: two ConvNeXt stages (Liu et al. 2022), then a projection to the tokens' width.
+
+Maps are (batch, channels, rows, columns) in channels-last memory format throughout, so that the norm and the 1×1
+convolutions see each pixel's channels side by side and no layer copies.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from overfocus.models.patch_grid import to_tokens
+
+PIXELS_AT_ONCE = 2048
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map, by the biased variance (÷ D) or the unbiased one (÷ (D − 1))."""
+
+    def __init__(self, channels: int, unbiased: bool) -> None:
+        super().__init__(channels, eps=1e-6)
+        self.unbiased = unbiased
+
+    def forward(self, maps: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+        pixels = maps.permute(0, 2, 3, 1)
+        if not self.unbiased:
+            return super().forward(pixels).permute(0, 3, 1, 2)
+        # (x − μ) / √(σ²·D/(D−1) + ε) is the fused norm with ε·(D−1)/D, its result scaled by √((D−1)/D).
+        share = 1 - 1 / maps.shape[1]
+        normed = F.layer_norm(pixels, self.normalized_shape, self.weight * share**0.5, self.bias, self.eps * share)
+        return normed.permute(0, 3, 1, 2)
+
+
+class PixelMlp(nn.Module):
+    """Two 1×1 convolutions, D → 4D → D, with GELU between."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, 4 * channels, kernel_size=1)
+        self.fc2 = nn.Conv2d(4 * channels, channels, kernel_size=1)
+
+    def forward(self, maps: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+        if torch.is_grad_enabled() or maps.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._mix(maps)
+        return by_pixels(self._mix, maps)
+
+    def _mix(self, maps: Tensor) -> Tensor:
+        mixed: Tensor = self.fc2(F.gelu(self.fc1(maps)))
+        return mixed
+
+
+def by_pixels(function: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    """Apply a pixelwise function to some thousand pixels at a time: what lies between its layers then stays in the cache."""
+    batch, channels, rows, columns = maps.shape
+    pixels = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    mixed = torch.cat([function(some.t()[None, :, :, None])[0, :, :, 0].t() for some in torch.split(pixels, PIXELS_AT_ONCE)])
+    return mixed.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise 7×7 convolution, norm and pixelwise MLP, added to the map with a scale per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+        self.conv_dw = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.norm = ChannelNorm(channels, unbiased=True)
+        self.mlp = PixelMlp(channels)
+
+    def forward(self, maps: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+        return torch.addcmul(maps, self.gamma[:, None, None], self.mlp(self.norm(self.conv_dw(maps))))
+
+
+class ConvNeXtStage(nn.Module):
+    """Some ConvNeXt blocks, after a norm and a 2×2 convolution of stride 2 where the width changes."""
+
+    def __init__(self, in_channels: int, channels: int, depth: int) -> None:
+        super().__init__()
+        self.downsample: nn.Module = nn.Identity()
+        if in_channels != channels:
+            norm = ChannelNorm(in_channels, unbiased=True)
+            self.downsample = nn.Sequential(norm, nn.Conv2d(in_channels, channels, kernel_size=2, stride=2))
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(channels) for _ in range(depth)))
+
+    def forward(self, maps: Float[Tensor, "batch width rows columns"]) -> Float[Tensor, "batch channels rows_out columns_out"]:
+        out: Tensor = self.blocks(self.downsample(maps))
+        return out
+
+
+class ConvNeXtStem(nn.Module):
+    """Image, best in channels-last memory format, → 128 channels at stride 4 → 256 channels at stride 8."""
+
+    channels = (128, 256)
+
+    def __init__(self, in_chans: int, depths: tuple[int, int]) -> None:
+        super().__init__()
+        # The reference's norm takes the biased variance here and, by a quirk of its memory-layout test, the unbiased one in
+        # every later norm of the stem; the released weights were trained so.
+        norm = ChannelNorm(self.channels[0], unbiased=False)
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, self.channels[0], kernel_size=4, stride=4), norm)
+        first = ConvNeXtStage(self.channels[0], self.channels[0], depths[0])
+        self.stages = nn.ModuleList([first, ConvNeXtStage(self.channels[0], self.channels[1], depths[1])])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> list[Float[Tensor, "batch channels rows columns"]]:
+        maps = self.stem(images)
+        levels = []
+        for stage in self.stages:
+            maps = stage(maps)
+            levels.append(maps)
+        return levels
+
+
+class HybridEmbedding(nn.Module):
+    """Image → tokens through the ConvNeXt stem; `patch_size` pixels of its last level make a token (2: stride 16)."""
+
+    def __init__(self, in_chans: int, channels: int, depths: tuple[int, int], patch_size: int = 2) -> None:
+        super().__init__()
+        self.backbone = ConvNeXtStem(in_chans, depths)
+        self.proj = nn.Conv2d(ConvNeXtStem.channels[-1], channels, kernel_size=patch_size, stride=patch_size)
+
+    def levels(self, images: Float[Tensor, "batch in_chans height width"]) -> list[Float[Tensor, "batch channels rows columns"]]:
+        """Maps of stride 4 and 8 and the embedded one, for dense prediction."""
+        levels: list[Tensor] = self.backbone(images)
+        return [*levels, self.proj(levels[-1])]
+
+    def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens (batch, rows · columns, channels) and their grid (rows, columns)."""
+        maps = self.levels(images)[-1]
+        return to_tokens(maps), (maps.shape[2], maps.shape[3])

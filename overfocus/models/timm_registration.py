@@ -1,0 +1,44 @@
+"""Entering architectures into timm's registry, so that `timm.create_model` builds them by name."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+
+def pretrained_config(crop_pct: float, **changes: Any) -> dict[str, Any]:
+    """What timm keeps about a model's weights and preprocessing; there are no weights it could download by name."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "crop_pct": crop_pct,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "classifier": "head",
+        **changes,
+    }
+
+
+def register_architecture(
+    module_name: str, name: str, model_class: Callable[..., nn.Module], config: dict[str, Any], **build_options: Any
+) -> None:
+    """Give a module the entry point `name(pretrained=False, **arguments)` and register it with timm.
+
+    `model_class` builds the model from the arguments, `config` comes from `pretrained_config`, and the rest goes to timm's
+    `build_model_with_cfg`.
+    """
+    module: Any = sys.modules[module_name]
+    module.default_cfgs = {**getattr(module, "default_cfgs", {}), **generate_default_cfgs({name: config})}
+
+    def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        model: nn.Module = build_model_with_cfg(model_class, name, pretrained, **build_options, **arguments)
+        return model
+
+    create.__module__ = module_name
+    create.__name__ = create.__qualname__ = name
+    setattr(module, name, register_model(create))
