@@ -6,6 +6,7 @@ tables (absolute and relative), the number of input channels and the branches of
 fine-tuned to other classes, sizes, channels or branches still has the fingerprint of its architecture.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 Shape = tuple[int, ...]
 
 _CLASSIFIER = re.compile(r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits)\.")
+_ALIASES = {"register_tokens": "reg_token"}
+"""Names that timm changes when it converts weights of others (DINOv2)."""
 _BUFFER = re.compile(
     r"(^|\.)(relative_position_index|rel_pos_index|attn_mask|attention_bias_idxs|relative_coords_table|num_batches_tracked"
     r"|mask_token|k_bias|inv_freq|periods|pos_embed_temporal)$"
@@ -48,6 +51,7 @@ def pattern(name: str) -> str:
 
 def feature(name: str, shape: Shape) -> str | None:
     """One parameter as a feature, or None where it says nothing about the architecture."""
+    name = _ALIASES.get(name, name)
     if is_classifier(name) or _BUFFER.search(name):
         return None
     if is_table(name) or is_tap_predictor(name):
@@ -76,3 +80,9 @@ def weight(text: str) -> int:
     for dimension in text.rsplit(" ", 1)[1].split("x"):
         size *= int(dimension) if dimension.isdigit() else 1
     return size
+
+
+def digest(features: Mapping[str, int]) -> str:
+    """A short name for a fingerprint."""
+    text = "\n".join(f"{name} {count}" for name, count in sorted(features.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

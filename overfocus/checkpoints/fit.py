@@ -1,13 +1,13 @@
 """Arguments that make an architecture fit a state dict: classes, input channels, image size, TAP branches."""
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from overfocus.checkpoints.fingerprint import is_table
+from overfocus.checkpoints.tables import square_side
 
 _FALLBACK_CLASSIFIERS = ("head", "head.fc", "fc", "classifier")
 
@@ -72,9 +72,9 @@ def image_size_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int,
             continue
         rows, columns = grid
         if len(shape) == 3 and "pos_embed" in name:  # (1, prefix tokens + patches, channels)
-            side = _root(found[1] - (shape[1] - rows * columns))
+            side = square_side(found[1] - (shape[1] - rows * columns))
         elif len(shape) == 2 and rows == columns and shape[0] - 3 == (2 * rows - 1) ** 2:  # BEiT: relative, whole grid
-            side = ((_root(found[0] - 3) or -1) + 1) // 2
+            side = ((square_side(found[0] - 3) or -1) + 1) // 2
         else:
             continue
         if side:
@@ -82,9 +82,15 @@ def image_size_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int,
     return None
 
 
-def _root(number: int) -> int | None:
-    root = math.isqrt(max(number, 0))
-    return root if root > 0 and root * root == number else None
+def window_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int, int] | None:
+    """(window in a state dict, window of the architecture) where Swin's relative tables say that they differ."""
+    if "window_size" not in inspect.signature(type(model).__init__).parameters:
+        return None
+    for name, tensor in model.state_dict().items():
+        if name.endswith("relative_position_bias_table") and name in tensors and tensor.shape != tensors[name].shape:
+            ours, found = square_side(tensor.shape[0]), square_side(tensors[name].shape[0])
+            return ((found + 1) // 2, (ours + 1) // 2) if ours and found else None
+    return None
 
 
 def fitting_arguments(
@@ -102,6 +108,11 @@ def fitting_arguments(
     if channels is not None:
         arguments["in_chans"] = channels
     size = image_size or image_size_in(tensors, model)
+    windows = window_in(tensors, model) if "window_size" not in given else None
+    if windows is not None:
+        arguments["window_size"] = windows[0]
+        height, width = image_size_of(model)
+        size = size or (height * windows[0] // windows[1], width * windows[0] // windows[1])
     if size is not None and takes_image_size(model):
         arguments["img_size"] = size
     return arguments

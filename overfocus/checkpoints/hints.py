@@ -6,6 +6,7 @@ and the metadata of a safetensors file in the format of `overfocus.checkpoints.s
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from overfocus.errors import CheckpointError
 
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
+_CROPS = ("center", "squash", "border")
 _NAMES = ("arch", "architecture", "model", "model_name", "net", "backbone")
 _ARGUMENTS = ("args", "hyper_parameters", "hparams", "config")
 _CLASSES = ("class_names", "classes", "CLASSES", "label_names")
@@ -87,15 +90,18 @@ def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
                 values[key] = json.loads(metadata[key])
             except json.JSONDecodeError:
                 values[key] = metadata[key]
-    for key in ("model_args", "tap"):
-        if key in values and not isinstance(values[key], dict):
-            raise CheckpointError(f"{path}: expected a JSON object under `{key}` in the metadata, got {metadata[key][:60]!r}")
+    preprocessing, class_names = _preprocessing(values), _class_names(values)
+    understood = {**preprocessing, "class_names": class_names}
+    understood |= {key: values[key] for key in ("model_args", "tap") if isinstance(values.get(key), dict)}
+    for key in values:
+        if understood.get(key) is None:
+            raise CheckpointError(f"{path}: the metadata's {key} makes no sense, got {metadata[key][:60]!r}")
     name = metadata.get("architecture")
     return Hints(
         ((name, "metadata"),) if name else (),
         values.get("model_args", {}),
-        _preprocessing(values),
-        _class_names(values),
+        preprocessing,
+        class_names,
         values.get("tap"),
     )
 
@@ -111,20 +117,36 @@ def _named(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
+    """What is known of the preprocessing; entries that make no sense are left out."""
+    found: dict[str, Any] = {}
     for key in ("mean", "std"):
-        if key in found:
-            given = found[key]
-            found[key] = tuple(map(float, given)) if isinstance(given, (list, tuple)) else (float(given),)
-    size = values.get("input_size") or values.get("img_size")
-    channels = values.get("in_chans") or 3
-    if isinstance(size, int):
-        found["input_size"] = (channels, size, size)
-    elif isinstance(size, (list, tuple)) and len(size) == 2:
-        found["input_size"] = (channels, *map(int, size))
-    elif isinstance(size, (list, tuple)) and len(size) == 3:
-        found["input_size"] = tuple(map(int, size))
+        numbers = _numbers(values.get(key))
+        if numbers is not None and len(numbers) in (1, 3):
+            found[key] = numbers
+    if values.get("interpolation") in _INTERPOLATIONS:
+        found["interpolation"] = values["interpolation"]
+    if values.get("crop_mode") in _CROPS:
+        found["crop_mode"] = values["crop_mode"]
+    share = _numbers(values.get("crop_pct"))
+    if share is not None and len(share) == 1 and 0 < share[0] <= 1:
+        found["crop_pct"] = share[0]
+    size = _numbers(values.get("input_size") or values.get("img_size"))
+    channels = _numbers(values.get("in_chans")) or (3.0,)
+    if size is not None and min(size) >= 1 and len(size) <= 3:
+        found["input_size"] = _whole(size if len(size) == 3 else (channels[0], size[0], size[-1]))
     return found
+
+
+def _whole(numbers: tuple[float, ...]) -> tuple[int, ...]:
+    return tuple(int(number) for number in numbers)
+
+
+def _numbers(value: object) -> tuple[float, ...] | None:
+    """One number or several as a tuple; None for anything else."""
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    if not items or not all(isinstance(item, (int, float)) and math.isfinite(item) for item in items):
+        return None
+    return tuple(float(item) for item in items)
 
 
 def _class_names(values: Mapping[str, Any]) -> tuple[str, ...] | None:

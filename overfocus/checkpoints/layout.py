@@ -18,9 +18,11 @@ from overfocus.errors import CheckpointError
 _EMA_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher")
 _ENTRIES = ("state_dict", "model", "model_state_dict", "model_state", "weights", "net", "student", "module", "params")
 _EMA_WORDS = ("model_ema", "ema_model", "ema", "teacher")
-_WORDS = ("module", "_orig_mod", "model", "net", "network", "backbone", "student", "vit", "classifier_model", "visual_encoder")
+_WORDS = ("module", "_orig_mod", "model", "net", "backbone", "student", "vit", "classifier_model", "visual_encoder")
 _COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
+_BESIDE = ("decoder_", "decode_head.", "auxiliary_head.", "projection_head.")
+"""Parts that pre-training and segmentation put beside the backbone under one prefix (MAE's decoder, mmseg's heads)."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def _strip(tensors: dict[str, Tensor], use_ema: bool) -> tuple[dict[str, Tensor]
         left_out += [prefix + name for name in tensors if not name.startswith(beside)]
         tensors = {name.removeprefix(beside[0]): tensor for name, tensor in tensors.items() if name.startswith(beside[0])}
         prefix += beside[0]
+    left_out += [prefix + name for name in tensors if name.startswith(_BESIDE)]
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_BESIDE)}
     return tensors, prefix, tuple(left_out), alternative
 
 

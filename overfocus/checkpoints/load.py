@@ -8,7 +8,8 @@ from torch import Tensor
 
 from overfocus.checkpoints.build import build, skeleton, tap_branches
 from overfocus.checkpoints.data_config import class_names_for, preprocess_for
-from overfocus.checkpoints.fit import classifiers, fitting_arguments, image_size_in
+from overfocus.checkpoints.facts import attends
+from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
 from overfocus.checkpoints.hub import find_folder
 from overfocus.checkpoints.layout import StateDict, find_state_dict
@@ -17,6 +18,7 @@ from overfocus.checkpoints.pretrained import load_named
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Recognised, recognise
 from overfocus.checkpoints.weights import fill
+from overfocus.errors import CheckpointError
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -62,7 +64,8 @@ def load_model(
 def _read(path: Path) -> tuple[CheckpointFile, Hints]:
     if path.is_dir():
         weights, config = find_folder(path)
-        return read_checkpoint(weights), hints_of_config(config, path / "config.json")
+        hints = hints_of_config(config, path / "config.json")
+        return read_checkpoint(weights), hints
     file = read_checkpoint(path)
     return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(file.content)
 
@@ -81,15 +84,19 @@ def _load(
     if branches is not None and hints.tap is None:
         arguments.setdefault("num_scales", branches)
     outline = skeleton(name, arguments, hints.tap)
+    if recognised.found_by != "asked for" and not attends(outline):
+        raise CheckpointError(
+            f"{file.path}: a {name}, which has no attention between tokens (--model {name} loads it all the same)"
+        )
     arguments = fitting_arguments(state.tensors, outline, arguments, image_size=image_size, num_classes=num_classes)
     model, convert = build(name, arguments, hints.tap)
     tensors = _without_classifier(state.tensors, classifiers(outline)) if num_classes is not None else state.tensors
     filled = fill(model, tensors, convert, file.path)
-    preprocess, assumed = preprocess_for(model, hints, image_size or image_size_in(state.tensors, outline))
+    preprocess, assumed = preprocess_for(model, hints, image_size or _pair(arguments.get("img_size")))
     return LoadedModel(
         model=model,
         preprocess=preprocess,
-        name=name,
+        name=name.partition(".")[0],
         source=str(file.path),
         sha256=file.sha256,
         found_by=recognised.found_by,
@@ -99,6 +106,10 @@ def _load(
         notes=[*notes, *filled.notes, *assumed],
         class_names=class_names_for(hints, model),
     )
+
+
+def _pair(size: int | tuple[int, int] | list[int] | None) -> tuple[int, int] | None:
+    return None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _without_classifier(tensors: Mapping[str, Tensor], layers: tuple[str, ...]) -> dict[str, Tensor]:

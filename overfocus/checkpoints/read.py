@@ -8,6 +8,7 @@ allow-list below adds what trainers put beside the weights: an `argparse.Namespa
 import argparse
 import hashlib
 import pickle
+import struct
 import threading
 import warnings
 import zipfile
@@ -74,11 +75,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    zipped = zipfile.is_zipfile(path)
+    zipped = _begins_as_archive(path)
     if zipped:
         _check_archive(path)
-    elif path.open("rb").read(4) == b"PK\x03\x04":
-        raise CheckpointError(f"{path}: the file is truncated (its end is missing); copy or download it again")
     try:
         with _READING, torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,12 +111,17 @@ def _refusal(path: Path, error: Exception, zipped: bool) -> CheckpointError:
     if wanted:
         names = ", ".join(wanted[:3]) + (f" and {len(wanted) - 3} more" if len(wanted) > 3 else "")
         return CheckpointError(
-            f"{path}: refused, its pickle wants {names}, which could run code; if you trust where it comes from, convert it: "
-            f"checkpoint = torch.load(file, weights_only=False); torch.save(checkpoint['state_dict'], 'weights.pth')"
+            f"{path}: refused, its pickle wants {names}, which could run code; if you trust its source, convert it: "
+            "c = torch.load(file, weights_only=False); torch.save(c['state_dict'], 'weights.pth') (whole model: c.state_dict())"
         )
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped:
         return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint, this is none or it is truncated")
     return CheckpointError(f"{path}: the checkpoint cannot be read ({_line(error)}); copy or download it again")
+
+
+def _begins_as_archive(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
 
 
 def _check_archive(path: Path) -> None:
@@ -125,8 +129,8 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged archive ({_line(error)}); copy or download it again") from None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(f"{path}: truncated or damaged archive ({_line(error)}); copy or download it again") from None
     names = {entry.filename.partition("/")[2] for entry in entries}
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

@@ -1,0 +1,306 @@
+"""Bad checkpoints: each is one clear line, and none of them runs code."""
+
+import argparse
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from overfocus import CheckpointError, load_model
+
+State = dict[str, Tensor]
+
+
+class RunsCode:
+    """A pickle of this runs a command when it is loaded without care."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.victim}",)
+
+
+class Configuration:
+    """A class that only the trainer's own code knows."""
+
+
+def refusal(path: Path, **options: object) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, **options)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert "found nothing there" in refusal(tmp_path / "missing.pth")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pth"
+    path.touch()
+    assert "empty file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"just some words\n", "a text file"),
+        ("Gewichte für später ".encode() * 40, "a text file"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n", "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
+        (b"\x93NUMPY\x01\x00" + bytes(100), "numpy array"),
+        (b"GGUF" + bytes(100), "GGUF"),
+        (b"\x1f\x8b\x08\x00" + bytes(100), "gzip"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "--images"),
+        (bytes(range(128, 256)) * 4, "truncated"),
+        (bytes(400), "truncated"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin"])
+def test_not_a_checkpoint(content: bytes, expected: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert expected in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], "text", torch.ones(3), {"epoch": 3}, {}, {"state_dict": {}}, {"a": {"b": torch.ones(2)}}]
+)
+def test_no_state_dict_inside(content: object, write) -> None:
+    text = refusal(write(content))
+    assert "expected a state dict" in text
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_torch_file(share: float, zipped: bool, tmp_path: Path, state: State) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    text = refusal(path)
+    assert "truncated" in text or "copy or download it again" in text
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.99])
+def test_truncated_safetensors(share: float, tmp_path: Path, state: State) -> None:
+    path = tmp_path / "cut.safetensors"
+    save_file(state, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert "no whole safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["args", "state_dict"])
+def test_pickle_that_would_run_code(zipped: bool, place: str, tmp_path: Path, state: State) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "evil.pth"
+    torch.save({"state_dict": state, place: RunsCode(victim)}, path, _use_new_zipfile_serialization=zipped)
+    text = refusal(path)
+    assert not victim.exists()
+    assert "system" in text
+    assert "weights_only=False" in text
+    assert "torch.save" in text
+
+
+def test_plain_pickle_that_would_run_code(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(RunsCode(victim)))
+    refusal(path)
+    assert not victim.exists()
+
+
+def test_code_in_a_namespace(tmp_path: Path, state: State) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "evil.pth"
+    torch.save({"model": state, "args": argparse.Namespace(model=RunsCode(victim))}, path)
+    assert "system" in refusal(path)
+    assert not victim.exists()
+
+
+def test_code_in_a_hub_folder(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (tmp_path / "config.json").write_text('{"architecture": "test_vit"}')
+    torch.save(RunsCode(victim), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="system"):
+        load_model(tmp_path)
+    assert not victim.exists()
+
+
+def test_class_of_the_trainer_is_named(write, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Configuration, "__module__", "argparse")  # a module that can be imported, or pickle would not write it
+    monkeypatch.setattr(argparse, "Configuration", Configuration, raising=False)
+    text = refusal(write({"state_dict": state, "config": Configuration()}))
+    assert "argparse.Configuration" in text
+
+
+def test_whole_module_pickled(write, vit: nn.Module) -> None:
+    text = refusal(write(vit))
+    assert "wants timm." in text
+    assert "whole model: c.state_dict()" in text
+
+
+def test_torchscript_archive(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"script/{name}", b"x")
+    assert "TorchScript" in refusal(path)
+
+
+def test_other_zip_archive(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"x")
+    assert "another zip archive" in refusal(path)
+
+
+def test_zip_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", pickle.dumps({}))
+        archive.writestr("bomb/data/0", bytes(50_000_000))
+    assert path.stat().st_size < 100_000
+    assert "compressed archive that unpacks to 50,000" in refusal(path)
+
+
+def test_tensor_that_claims_more_than_the_file_holds(write) -> None:
+    assert "claim far more data" in refusal(write({"blocks.0.attn.qkv.weight": torch.zeros(1).expand(10**6, 10**6)}))
+
+
+def test_tensor_without_data(write) -> None:
+    assert "expected plain dense tensors" in refusal(write({"norm.weight": torch.ones(3, device="meta")}))
+
+
+def test_sparse_tensor(write) -> None:
+    assert "expected plain dense tensors" in refusal(write({"norm.weight": torch.eye(3).to_sparse()}))
+
+
+def test_convolutional_network_by_its_shapes(write) -> None:
+    text = refusal(write(timm.create_model("resnet18").state_dict()))
+    assert "resnet18" in text
+    assert "no attention" in text
+
+
+def test_convolutional_network_that_the_index_does_not_know(write) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 17, 3), nn.BatchNorm2d(17), nn.Conv2d(17, 19, 3))
+    assert "no parameter belongs to an attention layer" in refusal(write(network.state_dict()))
+
+
+def test_convolutional_network_by_its_metadata(write) -> None:
+    path = write({"arch": "resnet18", "state_dict": timm.create_model("resnet18").state_dict()})
+    assert "no attention" in refusal(path)
+    assert load_model(path, model="resnet18").name == "resnet18"
+
+
+def test_shape_mismatch_is_named(write, state: State) -> None:
+    state["blocks.3.attn.proj.weight"] = torch.ones(64, 60)
+    text = refusal(write(state), model="test_vit")
+    assert "blocks.3.attn.proj.weight" in text
+    assert "(64, 60)" in text
+    assert "(64, 64)" in text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value: float, write, state: State) -> None:
+    state["blocks.2.mlp.fc1.weight"][3, 4] = value
+    text = refusal(write(state))
+    assert "blocks.2.mlp.fc1.weight" in text
+    assert "NaN" in text
+
+
+def test_too_few_parameters_land(write, state: State) -> None:
+    half = {name: tensor for name, tensor in state.items() if not name.startswith(("blocks.4", "blocks.5", "blocks.3"))}
+    text = refusal(write(half), model="test_vit")
+    assert "%" in text
+    assert "blocks.3.norm1.weight" in text
+
+
+def test_too_much_of_the_checkpoint_has_no_place(write, state: State) -> None:
+    more = {name.replace("blocks.", "blocks.1"): tensor for name, tensor in state.items() if name.startswith("blocks.")}
+    text = refusal(write(state | more), model="test_vit")
+    assert "blocks.10.norm1.weight" in text
+
+
+def test_transformer_that_nobody_knows(write) -> None:
+    layer = nn.TransformerEncoderLayer(24, 2, 48)
+    text = refusal(write(layer.state_dict()))
+    assert "no architecture" in text
+    assert "--model" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("vit.encoder.layer.0.attention.attention.query.weight", "transformers"),
+        ("encoder.layers.encoder_layer_0.self_attention.in_proj_weight", "torchvision"),
+        ("visual.transformer.resblocks.0.attn.in_proj_weight", "CLIP"),
+    ],
+)
+def test_names_of_other_libraries(name: str, library: str, write) -> None:
+    assert library in refusal(write({name: torch.ones(8, 8)}))
+
+
+def test_unknown_model_lists_the_nearest(write, state: State) -> None:
+    path = write(state)
+    with pytest.raises(CheckpointError, match="vit_tiny_patch16_224"):
+        load_model(path, model="vit_tiny_patch16_225")
+
+
+def test_arguments_that_the_architecture_does_not_take(write, state: State) -> None:
+    args = argparse.Namespace(model="test_vit", model_kwargs={"wings": 2})
+    with pytest.raises(CheckpointError, match="wings"):
+        load_model(write({"state_dict": state, "args": args}))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, "found no config.json"),
+        ("{", "no readable JSON"),
+        ("[1]", "expected a JSON object"),
+        ('{"model_type": "vit", "hidden_size": 768}', "transformers"),
+        ("{}", "no field `architecture`"),
+        ('{"architecture": "test_vit"}', "found none"),
+    ],
+)
+def test_folder(config: str | None, expected: str, tmp_path: Path, state: State) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    if config != '{"architecture": "test_vit"}':
+        save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["mean", "crop_pct", "interpolation", "model_args", "input_size"])
+def test_metadata_that_makes_no_sense(key: str, tmp_path: Path, state: State) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file(state, path, metadata={"architecture": "test_vit", key: '"sideways"'})
+    text = refusal(path)
+    assert key in text
+    assert "sideways" in text
+
+
+def test_damaged_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+    """A flipped byte anywhere in the header or pickle gives a model or a CheckpointError, nothing else."""
+    buffer = io.BytesIO()
+    torch.save({"epoch": 1, "state_dict": {"blocks.0.attn.qkv.weight": torch.ones(3, 1)}}, buffer)
+    whole = buffer.getvalue()
+    path = tmp_path / "flipped.pth"
+    for position in range(0, len(whole), 17):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        with pytest.raises(CheckpointError):
+            load_model(path)

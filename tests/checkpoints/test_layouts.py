@@ -1,0 +1,207 @@
+"""Every layout in which people keep weights: the right tensors are found, and the model computes what it computed before."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from overfocus import load_model
+from overfocus.checkpoints.layout import find_state_dict
+
+State = dict[str, Tensor]
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 160 * 160).view(2, 3, 160, 160)
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def doubled(state: State) -> State:
+    return {name: tensor * 2 for name, tensor in state.items()}
+
+
+def assert_same_model(path: Path, vit: nn.Module, **options: object) -> None:
+    loaded = load_model(path, **options)  # type: ignore[arg-type]
+    assert loaded.name == "test_vit"
+    assert loaded.missing_keys == []
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(IMAGES), vit(IMAGES), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "module.",
+        "model.",
+        "net.",
+        "backbone.",
+        "module.model.",
+        "model.module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "model.net.",
+    ],
+)
+@pytest.mark.parametrize("entry", [None, "state_dict", "model", "model_state_dict"])
+def test_prefixes_under_every_entry(prefix: str, entry: str | None, state: State, vit: nn.Module) -> None:
+    weights = prefixed(state, prefix)
+    found = find_state_dict({entry: weights} if entry else weights)
+    assert found.prefix == prefix
+    assert found.entry == (entry or "the file itself")
+    assert found.tensors.keys() == vit.state_dict().keys()
+    assert not found.averaged
+
+
+def test_bare_state_dict(write, state: State, vit: nn.Module) -> None:
+    path = write(state)
+    assert_same_model(path, vit)
+    assert load_model(path).found_by == "shapes"
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth.tar", "pytorch_model.bin", "weights.ckpt"])
+def test_file_names(name: str, write, state: State, vit: nn.Module) -> None:
+    assert_same_model(write(state, name), vit)
+
+
+def test_legacy_pickle_without_archive(tmp_path: Path, state: State, vit: nn.Module) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert_same_model(path, vit)
+
+
+def test_timm_saver_prefers_ema_and_says_so(write, state: State, vit: nn.Module) -> None:
+    args = argparse.Namespace(model="test_vit", lr=np.float64(0.1), model_kwargs={}, mean=None)
+    path = write(
+        {
+            "epoch": 3,
+            "arch": "test_vit",
+            "state_dict": doubled(state),
+            "state_dict_ema": prefixed(state, "module."),
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+            "version": 2,
+            "args": args,
+            "amp_scaler": {"scale": 65536.0},
+            "metric": np.float32(81.5),
+        },
+        "model_best.pth.tar",
+    )
+    assert_same_model(path, vit)
+    loaded = load_model(path)
+    assert (loaded.found_by, loaded.weights_entry) == ("arch", "state_dict_ema")
+    assert any("EMA weights taken" in note and "--no-ema" in note for note in loaded.notes)
+    plain = load_model(path, use_ema=False)
+    assert plain.weights_entry == "state_dict"
+    torch.testing.assert_close(plain.model.state_dict()["norm.weight"], state["norm.weight"] * 2)
+    assert any("plain weights taken" in note for note in plain.notes)
+
+
+def test_deit_trainer(write, state: State, vit: nn.Module) -> None:
+    path = write(
+        {"model": doubled(state), "model_ema": state, "args": argparse.Namespace(model="test_vit", input_size=160), "epoch": 1}
+    )
+    assert_same_model(path, vit)
+    loaded = load_model(path)
+    assert (loaded.found_by, loaded.weights_entry) == ("args.model", "model_ema")
+    assert load_model(path, use_ema=False).weights_entry == "model"
+
+
+def test_deit_release_without_args(write, state: State, vit: nn.Module) -> None:
+    assert_same_model(write({"model": state}), vit)
+
+
+def test_lightning_with_ema_beside_it(write, state: State, vit: nn.Module) -> None:
+    weights = prefixed(doubled(state), "model.") | prefixed(state, "model_ema.module.") | {"loss.weight": torch.ones(4)}
+    path = write({"pytorch-lightning_version": "2.4", "state_dict": weights, "hyper_parameters": {"model_name": "test_vit"}})
+    assert_same_model(path, vit)
+    loaded = load_model(path)
+    assert loaded.found_by == "hyper_parameters.model_name"
+    assert loaded.unexpected_keys == ["loss.weight"]
+    torch.testing.assert_close(load_model(path, use_ema=False).model.state_dict()["norm.bias"], state["norm.bias"] * 2)
+
+
+def test_averaged_model_of_torch(write, state: State, vit: nn.Module) -> None:
+    path = write(prefixed(state, "module.") | {"n_averaged": torch.tensor(5)})
+    assert_same_model(path, vit)
+    assert load_model(path).unexpected_keys == []
+
+
+def test_mmseg_backbone_beside_a_head(write, state: State) -> None:
+    backbone = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    head = {"decode_head.conv_seg.weight": torch.ones(19, 64, 1, 1)}
+    path = write({"meta": {"CLASSES": ("road", "car")}, "state_dict": prefixed(backbone, "backbone.") | head})
+    loaded = load_model(path)
+    assert (loaded.name, loaded.num_classes) == ("test_vit", 0)
+    assert loaded.unexpected_keys == ["decode_head.conv_seg.weight"]
+    assert loaded.class_names is None
+    assert_same = loaded.model.state_dict()["blocks.0.attn.qkv.weight"]
+    torch.testing.assert_close(assert_same, state["blocks.0.attn.qkv.weight"])
+
+
+def test_dino_teacher_is_preferred_to_student(write, state: State) -> None:
+    path = write({"student": prefixed(doubled(state), "module.backbone."), "teacher": prefixed(state, "backbone."), "epoch": 1})
+    assert load_model(path).weights_entry == "teacher"
+    assert load_model(path, use_ema=False).weights_entry == "student"
+
+
+def test_mae_decoder_is_left_out(write, state: State) -> None:
+    encoder = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    decoder = {"decoder_blocks.0.attn.qkv.weight": torch.ones(192, 64), "decoder_pos_embed": torch.ones(1, 101, 64)}
+    loaded = load_model(write({"model": encoder | decoder | {"mask_token": torch.zeros(1, 1, 64)}}))
+    assert (loaded.name, loaded.num_classes) == ("test_vit", 0)
+    assert set(decoder) <= set(loaded.unexpected_keys)
+
+
+def test_safetensors_without_metadata(tmp_path: Path, state: State, vit: nn.Module) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    assert_same_model(path, vit)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_hub_folder(weights: str, tmp_path: Path, state: State, vit: nn.Module) -> None:
+    config = {
+        "architecture": "test_vit",
+        "num_classes": 1000,
+        "pretrained_cfg": {
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.4, 0.5, 0.6],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "input_size": [3, 160, 160],
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(state, tmp_path / weights) if weights.endswith("safetensors") else torch.save(state, tmp_path / weights)
+    assert_same_model(tmp_path, vit)
+    loaded = load_model(tmp_path)
+    assert loaded.found_by == "config.json"
+    assert (loaded.mean, loaded.std, loaded.interpolation, loaded.crop_pct) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 1.0)
+    assert loaded.sha256 is not None
+    assert not any("assumed" in note for note in loaded.notes)
+
+
+def test_hub_folder_of_older_timm_and_model_args(tmp_path: Path) -> None:
+    import timm
+
+    model = timm.create_model("test_vit", img_size=96, num_classes=2, global_pool="avg")
+    config = {
+        "architecture": "test_vit",
+        "label_names": ["n1", "n2"],
+        "label_descriptions": {"n1": "tench", "n2": "goldfish"},
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "model_args": {"global_pool": "avg"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    loaded = load_model(tmp_path)
+    assert loaded.class_names == ["tench", "goldfish"]
+    assert loaded.input_size == (3, 96, 96)
+    assert loaded.missing_keys == []
+    assert loaded.model.global_pool == "avg"

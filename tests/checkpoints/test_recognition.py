@@ -1,0 +1,161 @@
+"""Architectures found by shapes: the right one, the canonical one of equals, none where attention would differ."""
+
+import time
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from overfocus import CheckpointError, load_model
+from overfocus.checkpoints.index import look_up
+from overfocus.checkpoints.recognise import recognise
+
+State = dict[str, Tensor]
+
+
+def outline(name: str, **arguments: object) -> State:
+    """A state dict of the architecture without memory."""
+    with torch.device("meta"):
+        return timm.create_model(name, **arguments).state_dict()  # type: ignore[no-any-return]
+
+
+def found(state: State, path: str = "weights.pth"):
+    from pathlib import Path
+
+    from overfocus.checkpoints.hints import Hints
+
+    return recognise(state, Hints(), None, Path(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2",
+        "deit_tiny_distilled_patch16_224",
+        "deit3_small_patch16_224",
+        "beit_base_patch16_384",
+        "eva02_tiny_patch14_336",
+        "cait_xxs24_224",
+        "swin_tiny_patch4_window7_224",
+        "swin_s3_tiny_224",
+        "swin_base_patch4_window12_384",
+        "xcit_nano_12_p8_224",
+        "convit_tiny",
+        "crossvit_9_240",
+        "pvt_v2_b0",
+        "twins_svt_small",
+        "levit_128",
+        "mobilevit_s",
+        "maxvit_tiny_tf_384",
+        "hiera_tiny_224",
+        "mvitv2_tiny",
+        "volo_d1_384",
+        "davit_tiny",
+        "vit_base_patch16_siglip_224",
+        "vit_tiny_patch16_384",
+    ],
+)
+def test_own_shapes(name: str) -> None:
+    assert found(outline(name)).name == name
+
+
+@pytest.mark.parametrize("classes", [0, 7, 21843])
+def test_other_classifier(classes: int) -> None:
+    assert found(outline("vit_small_patch14_dinov2", num_classes=classes)).name == "vit_small_patch14_dinov2"
+
+
+@pytest.mark.parametrize("size", [98, 224, 1022])
+def test_other_image_size(size: int) -> None:
+    assert found(outline("vit_small_patch14_dinov2", img_size=size)).name == "vit_small_patch14_dinov2"
+
+
+def test_grey_pictures() -> None:
+    assert found(outline("xcit_nano_12_p16_224", in_chans=1)).name == "xcit_nano_12_p16_224"
+
+
+def test_equal_in_all_but_preprocessing_takes_the_canonical_and_says_so() -> None:
+    result = found(outline("vit_tiny_patch16_224"))
+    assert result.name == "deit_tiny_patch16_224"  # ImageNet's mean and std, as in DeiT, DINO and MAE checkpoints
+    assert result.found_by == "shapes"
+    assert any("vit_tiny_patch16_224" in note and "preprocessing" in note for note in result.notes)
+
+
+def test_the_file_name_decides_between_equals() -> None:
+    assert found(outline("deit_tiny_patch16_224"), "vit_tiny_patch16_224-best.pth").name == "vit_tiny_patch16_224"
+
+
+def test_position_table_tells_prefix_tokens() -> None:
+    flexible = outline("flexivit_small", img_size=320)  # 400 rows: no row for the class token
+    assert found(flexible).name == "flexivit_small"
+    assert found(outline("vit_small_patch16_224", img_size=320)).name == "deit_small_patch16_224"
+
+
+def test_heads_differ_so_none_is_picked() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        found(outline("vit_base_patch16_gap_224"), "my_vit_base_patch16_gap_224.pth")
+    text = str(caught.value)
+    assert "vit_base_patch16_gap_224 (blocks.*.attn.num_heads 16)" in text
+    assert "num_heads 12" in text
+    assert "--model" in text
+    assert "the file's name suggests vit_base_patch16_gap_224" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [("swinv2_tiny_window8_256", "window_size"), ("vit_base_patch16_clip_224", "QuickGELU"), ("nest_tiny", "padding")],
+)
+def test_windows_activations_and_padding_differ_so_none_is_picked(name: str, difference: str) -> None:
+    with pytest.raises(CheckpointError, match=difference):
+        found(outline(name))
+
+
+def test_nearest_is_taken_when_little_is_missing_and_it_is_said(write) -> None:
+    state = timm.create_model("test_vit").state_dict()
+    del state["norm.weight"]
+    loaded = load_model(write(state | {"extra.bias": torch.ones(3)}))
+    assert loaded.name == "test_vit"
+    assert loaded.missing_keys == ["norm.weight"]
+    assert loaded.unexpected_keys == ["extra.bias"]
+    assert any("nearest architecture by shapes" in note for note in loaded.notes)
+
+
+def test_names_of_the_original_dinov2_with_registers() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("vit_small_patch14_reg4_dinov2")
+    state = model.state_dict()
+    state["register_tokens"] = state.pop("reg_token")
+    assert found(state).name == "vit_small_patch14_reg4_dinov2"
+
+
+def test_explicit_name_goes_before_metadata_and_shapes(write) -> None:
+    state = timm.create_model("test_vit").state_dict()
+    path = write({"arch": "resnet18", "state_dict": state})
+    loaded = load_model(path, model="test_vit")
+    assert (loaded.name, loaded.found_by) == ("test_vit", "asked for")
+
+
+def test_architecture_that_timm_does_not_know_falls_back_to_shapes(write) -> None:
+    path = write({"arch": "visiontransformer", "state_dict": timm.create_model("test_vit").state_dict()})
+    loaded = load_model(path)
+    assert (loaded.name, loaded.found_by) == ("test_vit", "shapes")
+    assert any("visiontransformer" in note for note in loaded.notes)
+
+
+def test_look_up_takes_milliseconds_and_builds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in outline("vit_small_patch14_dinov2").items()}
+    nearly = {name: shape for name, shape in shapes.items() if not name.startswith("norm.")}
+    look_up(nearly)  # the index is read once
+    monkeypatch.setattr(timm, "create_model", None)
+    for wanted in (shapes, nearly):
+        start = time.perf_counter()
+        assert look_up(wanted).candidates[0].name == "vit_small_patch14_dinov2"
+        assert time.perf_counter() - start < 0.05
+
+
+def test_architecture_missing_from_the_installed_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = outline("vit_small_patch14_dinov2")
+    monkeypatch.setattr(timm, "is_model", lambda _: False)
+    with pytest.raises(CheckpointError, match="install timm"):
+        found(state)
