@@ -1,5 +1,6 @@
 """A run folder that `analyze` wrote, read back as tables and maps; an unfinished run can be read as far as it got."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,11 +179,24 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder}: expected a run folder as `overfocus analyze` writes it, but it holds no run.json") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: expected the description of a run, but it cannot be read ({error})") from None
-    if not isinstance(info, dict) or "format" not in info:
-        raise RunError(f"{path}: expected the description of an overfocus run, but this file is something else")
+    _check_ours(path, info)
     if info["format"] != FORMAT:
         raise RunError(f"{path}: written in format {info['format']!r}, this version reads format {FORMAT}; upgrade overfocus")
-    return info
+    return dict(info)
+
+
+def check_ours(folder: Path) -> None:
+    """Raise `RunError` if a folder's run.json was written by another program; a damaged one may be ours."""
+    path = folder / "run.json"
+    with contextlib.suppress(OSError, ValueError):
+        _check_ours(path, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _check_ours(path: Path, info: object) -> None:
+    if not isinstance(info, dict) or "format" not in info:
+        raise RunError(
+            f"{path}: expected the description of an overfocus run, but this file is something else; choose another folder"
+        )
 
 
 def committed_parts(folder: Path, prefix: str, info: dict[str, Any]) -> dict[int, Path]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from overfocus.analysis.settings import MAY_CHANGE
 from overfocus.errors import RunError
-from overfocus.run import committed_parts, read_info
+from overfocus.run import check_ours, committed_parts, read_info
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,9 +47,8 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise RunError(f"{self.path}: the output folder cannot be read ({error.strerror}); choose another output") from None
-        if overwrite:
-            self._clear()
-        elif "run.json" in found:
+        lies_here = "run.json" in found
+        if lies_here and not overwrite:
             info = read_info(self.path)
             if changed := _differences(info, wanted):
                 raise RunError(
@@ -57,11 +56,15 @@ class RunFolder:
                 )
             self._clear(after=info)
             return info
-        elif visible := [name for name in found if not name.startswith(".")]:
+        if lies_here:
+            self._clear()
+        elif not overwrite and (visible := [name for name in found if not name.startswith(".")]):
             names = ", ".join(visible[:3])
             raise RunError(
                 f"{self.path}: holds other files ({names}); choose another output, or --overwrite to write beside them"
             )
+        elif mistakable := self._ours():
+            raise RunError(f"{mistakable[0]}: would be mistaken for a part of the run; remove it or choose another output")
         self._probe()
         return None
 
@@ -107,19 +110,28 @@ class RunFolder:
                 f"{self.path}: the output folder cannot be written ({error.strerror}); choose another output"
             ) from None
 
+    def _ours(self) -> list[Path]:
+        """Files in the folder that have the names of a run's files."""
+        files = [path for path in [*self.path.glob("*"), *self.path.glob("*/*")] if path.is_file()]
+        return [path for path in files if _OURS.fullmatch(path.relative_to(self.path).as_posix())]
+
     def _clear(self, after: dict[str, Any] | None = None) -> None:
-        """Delete the files of the run that lies here; or only what an interruption left behind `after` run.json was written."""
-        if not (self.path / "run.json").is_file():
-            return
+        """Delete the files of the run that lies here; or only what an interruption left behind `after` run.json was written.
+
+        Raises:
+            RunError: run.json is that of another program, or a file cannot be deleted.
+        """
         kept: set[Path] = set()
-        if after is not None:
+        if after is None:
+            check_ours(self.path)
+        else:
             for kind, prefix in (("metrics", "part-"), ("predictions", "part-"), ("maps", "received-")):
                 kept.update(committed_parts(self.path / kind, prefix, after).values())
             kept.update(self.path / "maps" / f"image-{number}.npz" for number in after["displayed"])
             kept.update([self.path / "run.json", self.path / "report.html", *self.path.glob("figures/*.png")])
         try:
-            for path in [*self.path.glob("*"), *self.path.glob("*/*")]:
-                if _OURS.fullmatch(path.relative_to(self.path).as_posix()) and path not in kept and path.is_file():
+            for path in self._ours():
+                if path not in kept:
                     path.unlink()
         except OSError as error:
             raise RunError(

@@ -125,7 +125,7 @@ class Measurer:
         if self._number not in self.layers:
             return None
         grid = attention.image_grid
-        with self.stopwatch.on("capture", inside="forward"):
+        with self.stopwatch.on("capture", inside="forward"), torch.autocast(self.device.type, enabled=False):
             values = measure(
                 attention,
                 top_fraction=self.top_fraction,

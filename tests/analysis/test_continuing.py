@@ -1,0 +1,287 @@
+"""A run that ends at any moment can be read, continued, and ends with the same tables; nobody else's files are touched."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import overfocus
+from overfocus import Run, RunError
+from overfocus.analysis import recorder
+from overfocus.analysis.folder import RunFolder
+from overfocus.analysis.packs import PackMeasurer
+
+OPTIONS = {"corruptions": ["gaussian_noise"], "severities": [3], "batch_size": 4, "workers": 0, "device": "cpu"}
+
+PROGRAM = """
+import importlib.util, sys, time
+import overfocus
+from overfocus.analysis import recorder
+from overfocus.analysis.packs import PackMeasurer
+
+spec = importlib.util.spec_from_file_location("fixtures", sys.argv[1])
+fixtures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fixtures)
+recorder.SECONDS_PER_PART = 0.0
+measure = PackMeasurer.measure
+PackMeasurer.measure = lambda self, groups: (time.sleep(0.2), measure(self, groups))[1]
+overfocus.analyze(
+    fixtures._make_loaded(), sys.argv[2], corruptions=["gaussian_noise"], severities=[3], output=sys.argv[3],
+    batch_size=4, workers=1, device="cpu",
+)
+"""
+
+
+@pytest.fixture
+def parts_after_every_pack(monkeypatch):
+    """Write a part after each batch instead of after some seconds."""
+    monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Make the measuring raise an error after a number of packs."""
+
+    def stop(packs, error):
+        measure, calls = PackMeasurer.measure, iter(range(1000))
+
+        def stopping(self, groups):
+            if next(calls) == packs:
+                raise error
+            return measure(self, groups)
+
+        monkeypatch.setattr(PackMeasurer, "measure", stopping)
+
+    return stop
+
+
+def assert_same(run, other):
+    """Tables, maps and pictures are the same to the last bit."""
+    pd.testing.assert_frame_equal(run.table, other.table, check_exact=True)
+    pd.testing.assert_frame_equal(run.predictions, other.predictions, check_exact=True)
+    assert run.displayed == other.displayed
+    for image in run.displayed:
+        np.testing.assert_array_equal(run.maps(image).pictures, other.maps(image).pictures)
+        np.testing.assert_array_equal(run.maps(image).attention[1], other.maps(image).attention[1])
+    for image in run.table["image"].unique():
+        np.testing.assert_array_equal(run.received(image, "gaussian_noise", 3), other.received(image, "gaussian_noise", 3))
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_process_is_continued(loaded, write_pictures, tmp_path, kills):
+    """kill -9 while it measures, then to the end."""
+    photos = write_pictures(tmp_path / "photos", 12)
+    whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
+    fixtures = Path(__file__).with_name("conftest.py")
+    command = [sys.executable, "-c", PROGRAM, str(fixtures), str(photos), str(tmp_path / "run")]
+    done = 0
+    for _ in range(kills):
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+            if (tmp_path / "run" / "run.json").exists() and Run(tmp_path / "run").info["done"] > done:
+                break
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        unfinished = Run(tmp_path / "run")
+        assert not unfinished.complete
+        assert done < unfinished.info["done"] < 12
+        done = unfinished.info["done"]
+        pd.testing.assert_frame_equal(unfinished.table, whole.table[whole.table["image"] < done], check_exact=True)
+    subprocess.run(command, check=True)
+    finished = Run(tmp_path / "run")
+    assert finished.complete
+    assert_same(finished, whole)
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_interrupt_writes_what_is_measured(loaded, photos, tmp_path, stop_after, monkeypatch):
+    whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
+    stop_after(2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    monkeypatch.undo()
+    interrupted = Run(tmp_path / "run")
+    assert interrupted.info["done"] == 4
+    assert sorted(interrupted.table["image"].unique()) == [0, 1, 2, 3]
+    assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
+
+
+@pytest.mark.slow
+def test_interrupt_from_the_keyboard_in_a_process(write_pictures, tmp_path):
+    photos = write_pictures(tmp_path / "photos", 12)
+    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).with_name("conftest.py")), str(photos), str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((tmp_path / "run").glob("metrics/part-*")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    _, shown = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert shown.count("Traceback") == 1
+    assert shown.strip().endswith("KeyboardInterrupt")
+    assert 0 < Run(tmp_path / "run").info["done"] < 12
+
+
+def test_complete_run_is_not_measured_again(loaded, photos, tmp_path, stop_after):
+    first = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    stop_after(0, AssertionError("measured again"))
+    again = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS | {"workers": 1})
+    pd.testing.assert_frame_equal(again.table, first.table)
+
+
+@pytest.mark.usefixtures("parts_after_every_pack")
+def test_the_table_does_not_depend_on_part_boundaries(loaded, photos, tmp_path):
+    parts = overfocus.analyze(loaded, photos, output=tmp_path / "parts", **OPTIONS)
+    assert sorted(path.name for path in (tmp_path / "parts/metrics").iterdir()) == [
+        f"part-0000{first}.parquet" for first in (0, 2, 4)
+    ]
+    recorder.SECONDS_PER_PART = 1000.0
+    assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "one", **OPTIONS), parts)
+    assert len(list((tmp_path / "one/metrics").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.parametrize("file", ["metrics/part-00002.parquet", "maps/image-3.npz", "predictions/part-00002.parquet", "run.json"])
+def test_disk_full(loaded, photos, tmp_path, monkeypatch, file):
+    """Whichever file hits the end of the disk, the run stays readable and goes on later to the same tables."""
+    whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
+    real, writes = os.fsync, iter(range(1000))
+
+    def full(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        wanted = f".{Path(file).name}."
+        if path.name.startswith(wanted) and (file != "run.json" or next(writes) == 2):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        RunError, match=r"the disk is full \(No space left on device\).*make room and start the same command"
+    ) as raised:
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(os, "fsync", real)
+    assert not list((tmp_path / "run").rglob(".*"))
+    halted = Run(tmp_path / "run")
+    assert sorted(halted.table["image"].unique()) == [0, 1]
+    assert sorted(halted.predictions["image"].unique()) == [0, 1]
+    assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seed": 5}, "seed 0 there, 5 asked for"),
+        ({"severities": [3, 4]}, r"severities \[3\] there, \[3, 4\] asked for"),
+        ({"batch_size": 6}, "batch_size 4 there, 6 asked for"),
+        ({"limit": 3}, "limit None there, 3 asked for; other images, 6 there, 3 asked for"),
+    ],
+)
+def test_another_run_is_refused(loaded, photos, tmp_path, options, words):
+    first = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    with pytest.raises(RunError, match=rf"run: holds another run \({words}\); choose another output or overwrite"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS | options)
+    pd.testing.assert_frame_equal(Run(tmp_path / "run").table, first.table)
+    other = overfocus.analyze(loaded, photos, output=tmp_path / "run", overwrite=True, **OPTIONS | options)
+    assert other.complete
+    if "severities" in options:
+        assert set(other.table["severity"]) == {0, 3, 4}
+    if "limit" in options:
+        assert other.table["image"].max() == 2
+
+
+def test_other_weights_are_refused(loaded, photos, tmp_path):
+    overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    loaded.model.head.bias.data += 1
+    with pytest.raises(RunError, match=r"holds another run \(other weights"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+
+
+def test_foreign_files_are_never_deleted(loaded, photos, tmp_path):
+    output = tmp_path / "run"
+    (output / "metrics").mkdir(parents=True)
+    foreign = [output / "thesis.tex", output / "metrics" / "notes.txt"]
+    for path in foreign:
+        path.write_text("precious")
+    with pytest.raises(RunError, match=r"run: holds other files \(metrics, thesis\.tex\)"):
+        overfocus.analyze(loaded, photos, output=output, **OPTIONS)
+    overfocus.analyze(loaded, photos, output=output, overwrite=True, **OPTIONS)
+    (output / "figures").mkdir()
+    (output / "figures" / "curves.png").touch()
+    (output / "report.html").touch()
+    again = overfocus.analyze(loaded, photos, output=output, overwrite=True, **OPTIONS | {"seed": 3})
+    assert again.complete
+    assert [path.read_text() for path in foreign] == ["precious", "precious"]
+    assert not (output / "report.html").exists()
+    assert not (output / "figures" / "curves.png").exists()
+
+
+def test_files_that_look_like_parts_are_not_mixed_in(loaded, photos, tmp_path):
+    (tmp_path / "run" / "metrics").mkdir(parents=True)
+    (tmp_path / "run" / "metrics" / "part-00003.parquet").write_text("not ours")
+    with pytest.raises(RunError, match=r"part-00003\.parquet"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", overwrite=True, **OPTIONS)
+    assert (tmp_path / "run" / "metrics" / "part-00003.parquet").read_text() == "not ours"
+
+
+def test_foreign_run_json(loaded, photos, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"scripts": {}}')
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="something else"):
+            overfocus.analyze(loaded, photos, output=tmp_path / "run", overwrite=overwrite, **OPTIONS)
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"scripts": {}}
+
+
+def test_damaged_run_json_can_be_overwritten(loaded, photos, tmp_path):
+    overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    (tmp_path / "run" / "run.json").write_text('{"format": 1, ')
+    with pytest.raises(RunError, match="cannot be read"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    assert overfocus.analyze(loaded, photos, output=tmp_path / "run", overwrite=True, **OPTIONS).complete
+
+
+def test_output_that_cannot_be_written(loaded, photos, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match=r"file.*choose another output"):
+            overfocus.analyze(loaded, photos, output=output, **OPTIONS)
+
+    def refuse(self, *_args, **_keywords):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(RunError, match=r"run: the output folder cannot be written \(Permission denied\)"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+
+
+def test_nothing_measured_yet(tmp_path, loaded, photos, stop_after):
+    stop_after(0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    with pytest.raises(RunError, match="holds no results yet"):
+        _ = Run(tmp_path / "run").table
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_info({"format": 1})
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(RunError, match=r"run\.json: cannot be written \(Input/output error\)"):
+        folder._write("run.json", fail)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"format": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
