@@ -38,13 +38,13 @@ class AttentionMap:
     key_prefix_tokens: int = 0
     """Prefix tokens at the front of the keys."""
     grid: tuple[int, int] | None = None
-    """(rows, columns) of the query patches on the image; of one window where kind is "window"; of the keys where kind is "class"."""
+    """(rows, columns) of the query patches; of one window where kind is "window", of the keys where kind is "class"."""
     key_grid: tuple[int, int] | None = None
     """(rows, columns) of the key patches; equal to `grid` except where kind is "pooled"."""
     partition: Int[Tensor, "windows tokens"] | None = field(default=None, repr=False)
-    """Position of each window's patches in the row-major patch grid of the image, −1 for padding; None where there is one window."""
+    """Place of each window's patches in the row-major patch grid of the image, −1 for padding; None for one window."""
     image_grid: tuple[int, int] | None = None
-    """(rows, columns) of the patch grid over the whole image, which `partition` points into; equal to `key_grid` for one window."""
+    """(rows, columns) of the patch grid over the whole image, which `partition` points into."""
     branch: str | None = None
     """What tells the windows apart: "shifted" (windows moved by a part of their size) or "grid" (strided windows)."""
     normalised: bool = True
@@ -52,8 +52,9 @@ class AttentionMap:
     to 1 and entries may be negative; metrics then take each entry's share of its row's magnitude."""
     hidden_rows: bool = False
     """Whether a mask may hide all keys of a query (padding), whose row is then zero."""
-    deviation: float | None = None
-    """Largest absolute difference between weights × values and what the model produced; only measured by `overfocus.verify`."""
+    deviation: tuple[float, float] | None = None
+    """(largest absolute difference between weights × values and what the model produced, largest absolute value of that);
+    measured by `overfocus.verify` only."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

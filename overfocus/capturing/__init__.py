@@ -1,8 +1,8 @@
 """Attention of any model, captured while it runs and without changing it.
 
-    with overfocus.capture(model) as captured:
-        logits = model(images)
-    captured.maps[0].weights          # (batch, heads, queries, keys)
+with overfocus.capture(model) as captured:
+    logits = model(images)
+captured.maps[0].weights          # (batch, heads, queries, keys)
 """
 
 from overfocus.capturing.context import Captured, capture

@@ -1,5 +1,6 @@
 """`capture(model)`: attention maps of everything a model runs inside the block."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,12 +62,14 @@ def capture(
 
     Works in the calling thread only; other models and other captures, also nested ones, are not mixed in.
     """
-    model = _original(model)
-    captured = Captured(model, reduce, gradients=gradients, verify=verify)
+    original = _original(model)
+    captured = Captured(original, reduce, gradients=gradients, verify=verify)
     recorder = captured.recorder
     recorder.stack.watch(recorder.enter, recorder.leave)
     try:
-        with torch.compiler.set_stance("force_eager"), recorder.mode:
+        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"), recorder.mode:
+            if original is not model:  # torch warns that global hooks fire for the wrapper too; ours look at the original only
+                warnings.filterwarnings("ignore", message="Using `torch.compile")
             yield captured
     finally:
         recorder.stack.unwatch()

@@ -74,11 +74,13 @@ class SiteLog:
         for name, module in modules.items():
             if _attention_like(name, module) and not any(_inside(name, other) or _inside(other, name) for other in seen):
                 reason = (
-                    "no softmax over tokens and no scaled_dot_product_attention ran in it: linear or additive attention, or a kernel of its own"
+                    "no softmax attention ran in it: linear or additive attention, or a kernel of its own"
                     if name in called
                     else "not called in this forward"
                 )
-                rows.append(Site(name, "unsupported" if name in called else None, None, reason=reason, class_name=type(module).__name__))
+                rows.append(
+                    Site(name, "unsupported" if name in called else None, None, reason=reason, class_name=type(module).__name__)
+                )
                 seen.add(name)
         return tuple(sorted(rows, key=lambda site: order.get(site.module, len(order))))
 

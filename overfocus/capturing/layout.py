@@ -6,7 +6,6 @@ model's prefix tokens plus a grid of the image's proportions.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ MOST_PREFIX_TOKENS = 32
 class Layout:
     """Everything about a map except its weights; the same for every call with inputs of the same size."""
 
-    kind: Kind | Literal["unsupported"]
+    kind: Kind
     arrangement: Arrangement
     prefix_tokens: int = 0
     key_prefix_tokens: int = 0
@@ -33,6 +32,7 @@ class Layout:
     partition: Tensor | None = None
     branch: str | None = None
     reason: str | None = None
+    """Why the map cannot be used; None where it can."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +49,18 @@ class _Tokens:
         return (self.places == -1).all(0)
 
     def order(self) -> Tensor | None:
-        """Prefix first, then by place where one window covers the grid; None where tokens already are in that order."""
-        rank = self.places[0].clone()
-        if len(self.places) > 1:
-            rank = torch.where(self.prefix, -1, torch.arange(self.places.shape[1]))
-        order = torch.argsort(rank, stable=True)
-        return None if bool((order == torch.arange(len(order))).all()) else order
+        """Prefix tokens first, patches row by row; None where tokens already are in that order, or windows have no common one."""
+        if len(self.places) == 1:
+            kept = torch.nonzero(self.places[0] != -2).squeeze(1)
+            order = kept[torch.argsort(self.places[0, kept], stable=True)]
+            return None if torch.equal(order, torch.arange(self.places.shape[1])) else order
+        whole = self.places[(self.places != -2).all(1)]
+        if len(whole) == 0:
+            return None
+        order = torch.argsort(whole[0], stable=True)
+        ascending = bool((whole[:, order].diff(dim=1)[:, int(self.prefix.sum()) :] > 0).all())
+        in_order = bool((order == torch.arange(len(order))).all())
+        return order if ascending and not in_order else None
 
     def ordered(self) -> Tensor:
         order = self.order()
@@ -66,7 +72,9 @@ def channel_axis(values: Positions) -> bool:
     return constant(values.ids, -2) and not constant(values.ids, -1)
 
 
-def infer_layout(shape: tuple[int, ...], queries: Tensor | None, keys: Tensor, grids: tuple[tuple[int, int] | None, ...]) -> Layout | None:
+def infer_layout(
+    shape: tuple[int, ...], queries: Tensor | None, keys: Tensor, grids: tuple[tuple[int, int] | None, ...]
+) -> Layout | None:
     """Layout of a map from the positions of its tokens.
 
     `shape` is (…, queries, keys); `queries` (…, queries) and `keys` (…, keys) are positions, broadcastable to the axes in
@@ -77,6 +85,10 @@ def infer_layout(shape: tuple[int, ...], queries: Tensor | None, keys: Tensor, g
     arrangement = _arrange(keys)
     if arrangement is None:
         return None
+    if arrangement.windows == 1 and not _padded_alike(arrangement, keys):
+        return Layout(
+            "global", arrangement, reason="images of different sizes share the batch: give images of one size per batch"
+        )
     key_tokens = _tokens(arrangement, keys, grids[1])
     query_tokens = None
     if queries is not None:
@@ -101,17 +113,22 @@ def infer_layout(shape: tuple[int, ...], queries: Tensor | None, keys: Tensor, g
         grid = _cell_grid(query_tokens.ordered()[:, query_prefix:], query_tokens.grid)
     return Layout(
         kind=kind,
-        arrangement=Arrangement(arrangement.axes, arrangement.sizes, None if query_tokens is None else query_tokens.order(), key_order),
+        arrangement=Arrangement(
+            arrangement.axes, arrangement.sizes, None if query_tokens is None else query_tokens.order(), key_order
+        ),
         prefix_tokens=shape[-2] if query_tokens is None else int(query_tokens.prefix.sum()),
         key_prefix_tokens=key_prefix,
         grid=grid,
         key_grid=key_grid,
         image_grid=key_tokens.grid,
         partition=places.clamp(min=-1) if windows > 1 else None,
+        branch=_branch(places, key_tokens.grid) if windows > 1 else None,
     )
 
 
-def guess_layout(shape: tuple[int, ...], images: int, heads: int | None, prefix: int | None, image_size: tuple[int, int] | None) -> Layout | None:
+def guess_layout(
+    shape: tuple[int, ...], images: int, heads: int | None, prefix: int | None, image_size: tuple[int, int] | None
+) -> Layout | None:
     """Layout of a map from sizes alone; None where its axes fit nothing known."""
     arrangement = _guess_axes(shape, images, heads)
     if arrangement is None or arrangement.windows > 1:
@@ -141,7 +158,10 @@ def _guess_grid(tokens: int, prefix: int | None, image_size: tuple[int, int] | N
         return prefix or 0, None
     for count in [*candidates, *range(MOST_PREFIX_TOKENS + 1)]:
         for stride in range(1, max(image_size) + 1):
-            for size in ((image_size[0] // stride, image_size[1] // stride), (-(-image_size[0] // stride), -(-image_size[1] // stride))):
+            for size in (
+                (image_size[0] // stride, image_size[1] // stride),
+                (-(-image_size[0] // stride), -(-image_size[1] // stride)),
+            ):
                 if size[0] * size[1] == tokens - count and min(size) > 1:
                     return count, size
     return prefix or 0, None
@@ -158,38 +178,48 @@ def _arrange(keys: Tensor) -> Arrangement | None:
     axes: list[tuple[str, ...]] = []
     sizes: list[tuple[int, ...]] = []
     for axis, size in enumerate(leading):
-        changes_image = images > 1 and not _same(image, axis)
-        changes_place = not _same(place, axis)
-        if changes_image:
-            rest = size // images
-            order = _line(image, axis)
-            known = order >= 0
-            steps = torch.arange(size)
-            rest_name = "window" if changes_place else "head"
-            if rest * images != size:
-                return None
-            if bool((order == steps // rest)[known].all()):
-                axes.append(("image", rest_name) if rest > 1 else ("image",))
-                sizes.append((-1, rest) if rest > 1 else (-1,))
-            elif bool((order == steps % images)[known].all()):
-                axes.append((rest_name, "image"))
-                sizes.append((rest, -1))
-            else:
-                return None
-        else:
-            axes.append(("window" if changes_place else "head",))
-            sizes.append((size,))
+        images_here = images if images > 1 and not _same(image, axis) else 1
+        if size % images_here:
+            return None
+        line = _line(image, axis)
+        steps, rest = torch.arange(size), size // images_here
+        known = line >= 0
+        image_outside = images_here == 1 or bool((line == steps // rest)[known].all())
+        if not image_outside and not bool((line == steps % images_here)[known].all()):
+            return None
+        block = place.narrow(axis, 0, rest) if image_outside else place.index_select(axis, steps[::images_here])
+        names, factors = _windows_and_heads(block, axis)
+        if images_here > 1:
+            names = ["image", *names] if image_outside else [*names, "image"]
+            factors = [-1, *factors] if image_outside else [*factors, -1]
+        axes.append(tuple(names))
+        sizes.append(tuple(factors))
     if not any("image" in axis for axis in axes):
         return _with_single_image(axes, sizes)
     return Arrangement(tuple(axes), tuple(sizes))
 
 
+def _windows_and_heads(place: Tensor, axis: int) -> tuple[list[str], list[int]]:
+    """How an axis splits into windows, which look at different places, and heads, which look at the same."""
+    size = place.shape[axis]
+    if size == 1:
+        return [], []
+    if _same(place, axis):
+        return ["head"], [size]
+    rows = place.movedim(axis, 0).reshape(size, -1)
+    first = (rows == rows[0]).all(1)
+    heads = int(first.sum())
+    if heads > 1 and size % heads == 0:
+        if bool(first[:heads].all()):
+            return ["window", "head"], [size // heads, heads]
+        if bool(first[:: size // heads].all()):
+            return ["head", "window"], [heads, size // heads]
+    return ["window"], [size]
+
+
 def _with_single_image(axes: list[tuple[str, ...]], sizes: list[tuple[int, ...]]) -> Arrangement:
     """With one image in the batch no axis shows which holds images: it is the first, as in every model that we know."""
-    if sizes[0] == (1,):
-        axes[0], sizes[0] = ("image",), (-1,)
-    else:
-        axes[0], sizes[0] = ("image", *axes[0]), (-1, *sizes[0])
+    axes[0], sizes[0] = ("image", *axes[0]), (-1, *sizes[0])
     return Arrangement(tuple(axes), tuple(sizes))
 
 
@@ -208,6 +238,11 @@ def _tokens(arrangement: Arrangement, ids: Tensor, grid: tuple[int, int] | None)
     folded = folded[: arrangement.windows]
     places = torch.where(folded > 0, folded % IMAGE - 1, torch.where(folded == 0, -2, -1))
     return _Tokens(*_regular(places, grid))
+
+
+def _padded_alike(arrangement: Arrangement, keys: Tensor) -> bool:
+    padding = Arrangement(arrangement.axes, arrangement.sizes).fold(keys.unsqueeze(-2))[:, 0, 0] == 0
+    return bool((padding == padding[:1]).all())
 
 
 def _regular(places: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int] | None]:
@@ -238,6 +273,24 @@ def _cell_grid(places: Tensor, grid: tuple[int, int] | None) -> tuple[int, int] 
     order = (window // grid[1])[::columns]
     in_rows = bool((window.reshape(rows, columns) // grid[1] == order[:, None]).all())
     return (rows, columns) if in_rows else None
+
+
+def _branch(places: Tensor, grid: tuple[int, int] | None) -> str | None:
+    """How windows lie: "shifted" off the tiling that starts at the corner, "grid" where a window's tokens are strided."""
+    real = places[places >= 0]
+    if grid is None or not bool((places >= 0).any(1).all()) or len(real) != len(torch.unique(real)):
+        return None
+    spans, edges = [], []
+    for window in places:
+        real = window[window >= 0]
+        rows, columns = torch.unique(real // grid[1]), torch.unique(real % grid[1])
+        spans.append((len(rows), int(rows[-1] - rows[0]) + 1, len(columns), int(columns[-1] - columns[0]) + 1))
+        edges.append((int(rows[0]), int(columns[0])))
+    if all(rows < row_span or columns < column_span for rows, row_span, columns, column_span in spans):
+        return "grid"
+    height, width = max(span[0] for span in spans), max(span[2] for span in spans)
+    whole = [edge for edge, span in zip(edges, spans, strict=True) if span == (height, height, width, width)]
+    return "shifted" if any(row % height or column % width for row, column in whole) else None
 
 
 def token_positions(tensor: Positions | None, axis: int) -> Tensor | None:

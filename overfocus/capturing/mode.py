@@ -24,14 +24,14 @@ class CaptureMode(TorchFunctionMode):
 
     def active(self, wanted: bool) -> None:
         """Step aside, or come back, wherever in the stack of modes this one stands."""
-        stack = _get_current_function_mode_stack()
+        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         if wanted == any(mode is self for mode in stack):
             return
         if wanted:
-            _push_mode(self)
+            _push_mode(self)  # type: ignore[no-untyped-call]
             return
         for _ in stack:
-            _pop_mode()
+            _pop_mode()  # type: ignore[no-untyped-call]
         for mode in stack:
             if mode is not self:
-                _push_mode(mode)
+                _push_mode(mode)  # type: ignore[no-untyped-call]

@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 from overfocus.capturing.sources import QueryKeyWeights
 
-_FORWARD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
+_FORWARD_ARGUMENTS = (
+    "query",
+    "key",
+    "value",
+    "key_padding_mask",
+    "need_weights",
+    "attn_mask",
+    "average_attn_weights",
+    "is_causal",
+)
 _FUNCTION_ARGUMENTS = (
-    "query key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p out_proj_weight "
-    "out_proj_bias training key_padding_mask need_weights attn_mask use_separate_proj_weight q_proj_weight k_proj_weight v_proj_weight "
-    "static_k static_v average_attn_weights is_causal"
+    "query key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p "
+    "out_proj_weight out_proj_bias training key_padding_mask need_weights attn_mask use_separate_proj_weight q_proj_weight "
+    "k_proj_weight v_proj_weight static_k static_v average_attn_weights is_causal"
 ).split()
 _LAYER_ARGUMENTS = ("src", "src_mask", "src_key_padding_mask", "is_causal")
 
@@ -60,7 +69,9 @@ def module_call(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Ma
     if module.batch_first and tensors[0].ndim == 3:
         tensors = [tensor.transpose(0, 1) for tensor in tensors]
     separate = not module._qkv_same_embed_dim
-    projections = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if separate else module.in_proj_weight.chunk(3)
+    projections = (
+        (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if separate else module.in_proj_weight.chunk(3)
+    )
     return _call(
         tensors,
         heads=module.num_heads,
@@ -96,7 +107,9 @@ def function_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Multihead
     )
 
 
-def layer_call(layer: nn.TransformerEncoderLayer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[MultiheadCall, Tensor]:
+def layer_call(
+    layer: nn.TransformerEncoderLayer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[MultiheadCall, Tensor]:
     """The attention of an encoder layer that took its fast path, and what the layer returns for it, for verification."""
     given = dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | dict(kwargs)
     source = given["src"]
@@ -105,7 +118,9 @@ def layer_call(layer: nn.TransformerEncoderLayer, args: tuple[Any, ...], kwargs:
         padded = source.to_padded_tensor(0.0)
         padding, source = _padding(source, padded), padded
     normed = layer.norm1(source) if layer.norm_first else source
-    call = module_call(layer.self_attn, (normed, normed, normed), {"key_padding_mask": padding, "attn_mask": given.get("src_mask")})
+    call = module_call(
+        layer.self_attn, (normed, normed, normed), {"key_padding_mask": padding, "attn_mask": given.get("src_mask")}
+    )
     after = source + call.attended()
     if layer.norm_first:
         return call, after + layer._ff_block(layer.norm2(after))

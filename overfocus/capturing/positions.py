@@ -29,6 +29,7 @@ _MOVES = frozenset(
     "view_as reshape_as T.__get__ mT.__get__ channel_shuffle rot90".split()
 )
 _REDUCTIONS = frozenset("mean sum amax amin max min".split())
+_POOLS = frozenset("avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d".split())
 _CHANNEL_MIXING = frozenset("linear conv1d conv2d conv3d".split())
 
 
@@ -87,6 +88,11 @@ class TensorNotes(Generic[Note]):
         entry = self._notes.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
+    def keep(self, wanted: Callable[[Note], bool]) -> None:
+        """Forget the notes that are not wanted."""
+        for key in [key for key, (_, note) in self._notes.items() if not wanted(note)]:
+            del self._notes[key]
+
     def __len__(self) -> int:
         return len(self._notes)
 
@@ -122,9 +128,7 @@ def product_operands(name: str, args: tuple[Any, ...]) -> Operands | None:
         return None
     axes = max(left.ndim, right.ndim) - 2
     batch = "ABCDEFGH"[:axes]
-    return Operands(
-        (left, right), (batch[axes - left.ndim + 2 :] + "ik", batch[axes - right.ndim + 2 :] + "kj"), batch + "ij"
-    )
+    return Operands((left, right), (batch[axes - left.ndim + 2 :] + "ik", batch[axes - right.ndim + 2 :] + "kj"), batch + "ij")
 
 
 class PositionTracker:
@@ -142,9 +146,28 @@ class PositionTracker:
             ids = _fresh(tensor.shape[0], 1, tensor.shape[1], tensor).reshape(tensor.shape[:2])
             self.notes[tensor] = Positions(ids.reshape(ids.shape + (1,) * (tensor.ndim - 2)).expand(tensor.shape), None)
 
+    def start_patches(self, patches: Tensor, coordinates: Tensor, valid: Tensor | None) -> None:
+        """Number patches (b, n, …) that come with their (row, column), (b, n, 2), some of them padding (NaFlexViT)."""
+        columns = int(coordinates[..., 1].max()) + 1
+        index = coordinates[..., 0] * columns + coordinates[..., 1] + 1
+        ids = index + torch.arange(len(index), device=index.device)[:, None] * IMAGE
+        if valid is not None:
+            ids = ids.masked_fill(~valid, 0)
+        ids = ids.reshape(ids.shape + (1,) * (patches.ndim - 2)).expand(patches.shape)
+        self.notes[patches] = Positions(ids, (int(coordinates[..., 0].max()) + 1, columns))
+
     def get(self, tensor: Any) -> Positions | None:
         """Positions of this tensor, if they are known."""
         return self.notes.get(tensor)
+
+    def operand(self, operands: "Operands", side: int) -> Positions | None:
+        """Positions of an operand with its summed axis last, so that the axis before it holds tokens."""
+        known = self.get(operands.tensors[side])
+        letters = operands.letters[side]
+        summed = [axis for axis, letter in enumerate(letters) if letter not in operands.output]
+        if known is None or len(summed) != 1 or known.ids.ndim != len(letters):
+            return None
+        return Positions(known.ids.movedim(summed[0], -1), known.grid)
 
     def copy(self, source: Any, target: Any) -> None:
         """Give a tensor of the same shape the positions of another (for calls that cannot be looked into)."""
@@ -162,11 +185,12 @@ class PositionTracker:
         if name in _MOVES:
             moved = self._move(func, args, kwargs)
             if moved is not None and [ids.shape for ids in moved] == [output.shape for output in outputs]:
+                grid = next((known.grid for _, known in tracked if len(tracked) == 1 or bool((known.ids > 0).any())), None)
                 for output, ids in zip(outputs, moved, strict=True):
-                    self.notes[output] = Positions(ids, tracked[0][1].grid)
+                    self.notes[output] = Positions(ids, grid)
                 return
         for output in outputs:
-            found = self._reduced(name, args, kwargs, output) if name in _REDUCTIONS else None
+            found = self._reduced(args, kwargs, output) if name in _REDUCTIONS else None
             found = found or self._product(name, args, output) or _computed(name, [known for _, known in tracked], output)
             if found is not None and self.get(output) is not found:
                 self.notes[output] = found
@@ -190,7 +214,7 @@ class PositionTracker:
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return None
 
-    def _reduced(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Positions | None:
+    def _reduced(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Positions | None:
         known = self.get(args[0])
         axes = args[1] if len(args) > 1 else kwargs.get("dim")
         if known is None or axes is None or isinstance(axes, Tensor):
@@ -266,9 +290,13 @@ def _computed(name: str, tracked: list[Positions], output: Tensor) -> Positions 
             return Positions(ids.expand(output.shape), grid)
     elif ids.shape == output.shape:
         return known
+    elif name in _POOLS:
+        return _pooled(ids, grid, output)
     elif output.ndim == ids.ndim:
         differing = [axis for axis in range(ids.ndim) if ids.shape[axis] != output.shape[axis]]
-        if len(differing) == 1 and not (output.ndim == 4 and differing[0] >= 2 and name in ("interpolate", "max_pool2d", "avg_pool2d")):
+        if len(differing) == 1 and not (
+            output.ndim == 4 and differing[0] >= 2 and name in ("interpolate", "max_pool2d", "avg_pool2d")
+        ):
             return _expanded(representative(ids, differing[0]), grid, output)
         if all(ids.shape[axis] == 1 for axis in differing):
             return _expanded(ids, grid, output)
@@ -280,3 +308,10 @@ def _computed(name: str, tracked: list[Positions], output: Tensor) -> Positions 
     if name == "embedding" and output.ndim == ids.ndim + 1:
         return _expanded(ids.unsqueeze(-1), grid, output)
     return None
+
+
+def _pooled(ids: Tensor, grid: tuple[int, int] | None, output: Tensor) -> Positions | None:
+    """Runs of tokens pooled along a sequence (b, channels, tokens): each stands where its first token stood."""
+    run = ids.shape[-1] // output.shape[-1]
+    starts = torch.arange(output.shape[-1], device=ids.device) * run
+    return _expanded(ids.index_select(-1, starts), grid, output)

@@ -17,8 +17,8 @@ from overfocus.capturing.positions import Operands, TensorNotes, function_name, 
 
 # What leaves every weight as it was, only elsewhere or in another type.
 _KEEPING = frozenset(
-    "view reshape permute transpose swapaxes movedim flatten unflatten squeeze unsqueeze expand contiguous clone to type type_as float "
-    "half bfloat16 detach dropout T.__get__ mT.__get__ __getitem__ unbind chunk split cpu cuda".split()
+    "view reshape permute transpose swapaxes movedim flatten unflatten squeeze unsqueeze expand contiguous clone to type type_as "
+    "float half bfloat16 detach dropout T.__get__ mT.__get__ __getitem__ unbind chunk split cpu cuda".split()
 )
 _SHRINKING = frozenset("mean sum amax amin max min argmax argmin topk size dim norm std var all any isnan".split())
 
@@ -30,25 +30,39 @@ class Weighting:
     stage: Literal["scores", "weights"]
     from_product: bool
     """Whether the scores are a product of two activations."""
+    module: str
+    """The module that began with it; what leaves that module is neither scores nor weights any more."""
     changed: bool = False
     """Whether anything but a softmax has changed the weights, so that rows need not sum to 1."""
-    queries: Tensor | None = None
-    keys: Tensor | None = None
+    product: Operands | None = None
+    """The product that gave the scores."""
     undropped: Tensor | None = None
     """The weights before attention dropout, which scales in training."""
-    gating: int | None = None
-    """Number of the gating note that this softmax made, withdrawn when its weights turn out to be attention."""
+    softmaxes: frozenset[int] = frozenset()
+    """Numbers of the softmaxes behind the weights, no gating once these turn out to be attention."""
 
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """A product of weights and values: weights (…, queries, keys) with values (…, keys, width)."""
+    """A product of weights and values, its tensors with the axes (…, queries, keys), (…, keys, width) and (…, queries, width)."""
 
-    weights: Tensor
-    values: Tensor
-    output: Tensor
-    """(…, queries, width)"""
+    weights: "Permuted"
+    values: "Permuted"
+    output: "Permuted"
     weighting: Weighting
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted:
+    """A tensor as the model has it, and the order that puts its axes where they are wanted."""
+
+    original: Tensor
+    axes: tuple[int, ...]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor with its axes in the wanted order."""
+        return self.original if self.axes == tuple(range(len(self.axes))) else self.original.permute(self.axes)
 
 
 class ProductTracker:
@@ -56,33 +70,39 @@ class ProductTracker:
 
     def __init__(self) -> None:
         self.notes: TensorNotes[Weighting] = TensorNotes()
-        self.gatings: dict[int, tuple[int, ...]] = {}
-        """Softmaxes whose weights have not been used as attention: number → shape."""
         self._softmaxes = 0
+        self._modules: set[str] = set()
 
     def clear(self) -> None:
         """Forget the forward that was followed."""
         self.notes.clear()
-        self.gatings.clear()
 
-    def softmax(self, scores: Tensor, weights: Tensor) -> int:
-        """Note a softmax; returns the number of its gating note."""
+    def left(self, module: str) -> None:
+        """A module has run: what it leaves behind is no longer on its way from scores to weights."""
+        if module in self._modules:
+            self._modules.discard(module)
+            self.notes.keep(lambda note: note.module != module)
+
+    def softmax(self, scores: Tensor, weights: Tensor, module: str) -> int:
+        """Note a softmax that ran in a module; returns its number."""
         before = self.notes.get(scores)
         from_product = before is not None and before.from_product
         self._softmaxes += 1
-        self.gatings[self._softmaxes] = tuple(weights.shape)
-        note = Weighting("weights", from_product, gating=self._softmaxes)
+        self._modules.add(module)
+        note = Weighting("weights", from_product, module, softmaxes=frozenset({self._softmaxes}))
         if before is not None:
-            note = replace(note, queries=before.queries, keys=before.keys)
+            note = replace(note, product=before.product)
         self.notes[weights] = note
         return self._softmaxes
 
-    def follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Use | None:
-        """Note what `func` returned; a `Use` where it multiplied weights with values."""
+    def follow(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, module: str
+    ) -> Use | None:
+        """Note what `func` returned in a module; a `Use` where it multiplied weights with values."""
         name = function_name(func)
         operands = product_operands(name, args)
         if operands is not None and isinstance(result, Tensor):
-            return self._multiplied(operands, result)
+            return self._multiplied(operands, result, module)
         if not len(self.notes) or name in _SHRINKING:
             return None
         tracked = [(tensor, note) for tensor in tensors_in((args, kwargs)) if (note := self.notes.get(tensor)) is not None]
@@ -90,7 +110,12 @@ class ProductTracker:
             return None
         tensor, note = next((item for item in tracked if item[1].stage == "weights"), tracked[0])
         if len(tracked) > 1:
-            note = replace(note, from_product=any(other.from_product for _, other in tracked))
+            notes = [other for _, other in tracked]
+            note = replace(
+                note,
+                from_product=any(other.from_product for other in notes),
+                softmaxes=frozenset().union(*(other.softmaxes for other in notes)),
+            )
         if name == "dropout":
             note = replace(note, undropped=note.undropped if note.undropped is not None else tensor)
         elif name not in _KEEPING:
@@ -98,20 +123,19 @@ class ProductTracker:
         elif note.undropped is not None:
             note = replace(note, undropped=None, changed=True)
         for output in tensors_in(result):
-            if output.is_floating_point() and output.ndim >= 2 and output is not tensor:
-                self.notes[output] = note
-            elif output is tensor:
+            if output.is_floating_point() and output.ndim >= 2:
                 self.notes[output] = note
         return None
 
-    def _multiplied(self, operands: Operands, result: Tensor) -> Use | None:
+    def _multiplied(self, operands: Operands, result: Tensor, module: str) -> Use | None:
         notes = [self.notes.get(tensor) for tensor in operands.tensors]
         for side, note in enumerate(notes):
             if note is not None and note.stage == "weights":
                 return self._use(operands, side, note, result)
         left, right = operands.tensors
         if not isinstance(left, torch.nn.Parameter) and not isinstance(right, torch.nn.Parameter) and result.ndim >= 3:
-            self.notes[result] = Weighting("scores", True, queries=left, keys=right)
+            self._modules.add(module)
+            self.notes[result] = Weighting("scores", True, module, product=operands)
         return None
 
     def _use(self, operands: Operands, side: int, note: Weighting, result: Tensor) -> Use | None:
@@ -135,6 +159,5 @@ class ProductTracker:
         )
 
 
-def _ordered(tensor: Tensor, letters: str, order: list[str]) -> Tensor:
-    wanted = [letters.index(letter) for letter in order]
-    return tensor if wanted == sorted(wanted) else tensor.permute(wanted)
+def _ordered(tensor: Tensor, letters: str, order: list[str]) -> Permuted:
+    return Permuted(tensor, tuple(letters.index(letter) for letter in order))

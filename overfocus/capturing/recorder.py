@@ -14,8 +14,8 @@ from overfocus.capturing.layout import Layout, channel_axis, guess_layout, infer
 from overfocus.capturing.mode import CaptureMode
 from overfocus.capturing.modules import ModuleStack, in_backward
 from overfocus.capturing.multihead import MultiheadCall, function_call, layer_call, module_call, stands_aside
-from overfocus.capturing.positions import Positions, PositionTracker, function_name, tensors_in
-from overfocus.capturing.products import ProductTracker, Use
+from overfocus.capturing.positions import Positions, PositionTracker, function_name, representative, tensors_in
+from overfocus.capturing.products import Permuted, ProductTracker, Use
 from overfocus.capturing.sources import ArrangedWeights, Arrangement, MaterialisedWeights, QueryKeyWeights, WeightSource
 
 Signature = tuple[Any, ...]
@@ -30,7 +30,9 @@ _SHARPER_ROWS = 1e-3
 class Recorder:
     """Follows one model through its forwards and hands every attention map it finds to `found`."""
 
-    def __init__(self, model: nn.Module, found: Callable[[AttentionMap], None], *, gradients: bool = False, verify: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, found: Callable[[AttentionMap], None], *, gradients: bool = False, verify: bool = False
+    ) -> None:
         self.stack = ModuleStack(model)
         self.mode = CaptureMode(self.observe)
         self.sites = SiteLog(model)
@@ -47,7 +49,8 @@ class Recorder:
         self._occurrences: Counter[str] = Counter()
         self._images = 1
         self._image_size: tuple[int, int] | None = None
-        self._gated: dict[int, str] = {}
+        self._gated: dict[int, tuple[str, tuple[int, ...]]] = {}
+        """Softmaxes not (yet) used as attention: module and shape."""
 
     # --- modules -------------------------------------------------------------------------------------------------
 
@@ -58,7 +61,11 @@ class Recorder:
             self._entry = self._entry or name
             self._begin()
         if not self._started:
-            self._start(name, [tensor for tensor in tensors_in(args) if tensor.ndim >= 2])
+            packed = next((item for item in args if isinstance(item, dict) and "patch_coord" in item), None)
+            if packed is None:
+                self._start(name, [tensor for tensor in tensors_in(args) if tensor.ndim >= 2])
+            else:
+                self._start_packed(packed)
         if stands_aside(module):
             self.mode.active(False)
         elif self.stack.running and stands_aside(self.stack.running[-1]):
@@ -69,6 +76,7 @@ class Recorder:
         name = self.stack.names[id(module)]
         if stands_aside(module):
             self._left_aside(module, name, args, kwargs, output)
+        self._products.left(name)
         running = self.stack.running
         self.mode.active(not (running and stands_aside(running[-1])))
         if not running:
@@ -95,6 +103,14 @@ class Recorder:
             for tensor in tensors:
                 self._positions.start(tensor)
 
+    def _start_packed(self, packed: dict[str, Tensor]) -> None:
+        """Patches packed with their places: every batch has sizes and padding of its own, so no layout is kept."""
+        self._started = self._tracing = True
+        self._images, self._image_size = packed["patches"].shape[0], None
+        self._signature = ("packed",)
+        self._known[self._signature] = {}
+        self._positions.start_patches(packed["patches"], packed["patch_coord"], packed.get("patch_valid"))
+
     def _left_aside(self, module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A module during whose call the mode stood aside."""
         result = output[0] if isinstance(output, tuple) else output
@@ -114,7 +130,8 @@ class Recorder:
         deviation = None
         if expected is not None:
             padded = result.to_padded_tensor(0.0) if result.is_nested else result
-            deviation = float((expected.reshape(padded.shape) - padded).masked_fill(padded == 0, 0).abs().max())
+            difference = (expected.reshape(padded.shape) - padded).masked_fill(padded == 0, 0)
+            deviation = float(difference.abs().max()), float(padded.abs().max())
         positions = [self._positions.get(tensor) for tensor in args[:3]] if self._tracing else []
         queries, keys = (positions[0], positions[1]) if len(positions) == 3 else (None, None)
         layout = None
@@ -125,7 +142,9 @@ class Recorder:
                 token_positions(keys, -1)[:, None],  # type: ignore[index]
                 (queries.grid if queries is not None else None, keys.grid),
             )
-        self._record(name, call.weights, layout, deviation=deviation, hidden=call.weights.mask is not None)
+        self._record(
+            name, call.weights, layout, deviation=deviation, hidden=call.weights.mask is not None, images=call.weights.shape[0]
+        )
 
     # --- functions -----------------------------------------------------------------------------------------------
 
@@ -146,12 +165,11 @@ class Recorder:
                 self._multihead(self._site(), call, expected, result[0], args)
                 return
             if name == "softmax" and self.stack.running:
-                number = self._products.softmax(args[0] if args else kwargs["input"], result)
-                self._gated[number] = self._site()
+                number = self._products.softmax(args[0] if args else kwargs["input"], result, self._site())
+                self._gated[number] = (self._site(), tuple(result.shape))
             else:
-                use = self._products.follow(func, args, kwargs, result)
-                if use is not None and self.stack.running:
-                    self._used(use)
+                use = self._products.follow(func, args, kwargs, result, self._site())
+                if use is not None and self.stack.running and self._used(use):
                     return
             if self._tracing:
                 self._positions.follow(func, args, kwargs, result)
@@ -166,54 +184,69 @@ class Recorder:
         deviation = self._deviation(weights, value, result) if self._verify else None
         self._attention(weights, positions, deviation, hidden=weights.mask is not None)
         if positions is not None and positions[0] is not None:
-            self._attended(positions[0], result, channels=positions[2] is not None and channel_axis(positions[2]))
+            output = Permuted(result, tuple(range(result.ndim)))
+            self._attended(positions[0], output, channels=positions[2] is not None and channel_axis(positions[2]))
 
-    def _used(self, use: Use) -> None:
-        number = use.weighting.gating
-        site = self.stack.running[-1]
-        local = type(site).__name__ in LOCAL_ATTENTION
+    def _used(self, use: Use) -> bool:
+        """A product of weights and values; False where the weights are none of attention."""
+        local = type(self.stack.running[-1]).__name__ in LOCAL_ATTENTION
+        if not local and not use.weighting.from_product:
+            return False
+        for number in use.weighting.softmaxes:
+            self._gated.pop(number, None)
         positions = None
         if self._tracing:
-            queries = self._positions.get(use.weighting.queries)
-            if queries is None and use.weighting.queries is None:
-                queries = self._positions.get(use.weights)
-            positions = [queries, self._positions.get(use.weighting.keys), self._positions.get(use.values)]
-        if use.weighting.from_product or local:
-            if number is not None:
-                self._gated.pop(number, None)
-                self._products.gatings.pop(number, None)
-            weights = MaterialisedWeights(use.weights)
-            deviation = self._deviation(weights, use.values, use.output) if self._verify else None
-            normalised = not use.weighting.changed or _rows_sum_to_one(use.weights)
-            self._attention(weights, positions, deviation, normalised=normalised)
+            values = self._permuted(use.values)
+            product = use.weighting.product
+            queries = values if local else None
+            if product is not None:
+                queries = self._positions.operand(product, 0)
+            positions = [queries, None, values]
+        weights = MaterialisedWeights(use.weights.tensor)
+        deviation = self._deviation(weights, use.values.tensor, use.output.tensor) if self._verify else None
+        normalised = not use.weighting.changed or _rows_sum_to_one(weights.weights)
+        self._attention(weights, positions, deviation, normalised=normalised)
         if positions is not None and positions[0] is not None and not local:
             self._attended(positions[0], use.output, channels=positions[2] is not None and channel_axis(positions[2]))
+        return True
 
-    def _attended(self, queries: Positions, output: Tensor, *, channels: bool) -> None:
+    def _permuted(self, tensor: Permuted) -> Positions | None:
+        known = self._positions.get(tensor.original)
+        return None if known is None else Positions(known.ids.permute(tensor.axes), known.grid)
+
+    def _attended(self, queries: Positions, output: Permuted, *, channels: bool) -> None:
         """Tokens stay where their query was; channels that attend channels leave every token where it was."""
         ids = queries.ids
+        shape = tuple(output.original.shape[axis] for axis in output.axes)
         if not channels:
-            ids = token_positions(queries, -1).unsqueeze(-1)  # type: ignore[union-attr]
-        if output.ndim == ids.ndim:
-            self._positions.notes[output] = Positions(ids.expand(output.shape), queries.grid)
+            ids = representative(ids, -1)
+        if shape[:-1] == ids.shape[:-1] and ids.shape[-1] in (1, shape[-1]):
+            restored = [output.axes.index(axis) for axis in range(len(shape))]
+            self._positions.notes[output.original] = Positions(ids.expand(shape).permute(restored), queries.grid)
 
-    def _deviation(self, weights: WeightSource, values: Tensor, output: Tensor) -> float:
+    def _deviation(self, weights: WeightSource, values: Tensor, output: Tensor) -> tuple[float, float]:
         whole = weights.rows(0, weights.shape[-2])
         if values.shape[-3] != whole.shape[-3] and values.ndim == whole.ndim and values.shape[-3] > 1:
             values = values.repeat_interleave(whole.shape[-3] // values.shape[-3], dim=-3)
-        return float((whole @ values.float() - output.float()).abs().max())
+        output = output.float()
+        return float((whole @ values.float() - output).abs().max()), float(output.abs().max())
 
     # --- maps ----------------------------------------------------------------------------------------------------
 
     def _site(self) -> str:
         """Name of the module that attends: the running one, or the one that holds it where it has no parameters."""
-        for module in reversed(self.stack.running):
-            if any(True for _ in module.parameters()) or module is self.stack.running[0]:
-                return self.stack.names[id(module)]
-        return ""
+        running = self.stack.running
+        holder = next((module for module in reversed(running) if next(module.parameters(), None) is not None), None)
+        return self.stack.names[id(holder if holder is not None else running[0])] if running else ""
 
     def _attention(
-        self, weights: WeightSource, positions: list[Positions | None] | None, deviation: float | None, *, normalised: bool = True, hidden: bool = False
+        self,
+        weights: WeightSource,
+        positions: list[Positions | None] | None,
+        deviation: tuple[float, float] | None,
+        *,
+        normalised: bool = True,
+        hidden: bool = False,
     ) -> None:
         name = self._site()
         layout = None
@@ -221,7 +254,9 @@ class Recorder:
             layout = self._infer(weights.shape, *positions)
         self._record(name, weights, layout, deviation=deviation, normalised=normalised, hidden=hidden)
 
-    def _infer(self, shape: tuple[int, ...], queries: Positions | None, keys: Positions | None, values: Positions | None) -> Layout | None:
+    def _infer(
+        self, shape: tuple[int, ...], queries: Positions | None, keys: Positions | None, values: Positions | None
+    ) -> Layout | None:
         if values is not None and channel_axis(values):
             return self._channel_layout(shape)
         seen = values if values is not None else keys
@@ -250,9 +285,10 @@ class Recorder:
         weights: WeightSource,
         layout: Layout | None,
         *,
-        deviation: float | None = None,
+        deviation: tuple[float, float] | None = None,
         normalised: bool = True,
         hidden: bool = False,
+        images: int | None = None,
     ) -> None:
         occurrence = self._occurrences[name]
         self._occurrences[name] += 1
@@ -260,14 +296,27 @@ class Recorder:
         if layout is None and not self._tracing:
             layout = layouts.get((name, occurrence))
         if layout is None:
-            layout = guess_layout(weights.shape, self._images, self._attribute("num_heads"), self._attribute("num_prefix_tokens"), self._image_size)
+            layout = guess_layout(
+                weights.shape,
+                images or self._images,
+                self._attribute("num_heads"),
+                self._attribute("num_prefix_tokens"),
+                self._image_size,
+            )
         if layout is None:
             self.sites.add(Site(name, None, tuple(weights.shape), reason="its axes could not be told apart"))
+            return
+        if layout.reason is not None:
+            self.sites.add(Site(name, None, tuple(weights.shape), reason=layout.reason))
             return
         layouts[name, occurrence] = layout
         if not self._gradients and isinstance(weights, QueryKeyWeights):
             weights = QueryKeyWeights(
-                weights.query.detach(), weights.key.detach(), None if weights.mask is None else weights.mask.detach(), weights.scale, weights.is_causal
+                weights.query.detach(),
+                weights.key.detach(),
+                None if weights.mask is None else weights.mask.detach(),
+                weights.scale,
+                weights.is_causal,
             )
         elif not self._gradients and isinstance(weights, MaterialisedWeights):
             weights = MaterialisedWeights(weights.weights.detach())
@@ -300,15 +349,11 @@ class Recorder:
         return value if isinstance(value, int) else None
 
     def _finish_gatings(self) -> None:
-        for number, name in self._gated.items():
-            shape = self._products.gatings.get(number)
-            if shape is not None:
-                self.sites.add(Site(name, None, shape, reason="a softmax that weighs branches or positions, not a product of queries and keys"))
+        for name, shape in self._gated.values():
+            self.sites.add(Site(name, "gating", shape, reason="a softmax over something else than products of queries and keys"))
         self._gated.clear()
 
 
 def _rows_sum_to_one(weights: Tensor) -> bool:
     sums = weights.detach().float().sum(-1)
     return bool(((sums - 1).abs() <= _SHARPER_ROWS).all()) and bool((weights >= 0).all())
-
-

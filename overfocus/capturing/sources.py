@@ -38,7 +38,7 @@ class QueryKeyWeights:
     @property
     def shape(self) -> tuple[int, ...]:
         """(…, heads, queries, keys)."""
-        leading = torch.broadcast_shapes(self.query.shape[:-3], self.key.shape[:-3])
+        leading = self.query.shape[:-3]
         return (*leading, *self.query.shape[-3:-1], self.key.shape[-2])
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
@@ -84,7 +84,10 @@ class MaterialisedWeights:
         return weights[..., start:stop, :].float()
 
 
-@dataclass(frozen=True)
+_AS_WANTED = ((("image",), ("head",)), (("image", "window"), ("head",)), (("image",), ()), (("image", "window"), ()))
+
+
+@dataclass(frozen=True, eq=False)
 class Arrangement:
     """How the axes in front of (queries, keys) split into images, windows and heads, and which order tokens are in.
 
@@ -114,12 +117,15 @@ class Arrangement:
 
     def _size(self, factor: str) -> int:
         return math.prod(
-            size for axis, sizes in zip(self.axes, self.sizes, strict=True) for name, size in zip(axis, sizes, strict=True) if name == factor
+            size
+            for axis, sizes in zip(self.axes, self.sizes, strict=True)
+            for name, size in zip(axis, sizes, strict=True)
+            if name == factor
         )
 
     def fold(self, weights: Tensor) -> Tensor:
         """(…, queries, keys) → (images · windows, heads, queries, keys)."""
-        if self.axes not in ((("image",), ("head",)), (("image", "window"), ("head",))):
+        if self.axes not in _AS_WANTED:
             names = [name for axis in self.axes for name in axis]
             sizes = [size for axis in self.sizes for size in axis]
             images = math.prod(weights.shape[:-2]) // (self.windows * self.heads)
@@ -143,7 +149,9 @@ class ArrangedWeights:
         """(images · windows, heads, queries, keys)."""
         raw = self.source.shape
         heads = self.arrangement.heads
-        return math.prod(raw[:-2]) // heads, heads, raw[-2], raw[-1]
+        queries = raw[-2] if self.arrangement.query_order is None else len(self.arrangement.query_order)
+        keys = raw[-1] if self.arrangement.key_order is None else len(self.arrangement.key_order)
+        return math.prod(raw[:-2]) // heads, heads, queries, keys
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries (and images), (images · windows, heads, stop − start, keys), float32."""
@@ -153,7 +161,7 @@ class ArrangedWeights:
         if order is None:
             weights = self.arrangement.fold(self.source.rows(start, stop, block))
         else:
-            weights = self.arrangement.fold(self.source.rows(0, self.shape[2], block))
+            weights = self.arrangement.fold(self.source.rows(0, self.source.shape[-2], block))
             weights = weights.index_select(-2, order[start:stop].to(weights.device))
         if direct or images is None:
             return weights
