@@ -9,13 +9,15 @@ A position is `image · 2³² + index + 1`, with `index` in the row-major grid; 
 belongs to no place (class, distillation, register and pooling tokens).
 """
 
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from overfocus.capturing.functions import Operands, function_name, product_operands, tensors_in
+from overfocus.capturing.notes import TensorNotes
 
 IMAGE = 1 << 32
 NOWHERE = -1
@@ -52,85 +54,6 @@ def representative(ids: Tensor, axis: int) -> Tensor:
     return torch.where(nearest == _FAR, ids.amin(axis, keepdim=True), nearest)
 
 
-def function_name(func: Callable[..., Any]) -> str:
-    """The bare name of a torch function or property getter, e.g. "permute" or "mT.__get__"."""
-    name: str = getattr(func, "__name__", "")
-    return f"{getattr(func.__self__, '__name__', '')}.__get__" if name == "__get__" and hasattr(func, "__self__") else name
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of a function's arguments or result, nested lists included, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-
-
-Note = TypeVar("Note")
-
-
-class TensorNotes(Generic[Note]):
-    """Notes on tensors by identity; a note goes when its tensor does."""
-
-    def __init__(self) -> None:
-        self._notes: dict[int, tuple[weakref.ref[Tensor], Note]] = {}
-
-    def __setitem__(self, tensor: Tensor, note: Note) -> None:
-        key = id(tensor)
-        self._notes[key] = (weakref.ref(tensor, lambda _: self._notes.pop(key, None)), note)
-
-    def get(self, tensor: Any) -> Note | None:
-        """The note on this very tensor, or None."""
-        entry = self._notes.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def keep(self, wanted: Callable[[Note], bool]) -> None:
-        """Forget the notes that are not wanted."""
-        for key in [key for key, (_, note) in self._notes.items() if not wanted(note)]:
-            del self._notes[key]
-
-    def __len__(self) -> int:
-        return len(self._notes)
-
-    def clear(self) -> None:
-        """Forget every note."""
-        self._notes.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class Operands:
-    """The two tensors of a product with a letter per axis, as in `torch.einsum`."""
-
-    tensors: tuple[Tensor, Tensor]
-    letters: tuple[str, str]
-    output: str
-
-
-def product_operands(name: str, args: tuple[Any, ...]) -> Operands | None:
-    """The operands of a matrix product in any of its spellings; None for everything else."""
-    if name == "einsum" and isinstance(args[0], str):
-        tensors = tuple(tensors_in(args[1:]))
-        inputs, _, output = args[0].replace(" ", "").partition("->")
-        letters = tuple(inputs.split(","))
-        if len(tensors) != 2 or not output or "." in args[0]:
-            return None
-        return Operands((tensors[0], tensors[1]), (letters[0], letters[1]), output)
-    if name not in ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm"):
-        return None
-    left, right = args[1:3] if name == "baddbmm" else args[:2]
-    if name == "__rmatmul__":
-        left, right = right, left
-    if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.ndim < 2 or right.ndim < 2:
-        return None
-    axes = max(left.ndim, right.ndim) - 2
-    batch = "ABCDEFGH"[:axes]
-    return Operands((left, right), (batch[axes - left.ndim + 2 :] + "ik", batch[axes - right.ndim + 2 :] + "kj"), batch + "ij")
-
-
 class PositionTracker:
     """Follows token positions through the functions of one forward."""
 
@@ -160,7 +83,7 @@ class PositionTracker:
         """Positions of this tensor, if they are known."""
         return self.notes.get(tensor)
 
-    def operand(self, operands: "Operands", side: int) -> Positions | None:
+    def operand(self, operands: Operands, side: int) -> Positions | None:
         """Positions of an operand with its summed axis last, so that the axis before it holds tokens."""
         known = self.get(operands.tensors[side])
         letters = operands.letters[side]

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from overfocus.capturing.positions import Operands, TensorNotes, function_name, product_operands, tensors_in
+from overfocus.capturing.functions import Operands, Permuted, function_name, ordered, product_operands, tensors_in
+from overfocus.capturing.notes import TensorNotes
 
 # What leaves every weight as it was, only elsewhere or in another type.
 _KEEPING = frozenset(
@@ -46,23 +47,10 @@ class Weighting:
 class Use:
     """A product of weights and values, its tensors with the axes (…, queries, keys), (…, keys, width) and (…, queries, width)."""
 
-    weights: "Permuted"
-    values: "Permuted"
-    output: "Permuted"
+    weights: Permuted
+    values: Permuted
+    output: Permuted
     weighting: Weighting
-
-
-@dataclass(frozen=True, eq=False)
-class Permuted:
-    """A tensor as the model has it, and the order that puts its axes where they are wanted."""
-
-    original: Tensor
-    axes: tuple[int, ...]
-
-    @property
-    def tensor(self) -> Tensor:
-        """The tensor with its axes in the wanted order."""
-        return self.original if self.axes == tuple(range(len(self.axes))) else self.original.permute(self.axes)
 
 
 class ProductTracker:
@@ -152,12 +140,8 @@ class ProductTracker:
             weights = note.undropped
         shared = [letter for letter in weight_letters if letter not in (*keys, *free)]
         return Use(
-            _ordered(weights, weight_letters, [*shared, *free, *keys]),
-            _ordered(values, value_letters, [*(letter for letter in shared if letter in value_letters), *keys, *widths]),
-            _ordered(result, operands.output, [*shared, *free, *widths]),
+            ordered(weights, weight_letters, [*shared, *free, *keys]),
+            ordered(values, value_letters, [*(letter for letter in shared if letter in value_letters), *keys, *widths]),
+            ordered(result, operands.output, [*shared, *free, *widths]),
             note,
         )
-
-
-def _ordered(tensor: Tensor, letters: str, order: list[str]) -> Permuted:
-    return Permuted(tensor, tuple(letters.index(letter) for letter in order))
