@@ -10,6 +10,7 @@ import timm.models._builder as timm_builder
 import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from overfocus.checkpoints.fingerprint import is_tap_predictor
 from overfocus.errors import CheckpointError
@@ -48,8 +49,19 @@ def build(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None
 
 def skeleton(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> nn.Module:
     """The same model without memory or initialisation (on torch's meta device), to compare shapes with."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialisation():
         return build(name, arguments, tap)[0]
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves out filling tensors that have no memory: torch's detour for it costs more than building the model."""
+
+    _FILLING = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "") in self._FILLING:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def tap_branches(tensors: Mapping[str, Tensor]) -> int | None:

@@ -68,6 +68,10 @@ def image_size_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int,
         if len(shape) == 4 and "pos_embed" in name:  # (1, rows, columns, channels)
             axes = (1, 2) if found[3] == shape[3] else (2, 3)
             return height * found[axes[0]] // shape[axes[0]], width * found[axes[1]] // shape[axes[1]]
+        if name.endswith("att_mask"):  # RVT: (heads, tokens, tokens)
+            side, own = square_side(found[-1]), square_side(shape[-1])
+            if side and own:
+                return height * side // own, width * side // own
         if grid is None or shape == found:
             continue
         rows, columns = grid

@@ -16,9 +16,11 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
         CheckpointError: one of the two is missing or the configuration is no JSON object.
     """
     config_path = path / "config.json"
+    weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if not config_path.is_file():
+        advice = f"pass {weights}" if weights else "pass the weights file"
         raise CheckpointError(
-            f"{path}: expected a folder with config.json and weights (hub layout), found no config.json; pass the weights file"
+            f"{path}: expected a folder with config.json and weights (hub layout), found no config.json; {advice}"
         )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
@@ -26,7 +28,6 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(f"{config_path}: no readable JSON ({error})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_path}: expected a JSON object, got {type(config).__name__}")
-    weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if weights is None:
         shards = " (sharded weights are not read)" if list(path.glob("*.index.json")) else ""
         raise CheckpointError(f"{path}: expected one of {', '.join(_WEIGHTS)} beside config.json, found none{shards}")

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from overfocus.checkpoints.build import build, skeleton, tap_branches
 from overfocus.checkpoints.data_config import class_names_for, preprocess_for
 from overfocus.checkpoints.facts import attends
+from overfocus.checkpoints.fingerprint import is_classifier
 from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
 from overfocus.checkpoints.hub import find_folder
@@ -16,7 +17,7 @@ from overfocus.checkpoints.layout import StateDict, find_state_dict
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.pretrained import load_named
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
-from overfocus.checkpoints.recognise import Recognised, recognise
+from overfocus.checkpoints.recognise import Recognised, known_by_shapes, recognise
 from overfocus.checkpoints.weights import fill
 from overfocus.errors import CheckpointError
 
@@ -88,10 +89,17 @@ def _load(
         raise CheckpointError(
             f"{file.path}: a {name}, which has no attention between tokens (--model {name} loads it all the same)"
         )
+    _demand_size(outline, state, file.path, name)
     arguments = fitting_arguments(state.tensors, outline, arguments, image_size=image_size, num_classes=num_classes)
     model, convert = build(name, arguments, hints.tap)
     tensors = _without_classifier(state.tensors, classifiers(outline)) if num_classes is not None else state.tensors
-    filled = fill(model, tensors, convert, file.path)
+    try:
+        filled = fill(model, tensors, convert, file.path)
+    except CheckpointError as error:
+        better = known_by_shapes(state.tensors)
+        if better is None or better == name:
+            raise
+        raise CheckpointError(f"{error}; its shapes are those of {better}") from error
     preprocess, assumed = preprocess_for(model, hints, image_size or _pair(arguments.get("img_size")))
     return LoadedModel(
         model=model,
@@ -106,6 +114,16 @@ def _load(
         notes=[*notes, *filled.notes, *assumed],
         class_names=class_names_for(hints, model),
     )
+
+
+def _demand_size(outline: nn.Module, state: StateDict, path: Path, name: str) -> None:
+    """Refuse, before memory is taken for it, an architecture that is far larger than the checkpoint."""
+    wanted = sum(parameter.numel() for key, parameter in outline.named_parameters() if not is_classifier(key))
+    given = sum(tensor.numel() for tensor in state.tensors.values())
+    if 2 * given < wanted:
+        advice = known_by_shapes(state.tensors)
+        hint = f"its shapes are those of {advice}" if advice else "try another --model"
+        raise CheckpointError(f"{path}: {name} has {wanted:,} parameters, the checkpoint holds {given:,} values; {hint}")
 
 
 def _pair(size: int | tuple[int, int] | list[int] | None) -> tuple[int, int] | None:

@@ -65,6 +65,12 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints, model: str | None, pa
     return _by_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path, notes)
 
 
+def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of an architecture with exactly these shapes, as advice where another was named; None where there is none."""
+    candidates = look_up({name: tuple(tensor.shape) for name, tensor in tensors.items()}).candidates
+    return candidates[0].name if candidates and candidates[0].share == 1 else None
+
+
 def _by_shapes(shapes: Mapping[str, Shape], path: Path, notes: list[str]) -> Recognised:
     match = look_up(shapes)
     near = [found for found in match.candidates if found.covered >= _SMALLEST_COVERED and found.share >= _SMALLEST_SHARE]
