@@ -1,0 +1,6 @@
+"""Losses that keep attention from collapsing onto a few tokens."""
+
+from overfocus.losses.attention_diversification import AttentionDiversificationLoss
+from overfocus.losses.diversify import Diversification, diversify
+
+__all__ = ["AttentionDiversificationLoss", "Diversification", "diversify"]
