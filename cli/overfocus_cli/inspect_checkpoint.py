@@ -8,9 +8,12 @@ import typer
 from overfocus_cli.options import AsJson, Checkpoint, ImageSize, Model, NoEma
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from overfocus.checkpoints.load import LoadedModel
 
 _SHOWN_KEYS = 5
+_SHOWN_CLASSES = 10
 
 
 def inspect_checkpoint(
@@ -89,7 +92,7 @@ def _print(facts: dict[str, Any], sites: list[dict[str, Any]]) -> None:
         "input": f"{channels} × {height} × {width}, mean {_rounded(facts['mean'])}, standard deviation {_rounded(facts['std'])}, "
         f"{facts['interpolation']}, crop {facts['crop_pct']:g}",
         "classes": _classes(facts["num_classes"], facts["class_names"]),
-        "sha256": facts["sha256"] or "none: not loaded from one file",
+        "sha256": f"{facts['sha256'][:16]}…" if facts["sha256"] else "none: not loaded from one file",
         "missing keys": _keys(facts["missing_keys"]),
         "unexpected keys": _keys(facts["unexpected_keys"]),
     }.items():
@@ -98,25 +101,31 @@ def _print(facts: dict[str, Any], sites: list[dict[str, Any]]) -> None:
         described.add_row("note", escape(note))
     console.print(described)
 
-    table = Table(
-        "site", "class", "kind", "heads", "queries × keys", "prefix", "grid", "windows", "captured", box=None, pad_edge=False
-    )
+    console.print()
+    console.print(_sites_table(sites))
+
+
+def _sites_table(sites: list[dict[str, Any]]) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    windowed = any(site["windows"] > 1 for site in sites)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("site", "kind", "heads", "queries × keys", "prefix", "grid", *(["windows"] if windowed else []), "captured"):
+        table.add_column(heading, no_wrap=heading != "captured")
     for site in sites:
-        name = f"{site['module']} ({site['branch']})" if site["branch"] else site["module"]
         heads, queries, keys = site["shape"][1:] if site["shape"] else ("", "", "")
         table.add_row(
-            escape(name),
-            site["class_name"],
+            escape(f"{site['module']} ({site['branch']})" if site["branch"] else site["module"]),
             site["kind"] or "",
             str(heads),
             f"{queries} × {keys}" if site["shape"] else "",
             str(site["prefix_tokens"]),
             "×".join(map(str, site["grid"])) if site["grid"] else "",
-            str(site["windows"]),
-            "yes" if site["captured"] else f"no: {site['reason']}",
+            *([str(site["windows"])] if windowed else []),
+            "yes" if site["captured"] else escape(f"no: {site['reason']}"),
         )
-    console.print()
-    console.print(table)
+    return table
 
 
 def _rounded(numbers: list[float]) -> str:
@@ -126,7 +135,8 @@ def _rounded(numbers: list[float]) -> str:
 def _classes(count: int, names: list[str] | None) -> str:
     if not count:
         return "none: the model gives features"
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else ""
+    shown = ", ".join(name.partition(",")[0] for name in (names or [])[:_SHOWN_CLASSES])
+    shown += ", …" if len(names or []) > _SHOWN_CLASSES else ""
     return f"{count}: {shown}" if shown else str(count)
 
 

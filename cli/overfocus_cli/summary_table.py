@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from overfocus_reports.statistics import Interval
     from overfocus_reports.summary import Summary
 
-_PREDICTION = {"agreement": "same class", "correct": "accuracy", "output_cosine": "output cosine"}
+_PREDICTION = {"agreement": "same class", "correct": "accuracy"}
 
 
 def print_summary(summary: "Summary") -> None:
@@ -45,6 +45,8 @@ def print_summary(summary: "Summary") -> None:
         return
 
     known = {name: heading for name, heading in _PREDICTION.items() if any(kept.prediction[name] for kept in summary.survival)}
+    if not known:  # no classifier
+        known = {"output_cosine": "output kept"}
     survival = _table("What survives", "corruption", "top-k kept", "(chance)", "cosine", "moved", *known.values())
     for kept in summary.survival:
         survival.add_row(

@@ -32,7 +32,7 @@ def test_models_can_be_filtered_by_part_and_by_pattern() -> None:
 
 
 def test_models_of_overfocus_itself_are_listed() -> None:
-    assert "tap_fan_tiny_patch16_224" in run(app, ["list", "models", "fan"]).stdout.split()
+    assert "tap_fan_tiny_12_p16_224" in run(app, ["list", "models", "fan"]).stdout.split()
 
 
 @pytest.mark.parametrize("what", ["models", "corruptions", "metrics"])
