@@ -1,0 +1,56 @@
+// What the model says of each image, clean and under the picked corruption.
+function predictionOf(image, variant) {
+  const place = data.predictions.images.indexOf(image);
+  const number = place < 0 ? null : data.predictions.predicted[variant][place];
+  if (number === null) return null;
+  return { name: data.predictions.classes[number], confidence: data.predictions.confidence[variant][place] };
+}
+
+const sayPrediction = (found) => (found ? `${found.name}${known(found.confidence) ? ` ${percent(found.confidence)}` : ""}` : "");
+
+// "lynx 42 %" for the clean image; with "was …" where the corruption changed it.
+function predictionText(image, variant) {
+  const [clean, now] = [predictionOf(image, 0), predictionOf(image, variant)];
+  if (!now) return "";
+  return variant && clean && clean.name !== now.name ? `${sayPrediction(now)} (was ${clean.name})` : sayPrediction(now);
+}
+
+function buildPredictions() {
+  const { left, classes } = data.predictions;
+  const notes = [];
+  if (!classes.length) notes.push("The model has no classifier, so it predicts nothing.");
+  if (left) notes.push(`${left} more images are in predictions/*.parquet.`);
+  byId("prediction-note").textContent = notes.join(" ");
+  byId("prediction-note").hidden = !notes.length;
+  whenPicked(["variant", "image"], drawPredictions);
+}
+
+function drawPredictions() {
+  const variant = state.variant;
+  const cell = (value, text, attributes = {}) => make("td", { "data-value": value ?? "", ...attributes }, text);
+  const rows = data.predictions.images.map((image) => {
+    const [clean, after] = [predictionOf(image, 0), predictionOf(image, variant)];
+    const [name, label] = [nameOf(image), data.images[image]?.label ?? "–"];
+    const opens = () => {
+      pick({ image, pinned: null });
+      byId("explorer").scrollIntoView();
+    };
+    const title = data.displayed.includes(image) ? make("button", { type: "button", class: "link", onclick: opens }, name) : name;
+    const cells = [make("th", { scope: "row", "data-value": name }, title), cell(label, label)];
+    cells.push(cell(clean?.name, clean?.name ?? "–"), cell(clean?.confidence, percent(clean?.confidence)));
+    if (variant) {
+      const same = clean && after ? clean.name === after.name : null;
+      cells.push(cell(after?.name, after?.name ?? "–"), cell(after?.confidence, percent(after?.confidence)));
+      cells.push(cell(same === null ? "" : Number(same), same === null ? "–" : same ? "✓ same" : "✗ changed", { class: same === false ? "changed" : null }));
+      const moved = movedOf(image, variant);
+      cells.push(cell(moved, percent(moved)));
+    }
+    return make("tr", { class: image === state.image ? "current" : null }, ...cells);
+  });
+  byId("prediction-table").tBodies[0].replaceChildren(...rows);
+}
+
+const movedOf = (image, variant) => {
+  const place = data.predictions.images.indexOf(image);
+  return data.predictions.moved[variant][place];
+};

@@ -1,0 +1,20 @@
+// Puts the panels together and draws them for the first time.
+function start() {
+  buildTables();
+  buildPickers();
+  buildCurves();
+  buildHeatMaps();
+  if (data.displayed.length) {
+    drawScale(byId("scale"), amountRamp, amountTicks(), "× uniform attention");
+    if (roles.includes("difference")) drawScale(byId("difference-scale"), differenceRamp, differenceTicks(), "difference, × uniform");
+    buildExplorer();
+    registerFigure("explorer", { svg: explorerFigure, csv: explorerTable });
+  }
+  buildPredictions();
+  buildGallery();
+  buildDownloads();
+  buildTheme();
+  redraw();
+  document.documentElement.dataset.ready = "yes";
+}
+start();

@@ -1,0 +1,91 @@
+"""What the attention explorer shows: pictures, received attention and matrices of the displayed images."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from overfocus.metrics.expectation import top_count
+from overfocus_reports.encoding import Codes, picture_uri, png
+from overfocus_reports.layers import Layer
+from overfocus_reports.received import Profile, ReceivedMaps
+from overfocus_reports.variants import Variant, middle_severity
+
+if TYPE_CHECKING:
+    from overfocus.run import Run
+
+RECEIVED = Codes(per_octave=18)
+"""Scale of the received attention: steps of 4 %, up to 256 times uniform."""
+PICTURES = ((224, 85), (224, 75), (192, 72), (160, 68), (128, 62), (112, 55), (96, 50))
+"""Longest side in pixels and JPEG quality, from the finest that is tried."""
+MANY = 128
+"""Pictures above which only the middle severity of each corruption is shown."""
+SHEET = 256
+"""Columns of the sheet that one picture's received attention, all layers in a row, is laid out on."""
+
+
+@dataclass(frozen=True)
+class Displayed:
+    """The displayed images in the variants that fit."""
+
+    run: "Run"
+    layers: list[Layer]
+    variants: list[Variant]
+    """All variants of the run; numbers of variants count from here."""
+
+    @cached_property
+    def received_maps(self) -> ReceivedMaps:
+        """Received attention by image and variant."""
+        return ReceivedMaps(self.run)
+
+    @cached_property
+    def middle(self) -> list[int]:
+        """Numbers of the clean variant and of each corruption at its middle severity."""
+        middle = middle_severity([variant.severity for variant in self.variants if variant.severity] or [0])
+        return [number for number, variant in enumerate(self.variants) if variant.severity in (0, middle)]
+
+    @cached_property
+    def shown(self) -> list[int]:
+        """Numbers of the variants to show: all, or the middle ones where that would be too many pictures."""
+        few = len(self.run.displayed) * len(self.variants) <= MANY
+        return list(range(len(self.variants))) if few else self.middle
+
+    def pictures(self, room: int) -> dict[int, dict[int, str]]:
+        """Image → variant → data URI, as fine as `room` characters allow."""
+        pixels = {image: self.run.maps(image).pictures for image in self.run.displayed}
+        longest, quality = PICTURES[-1]
+        for longest, quality in PICTURES:
+            sample = [
+                len(picture_uri(kept[number], longest, quality)) for kept in list(pixels.values())[:2] for number in self.shown
+            ]
+            if sum(sample) / max(1, len(sample)) * len(self.shown) * len(pixels) <= room:
+                break
+        return {
+            image: {number: picture_uri(kept[number], longest, quality) for number in self.shown}
+            for image, kept in pixels.items()
+        }
+
+    def sheets(self) -> dict[int, dict[int, dict[str, Any]]]:
+        """Image → variant → {"sheet": PNG of all layers' maps in a row, "top": places of the top k, layer by layer}."""
+        return {image: {number: self.sheet_of(image, number) for number in self.shown} for image in self.run.displayed}
+
+    def sheet_of(self, image: int, number: int) -> dict[str, Any]:
+        """The received attention of one picture in multiples of uniform attention."""
+        maps = self.received_maps(image, self.variants[number])
+        flat = [profile.ravel() * profile.size for profile in maps if profile is not None]
+        if not flat:
+            return {"sheet": None, "top": [[] for _ in maps]}
+        codes = RECEIVED.encode(np.concatenate(flat))
+        sheet = np.zeros(-(-len(codes) // SHEET) * SHEET, dtype=np.uint8)
+        sheet[: len(codes)] = codes
+        top = [top_places(profile, layer) for profile, layer in zip(maps, self.layers, strict=True)]
+        return {"sheet": png(sheet.reshape(-1, SHEET)), "top": top}
+
+
+def top_places(profile: Profile | None, layer: Layer) -> list[int]:
+    """Places of the k most attended patches on the image grid, the most attended first; ties go to the lower place."""
+    if profile is None:
+        return []
+    count = top_count(profile.size, layer.top_fraction)
+    return [int(place) for place in np.argsort(-profile.ravel(), kind="stable")[:count]]

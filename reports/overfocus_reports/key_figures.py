@@ -1,0 +1,49 @@
+"""The few numbers of a run to look at first, each with what to compare it to."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from overfocus_reports.sentences import percent
+
+if TYPE_CHECKING:
+    from overfocus_reports.statistics import Interval
+    from overfocus_reports.summary import Summary, Survival
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number in words."""
+
+    name: str
+    value: str
+    note: str
+
+
+def key_figures_of(summary: "Summary") -> list[KeyFigure]:
+    """Concentration of the most overfocused layer; then means over all corruptions and severities."""
+    found = []
+    if summary.ranked:
+        first = summary.ranked[0]
+        layer, share = first.layer, first.concentration["top_share"].mean
+        note = f"of layer {layer.number}'s attention; uniform: {percent(first.uniform_share)}"
+        found.append(KeyFigure(f"On {layer.top} of {layer.tokens} patches", percent(share), note))
+    kept = mean_of(summary, lambda row: row.stability["top_overlap"])
+    if not math.isnan(kept):
+        found.append(
+            KeyFigure("Top patches kept", percent(kept), f"under corruption; chance: {percent(summary.survival[0].chance)}")
+        )
+    moved = mean_of(summary, lambda row: row.stability["received_shift"])
+    if not math.isnan(moved):
+        found.append(KeyFigure("Attention moved", percent(moved), "to other patches, under corruption"))
+    same = mean_of(summary, lambda row: row.prediction["agreement"])
+    if not math.isnan(same):
+        found.append(KeyFigure("Predictions kept", percent(same), "under corruption"))
+    return found
+
+
+def mean_of(summary: "Summary", value: "Callable[[Survival], Interval]") -> float:
+    """Mean over corruptions and severities of what has a value; NaN where nothing has."""
+    known = [value(row).mean for row in summary.survival if value(row)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,58 @@
+"""Where the numbers come from: checkpoint, settings, versions, as rows of (name, value) for the page."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overfocus.run import Run
+
+NOTHING = "–"
+
+
+def checkpoint_rows(run: "Run") -> list[tuple[str, str]]:
+    """The checkpoint: what it is, how it was recognised, what of it did not fit."""
+    known = run.info["checkpoint"]
+    size = known.get("input_size")
+    rows = {
+        "architecture": known["name"],
+        "found by": known.get("found_by"),
+        "source": known.get("source"),
+        "SHA-256": known.get("sha256"),
+        "weights": known.get("weights_entry"),
+        "parameters": f"{known['parameters']:,}" if known.get("parameters") is not None else None,
+        "input": f"{size[1]} × {size[2]} pixels, {size[0]} channel{'s' if size[0] != 1 else ''}" if size else None,
+        "classes": known.get("num_classes"),
+        "mean, standard deviation": f"{in_words(known.get('mean'))}; {in_words(known.get('std'))}",
+        "missing keys": in_words(known.get("missing_keys")) or "none",
+        "unexpected keys": in_words(known.get("unexpected_keys")) or "none",
+        "notes": "; ".join(known.get("notes") or []),
+    }
+    return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
+
+
+def settings_rows(run: "Run") -> list[tuple[str, str]]:
+    """What was asked for."""
+    rows = {name.replace("_", " "): value for name, value in run.info["settings"].items()}
+    return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
+
+
+def version_rows(run: "Run") -> list[tuple[str, str]]:
+    """What it ran with, when, and how long it took."""
+    rows = {"overfocus": run.info["overfocus"], "started": run.info["created"]} | dict(run.info.get("versions") or {})
+    rows |= {name.replace("_", " "): value for name, value in (run.info.get("timing") or {}).items()}
+    return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
+
+
+def in_words(value: Any) -> str:
+    """A value of run.json as text; long lists are cut and counted."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {in_words(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        shown = ", ".join(in_words(part) for part in value[:20])
+        return shown + (f" and {len(value) - 20} more" if len(value) > 20 else "")
+    return str(value)

@@ -1,0 +1,32 @@
+"""Received attention of a run, each picture's maps read from their file once."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from overfocus.errors import RunError
+from overfocus_reports.variants import Variant
+
+if TYPE_CHECKING:
+    from overfocus.run import Run
+
+Profile = npt.NDArray[np.floating[Any]]
+
+
+class ReceivedMaps:
+    """The received attention of any image in any variant."""
+
+    def __init__(self, run: "Run") -> None:
+        self.run = run
+        self._kept: dict[tuple[int, Variant], list[Profile | None]] = {}
+
+    def __call__(self, image: int, variant: Variant) -> list[Profile | None]:
+        """One (rows, columns) profile per layer of the run, summing to 1; None where it was not kept or has no grid."""
+        key = (image, variant)
+        if key not in self._kept:
+            try:
+                self._kept[key] = list(self.run.received(image, variant.corruption, variant.severity))
+            except RunError:  # a long run keeps the maps of its first images only
+                self._kept[key] = [None] * len(self.run.layers)
+        return self._kept[key]

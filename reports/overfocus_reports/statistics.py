@@ -1,0 +1,59 @@
+"""The mean of one value per image with its 95 % interval, and the range that a metric cannot leave."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.summary import CONFIDENCE
+
+NUMBER = re.compile(r"[−-]?\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean over images and its 95 % t interval; the interval is NaN for a single image, all of it where nothing is defined."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    """Values that the mean rests on."""
+    skipped: int
+    """Values that were undefined (NaN) and left out."""
+
+    def __bool__(self) -> bool:
+        """Whether there is a mean at all."""
+        return not math.isnan(self.mean)
+
+
+def interval_of(values: "pd.Series[float]", name: str) -> Interval:
+    """Mean and interval of metric `name`, given once per image.
+
+    >>> interval_of(pd.Series([1.0, 2.0, 3.0]), "max_ratio").mean
+    2.0
+    """
+    known = values.to_numpy("float64")
+    known = known[~np.isnan(known)]
+    mean = float(known.mean()) if len(known) else math.nan
+    half = math.nan
+    if len(known) > 1:
+        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
+    lowest, highest = value_range(name)
+    return Interval(mean, max(mean - half, lowest), min(mean + half, highest), len(known), len(values) - len(known))
+
+
+def value_range(name: str) -> tuple[float, float]:
+    """Smallest and largest value of a metric as the catalogue has them; infinite where it names none that is a number.
+
+    >>> value_range("rank_correlation")
+    (-1.0, 1.0)
+    """
+    metric = CATALOGUE.get(name)
+    ends = (metric.lowest, metric.highest) if metric else ("", "")
+    low, high = (float(end.replace("−", "-")) if NUMBER.fullmatch(end) else math.nan for end in ends)
+    return (-math.inf if math.isnan(low) else low, math.inf if math.isnan(high) else high)

@@ -1,0 +1,132 @@
+"""A run in a few numbers and sentences: the one source of what the report's first lines and the terminal's table say."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from overfocus.metrics.catalogue import CATALOGUE
+from overfocus_reports.key_figures import KeyFigure, key_figures_of
+from overfocus_reports.layers import Layer, layers_of
+from overfocus_reports.sentences import sentences_of
+from overfocus_reports.statistics import Interval, interval_of
+from overfocus_reports.variants import CLEAN, Variant, variants_of
+
+if TYPE_CHECKING:
+    from overfocus.run import Run
+
+CONCENTRATION = ("top_share", "max_ratio", "gini", "effective_tokens")
+STABILITY = tuple(name for name, metric in CATALOGUE.items() if metric.group == "stability")
+PREDICTION = ("agreement", "confidence_drop", "correct", "output_cosine")
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """How concentrated the attention of one layer is on clean images."""
+
+    layer: Layer
+    concentration: dict[str, Interval]
+    """top_share, max_ratio, gini and effective_tokens, over images."""
+
+    @property
+    def uniform_share(self) -> float:
+        """top_share of uniform attention, k/N."""
+        return self.layer.top / self.layer.tokens
+
+    @property
+    def excess(self) -> float:
+        """What layers are ranked by: top_share rescaled so that uniform attention is 0, all attention on the top tokens 1."""
+        if self.uniform_share == 1:
+            return float("nan")
+        return (self.concentration["top_share"].mean - self.uniform_share) / (1 - self.uniform_share)
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What is left of the attention, and of the prediction, under one corruption at one severity."""
+
+    variant: Variant
+    stability: dict[str, Interval]
+    """The five stability metrics: over images, each image averaged over layers first."""
+    prediction: dict[str, Interval]
+    """agreement, confidence_drop, correct and output_cosine, over images; NaN where the model or the labels give none."""
+    chance: float
+    """top_overlap of a random choice of tokens, k/N averaged over layers."""
+    weakest_layer: Layer | None
+    """The layer with the largest mean received_shift."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a few numbers and sentences."""
+
+    model: str
+    images: int
+    skipped_images: int
+    layers: tuple[LayerSummary, ...]
+    """In the order in which the model called them."""
+    survival: tuple[Survival, ...]
+    """In the order that was asked for, severities rising."""
+    clean_accuracy: Interval
+    sentences: tuple[str, ...] = ()
+
+    @property
+    def ranked(self) -> list[LayerSummary]:
+        """The layers, the most overfocused first; those without a value are left out."""
+        known = [row for row in self.layers if row.excess == row.excess]
+        return sorted(known, key=lambda row: -row.excess)
+
+    @property
+    def key_figures(self) -> list[KeyFigure]:
+        """The few numbers to look at first."""
+        return key_figures_of(self)
+
+
+def summarise(run: "Run") -> Summary:
+    """Sum a run up: which layers overfocus most, how much of the top-k and of the predictions survives each corruption.
+
+    Raises:
+        RunError: the run holds no rows yet.
+    """
+    layers, variants, table = layers_of(run), variants_of(run), run.table
+    clean = table[table["severity"] == CLEAN.severity].groupby(["layer", "image"], sort=False)[list(CONCENTRATION)].mean()
+    summary = Summary(
+        model=str(run.info["checkpoint"]["name"]),
+        images=int(table["image"].nunique()),
+        skipped_images=len(run.info["skipped"]),
+        layers=tuple(
+            LayerSummary(layer, {name: interval_of(clean.loc[layer.number][name], name) for name in CONCENTRATION})
+            for layer in layers
+        ),
+        survival=survival_of(run, variants[1:], layers),
+        clean_accuracy=prediction_intervals(run.predictions, CLEAN)["correct"],
+    )
+    return replace(summary, sentences=tuple(sentences_of(summary)))
+
+
+def survival_of(run: "Run", variants: list[Variant], layers: list[Layer]) -> tuple[Survival, ...]:
+    """One row per corruption and severity."""
+    chance = sum(layer.top / layer.tokens for layer in layers) / len(layers)
+    by_number = {layer.number: layer for layer in layers}
+    groups: dict[Any, pd.DataFrame] = dict(iter(run.table.groupby(["corruption", "severity"], sort=False)))
+    rows = []
+    for variant in variants:
+        measured = groups[variant.corruption, variant.severity]
+        per_image = measured.groupby("image", sort=False)[list(STABILITY)].mean()
+        shift = measured.groupby("layer")["received_shift"].mean().dropna()
+        rows.append(
+            Survival(
+                variant=variant,
+                stability={name: interval_of(per_image[name], name) for name in STABILITY},
+                prediction=prediction_intervals(run.predictions, variant),
+                chance=chance,
+                weakest_layer=by_number[int(shift.index[int(shift.argmax())])] if len(shift) else None,
+            )
+        )
+    return tuple(rows)
+
+
+def prediction_intervals(predictions: pd.DataFrame, variant: Variant) -> dict[str, Interval]:
+    """Mean and interval of every prediction metric for one corruption and severity."""
+    rows = predictions[(predictions["corruption"] == variant.corruption) & (predictions["severity"] == variant.severity)]
+    return {name: interval_of(pd.to_numeric(rows[name]).astype("Float64"), name) for name in PREDICTION}
