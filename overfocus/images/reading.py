@@ -73,7 +73,7 @@ def _check_size(path: str | Path, size: tuple[int, int], max_pixels: int) -> Non
     width, height = size
     if width * height > max_pixels:
         raise ImageError(
-            f"{path}: {width}×{height} pixels are more than the limit of {max_pixels:,}; shrink it or raise max_pixels"
+            f"{path}: {width}×{height} pixels exceed the limit of {max_pixels:,}; shrink it or raise --max-pixels (max_pixels)"
         )
 
 
