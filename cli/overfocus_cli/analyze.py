@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from overfocus_cli.options import AsJson, Checkpoint, Device, ImageSize, Model, NoEma
+
+if TYPE_CHECKING:
+    from overfocus.run import Run
 
 
 def analyze(
@@ -74,9 +77,6 @@ def analyze(
 
     Example: overfocus analyze checkpoint.pth --images photos/ --corruption noise --severity 3
     """
-    from overfocus.samples import sample_checkpoint
-
-    source = checkpoint or str(sample_checkpoint())
     measured: dict[str, Any] = {
         "images": [str(path) for path in images] if images else None,
         "corruptions": corruption or None,
@@ -93,18 +93,14 @@ def analyze(
         "amp": amp,
         "device": device,
     }
-    folder = output or default_output(source, measured)
+    folder = output or default_output(checkpoint, measured)
 
     from overfocus.analysis.analyze import analyze as analyze_checkpoint
 
     run = analyze_checkpoint(
-        source, output=folder, workers=workers, max_pixels=max_pixels, strict=strict, overwrite=overwrite, **measured
+        checkpoint, output=folder, workers=workers, max_pixels=max_pixels, strict=strict, overwrite=overwrite, **measured
     )
-    report = None
-    if not no_report:
-        from overfocus_reports import draw_report
-
-        report = draw_report(run)
+    report = None if no_report else _drawn(run)
 
     from overfocus_cli.summary_table import print_summary, summary_as_json
     from overfocus_reports import summarise
@@ -118,18 +114,28 @@ def analyze(
         typer.echo(f"\nrun: {run.path}" + (f"\nreport: {report}" if report else ""))
 
 
-def default_output(source: str, measured: dict[str, Any]) -> Path:
+def _drawn(run: "Run") -> Path:
+    """The run's report, drawn unless the one that lies there is newer than the run."""
+    from overfocus_reports import draw_report
+
+    page = run.path / "report.html"
+    if page.is_file() and page.stat().st_mtime_ns >= (run.path / "run.json").stat().st_mtime_ns:
+        return page
+    return draw_report(run)
+
+
+def default_output(checkpoint: str | None, measured: dict[str, Any]) -> Path:
     """overfocus-run/NAME-ID: the checkpoint's name, and six digits that differ when what is measured differs.
 
     So the same command finds its run again, and another command does not meet it.
     """
     from hashlib import sha256
 
-    path = Path(source)
-    where = str(path.absolute()) if path.exists() else source
-    text = json.dumps([where, measured], sort_keys=True)
+    path = Path(checkpoint or "fashion_mnist_vit")
+    where = str(path.absolute()) if path.exists() else checkpoint
     name = path.name.removesuffix(".tar").rpartition(".")[0] if path.is_file() else path.name
-    return Path("overfocus-run") / f"{name or path.name}-{sha256(text.encode()).hexdigest()[:6]}"
+    digits = sha256(json.dumps([where, measured], sort_keys=True).encode()).hexdigest()[:6]
+    return Path("overfocus-run") / f"{name or path.name}-{digits}"
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -1,0 +1,71 @@
+"""The README says what the program does: every command and option, and what its examples print."""
+
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import timm
+import torch
+from typer.main import get_command
+
+from overfocus.samples import sample_images
+from overfocus_cli.main import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = get_command(app).commands
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that fills the README in."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "scripts"))
+    return importlib.import_module("update_readme")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_documented(name: str) -> None:
+    assert f"`overfocus {name}" in README
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    assert set(re.findall(r"[`$] ?overfocus ([a-z]+)", README)) == set(COMMANDS)
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    used = set(re.findall(r"`(--[a-z-]+)", README)) | set(
+        re.findall(r"(?<=\s)--[a-z-]+", "\n".join(re.findall(r"^\$ overfocus.*$", README, re.M)))
+    )
+    assert used - known <= {"--help"}
+
+
+def test_every_file_in_the_readme_exists() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_examples_print_what_the_readme_says(examples: ModuleType, tmp_path: Path) -> None:
+    """Numbers aside: they may differ in the last digit between machines."""
+
+    def without_numbers(text: str) -> list[str]:
+        return re.sub(r"[\d.,–−-]+", "0", text).split()
+
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    for command, expected in examples.commands(README):
+        assert without_numbers(examples.run(command, tmp_path)) == without_numbers(expected), command
+
+
+@pytest.mark.slow
+def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("deit_tiny_patch16_224").state_dict(), "deit.pth")
+    Path("photos").symlink_to(sample_images((3, 224, 224)))
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(names["run"].table) == len(names["run"].images) * 2 * len(names["captured"].maps)
