@@ -1,5 +1,6 @@
 """`analyze` measures what the metric functions say of maps that were captured one picture at a time."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 import overfocus
 from overfocus import CaptureError, ImageError, Run, RunError, corrupt
+from overfocus.checkpoints.save import save_checkpoint
 from overfocus.metrics import METRICS, STABILITY
 from overfocus.metrics.catalogue import CATALOGUE
 
@@ -245,6 +247,35 @@ def test_no_progress_bar_without_a_terminal(loaded, photos, tmp_path, capfd):
     assert shown.out == ""
     assert "6/6" in shown.err
     assert "images/s" in shown.err
+
+
+def test_from_a_checkpoint_file(loaded, photos, tmp_path):
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    names = ["bird", "cat", "cow", "dog", "fish"]
+    path = save_checkpoint(
+        loaded.model,
+        tmp_path / "tiny.safetensors",
+        architecture="VisionTransformer",
+        model_args=arguments,
+        class_names=names,
+        preprocess=loaded.preprocess,
+    )
+    run = overfocus.analyze(path, photos, output=tmp_path / "run", **OPTIONS)
+    expected = overfocus.analyze(loaded, photos, output=tmp_path / "expected", **OPTIONS)
+    pd.testing.assert_frame_equal(run.table, expected.table)
+    checkpoint = run.info["checkpoint"]
+    assert checkpoint["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checkpoint["weights_sha256"] == expected.info["checkpoint"]["weights_sha256"]
+    assert run.class_names == names
+    assert run.predictions["correct"].notna().all()
+
+
+def test_another_image_size(loaded, photos, tmp_path):
+    model_args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    path = save_checkpoint(loaded.model, tmp_path / "tiny.safetensors", architecture="VisionTransformer", model_args=model_args)
+    run = overfocus.analyze(path, photos, output=tmp_path / "run", image_size=48, **OPTIONS)
+    assert run.maps(0).pictures.shape[1:] == (48, 48, 3)
+    assert run.received(0)[0].shape == (6, 6)
 
 
 def test_model_without_attention(photos, tmp_path, make_loaded):
