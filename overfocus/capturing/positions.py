@@ -226,6 +226,8 @@ def _computed(name: str, tracked: list[Positions], output: Tensor) -> Positions 
     if output.ndim == 4 and ids.ndim == 4 and output.shape[0] == ids.shape[0]:
         images = representative(ids.reshape(ids.shape[0], -1), 1).clamp(min=0) // IMAGE * IMAGE
         rows, columns = output.shape[2:]
+        if len(torch.unique(images)) < len(images):  # an entry is a part of an image (TNT): its places stay those of that part
+            return _expanded(_thinned(_thinned(representative(ids, 1), 2, rows), 3, columns), grid, output)
         fresh = _fresh(1, rows, columns, output) + images.reshape(-1, 1, 1, 1)
         return Positions(fresh.expand(output.shape), (rows, columns))
     if name == "embedding" and output.ndim == ids.ndim + 1:
@@ -235,6 +237,11 @@ def _computed(name: str, tracked: list[Positions], output: Tensor) -> Positions 
 
 def _pooled(ids: Tensor, grid: tuple[int, int] | None, output: Tensor) -> Positions | None:
     """Runs of tokens pooled along a sequence (b, channels, tokens): each stands where its first token stood."""
-    run = ids.shape[-1] // output.shape[-1]
-    starts = torch.arange(output.shape[-1], device=ids.device) * run
-    return _expanded(ids.index_select(-1, starts), grid, output)
+    return _expanded(_thinned(ids, -1, output.shape[-1]), grid, output)
+
+
+def _thinned(ids: Tensor, axis: int, size: int) -> Tensor:
+    """The first entry of each of `size` runs along an axis."""
+    run = max(ids.shape[axis] // size, 1)
+    starts = (torch.arange(size, device=ids.device) * run).clamp(max=ids.shape[axis] - 1)
+    return ids.index_select(axis, starts)
