@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
 
@@ -141,6 +141,15 @@ class Run:
             layers = [layer["layer"] for layer in self.layers]
             attention = {layer: kept[f"attention_{layer:02d}"] for layer in layers if f"attention_{layer:02d}" in kept.files}
             return DisplayedImage(variants, kept["pictures"], attention)
+
+    @cached_property
+    def partitions(self) -> dict[int, Int[np.ndarray, "windows tokens"]]:
+        """Place of each window's tokens in the row-major patch grid of the image, −1 for padding, by layer of windows."""
+        path = self.path / "maps" / "windows.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path) as kept:
+            return {int(name.removeprefix("layer_")): kept[name] for name in kept.files}
 
     def _maps_path(self, image: int) -> Path:
         return self.path / "maps" / f"image-{image}.npz"

@@ -7,7 +7,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from overfocus.attention import TOKEN_KINDS, AttentionMap
@@ -72,6 +74,8 @@ class Sites:
     """The layers over tokens that are to be measured: layer (number in call order), module, kind, grids, heads, …"""
     coverage: list[dict[str, Any]]
     """One row per attention-like module: captured, or the reason why not."""
+    partitions: dict[int, Int[np.ndarray, "windows tokens"]]
+    """Place of each window's tokens in the row-major patch grid of the image, −1 for padding, by layer of windows."""
 
 
 def find_sites(model: nn.Module, inputs: Tensor, layers: list[int] | None) -> Sites:
@@ -101,15 +105,21 @@ def find_sites(model: nn.Module, inputs: Tensor, layers: list[int] | None) -> Si
         warnings.warn(
             f"{len(silent)} attention modules gave no map and are not measured: {names} ({silent[0].reason})", stacklevel=3
         )
+    partitions = {number: row.pop("partition") for number, row in enumerate(found)}
     numbered = [{"layer": number} | row for number, row in enumerate(found)]
     if layers is None:
-        return Sites(numbered, coverage)
+        return Sites(numbered, coverage, _known(partitions))
     if wrong := [number for number in layers if not -len(found) <= number < len(found)]:
         raise RunError(
             f"layers must be between {-len(found)} and {len(found) - 1} for this model, got {', '.join(map(str, wrong))}"
         )
     chosen = {number % len(found) for number in layers}
-    return Sites([row for row in numbered if row["layer"] in chosen], coverage)
+    partitions = {number: partitions[number] for number in sorted(chosen)}
+    return Sites([row for row in numbered if row["layer"] in chosen], coverage, _known(partitions))
+
+
+def _known(partitions: dict[int, Tensor | None]) -> dict[int, Int[np.ndarray, "windows tokens"]]:
+    return {number: partition.cpu().numpy().astype(np.int32) for number, partition in partitions.items() if partition is not None}
 
 
 def _describe_map(attention: AttentionMap) -> dict[str, Any] | None:
@@ -128,4 +138,5 @@ def _describe_map(attention: AttentionMap) -> dict[str, Any] | None:
         "heads": attention.shape[1],
         "queries": attention.shape[2],
         "keys": attention.shape[3],
+        "partition": attention.partition,
     }

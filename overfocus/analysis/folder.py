@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _OURS = re.compile(
-    r"run\.json|report\.html|(metrics|predictions)/part-\d+\.parquet|maps/(received|image)-\d+\.npz|figures/[^/]+\.png|(.*/)?\.[^/]+\.unfinished"
+    r"run\.json|report\.html|(metrics|predictions)/part-\d+\.parquet|maps/(received|image)-\d+\.npz|maps/windows\.npz|figures/[^/]+\.png|(.*/)?\.[^/]+\.unfinished"
 )
 """Files of a run, and what an interrupted writing of one may leave; nothing else is ever deleted."""
 
@@ -128,7 +128,8 @@ class RunFolder:
             for kind, prefix in (("metrics", "part-"), ("predictions", "part-"), ("maps", "received-")):
                 kept.update(committed_parts(self.path / kind, prefix, after).values())
             kept.update(self.path / "maps" / f"image-{number}.npz" for number in after["displayed"])
-            kept.update([self.path / "run.json", self.path / "report.html", *self.path.glob("figures/*.png")])
+            kept.update(self.path / name for name in ("run.json", "report.html", "maps/windows.npz"))
+            kept.update(self.path.glob("figures/*.png"))
         try:
             for path in self._ours():
                 if path not in kept:
