@@ -7,7 +7,21 @@ from overfocus.models import fan_swin_variants as fan_swin_variants
 from overfocus.models import fan_variants as fan_variants
 from overfocus.models import rvt_variants as rvt_variants
 from overfocus.models.add_tap import add_tap
+from overfocus.models.fan import Fan
+from overfocus.models.fan_swin import FanSwin
+from overfocus.models.rvt import Rvt
+from overfocus.models.segmentation import SegmentationModel, segmentation_model
 from overfocus.models.tap import DilationPredictor, TokenAwareAveragePooling
 from overfocus.models.tap_pooling import TokenPooling
 
-__all__ = ["DilationPredictor", "TokenAwareAveragePooling", "TokenPooling", "add_tap"]
+__all__ = [
+    "DilationPredictor",
+    "Fan",
+    "FanSwin",
+    "Rvt",
+    "SegmentationModel",
+    "TokenAwareAveragePooling",
+    "TokenPooling",
+    "add_tap",
+    "segmentation_model",
+]
