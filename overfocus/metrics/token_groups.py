@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,12 +19,25 @@ Distances = Callable[[int, int], Float[Tensor, "block columns"]]
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """Windows of an image that hold their patch tokens at the same places, and are measured together."""
+    """Windows of an image that hold their patch tokens at the same places, and are measured together.
+
+    Items are what one value each is computed for, numbered (image, window, head).
+    """
 
     rows: int
     """Patch tokens among the queries."""
     columns: int
     """Patch tokens among the keys."""
+    query_prefix: int
+    """Tokens in front of the patches among the queries."""
+    key_prefix: int
+    """Tokens in front of the patches among the keys."""
+    size: tuple[int, int, int]
+    """(batch, windows, heads) of the items; heads is 1 where their mean is measured."""
+    summed_heads: int
+    """Heads whose mean is measured; 1 where each is."""
+    map_windows: int
+    """Windows of the whole map."""
     distances: Distances | None
     """None where a grid is unknown."""
     windows: Int[Tensor, "windows"] | None = None
@@ -35,17 +48,8 @@ class TokenGroup:
     """Places of the patch tokens behind the prefix of the keys; None where no place is padding."""
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """The tokens of a map: prefix tokens in front, patch tokens in one or more groups of windows."""
-
-    query_prefix: int
-    key_prefix: int
-    groups: tuple[TokenGroup, ...]
-
-
-def token_layout(attention: AttentionMap, device: torch.device) -> TokenLayout:
-    """Find the patch tokens of a map.
+def token_groups(attention: AttentionMap, *, per_head: bool, device: torch.device) -> tuple[TokenGroup, ...]:
+    """Find the patch tokens of a map; `per_head` measures each head apart.
 
     Every query of a "class" map counts as a row, as it has no patch queries. Padding tokens (−1 in the partition) are left out
     of rows and columns: windows with the same padding form a group, windows of padding alone are dropped.
@@ -60,11 +64,52 @@ def token_layout(attention: AttentionMap, device: torch.device) -> TokenLayout:
     rows, columns = queries - query_prefix, keys - key_prefix
     if rows < 1 or columns < 1:
         raise CaptureError(
-            f"expected patch tokens in {attention.module}, got {queries} queries and {keys} keys "
+            f"{attention.module}: expected patch tokens, got {queries} queries and {keys} keys "
             f"of which {query_prefix} and {key_prefix} are prefix tokens"
         )
-    whole = TokenGroup(rows, columns, _grid_distances(attention, rows, columns, device))
-    return TokenLayout(query_prefix, key_prefix, _without_padding(whole, attention.partition, device))
+    whole = TokenGroup(
+        rows,
+        columns,
+        query_prefix,
+        key_prefix,
+        size=(attention.batch, attention.windows, attention.shape[1] if per_head else 1),
+        summed_heads=1 if per_head else attention.shape[1],
+        map_windows=attention.windows,
+        distances=_grid_distances(attention, rows, columns, device),
+    )
+    partition = attention.partition
+    if partition is None or not bool((partition < 0).any()):
+        return (whole,)
+    patterns, pattern_of_window = torch.unique(partition >= 0, dim=0, return_inverse=True)
+    return tuple(
+        _padded_group(whole, (pattern_of_window == number).nonzero().flatten().to(device), pattern.to(device))
+        for number, pattern in enumerate(patterns)
+        if bool(pattern.any())
+    )
+
+
+def _padded_group(whole: TokenGroup, windows: Int[Tensor, "windows"], holds_patch: Int[Tensor, "tokens"]) -> TokenGroup:
+    """The group without padding, on the side of queries and of keys that the partition speaks of."""
+    kept = holds_patch.nonzero().flatten()
+    kept_queries = kept if len(holds_patch) == whole.rows else None
+    kept_keys = kept if len(holds_patch) == whole.columns else None
+    between = whole.distances
+
+    def distances(start: int, stop: int) -> Tensor:
+        assert between is not None
+        block = between(start, stop) if kept_queries is None else between(0, whole.rows)[kept_queries[start:stop]]
+        return block if kept_keys is None else block[:, kept_keys]
+
+    return replace(
+        whole,
+        rows=whole.rows if kept_queries is None else len(kept),
+        columns=whole.columns if kept_keys is None else len(kept),
+        size=(whole.size[0], len(windows), whole.size[2]),
+        distances=distances if between else None,
+        windows=windows,
+        kept_queries=kept_queries,
+        kept_keys=kept_keys,
+    )
 
 
 def _grid_distances(attention: AttentionMap, rows: int, columns: int, device: torch.device) -> Distances | None:
@@ -73,39 +118,3 @@ def _grid_distances(attention: AttentionMap, rows: int, columns: int, device: to
     if attention.kind == "class" or grid is None or key_grid is None or (math.prod(grid), math.prod(key_grid)) != (rows, columns):
         return None
     return partial(patch_distances, grid, key_grid, device=device)
-
-
-def _without_padding(
-    whole: TokenGroup, partition: Int[Tensor, "windows tokens"] | None, device: torch.device
-) -> tuple[TokenGroup, ...]:
-    if partition is None or not bool((partition < 0).any()):
-        return (whole,)
-    patterns, pattern_of_window = torch.unique(partition >= 0, dim=0, return_inverse=True)
-    groups = []
-    for number, pattern in enumerate(patterns):
-        kept = pattern.nonzero().flatten().to(device)
-        if len(kept):
-            windows = (pattern_of_window == number).nonzero().flatten().to(device)
-            groups.append(_padded_group(whole, windows, kept, tokens=len(pattern)))
-    return tuple(groups)
-
-
-def _padded_group(whole: TokenGroup, windows: Int[Tensor, "windows"], kept: Int[Tensor, "tokens"], *, tokens: int) -> TokenGroup:
-    """The group without the places that are not kept, on the side of queries and of keys that the partition speaks of."""
-    kept_queries = kept if tokens == whole.rows else None
-    kept_keys = kept if tokens == whole.columns else None
-    places = torch.arange(whole.rows, device=kept.device) if kept_queries is None else kept_queries
-
-    def distances(start: int, stop: int) -> Tensor:
-        assert whole.distances is not None
-        between = whole.distances(0, whole.rows)[places[start:stop]]
-        return between if kept_keys is None else between[:, kept_keys]
-
-    return TokenGroup(
-        rows=len(places),
-        columns=whole.columns if kept_keys is None else len(kept_keys),
-        distances=distances if whole.distances else None,
-        windows=windows,
-        kept_queries=kept_queries,
-        kept_keys=kept_keys,
-    )
