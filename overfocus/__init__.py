@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import LoadedModel, load_model
     from overfocus.corruptions import corrupt
+    from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.verification import verify
 
@@ -24,6 +25,7 @@ _HOME = {
     "AttentionMap": "overfocus.attention",
     "LoadedModel": "overfocus.checkpoints.load",
     "Run": "overfocus.run",
+    "attention_rollout": "overfocus.rollout",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
     "corrupt": "overfocus.corruptions",
@@ -46,6 +48,7 @@ __all__ = [
     "RunError",
     "__version__",
     "analyze",
+    "attention_rollout",
     "capture",
     "corrupt",
     "load_model",

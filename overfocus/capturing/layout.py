@@ -54,11 +54,14 @@ def infer_layout(
     keys: Tensor,
     query_image: tuple[int, int] | None,
     key_image: tuple[int, int] | None,
+    *,
+    padding_attended: bool = False,
 ) -> Layout | None:
     """Layout of a map from the positions of its tokens.
 
     `shape` is (…, queries, keys); `queries` (…, queries) and `keys` (…, keys) are positions, broadcastable to the axes in
-    front; `query_image` and `key_image` are the image grids that they point into. None where the axes cannot be told apart.
+    front; `query_image` and `key_image` are the image grids that they point into; `padding_attended` says that no mask hides
+    padding. None where the axes cannot be told apart.
     """
     leading = shape[:-2]
     keys = keys.expand(*leading, shape[-1]).cpu()
@@ -72,15 +75,17 @@ def infer_layout(
             shape[-2:],
             reason="images of different sizes share the batch: give one size per batch",
         )
-    key_tokens = token_places(arrangement, keys, key_image)
+    windows = arrangement.windows
+    windowed = windows > 1 or padding_attended
+    key_tokens = token_places(arrangement, keys, key_image, keeps_padding=windowed)
     query_tokens = None
     if queries is not None:
-        query_tokens = token_places(arrangement, queries.expand(*leading, shape[-2]).cpu(), query_image)
-    windows = arrangement.windows
+        queries = queries.expand(*leading, shape[-2]).cpu()
+        query_tokens = token_places(arrangement, queries, query_image, keeps_padding=windowed)
     if query_tokens is None or bool(query_tokens.prefix.all()):
         kind: Kind = "class"
         query_tokens = None
-    elif windows > 1:
+    elif windowed:
         kind = "window"
     elif query_tokens.grid == key_tokens.grid and torch.equal(query_tokens.ordered(), key_tokens.ordered()):
         kind = "global"
@@ -105,6 +110,6 @@ def infer_layout(
         grid=grid,
         key_grid=key_grid,
         image_grid=key_tokens.grid,
-        partition=places.clamp(min=-1) if windows > 1 else None,
+        partition=places.clamp(min=-1) if windowed else None,
         branch=branch_of(places, key_tokens.grid) if windows > 1 else None,
     )

@@ -10,6 +10,7 @@ from overfocus.capturing.functions import tensors_in
 from overfocus.capturing.guess import guess_layout
 from overfocus.capturing.layout import Layout, channel_layout, infer_layout, is_channel_map, token_positions
 from overfocus.capturing.positions import Positions, PositionTracker
+from overfocus.capturing.sources import WeightSource
 
 _PACKED = ("packed",)
 _BOOKS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], dict[tuple[str, int], Layout]]] = weakref.WeakKeyDictionary()
@@ -62,22 +63,23 @@ class LayoutBook:
     def find(
         self,
         name: str,
-        shape: tuple[int, ...],
+        weights: WeightSource,
         positions: tuple[Positions | None, Positions | None] | None,
         *,
         running: list[nn.Module],
         images: int | None = None,
     ) -> Layout | None:
-        """Layout of the map (…, queries, keys) that module `name` has just made; None where nothing fits.
+        """Layout of the weights (…, queries, keys) that module `name` has just made; None where nothing fits.
 
         `positions` are those of its queries and of its keys or values, (…, tokens, width), in a forward that is traced.
         """
+        shape = weights.shape
         page = self._pages.get(self._signature, {})
         key = name, self._calls[name]
         self._calls[name] += 1
         layout = page.get(key)
         if self.tracing:
-            layout = _inferred(shape, positions) if positions is not None else None
+            layout = _inferred(weights, positions) if positions is not None else None
         elif layout is None or layout.tokens != shape[-2:]:
             layout = None
             self._pages.pop(self._signature, None)  # the model runs otherwise than it did: trace the next forward again
@@ -89,8 +91,9 @@ class LayoutBook:
         return layout
 
 
-def _inferred(shape: tuple[int, ...], positions: tuple[Positions | None, Positions | None]) -> Layout | None:
+def _inferred(weights: WeightSource, positions: tuple[Positions | None, Positions | None]) -> Layout | None:
     queries, keys = positions
+    shape = weights.shape
     if keys is None:
         return None
     if is_channel_map(keys):
@@ -100,7 +103,11 @@ def _inferred(shape: tuple[int, ...], positions: tuple[Positions | None, Positio
         key_ids = key_ids.repeat_interleave(shape[-3] // key_ids.shape[-2], dim=-2)  # grouped queries share keys
     query_ids = None if queries is None else token_positions(queries)
     try:
-        return infer_layout(shape, query_ids, key_ids, keys.grid if queries is None else queries.grid, keys.grid)
+        attended = bool((key_ids == 0).any()) and bool(
+            (weights.rows(0, 1).squeeze(-2)[key_ids.expand(*shape[:-2], -1) == 0] > 0).any()
+        )
+        query_image = keys.grid if queries is None else queries.grid
+        return infer_layout(shape, query_ids, key_ids, query_image, keys.grid, padding_attended=attended)
     except RuntimeError:  # positions that do not fit the map's axes
         return None
 

@@ -15,6 +15,7 @@ from overfocus.capturing.layout_book import LayoutBook
 from overfocus.capturing.mode import CaptureMode
 from overfocus.capturing.modules import ModuleStack, in_backward
 from overfocus.capturing.multihead import MultiheadCall, function_call, layer_call, module_call, stands_aside
+from overfocus.capturing.norms import BlockTokens, TokenNorms
 from overfocus.capturing.positions import Positions, representative
 from overfocus.capturing.products import ProductTracker, Use
 from overfocus.capturing.sources import ArrangedWeights, MaterialisedWeights, QueryKeyWeights, WeightSource
@@ -30,7 +31,13 @@ class Recorder:
     """Follows one model through its forwards and hands every attention map it finds to `found`."""
 
     def __init__(
-        self, model: nn.Module, found: Callable[[AttentionMap], None], *, gradients: bool = False, verify: bool = False
+        self,
+        model: nn.Module,
+        found: Callable[[AttentionMap], None],
+        *,
+        gradients: bool = False,
+        verify: bool = False,
+        norms: bool = False,
     ) -> None:
         self.stack = ModuleStack(model)
         self.mode = CaptureMode(self.observe)
@@ -38,9 +45,13 @@ class Recorder:
         self._found = found
         self._gradients = gradients
         self._verify = verify
+        self._norms = norms
         self._book = LayoutBook(model)
         self._products = ProductTracker()
         self._entry: str | None = None
+        self._blocks: dict[str, BlockTokens] = {}
+        """Modules around an attention site whose output is awaited for its norms."""
+        self.norms: list[TokenNorms] = []
         self._gated: dict[int, tuple[str, tuple[int, ...]]] = {}
         """Softmaxes not (yet) used as attention: module and shape."""
 
@@ -66,6 +77,10 @@ class Recorder:
         if stands_aside(module):
             self._stood_aside(module, name, args, kwargs, output[0] if isinstance(output, tuple) else output)
         self._products.left(name)
+        block = self._blocks.pop(name, None)
+        norms = None if block is None else block.norms(output[0] if isinstance(output, (tuple, list)) else output)
+        if norms is not None:
+            self.norms.append(norms)
         self.mode.active(not (running and stands_aside(running[-1])))
         if not running:
             for site, shape in self._gated.values():
@@ -204,7 +219,7 @@ class Recorder:
         normalised: bool = True,
         images: int | None = None,
     ) -> None:
-        layout = self._book.find(name, weights.shape, positions, running=self.stack.running, images=images)
+        layout = self._book.find(name, weights, positions, running=self.stack.running, images=images)
         if layout is None or layout.reason is not None:
             reason = "its axes could not be told apart" if layout is None else layout.reason
             self.sites.add(Site(name, None, weights.shape, reason=reason))
@@ -226,6 +241,9 @@ class Recorder:
             deviation=deviation,
         )
         self.sites.add(Site.of(attention))
+        block = BlockTokens.around(attention) if self._norms else None
+        if block is not None:
+            self._blocks[name.rpartition(".")[0]] = block
         with torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()):
             self._found(attention)
 

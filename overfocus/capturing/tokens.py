@@ -17,6 +17,8 @@ class TokenPlaces:
     """(windows, tokens): row-major place in the image grid, −1 for prefix and −2 for padding, in the model's order."""
     grid: tuple[int, int] | None
     """The image grid that `places` points into."""
+    keeps_padding: bool
+    """Whether padding is attended, so that it has to stay."""
 
     @property
     def prefix(self) -> Tensor:
@@ -24,7 +26,7 @@ class TokenPlaces:
 
     def order(self) -> Tensor | None:
         """Prefix tokens first, patches row by row; None where tokens already are in that order, or windows have no common one."""
-        if len(self.places) == 1:
+        if not self.keeps_padding:
             kept = torch.nonzero(self.places[0] != -2).squeeze(1)
             order = kept[torch.argsort(self.places[0, kept], stable=True)]
             return None if torch.equal(order, torch.arange(self.places.shape[1])) else order
@@ -41,11 +43,11 @@ class TokenPlaces:
         return self.places if order is None else self.places[:, order]
 
 
-def token_places(arrangement: Arrangement, ids: Tensor, grid: tuple[int, int] | None) -> TokenPlaces:
+def token_places(arrangement: Arrangement, ids: Tensor, grid: tuple[int, int] | None, *, keeps_padding: bool) -> TokenPlaces:
     folded = Arrangement(arrangement.axes, arrangement.sizes).fold(ids.unsqueeze(-2))[:, 0, 0]
     folded = folded[: arrangement.windows]
     places = torch.where(folded > 0, folded % IMAGE - 1, torch.where(folded == 0, -2, -1))
-    return TokenPlaces(*_regular(places, grid))
+    return TokenPlaces(*_regular(places, grid), keeps_padding)
 
 
 def _regular(places: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int] | None]:
@@ -65,17 +67,18 @@ def _regular(places: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, tupl
 
 def cell_grid(places: Tensor, grid: tuple[int, int] | None) -> tuple[int, int] | None:
     """(rows, columns) of one window's tokens in their order, or None where they form no row-major grid."""
-    tokens = places.shape[1]
-    full = places[(places >= 0).all(1)]
-    if grid is None or len(full) == 0:
+    window = places[(places >= 0).sum(1).argmax()]
+    index = torch.nonzero(window >= 0).squeeze(1)
+    if grid is None or len(index) == 0:
         return None
-    window = full[0]
-    rows, columns = len(torch.unique(window // grid[1])), len(torch.unique(window % grid[1]))
-    if rows * columns != tokens:
+    row = torch.unique(window[index] // grid[1], return_inverse=True)[1]
+    column = torch.unique(window[index] % grid[1], return_inverse=True)[1]
+    tokens, columns = len(window), int(column.max()) + 1
+    if len(index) < tokens:  # padding lengthens the rows: the second one shows by how much
+        columns = int((index[row == 1] - index[0])[0]) if bool((row == 1).any()) else 0
+    if columns < 1 or tokens % columns or not torch.equal(index - index[0], row * columns + column):
         return None
-    order = (window // grid[1])[::columns]
-    in_rows = bool((window.reshape(rows, columns) // grid[1] == order[:, None]).all())
-    return (rows, columns) if in_rows else None
+    return tokens // columns, columns
 
 
 def branch_of(places: Tensor, grid: tuple[int, int] | None) -> str | None:
