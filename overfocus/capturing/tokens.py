@@ -60,7 +60,7 @@ def _regular(places: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, tupl
         return places, grid
     if len(rows) * len(columns) != torch.unique(real).numel():
         return places, None
-    kept = places.clamp(min=0)
+    kept = places.clamp(min=0).contiguous()
     index = torch.searchsorted(rows, kept // grid[1]) * len(columns) + torch.searchsorted(columns, kept % grid[1])
     return torch.where(places >= 0, index, places), (len(rows), len(columns))
 
