@@ -1,4 +1,4 @@
-"""Colours that people with any colour vision tell apart: Okabe–Ito for lines, viridis for amounts, purple–orange for differences."""
+"""Colours that people with any colour vision tell apart: Okabe–Ito for lines, viridis, purple–orange for differences."""
 
 import numpy as np
 import numpy.typing as npt

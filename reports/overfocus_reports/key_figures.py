@@ -40,6 +40,9 @@ def key_figures_of(summary: "Summary") -> list[KeyFigure]:
     same = mean_of(summary, lambda row: row.prediction["agreement"])
     if not math.isnan(same):
         found.append(KeyFigure("Predictions kept", percent(same), "under corruption"))
+    cosine = mean_of(summary, lambda row: row.prediction["output_cosine"])
+    if math.isnan(same) and not math.isnan(cosine):
+        found.append(KeyFigure("Output cosine", f"{cosine:.2f}", "to the clean output, under corruption"))
     return found
 
 

@@ -1,5 +1,6 @@
 """The data that the page's script works on, as one JSON object; names are in camel case because JavaScript reads them."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from overfocus_reports.variants import Variant
 from overfocus_reports.wording import title_of, unit_of
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from overfocus.run import Run
 
 
@@ -52,10 +55,18 @@ def metric_payload(statistics: LayerStatistics, metric: str) -> dict[str, Any]:
     }
 
 
-def layers_payload(statistics: LayerStatistics, matrices: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Each layer's name, geometry and where its received attention lies on the sheet."""
-    found, start = [], 0
+def layers_payload(
+    statistics: LayerStatistics, partitions: "dict[int, npt.NDArray[np.int32]]", matrices: list[dict[str, Any] | None]
+) -> dict[str, Any]:
+    """Each layer's name, geometry and where its received attention lies on the sheet; and where windows lie on the image.
+
+    Layers share what their windows have in common: "partition" is a number into "partitions".
+    """
+    found: list[dict[str, Any]] = []
+    different: dict[str, int] = {}
+    start = 0
     for layer, matrix in zip(statistics.layers, matrices, strict=True):
+        lies = partitions.get(layer.number)
         size = layer.image_grid[0] * layer.image_grid[1] if layer.image_grid else 0
         found.append(
             {
@@ -66,14 +77,14 @@ def layers_payload(statistics: LayerStatistics, matrices: list[dict[str, Any] | 
                 "tokens": layer.tokens,
                 "imageGrid": layer.image_grid,
                 "windows": layer.windows,
-                "partition": None,
+                "partition": different.setdefault(json.dumps(lies.tolist()), len(different)) if lies is not None else None,
                 "start": start,
                 "size": size,
                 "matrix": matrix,
             }
         )
         start += size
-    return found
+    return {"layers": found, "partitions": [json.loads(text) for text in different]}
 
 
 def worst_payload(values: ImageValues, displayed: list[int]) -> dict[str, Any]:

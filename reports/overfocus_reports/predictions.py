@@ -22,7 +22,7 @@ def predictions(run: "Run", variants: list[Variant], values: ImageValues, first:
     """
     table = run.predictions
     every = [int(image) for image in table["image"].unique()]
-    ordered = list(dict.fromkeys([*first, *every]))
+    ordered = list(dict.fromkeys([*(image for image in first if image in every), *every]))
     kept = ordered[: max(len(first), MOST_CELLS // len(variants))]
     table = table.set_index(["corruption", "severity", "image"]).sort_index()
     texts = table["predicted_name"].fillna(table["predicted"].map(lambda value: None if pd.isna(value) else f"class {value}"))

@@ -75,12 +75,17 @@ def page_of(run: "Run", folder: Path, room: int) -> str:
         "predictions": predictions(run, variants, values, run.displayed),
     }
     payload["images"] = images_payload(run, mentioned(payload))
-    context = template_context(run, summary, statistics, drawn, picked)
+    known = {
+        "classified": bool(run.predictions["predicted"].notna().any()),
+        "labelled": any(entry["label"] is not None for entry in run.images),
+    }
+    payload |= known
+    context = template_context(run, summary, statistics, drawn, picked) | known
     spent = len(render(context, payload))
     payload["pictures"] = displayed.pictures(round(PICTURES_SHARE * (room - spent)))
     spent += len(json_for_html(payload["pictures"]))
     matrices = matrices_of(displayed, max(0, room - spent))
-    payload |= {"matrices": matrices.encoded, "layers": layers_payload(statistics, matrices.described)}
+    payload |= layers_payload(statistics, run.partitions, matrices.described) | {"matrices": matrices.encoded}
     return render(context, payload)
 
 

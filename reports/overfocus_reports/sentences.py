@@ -75,7 +75,7 @@ def flat_sentence(summary: "Summary") -> list[str]:
     if not flat:
         return []
     return [
-        f"In {spans(flat)} attention is nearly flat (effective tokens above {percent(FLAT)}): there the order of patches is "
+        f"In {spans(flat)} attention is nearly flat (effective tokens above {percent(FLAT)}): there the order is "
         "noise and top-k overlap falls although little moved; judge them by the Jensen–Shannon divergence and the attention moved."
     ]
 

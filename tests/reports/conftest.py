@@ -212,3 +212,14 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small complete run that tests only read."""
     return Run(write_run(tmp_path_factory.mktemp("reports") / "run"))
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a small run whose file and class names are hostile; drawn once, only read."""
+    from overfocus_reports import draw_report
+
+    hostile = ("<script>alert(1)</script>.png", '=HYPERLINK("x")&\'.png')
+    classes = ("</script><img src=x onerror=alert(2)>", '"quoted" & <b>bold</b>', "coffee mug")
+    folder = tmp_path_factory.mktemp("drawn") / "run"
+    return draw_report(Run(write_run(folder, names=hostile, class_names=classes, labels=True, heads=2)))

@@ -6,19 +6,19 @@ function predictionOf(image, variant) {
   return { name: data.predictions.classes[number], confidence: data.predictions.confidence[variant][place] };
 }
 
-const sayPrediction = (found) => (found ? `${found.name}${known(found.confidence) ? ` ${percent(found.confidence)}` : ""}` : "");
+const sayPrediction = (found) => (found ? `${found.name}${known(found.confidence) ? ` (${percent(found.confidence)})` : ""}` : "");
 
-// "lynx 42 %" for the clean image; with "was …" where the corruption changed it.
+// "lynx (42 %)" for the clean image; with "was …" where the corruption changed it.
 function predictionText(image, variant) {
   const [clean, now] = [predictionOf(image, 0), predictionOf(image, variant)];
   if (!now) return "";
-  return variant && clean && clean.name !== now.name ? `${sayPrediction(now)} (was ${clean.name})` : sayPrediction(now);
+  return variant && clean && clean.name !== now.name ? `${sayPrediction(now)}, was ${clean.name}` : sayPrediction(now);
 }
 
 function buildPredictions() {
-  const { left, classes } = data.predictions;
+  const { left } = data.predictions;
   const notes = [];
-  if (!classes.length) notes.push("The model has no classifier, so it predicts nothing.");
+  if (!data.classified) notes.push("The model has no classifier, so it predicts nothing.");
   if (left) notes.push(`${left} more images are in predictions/*.parquet.`);
   byId("prediction-note").textContent = notes.join(" ");
   byId("prediction-note").hidden = !notes.length;
@@ -27,6 +27,7 @@ function buildPredictions() {
 
 function drawPredictions() {
   const variant = state.variant;
+  const { classified, labelled } = data;
   const cell = (value, text, attributes = {}) => make("td", { "data-value": value ?? "", ...attributes }, text);
   const rows = data.predictions.images.map((image) => {
     const [clean, after] = [predictionOf(image, 0), predictionOf(image, variant)];
@@ -36,15 +37,15 @@ function drawPredictions() {
       byId("explorer").scrollIntoView();
     };
     const title = data.displayed.includes(image) ? make("button", { type: "button", class: "link", onclick: opens }, name) : name;
-    const cells = [make("th", { scope: "row", "data-value": name }, title), cell(label, label)];
-    cells.push(cell(clean?.name, clean?.name ?? "–"), cell(clean?.confidence, percent(clean?.confidence)));
-    if (variant) {
+    const cells = [make("th", { scope: "row", "data-value": name }, title)];
+    if (labelled) cells.push(cell(label, label));
+    if (classified) cells.push(cell(clean?.name, clean?.name ?? "–"), cell(clean?.confidence, percent(clean?.confidence)));
+    if (variant && classified) {
       const same = clean && after ? clean.name === after.name : null;
       cells.push(cell(after?.name, after?.name ?? "–"), cell(after?.confidence, percent(after?.confidence)));
       cells.push(cell(same === null ? "" : Number(same), same === null ? "–" : same ? "✓ same" : "✗ changed", { class: same === false ? "changed" : null }));
-      const moved = movedOf(image, variant);
-      cells.push(cell(moved, percent(moved)));
     }
+    if (variant) cells.push(cell(movedOf(image, variant), percent(movedOf(image, variant))));
     return make("tr", { class: image === state.image ? "current" : null }, ...cells);
   });
   byId("prediction-table").tBodies[0].replaceChildren(...rows);

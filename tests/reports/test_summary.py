@@ -1,0 +1,122 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from overfocus_reports import summarise
+from overfocus_reports.sentences import percent, spans
+from overfocus_reports.variants import Variant
+
+
+def test_layers_are_ranked_by_their_top_share(run):
+    summary = summarise(run)
+    clean = run.table[run.table["severity"] == 0].groupby("layer")["top_share"].mean()
+    assert [row.layer.number for row in summary.layers] == [0, 1, 2, 3]
+    assert [row.layer.number for row in summary.ranked] == clean.sort_values(ascending=False).index.tolist()
+    for row in summary.layers:
+        assert row.concentration["top_share"].mean == pytest.approx(clean[row.layer.number])
+        assert row.uniform_share == 2 / 36
+
+
+def test_layers_of_different_size_are_ranked_against_uniform(make_run):
+    run = make_run(images=2)
+    run.table["top_share"] = run.table["layer"].map({0: 0.5, 1: 0.5, 2: 0.2, 3: 0.2})
+    run.info["layers"][0] |= {"keys": 5, "grid": [2, 2], "key_grid": [2, 2]}  # k/N = 1/4 there, 2/36 elsewhere
+    assert [row.layer.number for row in summarise(run).ranked] == [1, 0, 2, 3]
+
+
+def test_survival_averages_layers_before_images(run):
+    summary = summarise(run)
+    assert [row.variant for row in summary.survival] == [Variant(name, s) for name in ("gaussian_noise", "fog") for s in (1, 3)]
+    for row in summary.survival:
+        rows = run.table[(run.table["corruption"] == row.variant.corruption) & (run.table["severity"] == row.variant.severity)]
+        per_image = rows.groupby("image")["top_overlap"].mean()
+        assert row.stability["top_overlap"].mean == pytest.approx(per_image.mean())
+        assert row.stability["top_overlap"].count == 6
+        assert row.chance == pytest.approx(2 / 36)
+        moved = rows.groupby("layer")["received_shift"].mean()
+        assert row.weakest_layer is not None
+        assert row.weakest_layer.number == moved.idxmax()
+
+
+def test_sentences_state_the_numbers(run):
+    summary = summarise(run)
+    first = summary.ranked[0]
+    share = first.concentration["top_share"].mean
+    assert f"layer {first.layer.number} (blocks.{first.layer.number}.attn) overfocuses most" in summary.sentences[0]
+    assert f"the 2 most attended of 36 patches receive {percent(share)} of the attention" in summary.sentences[0]
+    assert f"uniform attention would give {percent(2 / 36)}" in summary.sentences[0]
+    harshest = max(summary.survival, key=lambda row: row.stability["received_shift"].mean)
+    text = " ".join(summary.sentences)
+    assert f"Under {harshest.variant.words}, {percent(harshest.stability['top_overlap'].mean)} of the most attended" in text
+    assert f"chance: {percent(2 / 36)}" in text
+
+
+def test_sentences_on_predictions(make_run):
+    text = " ".join(summarise(make_run(labels=True)).sentences)
+    assert "Predictions change most often under gaussian noise at severity 1: for 2 of 6 images" in text
+    assert "100\u00a0% of them are classified right when clean, 67\u00a0% then." in text
+
+
+def test_flat_layers_are_named_with_a_warning(run):
+    summary = summarise(run)
+    flat = [row.layer.number for row in summary.layers if row.concentration["effective_tokens"].mean > 0.8]
+    assert flat
+    assert any(f"In {spans(flat)} attention is nearly flat" in sentence for sentence in summary.sentences)
+
+
+def test_heads_count_once_per_image(make_run):
+    run = make_run(heads=3)
+    summary = summarise(run)
+    assert summary.layers[0].concentration["gini"].count == 6
+    assert summary.survival[0].stability["received_shift"].count == 6
+
+
+def test_undefined_values_are_left_out(make_run):
+    run = make_run()
+    clean = summarise(run).layers[1].concentration["gini"]
+    run.table.loc[(run.table["image"] == 2) & (run.table["layer"] == 1), "gini"] = np.nan
+    found = summarise(run).layers[1].concentration["gini"]
+    assert (found.count, found.skipped) == (5, 1)
+    assert found.mean != clean.mean
+
+
+def test_no_corruption_says_so(make_run):
+    summary = summarise(make_run(corruptions=(), severities=()))
+    assert summary.survival == ()
+    assert "No corruption was applied" in summary.sentences[-1]
+    assert [figure.name for figure in summary.key_figures] == ["On 2 of 36 patches"]
+
+
+def test_no_classifier_falls_back_to_the_output(make_run):
+    summary = summarise(make_run(class_names=None))
+    assert "The model has no classifier; its output keeps a cosine of 0.70" in summary.sentences[-1]
+    assert summary.key_figures[-1].name == "Output cosine"
+
+
+def test_one_patch_per_layer_has_no_concentration(make_run):
+    run = make_run(images=1, side=2)
+    run.table["top_share"] = np.nan
+    assert summarise(run).sentences[0] == "No layer has more than one patch token, so concentration is undefined."
+
+
+def test_key_figures_carry_what_to_compare_with(run):
+    figures = {figure.name: figure for figure in summarise(run).key_figures}
+    assert figures["Top patches kept"].note == f"under corruption; chance: {percent(2 / 36)}"
+    assert figures["On 2 of 36 patches"].note.endswith(f"uniform: {percent(2 / 36)}")
+    agreement = run.predictions.loc[run.predictions["severity"] > 0, "agreement"].astype(float).mean()
+    assert figures["Predictions kept"].value == percent(agreement)
+
+
+def test_summary_is_plain_data(run):
+    assert dataclasses.asdict(summarise(run))["layers"][0]["layer"]["module"] == "blocks.0.attn"
+
+
+def test_spans():
+    assert spans([3]) == "layer 3"
+    assert spans([0, 1, 2, 5, 7, 8]) == "layers 0–2, 5, 7–8"
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.051, "5.1\u00a0%"), (0.5, "50\u00a0%"), (0.0, "0\u00a0%"), (0.0999, "10\u00a0%")])
+def test_percent(share, text):
+    assert percent(share) == text
