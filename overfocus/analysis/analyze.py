@@ -128,8 +128,7 @@ def analyze(
     folder = RunFolder(Path(output))
     info = folder.open(wanted, overwrite=overwrite)
     if info is None:
-        info = wanted | _begin(folder, loaded, sources, classes, settings)
-        folder.write_info(info)
+        info = _begin(folder, wanted, loaded, sources, classes, settings)
     if info["status"] != "complete":
         continue_run(folder, info, loaded, sources, settings, classes.ids, progress=progress)
     return Run(folder.path)
@@ -173,9 +172,14 @@ def _describe_image(number: int, source: ImageSource) -> dict[str, Any]:
 
 
 def _begin(
-    folder: RunFolder, loaded: "LoadedModel", sources: Sequence[ImageSource], classes: Classes, settings: Settings
+    folder: RunFolder,
+    wanted: dict[str, Any],
+    loaded: "LoadedModel",
+    sources: Sequence[ImageSource],
+    classes: Classes,
+    settings: Settings,
 ) -> dict[str, Any]:
-    """What run.json says of a new run beside what was asked for: its layers, coverage, displayed images.
+    """Write run.json of a new run: beside what was `wanted` its layers, coverage, displayed images.
 
     Where the windows of its layers lie is too long for run.json and is written beside the maps.
     """
@@ -183,12 +187,10 @@ def _begin(
     picture = loaded.preprocess(displayed.example).to(settings.device)
     with precision(torch.device(settings.device), amp=settings.amp):
         sites = find_sites(loaded.model, torch.stack([picture, picture]), settings.layers)
-    if sites.partitions:
-        folder.write_arrays("maps/windows.npz", {f"layer_{number:02d}": kept for number, kept in sites.partitions.items()})
     labels = {source.label for source in sources if source.label is not None}
     unknown = sorted(labels - classes.ids.keys())
     notes = [f"{len(unknown)} of {len(labels)} labels mean no class of the model ({', '.join(unknown[:3])})"] if unknown else []
-    return {
+    info = wanted | {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "running",
         "done": 0,
@@ -200,3 +202,7 @@ def _begin(
         "versions": describe_versions(),
         "timing": {},
     }
+    folder.write_info(info)
+    if sites.partitions:
+        folder.write_arrays("maps/windows.npz", {f"layer_{number:02d}": kept for number, kept in sites.partitions.items()})
+    return info

@@ -34,7 +34,7 @@ class RunFolder:
         self.path = path
 
     def open(self, wanted: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-        """Make the folder ready; the content of run.json where the run that lies there is to be continued, None for a new one.
+        """Make the folder ready; the content of run.json where images of the run that lies there are done, None for a new one.
 
         Raises:
             RunError: the folder holds another run or other files, or cannot be written.
@@ -54,8 +54,9 @@ class RunFolder:
                 raise RunError(
                     f"{self.path}: holds another run ({'; '.join(changed)}); choose another output or overwrite (--overwrite)"
                 )
-            self._clear(after=info)
-            return info
+            if info["done"]:
+                self._clear(after=info)
+                return info
         if lies_here:
             self._clear()
         elif not overwrite and (visible := [name for name in found if not name.startswith(".")]):
@@ -63,7 +64,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: holds other files ({names}); choose another output, or --overwrite to write beside them"
             )
-        elif mistakable := self._ours():
+        elif mistakable := [path for path in self._ours() if path.suffix != ".unfinished"]:
             raise RunError(f"{mistakable[0]}: would be mistaken for a part of the run; remove it or choose another output")
         self._probe()
         return None
@@ -104,7 +105,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe.{os.getpid()}.unfinished"
             probe.touch()
-            probe.unlink()
+            for unfinished in (path for path in self._ours() if path.suffix == ".unfinished"):  # the probe, and what a kill left
+                unfinished.unlink()
         except OSError as error:
             raise RunError(
                 f"{self.path}: the output folder cannot be written ({error.strerror}); choose another output"

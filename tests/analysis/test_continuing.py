@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 
 import overfocus
 from overfocus import Run, RunError
@@ -271,6 +273,31 @@ def test_nothing_measured_yet(tmp_path, loaded, photos, stop_after):
         overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     with pytest.raises(RunError, match="holds no results yet"):
         _ = Run(tmp_path / "run").table
+
+
+@pytest.mark.parametrize("file", ["run.json", "maps/windows.npz"])
+def test_end_while_the_run_begins(write_pictures, make_loaded, tmp_path, monkeypatch, file):
+    """The first files are cut off as by kill -9, which leaves temporary ones; the same call begins again."""
+    torch.manual_seed(0)
+    swin = timm.models.SwinTransformer(img_size=32, patch_size=4, window_size=4, embed_dim=16, depths=(2,), num_heads=(2,))
+    loaded, photos = make_loaded(swin), write_pictures(tmp_path / "photos")
+    real = RunFolder._write
+
+    def killed(self, name, content):
+        if name == file:
+            (self.path / name).parent.mkdir(exist_ok=True)
+            (self.path / name).with_name(f".{Path(name).name}.1234.unfinished").touch()
+            raise KeyboardInterrupt
+        real(self, name, content)
+
+    monkeypatch.setattr(RunFolder, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    monkeypatch.undo()
+    run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    assert run.complete
+    assert (tmp_path / "run" / "maps" / "windows.npz").is_file()
+    assert not list((tmp_path / "run").rglob(".*"))
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):
