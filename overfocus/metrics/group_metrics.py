@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,8 +55,8 @@ def pair_metrics(
         "js_divergence": sums.divergence.sum(-1) / (sums.counted.sum(-1) * math.log(2)),
         "received_shift": total_variation(before, after),
     }
-    undefined = profile.new_full((len(profile),), math.nan)
-    return {name: undefined.index_copy(0, pairs.corrupted, value) for name, value in of_pairs.items()}
+    undefined = torch.full((len(profile),), math.nan, device=profile.device)
+    return {name: undefined.index_copy(0, pairs.corrupted, value.float()) for name, value in of_pairs.items()}
 
 
 def received_profile(sums: PatchSums) -> Float[Tensor, "items columns"]:

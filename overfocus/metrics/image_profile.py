@@ -41,4 +41,4 @@ def image_profile(attention: AttentionMap, parts: list[tuple[TokenGroup, PatchSu
 
 def _window_profiles(group: TokenGroup, sums: PatchSums) -> Float[Tensor, "batch windows columns"]:
     column = sums.column.view(*group.size, group.columns).sum(2)
-    return profile_of(column, defined=sums.counted.view(*group.size, group.rows).flatten(2).any(-1))
+    return profile_of(column.float(), defined=sums.counted.view(*group.size, group.rows).flatten(2).any(-1))

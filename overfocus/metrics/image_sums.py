@@ -42,7 +42,7 @@ class ImageSums:
         block, prefix, padding = (_cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting.clear()
         distances = self.group.distances(0, self.group.rows) if self.group.distances else None
-        sums = patch_sums(Patches(block, prefix, padding), distances)
+        sums = patch_sums(Patches(block, prefix, padding), distances, precise=self.pairs is not None)
         if self.compare:
             sums.similarity = similarity_to_mean(block, sums.column / self.group.rows, self.group.summed_heads)
         self._parts.append(sums)

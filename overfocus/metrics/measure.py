@@ -60,7 +60,7 @@ def measure(
         of_items = map_metrics(sums, profile, summed_heads=group.summed_heads, top_fraction=top_fraction)
         if of_pairs is not None and gathered.pairs is not None:
             of_items |= pair_metrics(of_pairs, gathered.pairs, profile, top_fraction)
-        of_groups.append({name: value.view(group.size) for name, value in of_items.items()})
+        of_groups.append({name: value.float().view(group.size) for name, value in of_items.items()})
         parts.append((group, sums))
     values = {name: _mean_over_windows([values[name] for values in of_groups]) for name in names if name in of_groups[0]}
     if not per_head:

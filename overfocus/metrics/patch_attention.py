@@ -60,8 +60,12 @@ def heads_or_mean(
             f"expected weights of shape (batch, heads, queries, keys), got {tuple(weights.shape)}; "
             "add a heads axis with weights.unsqueeze(1) to a map that is already averaged"
         )
-    precise = weights.dtype if weights.dtype == torch.float64 else torch.float32
-    return weights.to(precise) if per_head else weights.mean(1, dtype=precise)
+    return weights.to(result_dtype(weights)) if per_head else weights.mean(1, dtype=result_dtype(weights))
+
+
+def result_dtype(weights: Tensor) -> torch.dtype:
+    """What metrics are computed and returned in: float64 for float64, else float32."""
+    return torch.float64 if weights.dtype == torch.float64 else torch.float32
 
 
 def patch_starts(weights: Tensor, prefix_tokens: int, key_prefix_tokens: int | None) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch.nn.functional import threshold
 
 from overfocus.metrics.patch_attention import NEGLIGIBLE
 from overfocus.metrics.patches import Patches
+from overfocus.metrics.received import precise_dtype
 from overfocus.metrics.similarity import background_threshold
 
 
@@ -49,8 +50,8 @@ class PatchSums:
         return (self.mass.log() - self.log_sum / self.mass) * self.counted
 
 
-def patch_sums(patches: Patches, distances: Float[Tensor, "rows columns"] | None) -> PatchSums:
-    """Sum the rows of a block; `distances` belong to these rows."""
+def patch_sums(patches: Patches, distances: Float[Tensor, "rows columns"] | None, *, precise: bool) -> PatchSums:
+    """Sum the rows of a block; `distances` belong to these rows; `precise` sums columns in double precision, to compare them."""
     block = patches.block
     mass = block.sum(-1)
     inverse_length = torch.linalg.vector_norm(block, dim=-1).reciprocal_().masked_fill_(mass <= NEGLIGIBLE, 0)
@@ -58,7 +59,8 @@ def patch_sums(patches: Patches, distances: Float[Tensor, "rows columns"] | None
     unit_column = scratch.sum(1)
     log_sum = torch.log(block, out=scratch).mul_(block).sum(-1)
     distance = None if distances is None else torch.mul(block, distances, out=scratch).sum(-1)
-    return PatchSums(block.sum(1), unit_column, mass, inverse_length, log_sum, patches.prefix, patches.padding, distance)
+    column = block.sum(1, dtype=precise_dtype(block.device) if precise else None)
+    return PatchSums(column, unit_column, mass, inverse_length, log_sum, patches.prefix, patches.padding, distance)
 
 
 def similarity_to_mean(
@@ -66,7 +68,7 @@ def similarity_to_mean(
 ) -> Float[Tensor, "items rows"]:
     """Cosine of each row with the mean row, both without their entries up to the threshold of the diversification."""
     background = background_threshold(block.shape[-1]) * summed_heads
-    mean_row = threshold(mean_row, background, 0.0).unsqueeze(1)
+    mean_row = threshold(mean_row.to(block.dtype), background, 0.0).unsqueeze(1)
     above = threshold(block, background, 0.0)
     lengths = torch.linalg.vector_norm(above, dim=-1) * torch.linalg.vector_norm(mean_row, dim=-1)
     cosine: Tensor = above.mul_(mean_row).sum(-1) / lengths.clamp_min_(NEGLIGIBLE)

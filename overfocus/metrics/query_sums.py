@@ -31,7 +31,7 @@ class QuerySums:
         if not rows:  # prefix tokens or padding only
             return
         distances = self.group.distances(self._rows, self._rows + rows) if self.group.distances else None
-        sums = patch_sums(patches, distances)
+        sums = patch_sums(patches, distances, precise=self.pairs is not None)
         self._rows += rows
         self._parts.append(sums)
         if self.pairs:

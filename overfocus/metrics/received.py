@@ -23,8 +23,26 @@ def received_attention(
     >>> received_attention(weights)
     tensor([[0.7500, 0.2500]])
     """
+    profile = precise_profile(weights, prefix_tokens=prefix_tokens, key_prefix_tokens=key_prefix_tokens, per_head=per_head)
+    return profile if weights.dtype == torch.float64 else profile.float()
+
+
+def precise_profile(
+    weights: Float[Tensor, "batch heads queries keys"],
+    *,
+    prefix_tokens: int = 0,
+    key_prefix_tokens: int | None = None,
+    per_head: bool = False,
+) -> Float[Tensor, "batch *heads key_patches"]:
+    """`received_attention` in double precision, for comparisons of tokens that receive nearly the same."""
     attention = patch_attention(weights, prefix_tokens=prefix_tokens, key_prefix_tokens=key_prefix_tokens, per_head=per_head)
-    return profile_of(attention.sum(-2), defined=(attention.sum(-1) > NEGLIGIBLE).any(-1))
+    column_sums = attention.sum(-2, dtype=precise_dtype(attention.device))
+    return profile_of(column_sums, defined=(attention.sum(-1) > NEGLIGIBLE).any(-1))
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """Double precision where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def profile_of(column_sums: Float[Tensor, "*items keys"], *, defined: Tensor) -> Float[Tensor, "*items keys"]:
@@ -44,12 +62,13 @@ def top_tokens(profile: Float[Tensor, "*items keys"], top_fraction: float = 0.05
 
 
 def tied(profile: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items keys"]:
-    """1 + N·r rounded to 20 binary digits, for comparisons: equal columns summed in another order stay equal.
+    """N·r without its last binary digits, for comparisons: equal columns that were summed in another order stay equal.
 
-    Without it the rounding of float32 would put the tokens of uniform attention into an order, which is noise. Untouched and
-    evenly attended tokens become exactly 1 and 2, in the middle of what is rounded to them.
+    Without it the rounding of sums would put the tokens of uniform attention into an order, which is noise. What an evenly
+    attended token receives becomes exactly 1, in the middle of what is rounded to it; less than `NEGLIGIBLE` becomes 0.
     """
-    value = 1 + profile.float() * profile.shape[-1]
-    scaled = value * (2**4 + 1)  # Dekker's split: drops the last 4 of float32's 24 digits
+    value = torch.nn.functional.threshold(profile * profile.shape[-1], NEGLIGIBLE, 0.0)
+    dropped = 23 if profile.dtype == torch.float64 else 4  # 30 of 53 digits stay, or 20 of 24
+    scaled = value * (2**dropped + 1)  # Dekker's split
     rounded: Tensor = scaled - (scaled - value)
     return rounded

@@ -64,7 +64,7 @@ def background_threshold(keys: int) -> float:
 def unit_rows(attention: Float[Tensor, "*items rows keys"]) -> Float[Tensor, "*items rows keys"]:
     """Rows scaled to length 1; rows without attention become zero."""
     lengths = torch.linalg.vector_norm(attention, dim=-1, keepdim=True)
-    inverse = lengths.reciprocal().masked_fill_(lengths <= NEGLIGIBLE, 0)
+    inverse = lengths.reciprocal().masked_fill_(attention.sum(-1, keepdim=True) <= NEGLIGIBLE, 0)
     units: Tensor = attention * inverse
     return units
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overfocus.metrics.patch_attention import NEGLIGIBLE, patch_attention
-from overfocus.metrics.received import received_attention, tied, top_tokens
+from overfocus.metrics.patch_attention import NEGLIGIBLE, patch_attention, result_dtype
+from overfocus.metrics.received import precise_profile, tied, top_tokens
 from overfocus.metrics.similarity import unit_rows
 
 
@@ -29,7 +29,7 @@ def top_overlap(
     tensor([0.])
     """
     profiles = _profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
-    return overlap_of_top(*profiles, top_fraction)
+    return overlap_of_top(*profiles, top_fraction).to(result_dtype(clean))
 
 
 def rank_correlation(
@@ -49,7 +49,8 @@ def rank_correlation(
     >>> rank_correlation(weights, weights.flip(-1))
     tensor([-1.])
     """
-    return spearman(*_profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head))
+    profiles = _profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
+    return spearman(*profiles).to(result_dtype(clean))
 
 
 def attention_cosine(
@@ -113,7 +114,8 @@ def received_shift(
     >>> received_shift(torch.eye(4)[None, None, [0, 0, 0, 0]], torch.eye(4)[None, None, [1, 1, 1, 1]])
     tensor([1.])
     """
-    return total_variation(*_profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head))
+    profiles = _profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
+    return total_variation(*profiles).to(result_dtype(clean))
 
 
 def overlap_of_top(
@@ -140,7 +142,7 @@ def average_ranks(profile: Float[Tensor, "*items keys"]) -> Float[Tensor, "*item
     ordered = value.sort(-1).values
     below = torch.searchsorted(ordered, value, right=False)
     up_to = torch.searchsorted(ordered, value, right=True)
-    return (below + up_to + 1).float() / 2
+    return (below + up_to + 1).to(profile.dtype) / 2
 
 
 def total_variation(before: Float[Tensor, "*items keys"], after: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items"]:
@@ -167,8 +169,8 @@ def _profiles(
 ) -> tuple[Tensor, Tensor]:
     _check_shapes(clean, corrupted)
     return (
-        received_attention(clean, prefix_tokens=prefix_tokens, key_prefix_tokens=key_prefix_tokens, per_head=per_head),
-        received_attention(corrupted, prefix_tokens=prefix_tokens, key_prefix_tokens=key_prefix_tokens, per_head=per_head),
+        precise_profile(clean, prefix_tokens=prefix_tokens, key_prefix_tokens=key_prefix_tokens, per_head=per_head),
+        precise_profile(corrupted, prefix_tokens=prefix_tokens, key_prefix_tokens=key_prefix_tokens, per_head=per_head),
     )
 
 
