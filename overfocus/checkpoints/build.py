@@ -1,6 +1,7 @@
 """Build the model that a state dict belongs to, with timm's own conversion of foreign names and position tables."""
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,8 +13,8 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from overfocus.checkpoints.fingerprint import is_tap_predictor
-from overfocus.errors import CheckpointError
+from overfocus.checkpoints.messages import first_line
+from overfocus.errors import CheckpointError, OverfocusError
 
 Convert = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 UNREGISTERED = "VisionTransformer"
@@ -37,13 +38,12 @@ def build(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None
         else:
             with _recorded_conversion() as recorded:
                 model = timm.create_model(name, pretrained=True, **arguments)
-            convert = recorded[0] if recorded and recorded[0] is not None else lambda state, _: state
+            convert = _with_two_arguments(recorded[0]) if recorded and recorded[0] is not None else lambda state, _: state
         if tap is not None:
             model = overfocus.models.add_tap(model, **tap)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError, OverfocusError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name} cannot be built with {given}: {text}") from error
+        raise CheckpointError(f"{name} cannot be built with {given}: {first_line(error)}") from error
     return model, convert
 
 
@@ -61,15 +61,17 @@ class _WithoutInitialisation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "") in self._FILLING:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func is torch.linspace and "device" not in given:
+            given = {**given, "device": "cpu"}  # older timm reads its drop path rates from such a tensor
+        return func(*args, **given)
 
 
-def tap_branches(tensors: Mapping[str, Tensor]) -> int | None:
-    """Number of branches (K) of the TAP predictors in a state dict, None where there are none."""
-    for name, tensor in tensors.items():
-        if is_tap_predictor(name) and tensor.ndim == 4:
-            return tensor.shape[0]
-    return None
+def _with_two_arguments(convert: Callable[..., dict[str, Tensor]]) -> Convert:
+    """Some of timm's conversions take the state dict alone."""
+    if len(inspect.signature(convert).parameters) > 1:
+        return convert
+    return lambda state, _: convert(state)
 
 
 def _convert_vit(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -31,9 +31,11 @@ _READOUT = re.compile(
     r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits|global_pool|flatten|fc_norm"
     r"|head_drop|norm_head|head_hidden_size|conv_head)(\.|:|$)"
 )
-_ATTENTION = re.compile(r"attn|attention|mhsa", re.IGNORECASE)
+_ATTENTION = re.compile(r"attn|attention|mhsa|shsa|shma", re.IGNORECASE)
 _GATES = frozenset({"SplitAttn", "SelectiveKernelAttn", "SpatialAttention", "BilinearAttnTransform", "BatNonLocalAttn"})
 """Modules of convolutional networks that are called attention and weigh channels or scales, no tokens."""
+_MARKS = ("num_heads", "fused_attn")
+"""Attributes that only attention has, whatever its class is called."""
 _LONGEST = 64
 
 
@@ -60,7 +62,7 @@ def attends(model: nn.Module) -> bool:
     """Whether a model has attention between tokens, as far as its modules' names and heads tell."""
     for module in model.modules():
         kind = type(module).__name__
-        if (_ATTENTION.search(kind) and kind not in _GATES) or "num_heads" in vars(module):
+        if (_ATTENTION.search(kind) and kind not in _GATES) or not vars(module).keys().isdisjoint(_MARKS):
             return True
     return False
 

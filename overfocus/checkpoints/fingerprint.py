@@ -13,7 +13,9 @@ from collections.abc import Mapping
 
 Shape = tuple[int, ...]
 
-_CLASSIFIER = re.compile(r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits)\.")
+_CLASSIFIER = re.compile(
+    r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits|decode_head\.(linear_pred|conv_seg))\."
+)
 _ALIASES = {"register_tokens": "reg_token"}
 """Names that timm changes when it converts weights of others (DINOv2)."""
 _BUFFER = re.compile(
@@ -24,7 +26,8 @@ _TABLE = re.compile(
     r"(^|\.)(\w*pos_embed\w*|pixel_pos|patch_pos|rel_pos_[hw]|relative_position_bias_table|attention_biases|att_mask)(\.\d+)?$"
     r"|(^|\.)(attention_biases|rope)\."
 )
-_TAP = re.compile(r"(^|\.)dilation_predictor\.")
+_TAP_PREDICTOR = re.compile(r"(^|\.)dilation_predictor\.")
+_TAP = re.compile(r"(^|\.)(dilation_predictor|token_pools)\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _INPUT_CHANNELS = 4
 
@@ -41,6 +44,11 @@ def is_table(name: str) -> bool:
 
 def is_tap_predictor(name: str) -> bool:
     """Whether a parameter belongs to a TAP predictor, the shapes of which follow the number of branches."""
+    return _TAP_PREDICTOR.search(name) is not None
+
+
+def is_tap(name: str) -> bool:
+    """Whether a parameter belongs to TAP, predictor or pooling."""
     return _TAP.search(name) is not None
 
 
@@ -54,7 +62,7 @@ def feature(name: str, shape: Shape) -> str | None:
     name = _ALIASES.get(name, name)
     if is_classifier(name) or _BUFFER.search(name):
         return None
-    if is_table(name) or is_tap_predictor(name):
+    if is_table(name) or is_tap(name):
         return f"{pattern(name)} ?"
     dimensions = list(map(str, shape))
     if len(shape) == 4 and shape[1] <= _INPUT_CHANNELS:

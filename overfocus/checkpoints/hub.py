@@ -24,7 +24,7 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
         )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{config_path}: no readable JSON ({error})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_path}: expected a JSON object, got {type(config).__name__}")

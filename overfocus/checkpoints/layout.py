@@ -6,7 +6,7 @@ Known are the bare state dict; timm's saver (`state_dict`, `state_dict_ema`, `ar
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +42,16 @@ class StateDict:
     """Names of tensors beside the model (a segmentation head, a loss)."""
 
 
-def find_state_dict(content: Mapping[str, Any], *, use_ema: bool = True, path: object = "checkpoint") -> StateDict:
+def find_state_dict(
+    content: Mapping[str, Any],
+    *,
+    use_ema: bool = True,
+    is_whole: Callable[[Mapping[str, Tensor]], bool] = lambda _: False,
+    path: object = "checkpoint",
+) -> StateDict:
     """The state dict of one model, its names without the wrapper's prefix.
+
+    `is_whole` tells where tensors are a complete model as they stand: a segmentation model's `backbone.` is no wrapper.
 
     Raises:
         CheckpointError: there are no tensors in it, or none under a known entry.
@@ -64,7 +72,7 @@ def find_state_dict(content: Mapping[str, Any], *, use_ema: bool = True, path: o
         keys = ", ".join(map(str, list(content)[:6])) or "nothing"
         raise CheckpointError(f"{path}: expected a state dict (names → tensors), got a dict with {keys} and no weights in it")
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    tensors, prefix, left_out, other_prefix = _strip(tensors, use_ema)
+    tensors, prefix, left_out, other_prefix = _strip(tensors, use_ema, is_whole)
     is_average = entry.split(".")[0] in _EMA_ENTRIES or any(word in _EMA_WORDS for word in prefix.split("."))
     return StateDict(tensors, entry, prefix, is_average, other_prefix or (others[0] if others else None), left_out)
 
@@ -78,11 +86,15 @@ def _holds_tensors(value: object) -> bool:
     return isinstance(inner, Mapping) and any(isinstance(item, Tensor) for item in inner.values())
 
 
-def _strip(tensors: dict[str, Tensor], use_ema: bool) -> tuple[dict[str, Tensor], str, tuple[str, ...], str | None]:
+def _strip(
+    tensors: dict[str, Tensor], use_ema: bool, is_whole: Callable[[Mapping[str, Tensor]], bool]
+) -> tuple[dict[str, Tensor], str, tuple[str, ...], str | None]:
     """Take wrapper words off the front as long as most of the values stand behind one."""
     prefix, alternative = "", None
     left_out: list[str] = []
     while (wrapper := _wrapper(tensors, use_ema)) is not None:
+        if is_whole(tensors):
+            return tensors, prefix, tuple(left_out), alternative
         word, other = wrapper
         if other is not None:
             alternative = f"{prefix}{other}."

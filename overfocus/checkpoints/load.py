@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.build import build, skeleton, tap_branches
+from overfocus.checkpoints.build import build, skeleton
 from overfocus.checkpoints.data_config import class_names_for, preprocess_for
 from overfocus.checkpoints.facts import attends
 from overfocus.checkpoints.fingerprint import is_classifier
@@ -18,6 +19,7 @@ from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.pretrained import load_named
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Recognised, known_by_shapes, recognise
+from overfocus.checkpoints.tap import added_tap, tap_branches
 from overfocus.checkpoints.weights import fill
 from overfocus.errors import CheckpointError
 
@@ -54,7 +56,9 @@ def load_model(
     path = Path(source)
     if path.exists() or path.suffix in _SUFFIXES:
         file, hints = _read(path)
-        state = find_state_dict(file.content, use_ema=use_ema, path=path)
+        state = find_state_dict(
+            file.content, use_ema=use_ema, is_whole=lambda tensors: known_by_shapes(tensors) is not None, path=path
+        )
         loaded = _load(file, hints, state, recognise(state.tensors, hints, model, path), size, num_classes)
     else:
         loaded = load_named(str(source), size, num_classes, pretrained)
@@ -79,19 +83,15 @@ def _load(
     image_size: tuple[int, int] | None,
     num_classes: int | None,
 ) -> LoadedModel:
-    name, notes = recognised.name, [*_weights_notes(state), *recognised.notes]
-    arguments = dict(recognised.arguments)
-    branches = tap_branches(state.tensors)
-    if branches is not None and hints.tap is None:
-        arguments.setdefault("num_scales", branches)
-    outline = skeleton(name, arguments, hints.tap)
+    name = recognised.name
+    outline, arguments, tap, notes = _outline(name, recognised.arguments, hints.tap, state.tensors)
     if recognised.found_by != "asked for" and not attends(outline):
         raise CheckpointError(
             f"{file.path}: a {name}, which has no attention between tokens (--model {name} loads it all the same)"
         )
     _demand_size(outline, state, file.path, name)
     arguments = fitting_arguments(state.tensors, outline, arguments, image_size=image_size, num_classes=num_classes)
-    model, convert = build(name, arguments, hints.tap)
+    model, convert = build(name, arguments, tap)
     tensors = _without_classifier(state.tensors, classifiers(outline)) if num_classes is not None else state.tensors
     try:
         filled = fill(model, tensors, convert, file.path)
@@ -111,9 +111,25 @@ def _load(
         weights_entry=state.entry,
         missing_keys=filled.missing,
         unexpected_keys=[*filled.unexpected, *state.left_out],
-        notes=[*notes, *filled.notes, *assumed],
+        notes=[*_weights_notes(state), *recognised.notes, *notes, *filled.notes, *assumed],
         class_names=class_names_for(hints, model),
     )
+
+
+def _outline(
+    name: str, given: dict[str, Any], tap: dict[str, Any] | None, tensors: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None, list[str]]:
+    """The architecture without memory, with the TAP that the state dict has: (model, its arguments, its `add_tap`, notes)."""
+    outline = skeleton(name, given, tap)
+    branches = tap_branches(tensors)
+    if branches is None or branches == tap_branches(outline.state_dict()):
+        return outline, given, tap, []
+    added = added_tap(tensors, outline)
+    if added is None:
+        arguments = given | {"num_scales": branches}
+        return skeleton(name, arguments, tap), arguments, tap, []
+    note = f"TAP with {branches} branches added to {len(added['layers'])} blocks of {name}, as its parameters say"
+    return skeleton(name, given, added), given, added, [note]
 
 
 def _demand_size(outline: nn.Module, state: StateDict, path: Path, name: str) -> None:

@@ -1,9 +1,15 @@
 """A model by its timm name: trained weights from timm's hub, or random ones where asked for."""
 
+import contextlib
 import difflib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import timm
+from huggingface_hub import constants as hub
 from torch import nn
 
 from overfocus.checkpoints.build import skeleton
@@ -11,6 +17,7 @@ from overfocus.checkpoints.data_config import class_names_for, preprocess_for
 from overfocus.checkpoints.fit import takes_image_size
 from overfocus.checkpoints.hints import PREPROCESSING, Hints
 from overfocus.checkpoints.loaded import LoadedModel
+from overfocus.checkpoints.messages import first_line
 from overfocus.errors import CheckpointError
 
 _HUB = ("hf_hub:", "hf-hub:")
@@ -60,9 +67,34 @@ def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int |
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+        with _hub_as_reachable() as reachable:
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # hub clients raise whatever their network layer does
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        advice = "pass a checkpoint file instead, or try again with a connection" if pretrained else "check the arguments"
-        raise CheckpointError(f"{name}: the model cannot be had from timm ({text}); {advice}") from error
+        if not pretrained:
+            raise CheckpointError(f"{name}: the model cannot be built ({first_line(error)})") from error
+        reason = first_line(error) if reachable else "the hub cannot be reached and they are not in its local cache"
+        raise CheckpointError(
+            f"{name}: its trained weights cannot be had ({reason}); pass a checkpoint file (pretrained=False: random weights)"
+        ) from error
     return model
+
+
+@contextlib.contextmanager
+def _hub_as_reachable() -> Iterator[bool]:
+    """Whether the hub's address resolves; where it does not, only its cache is asked, without a minute of attempts."""
+    reachable, before = _resolves(hub.ENDPOINT), hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or not reachable
+    try:
+        yield reachable
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def _resolves(address: str) -> bool:
+    if urllib.request.getproxies():
+        return True  # the proxy resolves it
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(address).hostname, 443)
+    except OSError:
+        return False
+    return True

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from overfocus.checkpoints.formats import foreign_format
+from overfocus.checkpoints.messages import first_line, some
 from overfocus.errors import CheckpointError
 
 _READING = threading.Lock()  # torch's list of allowed globals is one for the process
@@ -71,7 +72,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, framework="pt") as reader:
             return {name: reader.get_tensor(name) for name in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no whole safetensors file ({_line(error)}); copy or download it again") from None
+        raise CheckpointError(f"{path}: no whole safetensors file ({first_line(error)}); copy or download it again") from None
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -109,14 +110,13 @@ def _refusal(path: Path, error: Exception, zipped: bool) -> CheckpointError:
     if not wanted and "GLOBAL " in text:
         wanted = [text.split("GLOBAL ", 1)[1].split()[0]]
     if wanted:
-        names = ", ".join(wanted[:3]) + (f" and {len(wanted) - 3} more" if len(wanted) > 3 else "")
         return CheckpointError(
-            f"{path}: refused, its pickle wants {names}, which could run code; if you trust its source, convert it: "
+            f"{path}: refused, its pickle wants {some(wanted)}, which could run code; if you trust its source, convert it: "
             "c = torch.load(file, weights_only=False); torch.save(c['state_dict'], 'weights.pth') (whole model: c.state_dict())"
         )
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped:
         return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint, this is none or it is truncated")
-    return CheckpointError(f"{path}: the checkpoint cannot be read ({_line(error)}); copy or download it again")
+    return CheckpointError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy or download it again")
 
 
 def _begins_as_archive(path: Path) -> bool:
@@ -130,7 +130,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise CheckpointError(f"{path}: truncated or damaged archive ({_line(error)}); copy or download it again") from None
+        raise CheckpointError(f"{path}: truncated or damaged archive ({first_line(error)}); copy or download it again") from None
     names = {entry.filename.partition("/")[2] for entry in entries}
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -163,8 +163,3 @@ def tensors(content: object, name: str = "") -> list[tuple[str, torch.Tensor]]:
     elif isinstance(content, (list, tuple)):
         items = list(enumerate(content))
     return [found for key, value in items for found in tensors(value, f"{name}.{key}" if name else str(key))]
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -11,7 +11,7 @@ import timm
 from torch import Tensor
 
 from overfocus.checkpoints.build import UNREGISTERED
-from overfocus.checkpoints.fingerprint import Shape
+from overfocus.checkpoints.fingerprint import Shape, is_tap
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, exact_tables, index_version, look_up
 from overfocus.checkpoints.pretrained import require_known
@@ -73,6 +73,9 @@ def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _by_shapes(shapes: Mapping[str, Shape], path: Path, notes: list[str]) -> Recognised:
     match = look_up(shapes)
+    if not any(found.share == 1 for found in match.candidates):
+        plain = {name: shape for name, shape in shapes.items() if not is_tap(name)}
+        match = look_up(plain) if len(plain) < len(shapes) else match  # TAP was added to an architecture of timm
     near = [found for found in match.candidates if found.covered >= _SMALLEST_COVERED and found.share >= _SMALLEST_SHARE]
     if not near:
         raise CheckpointError(f"{path}: {_nothing_fits(shapes, match.candidates, match.without_attention)}")

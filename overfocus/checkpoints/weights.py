@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from overfocus.checkpoints.build import Convert
 from overfocus.checkpoints.fingerprint import is_table
 from overfocus.checkpoints.layout import first_not_finite
+from overfocus.checkpoints.messages import first_line, some
 from overfocus.errors import CheckpointError
 
 SMALLEST_SHARE = 0.9
@@ -58,8 +59,9 @@ def _convert(model: nn.Module, tensors: dict[str, Tensor], convert: Convert, pat
     try:
         converted = convert(tensors, model)
     except Exception as error:  # timm's conversions index into whatever they are given
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: its weights do not fit {type(model).__name__} ({text}); try another --model") from error
+        raise CheckpointError(
+            f"{path}: its weights do not fit {type(model).__name__} ({first_line(error)}); try another --model"
+        ) from error
     return {name: tensor for name, tensor in converted.items() if isinstance(tensor, Tensor)}
 
 
@@ -74,16 +76,10 @@ def _demand_share(model: nn.Module, converted: Mapping[str, Tensor], landing: Ma
     raise CheckpointError(
         f"{path}: of {type(model).__name__}'s {wanted:,} parameters {filled:,} ({filled / max(wanted, 1):.0%}) are there, "
         f"of the checkpoint's {given:,} values {landed:,} ({landed / max(given, 1):.0%}) have a place; "
-        f"missing {_some(missing)}; unexpected {_some(unexpected)}; try another --model"
+        f"missing {some(missing)}; unexpected {some(unexpected)}; try another --model"
     )
 
 
 def _resampled(name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], count: int) -> str:
     others = f" and {count - 1} more" if count > 1 else ""
     return f"position tables resampled: {name} {tuple(before[name].shape)} → {tuple(after[name].shape)}{others}"
-
-
-def _some(names: list[str]) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -251,6 +251,11 @@ def test_names_of_other_libraries(name: str, library: str, write) -> None:
     assert library in refusal(write({name: torch.ones(8, 8)}))
 
 
+def test_wrong_model_asked_for_names_the_one_that_fits(write, state: State) -> None:
+    assert "its shapes are those of test_vit" in refusal(write(state), model="vit_base_patch16_224")
+    assert "its shapes are those of test_vit" in refusal(write(state), model="test_vit2")
+
+
 def test_unknown_model_lists_the_nearest(write, state: State) -> None:
     path = write(state)
     with pytest.raises(CheckpointError, match="vit_tiny_patch16_224"):
@@ -269,6 +274,7 @@ def test_arguments_that_the_architecture_does_not_take(write, state: State) -> N
         (None, "found no config.json"),
         ("{", "no readable JSON"),
         ("[1]", "expected a JSON object"),
+        ("[" * 100_000, "no readable JSON"),
         ('{"model_type": "vit", "hidden_size": 768}', "transformers"),
         ("{}", "no field `architecture`"),
         ('{"architecture": "test_vit"}', "found none"),

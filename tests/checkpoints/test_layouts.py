@@ -205,3 +205,17 @@ def test_hub_folder_of_older_timm_and_model_args(tmp_path: Path) -> None:
     assert loaded.input_size == (3, 96, 96)
     assert loaded.missing_keys == []
     assert loaded.model.global_pool == "avg"
+
+
+def test_whole_segmentation_model_keeps_its_backbone_and_head(write) -> None:
+    import timm
+
+    model = timm.create_model("tap_fan_tiny_8_p4_hybrid_segformer", num_classes=3).eval()
+    loaded = load_model(
+        write({"meta": {"CLASSES": ("a", "b", "c")}, "state_dict": prefixed(model.state_dict(), "module.")}), image_size=64
+    )
+    assert (loaded.name, loaded.num_classes, loaded.class_names) == ("tap_fan_tiny_8_p4_hybrid_segformer", 3, ["a", "b", "c"])
+    assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-import overfocus.models  # noqa: F401  registers our architectures
+import overfocus.models
 from overfocus import load_model
 
 QUICK = ["test_vit", "levit_128s", "tap_rvt_tiny", "fan_tiny_12_p16_224", "tap_fan_tiny_8_p4_hybrid"]
@@ -38,7 +38,7 @@ FAMILIES = [
     "tnt_s_legacy_patch16_224",
     "mobilevit_xxs",
     "mobilevitv2_050",
-    "fastvit_t8",
+    "fastvit_sa12",
     "edgenext_xx_small",
     "nextvit_small",
     "caformer_s18",
@@ -83,3 +83,16 @@ def test_image_size_of_position_aware_scaling(write) -> None:
     model = timm.create_model("rvt_tiny_plus", img_size=160, num_classes=7)
     loaded = load_model(write(model.state_dict()))
     assert (loaded.name, loaded.input_size) == ("rvt_tiny_plus", (3, 160, 160))
+
+
+@pytest.mark.parametrize(("layers", "pooling"), [(None, "average"), ([1, 4], "average"), ([-1], "learned")])
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
+def test_tap_added_to_an_architecture_of_timm(name: str, layers: list[int] | None, pooling: str, write) -> None:
+    torch.manual_seed(0)
+    model = overfocus.models.add_tap(timm.create_model(name), branches=3, layers=layers, pooling=pooling).eval()
+    loaded = load_model(write(model.state_dict()))
+    assert (loaded.name, loaded.missing_keys, loaded.unexpected_keys) == (name, [], [])
+    assert any("TAP with 3 branches" in note for note in loaded.notes)
+    images = torch.rand(1, *loaded.input_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)

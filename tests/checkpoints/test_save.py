@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 
+import overfocus.models
 from overfocus import CheckpointError, load_model
 from overfocus.checkpoints.save import save_checkpoint
 from overfocus.preprocessing import Preprocess
@@ -47,6 +48,24 @@ def test_model_without_a_registered_name(tmp_path) -> None:
     images = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)
     assert load_model(path, image_size=64).input_size == (1, 64, 64)
+
+
+def test_tap_added_afterwards(tmp_path) -> None:
+    tap = {"branches": 3, "layers": [0], "pooling": "gaussian"}
+    model = overfocus.models.add_tap(VisionTransformer(**SMALL), **tap).eval()
+    path = save_checkpoint(model, tmp_path / "m.safetensors", architecture="VisionTransformer", model_args=SMALL, tap=tap)
+    loaded = load_model(path)
+    images = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)
+
+
+def test_architecture_far_larger_than_its_weights_is_refused_before_it_is_built(tmp_path) -> None:
+    huge = SMALL | {"embed_dim": 600_000, "num_heads": 3}
+    path = save_checkpoint(
+        VisionTransformer(**SMALL), tmp_path / "m.safetensors", architecture="VisionTransformer", model_args=huge
+    )
+    with pytest.raises(CheckpointError, match="the checkpoint holds"):
+        load_model(path)
 
 
 def test_failed_save_leaves_nothing(tmp_path) -> None:
