@@ -26,13 +26,15 @@ def run_block(block: nn.Module, *inputs: object, checkpointed: bool) -> Tensor:
 
 @contextmanager
 def _held_statistics(block: nn.Module) -> Iterator[None]:
-    norms = [
-        module for module in block.modules() if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
-    ]
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [(count, count.clone()) for norm in norms if (count := norm.num_batches_tracked) is not None]
     for norm in norms:
-        norm.track_running_stats = False  # in training mode: the batch's own statistics, nothing recorded
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for count, before in counts:
+            count.copy_(before)
