@@ -66,6 +66,11 @@ class AttentionMap:
         """Images in the batch: the first axis without the windows."""
         return self.shape[0] // self.windows
 
+    @property
+    def images_first(self) -> bool:
+        """Whether rows of some images cost no more than their share of the whole map."""
+        return self.source.images_first
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Float[Tensor, "batch heads rows keys"]:
         """The weights of queries `start` to `stop` (of a slice of the images), computed now and not kept; float32."""
         return self.source.rows(start, stop, images)

@@ -112,8 +112,13 @@ class Arrangement:
 
     @property
     def images_first(self) -> bool:
-        """Whether a slice of images is a slice of the first axis."""
-        return self.axes[:1] == (("image",),)
+        """Whether the entries of an image lie next to each other in the first axis."""
+        return self.axes[0][:1] == ("image",)
+
+    def entries(self, images: slice) -> slice:
+        """The slice of the first axis that holds a slice of the images, where these come first."""
+        step = math.prod(self.sizes[0][1:])
+        return slice(images.start * step, images.stop * step)
 
     def _size(self, factor: str) -> int:
         return math.prod(
@@ -153,11 +158,16 @@ class ArrangedWeights:
         keys = raw[-1] if self.arrangement.key_order is None else len(self.arrangement.key_order)
         return math.prod(raw[:-2]) // heads, heads, queries, keys
 
+    @property
+    def images_first(self) -> bool:
+        """Whether rows of some images cost no more than their share of the whole map."""
+        return self.arrangement.images_first
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries (and images), (images · windows, heads, stop − start, keys), float32."""
         order = self.arrangement.query_order
         direct = images is None or self.arrangement.images_first
-        block = images if direct else None
+        block = self.arrangement.entries(images) if images is not None and direct else None
         if order is None:
             weights = self.arrangement.fold(self.source.rows(start, stop, block))
         else:

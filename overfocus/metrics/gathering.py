@@ -14,7 +14,7 @@ IMAGES_BYTES = 2**19
 """Weights of as many images as fit in this size are computed at a time, so that they stay in the processor's cache."""
 
 LARGE_IMAGE_BYTES = 8 * 2**20
-"""A map of which one image takes more than this is passed in blocks of queries."""
+"""A map of which the images to be computed together take more than this is passed in blocks of queries."""
 
 QUERIES_BYTES = 16 * 2**20
 """Size of a block of queries of all images."""
@@ -34,8 +34,9 @@ def gather_sums(
     """Sums of each group of windows; `compare` rows with their mean; `chunk_size` queries at a time, None for what fits best."""
     items, heads, queries, keys = attention.shape
     image_bytes = attention.windows * heads * queries * keys * 4
-    if chunk_size is None and image_bytes <= LARGE_IMAGE_BYTES:
-        return _by_images(attention, max(1, IMAGES_BYTES // image_bytes), per_head, reference, compare)
+    together = max(1, IMAGES_BYTES // image_bytes) if attention.images_first else attention.batch
+    if chunk_size is None and together * image_bytes <= LARGE_IMAGE_BYTES:
+        return _by_images(attention, together, per_head, reference, compare)
     kept_bytes = items * (heads if per_head else 1) * queries * keys * 4
     keep = compare and kept_bytes <= KEPT_BYTES and chunk_size is None
     chunk_size = chunk_size or max(1, QUERIES_BYTES // (items * heads * keys * 4))

@@ -28,6 +28,10 @@ class GivenWeights:
     def shape(self):
         return tuple(self.weights.shape)
 
+    @property
+    def images_first(self):
+        return True
+
     def rows(self, start, stop, images=None):
         self.asked += 1
         weights = self.weights if images is None else self.weights[images.start * self.windows : images.stop * self.windows]
