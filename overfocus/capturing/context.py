@@ -85,7 +85,10 @@ def capture(
         with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"), recorder.mode:
             if original is not model:  # torch warns that global hooks fire for the wrapper too; ours look at the original only
                 warnings.filterwarnings("ignore", message="Using `torch.compile")
-            yield captured
+            try:
+                yield captured
+            finally:
+                recorder.mode.active(True)  # a forward that raised may have left it aside
     finally:
         recorder.stack.unwatch()
 

@@ -41,7 +41,7 @@ class LayoutBook:
     def start(self, name: str, args: tuple[Any, ...]) -> None:
         """See the first inputs of a forward, given to module `name`: images (b, c, h, w), sequences, or packed patches."""
         packed = next((item for item in args if isinstance(item, dict) and "patch_coord" in item), None)
-        tensors = [tensor for tensor in tensors_in(args) if tensor.ndim >= 2]
+        tensors = [tensor for tensor in tensors_in(args) if tensor.ndim >= 2 and not tensor.is_nested]
         if not tensors:
             return
         self.started = True

@@ -65,10 +65,7 @@ class Recorder:
             self._products.clear()
         if not self._book.started:
             self._book.start(name, args)
-        if stands_aside(module):
-            self.mode.active(False)
-        elif running and stands_aside(running[-1]):
-            self.mode.active(True)
+        self.mode.active(not stands_aside(module))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A module has run."""
