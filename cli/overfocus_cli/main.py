@@ -1,5 +1,6 @@
 """Where the program begins: the commands it has, and how trouble is told."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -61,4 +62,7 @@ def overfocus(
 
 def run() -> None:
     """Entry point of the console script and of `python -m overfocus`."""
+    # Threads of OpenMP that spin while they wait take the core from the processes that read and corrupt images, and on a
+    # busy machine from each other; read when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
