@@ -16,6 +16,7 @@ from overfocus.capturing import capture
 from overfocus.errors import CaptureError
 from overfocus.metrics import measure
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.norms import norm_metrics
 from overfocus.metrics.prediction import agreement, confidence_drop
 
 MOST_QUERIES = 1024
@@ -44,6 +45,7 @@ class BatchResult:
 @dataclass
 class _MeasuredLayer:
     number: int
+    module: str
     values: Float[Tensor, "pictures heads metrics"]
     received: Float[Tensor, "pictures rows columns"] | None
     attention: Float[Tensor, "shown windows queries keys"] | None
@@ -86,7 +88,7 @@ class Measurer:
     def __enter__(self) -> "Measurer":
         self._contexts.enter_context(torch.no_grad())
         self._contexts.enter_context(precision(self.device, amp=self.amp))
-        self._captured = self._contexts.enter_context(capture(self.model, reduce=self._measure_map))
+        self._captured = self._contexts.enter_context(capture(self.model, reduce=self._measure_map, norms=True))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -108,6 +110,7 @@ class Measurer:
         with self.stopwatch.on("forward"):
             output = output_tensor(self.model(inputs))
             measured = {layer.number: layer for layer in self._captured.reduced if layer is not None}
+            self._add_norms(list(measured.values()))
             if sorted(measured) != self.layers:
                 raise CaptureError(f"expected attention of layers {self.layers} in every batch, got that of {sorted(measured)}")
             return BatchResult(
@@ -135,7 +138,19 @@ class Measurer:
             )
             profile = values.pop("received", None)
             received = None if profile is None or grid is None else profile.reshape(-1, *grid)
-            return _MeasuredLayer(self._number, _in_columns(values), received, self._kept(attention))
+            return _MeasuredLayer(self._number, attention.module, _in_columns(values), received, self._kept(attention))
+
+    def _add_norms(self, layers: list[_MeasuredLayer]) -> None:
+        """Fill in the metrics of the tokens that left each block, which come after its attention; one value for all heads."""
+        for token_norms in self._captured.norms:
+            layer = next((layer for layer in layers if layer.module == token_norms.module), None)
+            if layer is None:
+                continue
+            layers.remove(layer)
+            fits = layer.received is not None and tuple(layer.received.shape[1:]) == token_norms.grid
+            received = layer.received.flatten(1) if layer.received is not None and fits else None
+            for name, value in norm_metrics(token_norms.norms, received).items():
+                layer.values[:, :, METRIC_NAMES.index(name)] = value.to(layer.values.dtype)[:, None]
 
     def _kept(self, attention: AttentionMap) -> Float[Tensor, "shown windows queries keys"] | None:
         queries = attention.shape[2]

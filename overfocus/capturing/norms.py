@@ -6,13 +6,10 @@ Source: T. Darcet et al., "Vision Transformers Need Registers", ICLR 2024.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from overfocus.attention import AttentionMap
-
-OUTLIER_RATIO = 3.0
-"""A patch token is a high-norm outlier from this multiple of the median norm of its image's patch tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +23,6 @@ class TokenNorms:
     prefix_norms: Float[Tensor, "batch prefix"]
     """Class, distillation and register tokens."""
     grid: tuple[int, int] | None
-
-    def outliers(self, ratio: float = OUTLIER_RATIO) -> Bool[Tensor, "batch patches"]:
-        """Patch tokens whose norm is more than `ratio` times the median of their image's patch tokens."""
-        return self.norms > ratio * self.norms.median(dim=1, keepdim=True).values
 
 
 @dataclass(frozen=True)

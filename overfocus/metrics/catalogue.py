@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Group = Literal["concentration", "similarity", "locality", "stability", "prediction"]
+Group = Literal["concentration", "similarity", "locality", "norms", "stability", "prediction"]
 
 ALL_KINDS = ("global", "window", "pooled", "class")
 SELF_KINDS = ("global", "window")
@@ -32,7 +32,7 @@ class Metric:
     chance: str
     """Value of an uninformed guess; "none" where there is no such level."""
     kinds: tuple[str, ...]
-    """Kinds of attention that it is measured on; empty for metrics of the prediction."""
+    """Kinds of attention that it is measured on; empty for metrics of the prediction and of norms, which need no attention."""
 
 
 _METRICS = (
@@ -152,6 +152,58 @@ _METRICS = (
         uniform="mean distance between two patches",
         chance="none",
         kinds=PATCH_KINDS,
+    ),
+    Metric(
+        name="token_norm",
+        group="norms",
+        formula="mean_{i∈P} ‖x_i‖₂, x the tokens that leave the block",
+        lowest="0",
+        highest="∞",
+        unit="activation",
+        high="the block's tokens are long; compare layers of one model only",
+        overfocused="neither",
+        uniform="undefined",
+        chance="none",
+        kinds=(),
+    ),
+    Metric(
+        name="norm_ratio",
+        group="norms",
+        formula="max_{i∈P} ‖x_i‖₂ / median_{i∈P} ‖x_i‖₂",
+        lowest="1",
+        highest="∞",
+        unit="1",
+        high="a patch token sticks out by its norm, an artefact where the image has nothing",
+        overfocused="high",
+        uniform="undefined",
+        chance="none",
+        kinds=(),
+    ),
+    Metric(
+        name="outlier_share",
+        group="norms",
+        formula="|O| / N, O = {i∈P : ‖x_i‖₂ > 3 · median}",
+        lowest="0",
+        highest="1",
+        unit="1",
+        high="many patch tokens have outlying norms",
+        overfocused="high",
+        uniform="undefined",
+        chance="none",
+        kinds=(),
+    ),
+    Metric(
+        name="outlier_received",
+        group="norms",
+        formula="Σ_{j∈O} r_j",
+        lowest="0",
+        highest="1",
+        unit="1",
+        high="the tokens that receive the attention are those of outlying norm",
+        overfocused="high",
+        uniform="undefined",
+        chance="outlier_share",
+        kinds=(),
     ),
     Metric(
         name="top_overlap",

@@ -12,6 +12,10 @@ TITLES = {
     "token_cosine": "Cosine between tokens",
     "diversification": "Diversification",
     "attention_distance": "Attention distance",
+    "token_norm": "Token norm",
+    "norm_ratio": "Largest token norm",
+    "outlier_share": "Outlying token norms",
+    "outlier_received": "Attention on outlying tokens",
     "top_overlap": "Top-k overlap",
     "rank_correlation": "Rank correlation",
     "attention_cosine": "Attention cosine",
@@ -33,6 +37,10 @@ UNITS = {
     "token_cosine": "cosine",
     "diversification": "cosine",
     "attention_distance": "patches",
+    "token_norm": "Euclidean norm",
+    "norm_ratio": "× median",
+    "outlier_share": "share of N",
+    "outlier_received": "share of attention",
     "top_overlap": "share of k",
     "rank_correlation": "Spearman's ρ",
     "attention_cosine": "cosine",
@@ -43,6 +51,7 @@ UNITS = {
 GROUPS = {
     "concentration": "Concentration — how few tokens receive the attention",
     "similarity, locality": "Similarity and locality — do all tokens look at the same place, and how far",
+    "norms": "Token norms — are there artefact tokens, and do they receive the attention",
     "stability": "Stability — the same image, clean against corrupted",
 }
 

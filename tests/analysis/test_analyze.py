@@ -17,7 +17,8 @@ from overfocus.metrics.catalogue import CATALOGUE
 
 OPTIONS = {"corruptions": ["gaussian_noise", "fog"], "severities": [2, 4], "batch_size": 8, "workers": 0, "device": "cpu"}
 KEYS = ["image", "corruption", "severity", "layer"]
-METRIC_COLUMNS = [*METRICS, *STABILITY]
+NORM_COLUMNS = ["token_norm", "norm_ratio", "outlier_share", "outlier_received"]
+METRIC_COLUMNS = [*METRICS, *NORM_COLUMNS, *STABILITY]
 
 
 @pytest.fixture
@@ -53,6 +54,22 @@ def test_one_row_per_image_corruption_severity_and_layer(run):
         (image, *variant) for image in range(6) for variant in variants
     ]
     assert list(run.table.groupby("image")["name"].first()) == [f"{'cat' if i < 3 else 'dog'}/{i:03d}.png" for i in range(6)]
+
+
+def test_norms_are_those_of_the_blocks_outputs(run, loaded, photos):
+    outputs = []
+    hooks = [block.register_forward_hook(lambda _m, _a, output: outputs.append(output)) for block in loaded.model.blocks]
+    clean = loaded.preprocess.resize(Image.open(photos / "dog/004.png"))
+    with torch.no_grad():
+        loaded.model(loaded.preprocess.normalize(clean)[None])
+    for hook in hooks:
+        hook.remove()
+    rows = run.table.query("image == 4 and corruption == 'clean'").set_index("layer")
+    for layer, output in enumerate(outputs):
+        norms = np.linalg.norm(output[0, 1:].numpy(), axis=-1)
+        assert rows.loc[layer, "token_norm"] == pytest.approx(norms.mean(), rel=1e-5)
+        assert rows.loc[layer, "norm_ratio"] == pytest.approx(norms.max() / np.median(norms), rel=1e-5)
+        assert rows.loc[layer, "outlier_share"] == np.mean(norms > 3 * np.median(norms))
 
 
 def test_values_equal_the_metric_functions_on_pictures_measured_alone(run, loaded, photos):
