@@ -62,7 +62,7 @@ def test_logits_and_attention(name: str, golden: GoldenFixture, golden_images: C
         torch.testing.assert_close(AttentionDiversificationLoss(2.0)(maps), reference.values["adl_tau2"], atol=1e-5, rtol=0)
 
 
-def test_channel_gates_are_no_token_attention(golden: GoldenFixture) -> None:
+def test_channel_gates_are_no_token_attention() -> None:
     model = timm.create_model("tap_fan_tiny_8_p4_hybrid").eval()
     with torch.no_grad(), overfocus.capture(model) as captured:
         model(torch.randn(1, 3, 64, 64))

@@ -149,7 +149,7 @@ def test_a_built_backbone_with_tap_and_its_attention() -> None:
 
 
 def test_a_model_without_intermediate_features_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a timm model with forward_intermediates .*, got Linear"):
+    with pytest.raises(ValueError, match=r"expected a timm model with forward_intermediates .*, got Linear"):
         segmentation_model(nn.Linear(2, 2))
 
 
