@@ -6,6 +6,7 @@ severity, seed), and numpy's global state is put back afterwards. A picture ther
 worker and batch, and two different pictures get different noise.
 
 Corruption is applied to the uint8 RGB picture after it was resized and cropped to the model's input, as ImageNet-C was built.
+A model with one input channel gets the luma of the corrupted RGB picture, in which noise is weaker: each colour has its own.
 
 Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019;
 Michaelis et al., "Benchmarking Robustness in Object Detection", 2019 (the library).

@@ -1,0 +1,57 @@
+"""A group depends on its image, the variants and the seed; it can be prepared in any process."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from overfocus import RunError, corrupt
+from overfocus.analysis import groups
+from overfocus.analysis.groups import GroupDataset, GroupLoader
+from overfocus.images.sources import find_images
+
+VARIANTS = [("clean", 0), ("glass_blur", 3), ("impulse_noise", 2)]
+
+
+@pytest.fixture
+def dataset(loaded, photos):
+    """Six pictures with two corruptions each."""
+    return GroupDataset(find_images(photos), VARIANTS, loaded.preprocess, seed=4)
+
+
+def test_pictures_are_corrupted_at_the_models_input_size(dataset, loaded, photos):
+    group = dataset[0]
+    clean = loaded.preprocess.resize(Image.open(photos / "cat" / "000.png"))
+    assert group.size == (48, 40)
+    np.testing.assert_array_equal(group.pictures[0], clean)
+    np.testing.assert_array_equal(group.pictures[1], corrupt(clean, "glass_blur", 3, seed=4))
+    np.testing.assert_array_equal(group.pictures[2], corrupt(clean, "impulse_noise", 2, seed=4))
+
+
+def test_dataset_can_be_sent_to_a_new_process(dataset):
+    """Systems that do not fork pickle it."""
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy[5].pictures, dataset[5].pictures)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("start", [0, 4, 6])
+def test_groups_come_in_order_from_where_the_run_stopped(dataset, workers, start):
+    with GroupLoader(dataset, start, workers=workers, together=2) as loader:
+        found = list(loader)
+    assert [group.image for group in found] == list(range(start, 6))
+    for group in found:
+        np.testing.assert_array_equal(group.pictures, dataset[group.image].pictures)
+
+
+def test_killed_worker_is_told_in_one_line(dataset, monkeypatch):
+    import os
+    import signal
+
+    monkeypatch.setattr(groups, "read_image", lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL))
+    with (
+        GroupLoader(dataset, 0, workers=1, together=1) as loader,
+        pytest.raises(RunError, match=r"a process that prepares images ended \(DataLoader worker.*try fewer workers"),
+    ):
+        next(loader)
