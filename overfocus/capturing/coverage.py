@@ -8,7 +8,7 @@ from torch import nn
 
 from overfocus.attention import AttentionMap
 
-_ATTENTION_WORD = re.compile(r"attn|attention|xca|msa", re.IGNORECASE)
+_ATTENTION_WORD = re.compile(r"attn|attention|xca|msa|mhsa|litemla", re.IGNORECASE)
 _PART = re.compile(r"drop|norm|proj|bias|pos|softmax|identity|linear|conv|act|layer_?scale|mlp", re.IGNORECASE)
 
 

@@ -142,7 +142,7 @@ class Family:
             assert (site.kind == "channel" or not site.captured) == (site.reason is not None)
 
     def _check_unfused(self, model, arguments, maps, place, order):
-        raw = self.unfused_maps(model, arguments, place)
+        raw = self.unfused_maps(model, arguments, place, {attention.module for attention in maps})
         assert len(raw) == len(maps)
         for attention, weights in zip(maps, raw, strict=True):
             weights = weights.float() if order is None else order(weights.float(), attention)
@@ -150,8 +150,11 @@ class Family:
                 attention.weights, weights, rtol=0, atol=1e-5, msg=lambda text, a=attention: f"{a.module}: {text}"
             )
 
-    def unfused_maps(self, model, arguments, place="attn_drop"):
-        """Attention weights in call order of a copy of the model with every `fused_attn` off, taken without overfocus."""
+    def unfused_maps(self, model, arguments, place="attn_drop", sites=()):
+        """Attention weights in call order of a copy of the model with every `fused_attn` off, taken without overfocus.
+
+        They are read from the modules `attn_drop` of these sites, or from every softmax.
+        """
         model = copy.deepcopy(model).eval()
         for module in model.modules():
             if hasattr(module, "fused_attn"):
@@ -159,7 +162,8 @@ class Family:
         found = []
         if place == "attn_drop":
             for name, module in model.named_modules():
-                if name.rpartition(".")[2] == "attn_drop":
+                parent, _, own = name.rpartition(".")
+                if own == "attn_drop" and parent in sites:
                     module.register_forward_pre_hook(lambda _, args: found.append(args[0].clone()))
             with torch.inference_mode():
                 model(*arguments)
