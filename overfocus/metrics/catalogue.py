@@ -10,7 +10,7 @@ SELF_KINDS = ("global", "window")
 PATCH_KINDS = ("global", "window", "pooled")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric; N is the number of patch tokens, k = max(1, round(f·N)) with f = 0.05 unless told otherwise."""
 
@@ -21,15 +21,15 @@ class Metric:
     """Smallest possible value, as a number or in terms of N and k."""
     highest: str
     """Largest possible value, as a number or in terms of N and k."""
-    unit: str
+    unit: str = "1"
     """Unit of the value; "1" for a plain ratio."""
     high: str
     """What a high value means."""
-    overfocused: Literal["high", "low", "neither"]
+    overfocused: Literal["high", "low", "neither"] = "neither"
     """Which end of the range speaks of overfocused or fragile attention."""
     uniform: str
     """Value where attention is uniform over all keys; "undefined" where it has none."""
-    chance: str
+    chance: str = "none"
     """Value of an uninformed guess; "none" where there is no such level."""
     kinds: tuple[str, ...]
     """Kinds of attention that it is measured on; empty for metrics of the prediction and of norms, which need no attention."""
@@ -42,11 +42,9 @@ _METRICS = (
         formula="Σ_{j∈T_k(r)} r_j",
         lowest="k/N",
         highest="1",
-        unit="1",
         high="a few tokens take all attention",
         overfocused="high",
         uniform="k/N",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -55,11 +53,9 @@ _METRICS = (
         formula="N · max_j r_j",
         lowest="1",
         highest="N",
-        unit="1",
         high="the most attended token receives that many times its even share",
         overfocused="high",
         uniform="1",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -68,11 +64,9 @@ _METRICS = (
         formula="Σ_{a,b} |r_a − r_b| / (2 N)",
         lowest="0",
         highest="1 − 1/N",
-        unit="1",
         high="attention is shared out unequally among the tokens",
         overfocused="high",
         uniform="0",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -81,11 +75,9 @@ _METRICS = (
         formula="exp(−Σ_j r_j ln r_j) / N",
         lowest="1/N",
         highest="1",
-        unit="1",
         high="attention reaches all tokens; low means that a few receive it",
         overfocused="low",
         uniform="1",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -94,11 +86,9 @@ _METRICS = (
         formula="mean_{i∈P} H(Ā_P,i / Σ_j Ā_P,ij) / ln N",
         lowest="0",
         highest="1",
-        unit="1",
         high="each token spreads its attention over all tokens; low means that it looks at one",
         overfocused="low",
         uniform="1",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -107,11 +97,8 @@ _METRICS = (
         formula="mean_{i∈P} Σ_{j∉P} Ā_ij",
         lowest="0",
         highest="1",
-        unit="1",
         high="patches give their attention to class, distillation or register tokens",
-        overfocused="neither",
         uniform="prefix/(prefix + N)",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -120,11 +107,9 @@ _METRICS = (
         formula="mean_{i≠j∈P} cos(Ā_P,i , Ā_P,j)",
         lowest="0",
         highest="1",
-        unit="1",
         high="every token attends alike",
         overfocused="high",
         uniform="1",
-        chance="none",
         kinds=PATCH_KINDS,
     ),
     Metric(
@@ -133,11 +118,9 @@ _METRICS = (
         formula="mean_{i∈P} cos(m>t, Ā_P,i>t), m = mean_i Ā_P,i, t = 2/N",
         lowest="0",
         highest="1",
-        unit="1",
         high="every token looks at the tokens that the layer as a whole looks at",
         overfocused="high",
         uniform="0",
-        chance="none",
         kinds=SELF_KINDS,
     ),
     Metric(
@@ -148,9 +131,7 @@ _METRICS = (
         highest="diagonal of the patch grid",
         unit="patches",
         high="tokens attend far away; low means that they attend to their neighbours",
-        overfocused="neither",
         uniform="mean distance between two patches",
-        chance="none",
         kinds=PATCH_KINDS,
     ),
     Metric(
@@ -161,9 +142,7 @@ _METRICS = (
         highest="∞",
         unit="activation",
         high="the block's tokens are long; compare layers of one model only",
-        overfocused="neither",
         uniform="undefined",
-        chance="none",
         kinds=(),
     ),
     Metric(
@@ -172,11 +151,9 @@ _METRICS = (
         formula="max_{i∈P} ‖x_i‖₂ / median_{i∈P} ‖x_i‖₂",
         lowest="1",
         highest="∞",
-        unit="1",
         high="a patch token sticks out by its norm, an artefact where the image has nothing",
         overfocused="high",
         uniform="undefined",
-        chance="none",
         kinds=(),
     ),
     Metric(
@@ -185,11 +162,9 @@ _METRICS = (
         formula="|O| / N, O = {i∈P : ‖x_i‖₂ > 3 · median}",
         lowest="0",
         highest="1",
-        unit="1",
         high="many patch tokens have outlying norms",
         overfocused="high",
         uniform="undefined",
-        chance="none",
         kinds=(),
     ),
     Metric(
@@ -198,7 +173,6 @@ _METRICS = (
         formula="Σ_{j∈O} r_j",
         lowest="0",
         highest="1",
-        unit="1",
         high="the tokens that receive the attention are those of outlying norm",
         overfocused="high",
         uniform="undefined",
@@ -211,7 +185,6 @@ _METRICS = (
         formula="|T_k(r) ∩ T_k(r')| / k",
         lowest="0",
         highest="1",
-        unit="1",
         high="the most attended tokens stay the same; low means that they change",
         overfocused="low",
         uniform="1",
@@ -224,7 +197,6 @@ _METRICS = (
         formula="Spearman's ρ of r and r'",
         lowest="−1",
         highest="1",
-        unit="1",
         high="the order of the tokens stays the same",
         overfocused="low",
         uniform="undefined",
@@ -237,11 +209,9 @@ _METRICS = (
         formula="mean_{i∈P} cos(Ā_P,i , Ā'_P,i)",
         lowest="0",
         highest="1",
-        unit="1",
         high="each token attends as it did",
         overfocused="low",
         uniform="1",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -254,7 +224,6 @@ _METRICS = (
         high="the attention of each token has diverged",
         overfocused="high",
         uniform="0",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -263,11 +232,9 @@ _METRICS = (
         formula="½ Σ_j |r_j − r'_j|",
         lowest="0",
         highest="1",
-        unit="1",
         high="attention has moved to other tokens",
         overfocused="high",
         uniform="0",
-        chance="none",
         kinds=ALL_KINDS,
     ),
     Metric(
@@ -276,7 +243,6 @@ _METRICS = (
         formula="[argmax p' = argmax p]",
         lowest="0",
         highest="1",
-        unit="1",
         high="the predicted class stays the same",
         overfocused="low",
         uniform="undefined",
@@ -289,11 +255,9 @@ _METRICS = (
         formula="p_c − p'_c, c = argmax p",
         lowest="−1",
         highest="1",
-        unit="1",
         high="the class predicted on the clean image loses probability",
         overfocused="high",
         uniform="undefined",
-        chance="none",
         kinds=(),
     ),
     Metric(
@@ -302,7 +266,6 @@ _METRICS = (
         formula="[argmax p' = label]",
         lowest="0",
         highest="1",
-        unit="1",
         high="the predicted class is the label",
         overfocused="low",
         uniform="undefined",

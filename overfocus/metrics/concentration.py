@@ -130,26 +130,26 @@ def prefix_share(
 
 def share_of_top(profile: Float[Tensor, "*items keys"], top_fraction: float) -> Float[Tensor, "*items"]:
     """Sum of the k largest entries of a profile."""
-    return profile.topk(top_count(profile.shape[-1], top_fraction), sorted=False).values.sum(-1)
+    return profile.topk(top_count(profile.shape[-1], top_fraction), sorted=False).values.sum(-1).clamp_max(1)
 
 
 def largest_ratio(profile: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items"]:
     """Largest entry of a profile relative to 1/N."""
-    return profile.amax(-1) * profile.shape[-1]
+    return (profile.amax(-1) * profile.shape[-1]).clamp_min(1)
 
 
 def gini_coefficient(profile: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items"]:
     """Gini coefficient from the sorted profile: Σ_j (2j − N − 1) r_(j) / N, the pairwise sum in N ln N steps."""
     keys = profile.shape[-1]
     position = torch.arange(1 - keys, keys, 2, device=profile.device, dtype=profile.dtype)
-    return (profile.sort(-1).values * position).sum(-1) / keys
+    return (profile.sort(-1).values * position).sum(-1).clamp_min(0) / keys
 
 
 def effective_share(profile: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items"]:
     """Perplexity of a profile divided by its length."""
-    return torch.exp(-torch.xlogy(profile, profile).sum(-1)) / profile.shape[-1]
+    return (torch.exp(-torch.xlogy(profile, profile).sum(-1)) / profile.shape[-1]).clamp_max(1)
 
 
 def in_units_of_uniform(entropy: Float[Tensor, "*items"], *, keys: int) -> Float[Tensor, "*items"]:
     """Entropy in nats divided by that of uniform attention; NaN for one key, which has nothing to choose from."""
-    return entropy / (math.log(keys) if keys > 1 else math.nan)
+    return (entropy / (math.log(keys) if keys > 1 else math.nan)).clamp(0, 1)

@@ -37,7 +37,7 @@ def map_metrics(
         "token_cosine": mean_pair_cosine(sums.unit_column, count, rows=rows),
     }
     if sums.similarity is not None:
-        values["diversification"] = sums.similarity.mean(-1)
+        values["diversification"] = sums.similarity.mean(-1).clamp_max(1)
     if sums.distance is not None:
         values["attention_distance"] = (sums.distance / sums.mass * counted).sum(-1) / count
     return values
@@ -51,7 +51,7 @@ def pair_metrics(
     of_pairs = {
         "top_overlap": overlap_of_top(before, after, top_fraction),
         "rank_correlation": spearman(before, after),
-        "attention_cosine": sums.cosine.mean(-1),
+        "attention_cosine": sums.cosine.mean(-1).clamp_max(1),
         "js_divergence": sums.divergence.sum(-1) / (sums.counted.sum(-1) * math.log(2)),
         "received_shift": total_variation(before, after),
     }

@@ -96,7 +96,7 @@ def check_row_sums(
         CaptureError: NaN, or rows that do not sum to 1.
     """
     if hidden_rows:
-        sums = torch.where(sums == 0, 1, sums)
+        sums = torch.where(sums.abs() <= NEGLIGIBLE, 1, sums)
     allowed = max(TOLERANCE, 2 * torch.finfo(source).eps)
     worst = float((sums - 1).abs().max())
     if worst <= allowed:

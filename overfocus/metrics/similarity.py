@@ -53,7 +53,7 @@ def diversification(
     mean_row = attention.mean(-2, keepdim=True)
     rows = attention.masked_fill(attention <= threshold, 0)
     mean_row = mean_row.masked_fill(mean_row <= threshold, 0)
-    return torch.cosine_similarity(mean_row, rows, dim=-1).mean(-1)
+    return torch.cosine_similarity(mean_row, rows, dim=-1).mean(-1).clamp_max(1)
 
 
 def background_threshold(keys: int) -> float:
@@ -74,4 +74,4 @@ def mean_pair_cosine(
 ) -> Float[Tensor, "*items"]:
     """Closed form of the mean cosine over pairs, from the sum of the unit rows and the sum of their squared lengths."""
     pairs = rows * (rows - 1)
-    return (unit_sum.square().sum(-1) - squares) / (pairs or math.nan)
+    return ((unit_sum.square().sum(-1) - squares) / (pairs or math.nan)).clamp(0, 1)

@@ -70,7 +70,7 @@ def attention_cosine(
     tensor([1.])
     """
     before, after = _pair(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
-    return (unit_rows(before) * unit_rows(after)).sum(-1).mean(-1)
+    return (unit_rows(before) * unit_rows(after)).sum(-1).mean(-1).clamp_max(1)
 
 
 def js_divergence(
