@@ -76,7 +76,7 @@ def flat_sentence(summary: "Summary") -> list[str]:
         return []
     return [
         f"In {spans(flat)} attention is nearly flat (effective tokens above {percent(FLAT)}): there the order is "
-        "noise and top-k overlap falls although little moved; judge them by the Jensen–Shannon divergence and the attention moved."
+        "noise and top-k overlap falls although little moved; judge them by Jensen–Shannon divergence and attention moved."
     ]
 
 

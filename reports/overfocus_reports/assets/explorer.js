@@ -76,6 +76,7 @@ function chosenToken(received) {
 
 async function drawExplorer() {
   const turn = (explorerTurn += 1);
+  byId("versions").setAttribute("aria-busy", "true");
   const { image, layer } = state;
   const versions = roles.length > 1 ? [0, shownVariant()] : [0];
   const kept = await Promise.all(
@@ -99,6 +100,7 @@ async function drawExplorer() {
   }
   byId("readout").textContent = readout(drawn);
   explorerDrawn = drawn;
+  byId("versions").setAttribute("aria-busy", "false");
 }
 let explorerDrawn = null;
 
