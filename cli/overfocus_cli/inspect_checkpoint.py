@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from overfocus_cli.options import AsJson, Checkpoint, ImageSize, Model, NoEma
+from overfocus_cli.options import AsJson, Checkpoint, ImageSize, Model, NoEma, Verify
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
 
     from overfocus.checkpoints.load import LoadedModel
 
@@ -21,6 +22,7 @@ def inspect_checkpoint(
     model: Model = None,
     no_ema: NoEma = False,
     image_size: ImageSize = None,
+    verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what is in a checkpoint.
@@ -34,11 +36,15 @@ def inspect_checkpoint(
 
     loaded = load_model(checkpoint or sample_checkpoint(), model=model, use_ema=not no_ema, image_size=image_size)
     facts = _facts(loaded)
-    sites = _attention_sites(loaded)
+    verification = _verify(loaded) if verify else None
+    sites = verification["coverage"] if verification else _attention_sites(loaded)
     if as_json:
-        typer.echo(json.dumps(facts | {"attention": sites}, ensure_ascii=False, indent=2))
+        checked = {"verification": verification} if verification else {}
+        typer.echo(json.dumps(facts | {"attention": sites} | checked, ensure_ascii=False, indent=2))
     else:
-        _print(facts, sites)
+        _print(facts, sites, verification)
+    if verification and not verification["passed"]:
+        raise typer.Exit(1)
 
 
 def _facts(loaded: "LoadedModel") -> dict[str, Any]:
@@ -68,13 +74,26 @@ def _attention_sites(loaded: "LoadedModel") -> list[dict[str, Any]]:
 
     from overfocus.capturing import capture
 
-    noise = torch.randn(1, *loaded.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), capture(loaded.model, reduce=lambda _: None) as captured:
-        loaded.model(noise)
+        loaded.model(_noise(loaded))
     return [site.row() for site in captured.coverage]
 
 
-def _print(facts: dict[str, Any], sites: list[dict[str, Any]]) -> None:
+def _verify(loaded: "LoadedModel") -> dict[str, Any]:
+    """Captured weights × values against what the model produced, row sums, and the model's result with capture and without."""
+    from overfocus.verification import verify
+
+    return verify(loaded.model, _noise(loaded)).as_dict()
+
+
+def _noise(loaded: "LoadedModel") -> "Tensor":
+    """Two random pictures, so that the axis of the batch shows itself."""
+    import torch
+
+    return torch.randn(2, *loaded.input_size, generator=torch.Generator().manual_seed(0))
+
+
+def _print(facts: dict[str, Any], sites: list[dict[str, Any]], verification: dict[str, Any] | None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -103,6 +122,12 @@ def _print(facts: dict[str, Any], sites: list[dict[str, Any]]) -> None:
 
     console.print()
     console.print(_sites_table(sites))
+    if verification:
+        console.print()
+        console.print(_verification_table(verification["sites"]))
+        identical = "identical to the bit" if verification["identical"] else f"different by {verification['difference']:.1e}"
+        console.print(f"the model's result with capture and without: {identical}")
+        console.print(f"verified: {'yes' if verification['passed'] else 'no'}")
 
 
 def _sites_table(sites: list[dict[str, Any]]) -> "Table":
@@ -114,17 +139,32 @@ def _sites_table(sites: list[dict[str, Any]]) -> "Table":
     for heading in ("site", "kind", "heads", "queries × keys", "prefix", "grid", *(["windows"] if windowed else []), "captured"):
         table.add_column(heading, no_wrap=heading != "captured")
     for site in sites:
-        heads, queries, keys = site["shape"][1:] if site["shape"] else ("", "", "")
+        shape = site["shape"] or ()
+        heads = str(shape[1]) if len(shape) == 4 else ""
         table.add_row(
             escape(f"{site['module']} ({site['branch']})" if site["branch"] else site["module"]),
             site["kind"] or "",
-            str(heads),
-            f"{queries} × {keys}" if site["shape"] else "",
+            heads,
+            " × ".join(map(str, shape[-2:])),
             str(site["prefix_tokens"]),
             "×".join(map(str, site["grid"])) if site["grid"] else "",
             *([str(site["windows"])] if windowed else []),
             "yes" if site["captured"] else escape(f"no: {site['reason']}"),
         )
+    return table
+
+
+def _verification_table(sites: list[dict[str, Any]]) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("site", "kind", "weights × values: largest error", "row sums: largest error", "passed"):
+        table.add_column(heading, no_wrap=heading in ("site", "kind"))
+    for site in sites:
+        rows = "not softmax rows" if site["row_error"] is None else f"{site['row_error']:.1e}"
+        passed = "yes" if site["passed"] else "no"
+        table.add_row(escape(site["module"]), site["kind"], f"{site['output_error']:.1e}", rows, passed)
     return table
 
 

@@ -35,4 +35,7 @@ Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … Default: CUDA where there is.", show_default=False),
 ]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Check the captured attention against what the model produces; exit 1 if it differs.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]

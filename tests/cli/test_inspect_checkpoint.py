@@ -4,9 +4,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from typer.testing import Result
+
+from overfocus.capturing.sources import QueryKeyWeights
 
 Program = Callable[..., Result]
 
@@ -45,6 +48,24 @@ def test_averaged_weights_are_preferred_and_said_so(overfocus: Program, tmp_path
     torch.save({"arch": "test_vit", "state_dict": state, "state_dict_ema": state}, tmp_path / "both.pth")
     assert json.loads(overfocus("inspect", "both.pth", "--json").stdout)["weights_entry"] == "state_dict_ema"
     assert json.loads(overfocus("inspect", "both.pth", "--json", "--no-ema").stdout)["weights_entry"] == "state_dict"
+
+
+def test_verification_for_people_and_scripts(overfocus: Program, checkpoint: Path) -> None:
+    shown = overfocus("inspect", checkpoint, "--verify").stdout
+    assert "identical to the bit" in shown
+    assert "verified: yes" in shown
+    found = json.loads(overfocus("inspect", checkpoint, "--verify", "--json").stdout)["verification"]
+    assert found["passed"]
+    assert found["identical"]
+    assert all(0 <= site["output_error"] < 1e-4 and site["row_error"] < 1e-5 for site in found["sites"])
+
+
+def test_verification_that_fails_exits_with_1(overfocus: Program, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = QueryKeyWeights.rows
+    monkeypatch.setattr(QueryKeyWeights, "rows", lambda self, *where: exact(self, *where).roll(1, -1))
+    result = overfocus("inspect", checkpoint, "--verify")
+    assert result.exit_code == 1
+    assert "verified: no" in result.stdout
 
 
 def test_image_size_can_be_chosen(overfocus: Program, checkpoint: Path) -> None:
