@@ -4,6 +4,7 @@ import copy
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -101,6 +102,8 @@ class Family:
             if sharp and attention.shape[-1] > 1:
                 assert weights.abs().amax() * attention.shape[-1] > 1.5, f"{attention.module} is too uniform to test anything"
         self._check_places(captured.maps)
+        if isinstance(inputs, torch.Tensor) and len(inputs) > 1:
+            self._check_single_image(model, inputs, captured.maps)
         self._check_coverage(captured, expected, silent or {})
         verification = overfocus.verify(model, arguments)
         assert [site for site in verification.sites if not site.passed] == []
@@ -127,6 +130,16 @@ class Family:
             assert attention.partition.shape == (attention.windows, keys)
             assert attention.partition.min() >= -1
             assert attention.partition.max() == math.prod(attention.image_grid) - 1
+
+    def _check_single_image(self, model, images, maps):
+        """One image shows no axis of images, and gives the same labels and weights as in a batch."""
+        with torch.inference_mode(), overfocus.capture(model) as captured:
+            model(images[:1])
+        assert [self.labels(attention) for attention in captured.maps] == [self.labels(attention) for attention in maps]
+        for single, attention in zip(captured.maps, maps, strict=True):
+            torch.testing.assert_close(single.weights, attention.weights[: attention.windows], rtol=0, atol=1e-4)
+            if attention.partition is not None:
+                assert torch.equal(single.partition, attention.partition)
 
     def _check_coverage(self, captured, expected, silent):
         rows = {(site.module, site.kind): site for site in captured.coverage}
@@ -178,6 +191,17 @@ class Family:
             patch.setattr(torch.Tensor, "softmax", recorded)  # torch.nn.Softmax and torch.nn.functional.softmax call it too
             model(*arguments)
         return found
+
+
+@pytest.fixture
+def make_vit(family):
+    """Builds small Vision Transformers (32×32 pixels, 4×4 patches and a class token, two heads) far from uniform attention."""
+
+    def make(**settings):
+        settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5} | settings
+        return family.sharpen(timm.models.VisionTransformer(**settings))
+
+    return make
 
 
 @pytest.fixture(scope="session")
