@@ -139,7 +139,7 @@ def _sites_table(sites: list[dict[str, Any]]) -> "Table":
     for heading in ("site", "kind", "heads", "queries × keys", "prefix", "grid", *(["windows"] if windowed else []), "captured"):
         table.add_column(heading, no_wrap=heading != "captured")
     for site in sites:
-        shape = site["shape"] or ()
+        shape: tuple[int, ...] = tuple(site["shape"] or ())
         heads = str(shape[1]) if len(shape) == 4 else ""
         table.add_row(
             escape(f"{site['module']} ({site['branch']})" if site["branch"] else site["module"]),
