@@ -6,6 +6,8 @@ if TYPE_CHECKING:
     from overfocus.run import Run
 
 NOTHING = "–"
+MOST_ITEMS = 8
+"""Of a list, such as missing keys, before the rest is only counted."""
 
 
 def checkpoint_rows(run: "Run") -> list[tuple[str, str]]:
@@ -53,6 +55,6 @@ def in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name.replace('_', ' ')} {in_words(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
-        shown = ", ".join(in_words(part) for part in value[:20])
-        return shown + (f" and {len(value) - 20} more" if len(value) > 20 else "")
+        shown = ", ".join(in_words(part) for part in value[:MOST_ITEMS])
+        return shown + (f" and {len(value) - MOST_ITEMS} more" if len(value) > MOST_ITEMS else "")
     return str(value)
