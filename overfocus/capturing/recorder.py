@@ -241,8 +241,16 @@ class Recorder:
         block = BlockTokens.around(attention) if self._norms else None
         if block is not None:
             self._blocks[name.rpartition(".")[0]] = block
-        with torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()):
+        # What `reduce` saves for its backward pass is none of what an activation checkpoint around the layer saved and counts.
+        with (
+            torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()),
+            torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is),
+        ):
             self._found(attention)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _detached(weights: WeightSource) -> WeightSource:
