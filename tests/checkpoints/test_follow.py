@@ -68,6 +68,8 @@ def test_new_classifier_on_request(write, state) -> None:
     loaded = load_model(write(state), num_classes=5)
     assert loaded.num_classes == 5
     assert loaded.missing_keys == ["head.weight", "head.bias"]
+    assert 0 < loaded.model.head.weight.std() < 0.1  # what is not loaded is initialised
+    assert (loaded.model.head.bias == 0).all()
     assert load_model(write(state), num_classes=0).model(torch.rand(1, 3, 160, 160)).shape == (1, 64)
 
 
