@@ -1,4 +1,4 @@
-"""Colours that people with any colour vision tell apart: Okabe–Ito for lines, viridis, purple–orange for differences."""
+"""Colours that people with any colour vision tell apart: Okabe–Ito for lines and differences, viridis for amounts."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,8 @@ OKABE_ITO = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Without black, which is the clean image, and yellow, which is invisible on white."""
 DASHES = ("-", "--", ":", "-.")
 SEQUENTIAL = "viridis"
-DIVERGING = "PuOr_r"
+DIFFERENCE = ("#0072B2", "#D55E00")
+"""Less and more attention than clean; no difference is clear, so that it works on light, dark and pictures."""
 MISSING = "#8a8f98"
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus_reports.colours import INK, line_style
 from overfocus_reports.layer_statistics import LayerStatistics
+from overfocus_reports.statistics import value_range
 from overfocus_reports.variants import CLEAN, Variant
 from overfocus_reports.wording import unit_of
 
@@ -29,7 +30,7 @@ def layer_curves(statistics: LayerStatistics, metric: str, picked: Variant) -> "
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=SIZE)
-    axes = figure.add_axes((0.58 / SIZE[0], 0.42 / SIZE[1], 1 - 0.68 / SIZE[0], 1 - 0.52 / SIZE[1]))
+    axes = figure.add_axes((0.62 / SIZE[0], 0.42 / SIZE[1], 1 - 0.72 / SIZE[0], 1 - 0.52 / SIZE[1]))
     values = statistics.values[metric]
     layers = np.arange(len(statistics.layers))
     axes.grid(axis="y")
@@ -99,4 +100,5 @@ def value_limits(statistics: LayerStatistics, metric: str) -> tuple[float, float
     found = found[np.isfinite(found)]
     low, high = float(found.min()), float(found.max())
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin
+    lowest, highest = value_range(metric)
+    return max(low - margin, lowest - 0.3 * margin), min(high + margin, highest + 0.3 * margin)

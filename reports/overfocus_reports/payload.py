@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.colours import DIVERGING, SEQUENTIAL, line_style, lookup_table
+from overfocus_reports.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
 from overfocus_reports.displayed import RECEIVED, Displayed
 from overfocus_reports.encoding import FLOOR, numbers
 from overfocus_reports.extremes import ImageValues
@@ -31,7 +31,7 @@ def statistics_payload(statistics: LayerStatistics, picked: Variant) -> dict[str
         "heads": statistics.heads,
         "lineColours": [line_style(place)[0] for place in range(len(statistics.corruptions))],
         "metrics": {metric: metric_payload(statistics, metric) for metric in statistics.metrics},
-        "colours": {"sequential": hexadecimal(SEQUENTIAL), "diverging": hexadecimal(DIVERGING)},
+        "colours": {"sequential": hexadecimal(SEQUENTIAL), "difference": "".join(DIFFERENCE).replace("#", "")},
         "received": {"floor": FLOOR, "perOctave": RECEIVED.per_octave},
     }
 

@@ -19,8 +19,8 @@ const css = ([red, green, blue, alpha = 255]) => `rgb(${red} ${green} ${blue} / 
 
 // No difference is clear, so that only what changed covers the picture.
 function differenceColour(difference) {
-  const size = differenceSize(difference);
-  return [...entry(tables.diverging, 0.5 + 0.5 * Math.sign(difference) * (0.35 + 0.65 * size)), Math.round(255 * Math.min(1, 1.6 * size))];
+  const start = difference < 0 ? 0 : 3;
+  return [...tables.difference.subarray(start, start + 3), Math.round(255 * differenceSize(difference) ** 0.8)];
 }
 
 // Black or white, whichever reads better on a colour.

@@ -37,7 +37,7 @@ function drawCurves(plot) {
     const path = setLine(`line-${number}`, variant);
     if (!path) return;
     path.style.strokeWidth = name === corruption ? "2" : "1.1";
-    path.style.strokeOpacity = name === corruption ? "1" : "0.45";
+    path.style.strokeOpacity = name === corruption ? "1" : "0.6";
     if (name === corruption) path.closest("g").parentElement.append(path.closest("g"));
   });
   setBand(plot, "clean-band", values, 0);
