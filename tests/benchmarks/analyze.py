@@ -1,5 +1,6 @@
 """Time `analyze` end to end against the plain forwards that it needs, and show where the rest goes.
 
+    export OMP_WAIT_POLICY=PASSIVE    # as the program `overfocus` does by itself
     python tests/benchmarks/analyze.py [MODEL] [--images N] [--batch-size N] [--corruption NAME]... [--workers N] [--rounds N]
 
 Each round times the plain forwards of all pictures, `analyze`, and the plain forwards again. Wall time says how long a user
