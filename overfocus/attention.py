@@ -50,6 +50,8 @@ class AttentionMap:
     normalised: bool = True
     """False where the model changes the map after its softmax (mixed heads, differences of maps), so that rows need not sum
     to 1 and entries may be negative; metrics then take each entry's share of its row's magnitude."""
+    row_tolerance: float = ROW_SUM_TOLERANCE
+    """How far the sum of a row may be from 1: more for maps that the model itself keeps in half precision."""
     hidden_rows: bool = False
     """Whether a mask may hide all keys of a query (padding), whose row is then zero."""
     deviation: tuple[float, float] | None = None
@@ -85,21 +87,24 @@ class AttentionMap:
         """The whole map; computed when first asked for, then kept.
 
         Raises:
-            CaptureError: it holds NaN, or a row does not sum to 1 within 1e-3.
+            CaptureError: it holds NaN, or a row does not sum to 1 within `row_tolerance`.
         """
         weights = self.rows(0, self.shape[2])
-        check_rows(weights, self.module, normalised=self.normalised, hidden_rows=self.hidden_rows)
+        tolerance = self.row_tolerance if self.normalised else None
+        check_rows(weights, self.module, tolerance=tolerance, hidden_rows=self.hidden_rows)
         return weights
 
 
-def check_rows(weights: Float[Tensor, "*batch keys"], module: str, *, normalised: bool = True, hidden_rows: bool = False) -> None:
-    """Raise `CaptureError` where weights hold NaN or rows do not sum to 1 within 1e-3."""
+def check_rows(
+    weights: Float[Tensor, "*batch keys"], module: str, *, tolerance: float | None = ROW_SUM_TOLERANCE, hidden_rows: bool = False
+) -> None:
+    """Raise `CaptureError` where weights hold NaN, or rows do not sum to 1 within `tolerance` (None: they need not)."""
     sums = weights.detach().sum(-1)
     if not bool(torch.isfinite(sums).all()):
         raise CaptureError(f"{module}: the attention weights hold NaN or infinity; check the checkpoint's weights and the input")
-    if not normalised:
+    if tolerance is None:
         return
-    wrong = (sums - 1).abs() > ROW_SUM_TOLERANCE
+    wrong = (sums - 1).abs() > tolerance
     if hidden_rows:
         wrong &= sums != 0
     if bool(wrong.any()):

@@ -83,8 +83,8 @@ def capture(
     recorder.stack.watch(recorder.enter, recorder.leave)
     try:
         with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"), recorder.mode:
-            if original is not model:  # torch warns that global hooks fire for the wrapper too; ours look at the original only
-                warnings.filterwarnings("ignore", message="Using `torch.compile")
+            # torch warns that global hooks fire for compiled wrappers too; ours look at the modules inside only
+            warnings.filterwarnings("ignore", message="Using `torch.compile")
             try:
                 yield captured
             finally:

@@ -104,9 +104,11 @@ class ProductTracker:
                 from_product=any(other.from_product for other in notes),
                 softmaxes=frozenset().union(*(other.softmaxes for other in notes)),
             )
-        if name == "dropout":
+        if name == "dropout" and not any(
+            output is tensor for output in tensors_in(result)
+        ):  # in place it leaves nothing undropped
             note = replace(note, undropped=note.undropped if note.undropped is not None else tensor)
-        elif name not in _KEEPING:
+        elif name not in _KEEPING or name == "dropout":
             note = replace(note, changed=True, undropped=None)
         elif note.undropped is not None:
             note = replace(note, undropped=None, changed=True)

@@ -49,6 +49,8 @@ class Recorder:
         self._book = LayoutBook(model)
         self._products = ProductTracker()
         self._entry: str | None = None
+        self._ran: set[str] = set()
+        """Multi-head modules that have run themselves since the layer around them began."""
         self._blocks: dict[str, BlockTokens] = {}
         """Modules around an attention site whose output is awaited for its norms."""
         self.norms: list[TokenNorms] = []
@@ -65,6 +67,7 @@ class Recorder:
             self._products.clear()
         if not self._book.started:
             self._book.start(name, args)
+        self._ran.discard(_attention_of(name))
         self.mode.active(not stands_aside(module))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -141,7 +144,7 @@ class Recorder:
             weights,
             positions,
             deviation=self._deviation(weights, use.values.tensor, use.output.tensor),
-            normalised=not use.weighting.changed or _rows_sum_to_one(weights.weights),
+            normalised=not use.weighting.changed or _rows_sum_to_one(weights),
         )
         if positions is not None and not local:
             self._attended(positions, use.output)
@@ -161,12 +164,13 @@ class Recorder:
     def _stood_aside(self, module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """A module has run that hides its attention."""
         if isinstance(module, nn.MultiheadAttention):
+            self._ran.add(name)
             call = module_call(module, args, kwargs)
             swapped = not module.batch_first and result.ndim == 3
             self._multihead(name, call, result.transpose(0, 1) if swapped else result, args)
-        elif isinstance(module, nn.TransformerEncoderLayer) and f"{name}.self_attn".lstrip(".") not in self.stack.called:
+        elif isinstance(module, nn.TransformerEncoderLayer) and _attention_of(name) not in self._ran:
             call, expected = layer_call(module, args, kwargs)
-            self._multihead(f"{name}.self_attn".lstrip("."), call, result, args, expected)
+            self._multihead(_attention_of(name), call, result, args, expected)
         if self._book.tracing and args:
             self._book.positions.copy(args[0], result)
 
@@ -191,6 +195,7 @@ class Recorder:
         fits = known is not None and known.ids.ndim == 3 and known.ids.shape[0] == call.weights.shape[0]
         return Positions(known.ids[:, None], known.grid) if known is not None and fits else None
 
+    @torch.no_grad()
     def _deviation(self, weights: WeightSource, values: Tensor, output: Tensor) -> tuple[float, float] | None:
         if not self._verify:
             return None
@@ -234,6 +239,7 @@ class Recorder:
             image_grid=layout.image_grid,
             branch=layout.branch,
             normalised=normalised,
+            row_tolerance=_row_tolerance(weights),
             hidden_rows=isinstance(weights, QueryKeyWeights) and weights.mask is not None,
             deviation=deviation,
         )
@@ -261,6 +267,16 @@ def _detached(weights: WeightSource) -> WeightSource:
     return MaterialisedWeights(weights.weights.detach())
 
 
-def _rows_sum_to_one(weights: Tensor) -> bool:
-    sums = weights.detach().float().sum(-1)
-    return bool(((sums - 1).abs() <= ROW_SUM_TOLERANCE).all()) and bool((weights >= 0).all())
+def _row_tolerance(weights: WeightSource) -> float:
+    precision = weights.weights.dtype if isinstance(weights, MaterialisedWeights) else torch.float32
+    return max(ROW_SUM_TOLERANCE, torch.finfo(precision).eps)
+
+
+def _rows_sum_to_one(weights: MaterialisedWeights) -> bool:
+    sums = weights.weights.detach().float().sum(-1)
+    return bool(((sums - 1).abs() <= _row_tolerance(weights)).all()) and bool((weights.weights >= 0).all())
+
+
+def _attention_of(layer: str) -> str:
+    """Name of the attention of a `nn.TransformerEncoderLayer`."""
+    return f"{layer}.self_attn".lstrip(".")
