@@ -24,9 +24,7 @@ def print_summary(summary: "Summary") -> None:
     for sentence in summary.sentences:
         console.print(sentence, markup=False)
 
-    layers = _table(
-        "Concentration on clean images", "layer", "top share", "(uniform)", "largest column", "Gini", "effective tokens"
-    )
+    layers = _table("Concentration on clean images", "layer", "top share", "(uniform)", "max ratio", "Gini", "effective")
     worst = next(iter(summary.ranked), None)
     for row in summary.layers:
         values = row.concentration
@@ -45,17 +43,17 @@ def print_summary(summary: "Summary") -> None:
         return
 
     known = {name: heading for name, heading in _PREDICTION.items() if any(kept.prediction[name] for kept in summary.survival)}
-    if not known:  # no classifier
-        known = {"output_cosine": "output kept"}
-    survival = _table("What survives", "corruption", "top-k kept", "(chance)", "cosine", "moved", *known.values())
+    columns = known.values() if known else ["output cosine"]  # a model without classifier
+    survival = _table("What survives", "corruption", "top-k kept", "(chance)", "cosine", "moved", *columns)
     for kept in summary.survival:
+        output = _number(kept.prediction["output_cosine"].mean, ".3f")
         survival.add_row(
             kept.variant.label,
             _percent(kept.stability["top_overlap"].mean),
             _percent(kept.chance),
             _number(kept.stability["attention_cosine"].mean, ".3f"),
             _percent(kept.stability["received_shift"].mean),
-            *(_percent(kept.prediction[name].mean) for name in known),
+            *([_percent(kept.prediction[name].mean) for name in known] or [output]),
         )
     console.print()
     console.print(survival)
