@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,6 +222,28 @@ def test_compiled_code_gives_the_same_logits() -> None:
     model, images = small_fan(), torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model)(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_checkpointing_leaves_gradients_and_statistics() -> None:
+    images, results = torch.randn(2, 3, 48, 64), []
+    for compiled in (False, True):
+        model = small_fan(stem_depths=None).train()
+        model.set_grad_checkpointing(True)
+        forward = torch.compile(model, backend="aot_eager") if compiled else model
+        forward(images).square().sum().backward()
+        results.append({**{name: parameter.grad for name, parameter in model.named_parameters()}, **dict(model.named_buffers())})
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same_logits(tmp_path: Path) -> None:
+    reference = pytest.importorskip("onnx.reference")
+    model, images = small_fan(), torch.randn(2, 3, 48, 64)
+    torch.onnx.export(model, (images,), str(tmp_path / "fan.onnx"), input_names=["images"], opset_version=17, dynamo=False)
+    (logits,) = reference.ReferenceEvaluator(str(tmp_path / "fan.onnx")).run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(images).detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_state_dict_survives_the_ddp_prefix_and_a_round_trip() -> None:
