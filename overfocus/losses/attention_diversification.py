@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from overfocus.capturing.sources import ArrangedWeights, Arrangement, MaterialisedWeights
 from overfocus.losses.row_alignment import row_alignment
+from overfocus.losses.weight_blocks import arrange
 
 
 class AttentionDiversificationLoss(nn.Module):
@@ -49,9 +49,7 @@ class AttentionDiversificationLoss(nn.Module):
                     f"expected attention weights (batch, heads, tokens, tokens) with more than {prefix_tokens} tokens, "
                     f"got shape {tuple(weights.shape)}"
                 )
-            heads = Arrangement((("image",), ("head",)), ((-1,), (weights.shape[1],)))
-            source = ArrangedWeights(MaterialisedWeights(weights), heads)
-            alignments.append(row_alignment(source, self.threshold, prefix_tokens, prefix_tokens))
+            alignments.append(row_alignment(arrange(weights), self.threshold, prefix_tokens, prefix_tokens))
         return mean_over_layers(alignments)
 
 

@@ -59,10 +59,9 @@ class PatchGrids:
 
     def __call__(self, patch_embed: Any, args: tuple[Any, ...], output: Any) -> None:
         """Note the grid of the images given."""
-        if isinstance(output, tuple):  # XCiT returns its grid
-            rows, columns = output[1]
-        else:
-            rows, columns = patch_embed.dynamic_feat_size(tuple(args[0].shape[-2:]))
+        # XCiT returns its grid beside the patches.
+        sizes = output[1] if isinstance(output, tuple) else patch_embed.dynamic_feat_size(tuple(args[0].shape[-2:]))
+        rows, columns = (int(size) for size in sizes)  # a tracer has tensors here
         self.known[rows * columns] = (rows, columns)
 
     def of(self, patches: int) -> tuple[int, int]:
@@ -90,7 +89,7 @@ class PoolTokens:
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Replaces the tokens (batch, tokens, channels) among the arguments."""
         tokens = args[0]
-        grid = self.grids.of(tokens.shape[1] - self.prefix_tokens)
+        grid = self.grids.of(int(tokens.shape[1]) - self.prefix_tokens)
         block = self.block
         pooled = pool_tokens(block.dilation_predictor, block.token_pools, tokens, grid, self.prefix_tokens)
         return pooled, *args[1:]
@@ -98,7 +97,7 @@ class PoolTokens:
 
 def pool_grid(block: Any, grid: Tensor) -> Tensor:
     """Pools a grid (batch, rows, columns, channels), the form that Swin's blocks work on."""
-    size = (grid.shape[1], grid.shape[2])
+    size = (int(grid.shape[1]), int(grid.shape[2]))
     pooled = pool_tokens(block.dilation_predictor, block.token_pools, grid.flatten(1, 2), size)
     return pooled.reshape(grid.shape)
 

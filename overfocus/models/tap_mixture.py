@@ -6,11 +6,12 @@ fixed banded patterns weighted by the predicted weights, and one batched matrix 
 sources reach `branches − 1` tokens beyond the border. Nothing the size of an unfolded image (9 copies per branch) is built.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 TILE = 8
@@ -58,6 +59,7 @@ def mix_dilated(
     tokens: Float[Tensor, "batch tokens channels"],
     weights: Float[Tensor, "batch tokens branches"],
     grid: tuple[int, ...],
+    branches: int,
     taps: tuple[float, float] = (1 / 3, 1 / 3),
 ) -> Float[Tensor, "batch tokens channels"]:
     """Sum over branches of weight × the tokens filtered with that branch's dilation, zero-padded at the border of the grid.
@@ -65,8 +67,6 @@ def mix_dilated(
     `grid` has one axis (a sequence) or two (rows, columns), row-major in `tokens`. The filter is the same 3 taps
     (centre, side) along every axis, so (1/3, 1/3) is the 3×3 mean with divisor 9 on a plane and the 3-tap mean on a sequence.
     """
-    batch, _, channels = tokens.shape
-    branches = weights.shape[-1]
     tilings = [tile_axis(length, branches - 1) for length in grid]
     patterns = axis_bands(tilings[0], branches, taps, weights)
     for tiling in tilings[1:]:
@@ -74,36 +74,43 @@ def mix_dilated(
         patterns = (patterns[:, :, None, :, None] * bands[:, None, :, None, :]).flatten(3, 4).flatten(1, 2)
     if all(tiling.tiles == 1 for tiling in tilings):
         return torch.einsum("bnk,knm->bnm", weights, patterns) @ tokens
-    sources = cut_into_tiles(tokens, grid, tilings, halo=True)
-    matrices = torch.einsum("bnk,knm->bnm", cut_into_tiles(weights, grid, tilings, halo=False), patterns)
-    return join_tiles(matrices @ sources, grid, tilings).reshape(batch, -1, channels)
-
-
-def cut_into_tiles(
-    tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...], tilings: list[AxisTiling], *, halo: bool
-) -> Float[Tensor, "tiles sources channels"]:
-    """The tokens of every tile, (batch · tiles, tokens of a tile, channels), zero outside the grid; with its halo on request."""
-    axes = len(grid)
+    batch, _, channels = tokens.shape
+    halos = [tiling.halo for tiling in tilings]
+    padded = [tiling.tiles * tiling.targets + 2 * tiling.halo for tiling in tilings]
     padding = [0, 0]
-    for length, tiling in zip(reversed(grid), reversed(tilings), strict=True):
-        before = tiling.halo if halo else 0
-        padding += [before, before + tiling.tiles * tiling.targets - length]
-    tiles = F.pad(tokens.reshape(tokens.shape[0], *grid, tokens.shape[2]), padding)
-    for axis, tiling in enumerate(tilings, start=1):
-        tiles = tiles.unfold(axis, tiling.sources if halo else tiling.targets, tiling.targets)
-    # (batch, *tiles per axis, channels, *tokens of a tile per axis)
-    tiles = tiles.movedim(1 + axes, -1)
-    return tiles.flatten(0, axes).flatten(1, -2)
+    for length, halo, width in zip(reversed(grid), reversed(halos), reversed(padded), strict=True):
+        padding += [halo, width - halo - length]
+    surrounded = F.pad(tokens.reshape(batch, *grid, channels), padding).flatten(1, -2)
+    sources = surrounded.index_select(1, tile_positions(tilings, padded, tokens.device, halo=True).flatten())
+    targets = tile_positions(tilings, list(grid), tokens.device, halo=False)
+    matrices = torch.einsum(
+        "bnk,knm->bnm", weights.index_select(1, targets.flatten()).reshape(-1, targets.shape[1], branches), patterns
+    )
+    mixed = matrices @ sources.reshape(-1, patterns.shape[2], channels)
+    return mixed.reshape(batch, -1, channels).index_select(1, places_in_tiles(tilings, grid, tokens.device))
 
 
-def join_tiles(
-    tiles: Float[Tensor, "tiles targets channels"], grid: tuple[int, ...], tilings: list[AxisTiling]
-) -> Float[Tensor, "batch ... channels"]:
-    """Puts tiles without halo back in place, (batch, *grid, channels); the inverse of `cut_into_tiles`."""
-    axes = len(grid)
-    shaped = tiles.reshape(-1, *(t.tiles for t in tilings), *(t.targets for t in tilings), tiles.shape[-1])
-    order = [0, *(axis + 1 + part * axes for axis in range(axes) for part in range(2)), 1 + 2 * axes]
-    joined = shaped.permute(order).reshape(shaped.shape[0], *(t.tiles * t.targets for t in tilings), tiles.shape[-1])
-    for axis, length in enumerate(grid, start=1):
-        joined = joined.narrow(axis, 0, length)
-    return joined
+def tile_positions(
+    tilings: list[AxisTiling], lengths: list[int], device: torch.device, *, halo: bool
+) -> Int[Tensor, "tiles tokens"]:
+    """Row-major positions of every tile's tokens in a grid of the lengths given.
+
+    With `halo` the grid is the one padded by the halo; without, what lies beyond the end repeats the last token.
+    """
+    positions = torch.zeros(1, 1, dtype=torch.long, device=device)
+    for tiling, length in zip(tilings, lengths, strict=True):
+        starts = torch.arange(tiling.tiles, device=device) * tiling.targets
+        along = starts[:, None] + torch.arange(tiling.sources if halo else tiling.targets, device=device)
+        crossed = positions[:, None, :, None] * length + along.clamp(max=length - 1)[None, :, None, :]
+        positions = crossed.flatten(2, 3).flatten(0, 1)
+    return positions
+
+
+def places_in_tiles(tilings: list[AxisTiling], grid: tuple[int, ...], device: torch.device) -> Int[Tensor, " tokens"]:
+    """Where each token of the grid, row-major, is found in the tiles laid out one after the other."""
+    tile = inside = torch.zeros(1, dtype=torch.long, device=device)
+    for tiling, length in zip(tilings, grid, strict=True):
+        along = torch.arange(length, device=device)
+        tile = (tile[:, None] * tiling.tiles + along // tiling.targets).flatten()
+        inside = (inside[:, None] * tiling.targets + along % tiling.targets).flatten()
+    return tile * math.prod(tiling.targets for tiling in tilings) + inside

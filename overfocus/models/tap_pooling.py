@@ -46,7 +46,7 @@ class TokenPooling(nn.Module):
         if self.branches == 1:
             return tokens
         if self.pooling in _LINEAR_TAPS:
-            return mix_dilated(tokens, weights, grid, _LINEAR_TAPS[self.pooling])
+            return mix_dilated(tokens, weights, grid, self.branches, _LINEAR_TAPS[self.pooling])
         image = to_maps(tokens, grid)
         shares = to_maps(weights, grid)
         mixed = shares[:, :1] * image
@@ -56,11 +56,11 @@ class TokenPooling(nn.Module):
 
     def _pool(self, image: Tensor, dilation: int) -> Tensor:
         if self.pooling == "max":
+            padded = F.pad(image, [dilation] * (2 * self.axes), value=-torch.inf)
             pool = F.max_pool2d if self.axes == 2 else F.max_pool1d
-            return pool(image, 3, stride=1, padding=dilation, dilation=dilation)
+            return pool(padded, 3, stride=1, dilation=dilation)
         convolve = F.conv2d if self.axes == 2 else F.conv1d
-        kernel = self.kernels[dilation - 1]
-        return convolve(image, kernel, padding=dilation, dilation=dilation, groups=image.shape[1])
+        return convolve(image, self.kernels[dilation - 1], padding=dilation, dilation=dilation, groups=image.shape[1])
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
