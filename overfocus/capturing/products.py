@@ -119,14 +119,22 @@ class ProductTracker:
 
     def _multiplied(self, operands: Operands, result: Tensor, module: str) -> Use | None:
         notes = [self.notes.get(tensor) for tensor in operands.tensors]
+        use = None
         for side, note in enumerate(notes):
-            if note is not None and note.stage == "weights":
-                return self._use(operands, side, note, result)
+            if note is None:
+                continue
+            if note.stage == "weights":
+                use = self._use(operands, side, note, result)
+                if use is not None and note.from_product:
+                    return use
+            if use is None and _mixes_heads(operands, side):
+                self.notes[result] = replace(note, changed=True, undropped=None)
+                return None
         left, right = operands.tensors
         if not isinstance(left, torch.nn.Parameter) and not isinstance(right, torch.nn.Parameter) and result.ndim >= 3:
             self._modules.add(module)
             self.notes[result] = Weighting("scores", True, module, product=operands)
-        return None
+        return use
 
     def _use(self, operands: Operands, side: int, note: Weighting, result: Tensor) -> Use | None:
         weights, values = operands.tensors[side], operands.tensors[1 - side]
@@ -147,3 +155,8 @@ class ProductTracker:
             ordered(result, operands.output, [*shared, *free, *widths]),
             note,
         )
+
+
+def _mixes_heads(operands: Operands, side: int) -> bool:
+    """Whether a product with a matrix gives every query and key new heads, or a tensor's channels new channels."""
+    return len(operands.letters[1 - side]) == 2 < len(operands.letters[side]) == len(operands.output)

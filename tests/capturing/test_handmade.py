@@ -1,0 +1,336 @@
+"""Attention as people write it by hand, in every spelling; and softmaxes that are none."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import overfocus
+
+HEADS, WIDTH = 2, 8
+
+
+class Projected(nn.Module):
+    """Queries, keys and values (batch, heads, tokens, width) of 4×4 patches, attended by `attend`, which tells its weights."""
+
+    def __init__(self, attend):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, HEADS * WIDTH, 8, stride=8)
+        self.qkv = nn.Linear(HEADS * WIDTH, 3 * HEADS * WIDTH)
+        nn.init.normal_(self.qkv.weight, 0, 0.5)
+        self.attend = attend
+        self.used = None
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        batch, length, _ = tokens.shape
+        q, k, v = self.qkv(tokens).reshape(batch, length, 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4).unbind(0)
+        output, self.used = self.attend(q, k, v)
+        return output.transpose(1, 2).reshape(batch, length, -1)
+
+
+def plain(q, k, v):
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(WIDTH)).softmax(dim=-1)
+    return weights @ v, weights
+
+
+def method_and_function(q, k, v):
+    weights = torch.softmax(torch.matmul(q * WIDTH**-0.5, k.mT), -1)
+    return torch.matmul(weights, v), weights
+
+
+def functional_in_float32(q, k, v):
+    weights = F.softmax(q @ k.mT / WIDTH**0.5, dim=-1, dtype=torch.float32).to(q.dtype)
+    return F.dropout(weights, 0.0, training=False) @ v, weights
+
+
+def module(q, k, v):
+    weights = nn.Softmax(dim=-1)(q @ k.mT / WIDTH**0.5)
+    return weights @ v, weights
+
+
+def einsum(q, k, v):
+    weights = torch.einsum("bhqd,bhkd->bhqk", q, k).div(WIDTH**0.5).softmax(-1)
+    return torch.einsum("bhqk,bhkd->bhqd", weights, v), weights
+
+
+def einsum_with_other_letters(q, k, v):
+    weights = torch.einsum("zyxw,zyvw->zyxv", [q, k]).mul(WIDTH**-0.5).softmax(-1)
+    return torch.einsum("zyvw,zyxv->zyxw", v, weights), weights
+
+
+def batched_matrices(q, k, v):
+    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    weights = torch.bmm(q, k.transpose(1, 2)).mul(WIDTH**-0.5).softmax(-1)
+    return torch.bmm(weights, v).unflatten(0, (-1, HEADS)), weights.unflatten(0, (-1, HEADS))
+
+
+def batched_with_bias(q, k, v):
+    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    scores = torch.baddbmm(torch.linspace(-2, 2, k.shape[1]), q, k.transpose(1, 2), alpha=WIDTH**-0.5)
+    weights = scores.softmax(-1)
+    return torch.bmm(weights, v).unflatten(0, (-1, HEADS)), weights.unflatten(0, (-1, HEADS))
+
+
+def values_on_the_left(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1)
+    return (v.mT @ weights.mT).mT, weights
+
+
+def keys_on_the_left(q, k, v):
+    scores = k @ q.mT * WIDTH**-0.5  # (…, keys, queries)
+    weights = scores.softmax(-2)
+    return (v.mT @ weights).mT, weights.mT
+
+
+def heads_last(q, k, v):
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (batch, tokens, heads, width)
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).mul(WIDTH**-0.5).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v).transpose(1, 2), weights
+
+
+def heads_first(q, k, v):
+    q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))  # (heads, batch, tokens, width)
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1)
+    return (weights @ v).transpose(0, 1), weights.transpose(0, 1)
+
+
+def masked(q, k, v):
+    scores = (q @ k.mT * WIDTH**-0.5).masked_fill(torch.ones(16, 16, dtype=torch.bool).triu(1), -torch.inf)
+    weights = scores.softmax(-1)
+    return weights @ v, weights
+
+
+def causal_in_fused(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5 + torch.full((16, 16), -torch.inf).triu(1)).softmax(-1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True), weights
+
+
+def exponentials(q, k, v):
+    weights = torch.exp(torch.log_softmax(q @ k.mT * WIDTH**-0.5, -1))
+    return weights @ v, weights
+
+
+SPELLINGS = [
+    plain,
+    method_and_function,
+    functional_in_float32,
+    module,
+    einsum,
+    einsum_with_other_letters,
+    batched_matrices,
+    batched_with_bias,
+    values_on_the_left,
+    keys_on_the_left,
+    heads_last,
+    heads_first,
+    masked,
+    causal_in_fused,
+]
+
+
+def run(model, images):
+    model.eval()
+    with torch.no_grad():
+        expected = model(images)
+        with overfocus.capture(model) as captured:
+            assert torch.equal(model(images), expected)
+    return captured
+
+
+@pytest.mark.parametrize("attend", SPELLINGS, ids=lambda attend: attend.__name__)
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_spellings(family, attend, batch):
+    model = Projected(attend)
+    (attention,) = run(model, family.images(32, batch=batch)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", (4, 4), 0)
+    assert attention.shape == (batch, HEADS, 16, 16)
+    torch.testing.assert_close(attention.weights, model.used, rtol=0, atol=1e-6)
+    assert attention.weights.max() > 0.3
+    assert overfocus.verify(model, family.images(32)).passed
+
+
+def mixed_heads(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1)
+    weights = torch.einsum("bhqk,hg->bgqk", weights, torch.tensor([[0.7, -0.4], [0.5, 0.9]]))
+    return weights @ v, weights
+
+
+def mixed_heads_in_the_last_axis(q, k, v):
+    scores = torch.einsum("bhqd,bhkd->bqkh", q, k) * WIDTH**-0.5
+    scores = scores @ torch.tensor([[0.8, 0.1], [-0.3, 1.1]])
+    weights = scores.softmax(2) @ torch.tensor([[0.7, -0.4], [0.5, 0.9]])
+    return torch.einsum("bqkh,bhkd->bhqd", weights, v), weights.permute(0, 3, 1, 2)
+
+
+def difference(q, k, v):
+    first = (q @ k.mT * WIDTH**-0.5).softmax(-1)
+    second = (k @ q.mT * WIDTH**-0.5).softmax(-1)
+    weights = first - 0.3 * second
+    return weights @ v, weights
+
+
+def gated(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1) * torch.linspace(0.1, 1, 16)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ v, weights
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("attend", "normalised"), [(mixed_heads, False), (mixed_heads_in_the_last_axis, False), (difference, False), (gated, True)]
+)
+def test_the_map_that_is_used_counts(family, attend, normalised, batch):
+    model = Projected(attend)
+    (attention,) = run(model, family.images(32, batch=batch)).maps
+    assert attention.normalised == normalised
+    assert attention.shape == (batch, HEADS, 16, 16)
+    torch.testing.assert_close(attention.weights, model.used, rtol=0, atol=1e-6)
+    assert overfocus.verify(model, family.images(32)).passed
+
+
+def branch_weights(q, _, v):
+    gate = q.mean((2, 3), keepdim=True).softmax(1)
+    return gate * v, None
+
+
+def selected_channels(q, _, v):
+    gate = q.mean(2, keepdim=True).softmax(-1)
+    return v * gate, None
+
+
+def token_scores(q, k, v):
+    scores = q.sum(-1, keepdim=True).softmax(2)
+    return (scores * k).sum(2, keepdim=True) * v, None
+
+
+def linear_attention(q, k, v):
+    return q.softmax(-1) @ (k.softmax(-2).mT @ v), None
+
+
+@pytest.mark.parametrize("attend", [branch_weights, selected_channels, token_scores, linear_attention])
+def test_other_softmaxes_are_gatings(family, attend):
+    captured = run(Projected(attend), family.images(32))
+    assert captured.maps == ()
+    assert {site.kind for site in captured.coverage} == {"gating"}
+    assert all(not site.captured and "softmax" in site.reason for site in captured.coverage)
+
+
+def gated_before(q, k, v):
+    tokens = q * q.mean(-1, keepdim=True).softmax(2)  # what has been through a softmax can be a query still
+    weights = (tokens @ k.mT * 16 * WIDTH**-0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def scored_twice(q, k, v):
+    """The output of one attention is the query of the next, in one module."""
+    first = (q @ k.mT * WIDTH**-0.5).softmax(-1) @ v
+    weights = (first @ k.mT).softmax(-1)
+    return weights @ v, weights
+
+
+@pytest.mark.parametrize(("attend", "maps"), [(gated_before, 1), (scored_twice, 2)])
+def test_queries_may_come_from_a_softmax(family, attend, maps):
+    model = Projected(attend)
+    captured = run(model, family.images(32))
+    assert len(captured.maps) == maps
+    torch.testing.assert_close(captured.maps[-1].weights, model.used, rtol=0, atol=1e-6)
+
+
+class Classifier(nn.Module):
+    """A softmax at the end, and a mixture of class prototypes after it: a head, no attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 8, stride=8)
+        self.head = nn.Linear(8, 4)
+        self.prototypes = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, images):
+        tokens = self.features(images).flatten(2).transpose(1, 2)
+        return self.head(tokens).softmax(-1) @ self.prototypes
+
+
+def test_class_probabilities_are_no_attention(family):
+    captured = run(Classifier(), family.images(32))
+    assert captured.maps == ()
+
+
+class PooledByAQuery(nn.Module):
+    """One learnt query per image reads the patches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.query = nn.Parameter(torch.randn(1, 1, 16))
+        self.key, self.value = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        query = self.query.expand(len(tokens), -1, -1)
+        self.used = (query @ self.key(tokens).mT).softmax(-1)
+        return self.used @ self.value(tokens)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_learnt_query_makes_a_class_map(family, batch):
+    model = PooledByAQuery()
+    (attention,) = run(model, family.images(32, batch=batch)).maps
+    assert (attention.kind, attention.prefix_tokens, attention.key_prefix_tokens) == ("class", 1, 0)
+    assert (attention.grid, attention.shape) == ((4, 4), (batch, 1, 1, 16))
+    torch.testing.assert_close(attention.weights[:, 0], model.used, rtol=0, atol=1e-6)
+
+
+class Windowed(nn.Module):
+    """Attention in windows of any size, rolled by any shift, over any grid that they tile."""
+
+    def __init__(self, window, shift):
+        super().__init__()
+        torch.manual_seed(0)
+        self.window, self.shift = window, shift
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, images):
+        x = self.patches(images).permute(0, 2, 3, 1)
+        x = torch.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
+        batch, rows, columns, channels = x.shape
+        height, width = self.window
+        x = x.view(batch, rows // height, height, columns // width, width, channels)
+        x = x.transpose(2, 3).reshape(-1, height * width, channels)
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)).filter(lambda size: size != (1, 1)),
+    count=st.tuples(st.integers(1, 3), st.integers(1, 3)).filter(lambda count: count != (1, 1)),
+    shift=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+)
+def test_windows_of_any_size_and_shift(batch, window, count, shift):
+    grid = (window[0] * count[0], window[1] * count[1])
+    model = Windowed(window, shift)
+    images = torch.randn(batch, 3, 4 * grid[0], 4 * grid[1], generator=torch.Generator().manual_seed(0))
+    (attention,) = run(model, images).maps
+    numbers = torch.roll(torch.arange(grid[0] * grid[1]).reshape(grid), (-shift[0], -shift[1]), (0, 1))
+    windows = numbers.unflatten(0, (-1, window[0])).unflatten(2, (-1, window[1])).transpose(1, 2).reshape(count[0] * count[1], -1)
+    assert (attention.kind, attention.image_grid, attention.windows) == ("window", grid, count[0] * count[1])
+    assert torch.equal(attention.partition.sort(1).values, windows.sort(1).values)
+    assert attention.batch == batch
+    # every weight where it belongs: between two places of the image, against queries and keys of the image as a whole
+    with torch.no_grad():
+        q, k, _ = model.qkv(model.patches(images).flatten(2).mT).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    together = (windows[:, :, None] == torch.arange(grid[0] * grid[1])).any(1).float()
+    scores = (q @ k.mT / 2).masked_fill((together.T @ together) == 0, -torch.inf)
+    whole = torch.zeros_like(scores)
+    for window, places in enumerate(attention.partition):
+        whole[:, :, places[:, None], places] = attention.weights.unflatten(0, (batch, -1))[:, window]
+    torch.testing.assert_close(whole, scores.softmax(-1), rtol=0, atol=1e-6)
