@@ -111,6 +111,7 @@ def _arguments(model: nn.Module, inputs: Any, seed: int) -> tuple[tuple[Any, ...
     config = getattr(model, "pretrained_cfg", None) or {}
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     channels, *default = config.get("input_size", (3, *(size or ())))
+    channels = getattr(model, "in_chans", channels)
     if len(size or default) != 2:
         raise CaptureError(
             "expected `inputs` for a model that states no size, got none; give a batch such as torch.randn(2, 3, 224, 224)"
