@@ -50,8 +50,8 @@ class AttentionMap:
     normalised: bool = True
     """False where the model changes the map after its softmax (mixed heads, differences of maps), so that rows need not sum
     to 1 and entries may be negative; metrics then take each entry's share of its row's magnitude."""
-    row_tolerance: float = ROW_SUM_TOLERANCE
-    """How far the sum of a row may be from 1: more for maps that the model itself keeps in half precision."""
+    precision: torch.dtype = torch.float32
+    """Type that the weights were made in: where the model keeps its own map in a half, rows miss 1 by the rounding."""
     hidden_rows: bool = False
     """Whether a mask may hide all keys of a query (padding), whose row is then zero."""
     deviation: tuple[float, float] | None = None
@@ -87,12 +87,17 @@ class AttentionMap:
         """The whole map; computed when first asked for, then kept.
 
         Raises:
-            CaptureError: it holds NaN, or a row does not sum to 1 within `row_tolerance`.
+            CaptureError: it holds NaN, or a row does not sum to 1 within 1e-3 (or two rounding units of a half).
         """
         weights = self.rows(0, self.shape[2])
-        tolerance = self.row_tolerance if self.normalised else None
+        tolerance = row_tolerance(self.precision) if self.normalised else None
         check_rows(weights, self.module, tolerance=tolerance, hidden_rows=self.hidden_rows)
         return weights
+
+
+def row_tolerance(precision: torch.dtype) -> float:
+    """How far the sum of a row of weights of this type may be from 1."""
+    return max(ROW_SUM_TOLERANCE, 2 * torch.finfo(precision).eps)
 
 
 def check_rows(

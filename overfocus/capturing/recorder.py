@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overfocus.attention import ROW_SUM_TOLERANCE, AttentionMap
+from overfocus.attention import AttentionMap, row_tolerance
 from overfocus.capturing.coverage import Site, SiteLog
 from overfocus.capturing.functions import Permuted, function_name
 from overfocus.capturing.layout import is_channel_map
@@ -239,7 +239,7 @@ class Recorder:
             image_grid=layout.image_grid,
             branch=layout.branch,
             normalised=normalised,
-            row_tolerance=_row_tolerance(weights),
+            precision=_precision(weights),
             hidden_rows=isinstance(weights, QueryKeyWeights) and weights.mask is not None,
             deviation=deviation,
         )
@@ -267,14 +267,13 @@ def _detached(weights: WeightSource) -> WeightSource:
     return MaterialisedWeights(weights.weights.detach())
 
 
-def _row_tolerance(weights: WeightSource) -> float:
-    precision = weights.weights.dtype if isinstance(weights, MaterialisedWeights) else torch.float32
-    return max(ROW_SUM_TOLERANCE, torch.finfo(precision).eps)
+def _precision(weights: WeightSource) -> torch.dtype:
+    return weights.weights.dtype if isinstance(weights, MaterialisedWeights) else torch.float32
 
 
 def _rows_sum_to_one(weights: MaterialisedWeights) -> bool:
     sums = weights.weights.detach().float().sum(-1)
-    return bool(((sums - 1).abs() <= _row_tolerance(weights)).all()) and bool((weights.weights >= 0).all())
+    return bool(((sums - 1).abs() <= row_tolerance(_precision(weights))).all()) and bool((weights.weights >= 0).all())
 
 
 def _attention_of(layer: str) -> str:

@@ -1,6 +1,7 @@
 """Where the attention weights of a site come from, and how their axes are arranged."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,20 +51,32 @@ class QueryKeyWeights:
             query, key = query[images], key[images]
             if mask is not None and mask.ndim == query.ndim and mask.shape[0] > 1:
                 mask = mask[images]
-        with torch.autocast(query.device.type, enabled=False):
+        autocast = torch.is_autocast_enabled(query.device.type)
+        with torch.autocast(query.device.type, enabled=False) if autocast else nullcontext():
             query, key = query.float(), key.float()
             if key.shape[-3] != query.shape[-3]:
                 key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
             scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
-            scores = (query * scale) @ key.transpose(-2, -1)
+            scores = scaled_products(query, key, scale)
             if self.is_causal:
                 future = torch.ones(stop - start, key.shape[-2], dtype=torch.bool, device=key.device).triu(1 + start)
                 scores = scores.masked_fill(future, -torch.inf)
             if mask is None:
                 return scores.softmax(-1)
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
-            hidden = (scores == -torch.inf).all(-1, keepdim=True)
-            return scores.softmax(-1).masked_fill(hidden, 0.0)
+            hidden = scores.detach().amax(-1, keepdim=True) == -torch.inf
+            weights = scores.softmax(-1)
+            return weights.masked_fill(hidden, 0.0) if bool(hidden.any()) else weights
+
+
+def scaled_products(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Query · keyᵀ · scale, (…, queries, keys), without a pass over the queries for the factor."""
+    if query.shape[:-2] != key.shape[:-2]:
+        return (query * scale) @ key.transpose(-2, -1)
+    leading = query.shape[:-2]
+    none = query.new_empty(1, 1, 1)  # baddbmm adds 0 times this
+    products = torch.baddbmm(none, query.flatten(0, -3), key.flatten(0, -3).transpose(1, 2), beta=0, alpha=scale)
+    return products.unflatten(0, leading)
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ import torch.distributed
 from torch import nn
 
 import overfocus
+from overfocus.metrics import measure
 
 
 @pytest.fixture
@@ -199,3 +200,14 @@ def test_modules_on_several_devices():
         model(torch.randn(2, 5, 8))
     assert [attention.shape for attention in captured.maps] == [(2, 2, 5, 5)] * 2
     torch.testing.assert_close(captured.maps[0].weights.sum(-1), torch.ones(2, 2, 5))
+
+
+@pytest.mark.parametrize("name", ["tnt_s_legacy_patch16_224", "cait_xxs24_224", "levit_128s"])
+def test_maps_in_half_precision_can_be_measured(family, name):
+    settings = {} if "levit" in name else {"img_size": 64, "depth": 2}
+    model, images = timm.create_model(name, **settings), family.images(224 if "levit" in name else 64)
+    family.sharpen(model, images)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), overfocus.capture(model, reduce=measure) as captured:
+        model(images)
+    assert len(captured.reduced) > 1
+    assert all(torch.isfinite(values["top_share"]).all() for values in captured.reduced)
