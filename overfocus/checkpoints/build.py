@@ -23,12 +23,8 @@ UNREGISTERED = "VisionTransformer"
 _BUILDING = threading.Lock()
 
 
-def build(
-    name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None, *, initialise: bool = True
-) -> tuple[nn.Module, Convert]:
+def build(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> tuple[nn.Module, Convert]:
     """A new model and the function by which timm brings weights into its form (names, position tables, patch size).
-
-    Without `initialise` the parameters hold whatever was in memory, which saves half the time where all of them are loaded.
 
     Raises:
         CheckpointError: the architecture does not take these arguments.
@@ -36,16 +32,15 @@ def build(
     import overfocus.models  # registers our architectures with timm
 
     try:
-        with contextlib.nullcontext() if initialise else _WithoutInitialisation():
-            if name == UNREGISTERED:
-                model: nn.Module = vision_transformer.VisionTransformer(**arguments)
-                convert: Convert = _convert_vit
-            else:
-                with _recorded_conversion() as recorded:
-                    model = timm.create_model(name, pretrained=True, **arguments)
-                convert = _with_two_arguments(recorded[0]) if recorded and recorded[0] is not None else lambda state, _: state
-            if tap is not None:
-                model = overfocus.models.add_tap(model, **tap)
+        if name == UNREGISTERED:
+            model: nn.Module = vision_transformer.VisionTransformer(**arguments)
+            convert: Convert = _convert_vit
+        else:
+            with _recorded_conversion() as recorded:
+                model = timm.create_model(name, pretrained=True, **arguments)
+            convert = _with_two_arguments(recorded[0]) if recorded and recorded[0] is not None else lambda state, _: state
+        if tap is not None:
+            model = overfocus.models.add_tap(model, **tap)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError, OverfocusError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
         raise CheckpointError(f"{name} cannot be built with {given}: {first_line(error)}") from error
@@ -54,19 +49,17 @@ def build(
 
 def skeleton(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> nn.Module:
     """The same model without memory or initialisation (on torch's meta device), to compare shapes with."""
-    with torch.device("meta"):
-        return build(name, arguments, tap, initialise=False)[0]
+    with torch.device("meta"), _WithoutInitialisation():
+        return build(name, arguments, tap)[0]
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Leaves tensors as they are where a model would fill them at random, and those without memory altogether."""
+    """Leaves out filling tensors that have no memory: torch's detour for it costs more than building the model."""
 
-    _RANDOM = frozenset({"uniform_", "normal_", "erfinv_"})
-    _ANY = _RANDOM | {"mul_", "add_", "clamp_", "fill_", "zero_", "copy_"}
+    _FILLING = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        left_out = self._ANY if args and isinstance(args[0], Tensor) and args[0].is_meta else self._RANDOM
-        if args and isinstance(args[0], Tensor) and getattr(func, "__name__", "") in left_out:
+        if args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "") in self._FILLING:
             return args[0]
         given = kwargs or {}
         if func is torch.linspace and "device" not in given:

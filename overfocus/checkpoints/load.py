@@ -92,12 +92,9 @@ def _load(
     _demand_size(outline, state, file.path, name)
     arguments = fitting_arguments(state.tensors, outline, arguments, image_size=image_size, num_classes=num_classes)
     tensors = _without_classifier(state.tensors, classifiers(outline)) if num_classes is not None else state.tensors
+    model, convert = build(name, arguments, tap)
     try:
-        model, convert = build(name, arguments, tap, initialise=False)
         filled = fill(model, tensors, convert, file.path)
-        if filled.missing:
-            model, convert = build(name, arguments, tap)
-            filled = fill(model, tensors, convert, file.path)
     except CheckpointError as error:
         better = known_by_shapes(state.tensors)
         if better is None or better == name:

@@ -17,10 +17,7 @@ def tap_branches(tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def added_tap(tensors: Mapping[str, Tensor], outline: nn.Module) -> dict[str, Any] | None:
-    """Arguments of `add_tap` that give an architecture without TAP the TAP that a state dict has; None where it has none.
-
-    Maximum and Gaussian pooling have no parameters and cannot be told from the average.
-    """
+    """Arguments of `add_tap` that give an architecture without TAP the TAP that a state dict has; None where it has none."""
     from overfocus.models.add_tap_sites import find_sites
 
     branches = tap_branches(tensors)
@@ -29,5 +26,6 @@ def added_tap(tensors: Mapping[str, Tensor], outline: nn.Module) -> dict[str, An
     names = {module: name for name, module in outline.named_modules()}
     blocks = {name.partition(".dilation_predictor.")[0] for name in tensors if is_tap_predictor(name)}
     layers = [number for number, site in enumerate(find_sites(outline)) if names[site.block] in blocks]
-    learned = any(is_tap(name) and not is_tap_predictor(name) for name in tensors)
-    return {"branches": branches, "layers": layers, "pooling": "learned" if learned else "average"} if layers else None
+    marks = {name.rpartition(".")[2] for name in tensors if is_tap(name) and not is_tap_predictor(name)}
+    pooling = "learned" if "kernels" in marks else next(iter(marks), "average")
+    return {"branches": branches, "layers": layers, "pooling": pooling} if layers else None
