@@ -1,5 +1,6 @@
 """Which images moved most and least: the worst image of every cell of the heat maps, and the galleries."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -64,17 +65,28 @@ class ImageValues:
 
 
 def image_values(run: "Run", variants: list[Variant], layers: list[Layer]) -> ImageValues:
-    """Read the stability metrics of every image from the table."""
+    """Read the stability metrics of every image from the table, heads averaged."""
     table = run.table
-    names = [name for name, metric in CATALOGUE.items() if metric.group == "stability" and name in table]
-    keys = ["corruption", "severity", "layer", "image"]
-    frame = table.groupby(keys, sort=False)[names].mean() if "head" in table else table.set_index(keys)[names]
     images = [int(image) for image in table["image"].unique()]
-    cells = [(variant.corruption, variant.severity, layer.number) for variant in variants for layer in layers]
-    index = pd.MultiIndex.from_tuples([(*cell, image) for cell in cells for image in images], names=keys)
-    frame = frame.reindex(index)
     shape = (len(variants), len(layers), len(images))
-    return ImageValues(images, {name: frame[name].to_numpy("float64").reshape(shape) for name in names})
+    pairs = pd.MultiIndex.from_arrays([table["corruption"], table["severity"]])
+    place_of = (
+        pd.MultiIndex.from_tuples([(variant.corruption, variant.severity) for variant in variants]).get_indexer(pairs),
+        pd.Index([layer.number for layer in layers]).get_indexer(pd.Index(table["layer"])),
+        pd.Index(images).get_indexer(pd.Index(table["image"])),
+    )
+    places = np.ravel_multi_index(place_of, shape)
+    names = [name for name, metric in CATALOGUE.items() if metric.group == "stability" and name in table]
+    return ImageValues(images, {name: means_at(places, table[name].to_numpy("float64"), shape) for name in names})
+
+
+def means_at(places: npt.NDArray[np.int64], values: Array, shape: tuple[int, int, int]) -> Array:
+    """Mean of the values at each place of an array of that shape, without the undefined ones; NaN where there is none."""
+    known = np.isfinite(values)
+    size = math.prod(shape)
+    count = np.bincount(places[known], minlength=size)
+    total = np.bincount(places[known], values[known], minlength=size)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(shape)
 
 
 def mean_over_layers(values: Array) -> Array:

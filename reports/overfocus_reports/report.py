@@ -1,5 +1,6 @@
 """Draws the report of a run: report.html, one file that opens offline, and figures/*.png beside it."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,9 @@ def draw_report(run: "Run", *, megabytes: float = PAGE_MEGABYTES) -> Path:
     try:
         folder.mkdir(exist_ok=True)
         text = page_of(run, folder, round(1e6 * megabytes * max(1.0, len(run.displayed) / 8)))
-        page.write_text(text, encoding="utf-8")
+        unfinished = page.with_name(f".{page.name}.{os.getpid()}.unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(page)
     except OSError as error:
         raise RunError(
             f"{run.path}: the report cannot be written there ({error.strerror or error}); check space and rights"
