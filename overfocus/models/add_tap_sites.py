@@ -1,10 +1,12 @@
 """Where TAP enters the blocks of timm's models, and how a block learns the patch grid of the image it works on."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models.beit import Beit
 from timm.models.beit import Block as BeitBlock
 from timm.models.cait import Cait
@@ -18,7 +20,9 @@ from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBloc
 from timm.models.xcit import XCABlock, Xcit
 from torch import Tensor, nn
 
+from overfocus.capturing.modules import in_backward
 from overfocus.errors import OverfocusError
+from overfocus.models.checkpointing import held_statistics
 from overfocus.models.tap import pool_tokens
 
 FAMILIES = ("ViT", "DeiT", "BEiT", "EVA", "CaiT", "XCiT", "Swin")
@@ -81,7 +85,7 @@ class PatchGrids:
 class PoolTokens:
     """Forward pre-hook of a block's entrance: hands it the pooled tokens."""
 
-    def __init__(self, block: Any, grids: PatchGrids, prefix_tokens: int) -> None:
+    def __init__(self, block: nn.Module, grids: PatchGrids, prefix_tokens: int) -> None:
         self.block = block
         self.grids = grids
         self.prefix_tokens = prefix_tokens
@@ -90,27 +94,30 @@ class PoolTokens:
         """Replaces the tokens (batch, tokens, channels) among the arguments."""
         tokens = args[0]
         grid = self.grids.of(int(tokens.shape[1]) - self.prefix_tokens)
-        block = self.block
-        pooled = pool_tokens(block.dilation_predictor, block.token_pools, tokens, grid, self.prefix_tokens)
-        return pooled, *args[1:]
-
-
-def pool_grid(block: Any, grid: Tensor) -> Tensor:
-    """Pools a grid (batch, rows, columns, channels), the form that Swin's blocks work on."""
-    size = (int(grid.shape[1]), int(grid.shape[2]))
-    pooled = pool_tokens(block.dilation_predictor, block.token_pools, grid.flatten(1, 2), size)
-    return pooled.reshape(grid.shape)
+        return _pool(self.block, tokens, grid, self.prefix_tokens), *args[1:]
 
 
 class PoolGrid:
     """Forward pre-hook of the first norm of a Swin block: hands it the pooled grid."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self.block = block
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Replaces the grid (batch, rows, columns, channels) among the arguments."""
         return pool_grid(self.block, args[0]), *args[1:]
+
+
+def pool_grid(block: nn.Module, grid: Tensor) -> Tensor:
+    """Pools a grid (batch, rows, columns, channels), the form that Swin's blocks work on."""
+    return _pool(block, grid.flatten(1, 2), (int(grid.shape[1]), int(grid.shape[2]))).reshape(grid.shape)
+
+
+def _pool(block: Any, tokens: Tensor, grid: tuple[int, int], prefix_tokens: int = 0) -> Tensor:
+    # Timm's activation checkpoints run a block again in the backward pass, which must not count in the batch norm's statistics.
+    again = not torch.compiler.is_compiling() and in_backward()
+    with held_statistics(block.dilation_predictor) if again else nullcontext():
+        return pool_tokens(block.dilation_predictor, block.token_pools, tokens, grid, prefix_tokens)
 
 
 class PooledSwinV2Block(SwinTransformerV2Block):

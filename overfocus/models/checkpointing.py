@@ -20,12 +20,13 @@ def run_block(block: nn.Module, *inputs: object, checkpointed: bool) -> Tensor:
     elif torch.compiler.is_compiling():  # the compiler repeats no update of a buffer and takes no context
         out = checkpoint(block, *inputs, use_reentrant=False)
     else:
-        out = checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _held_statistics(block)))
+        out = checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), held_statistics(block)))
     return out
 
 
 @contextmanager
-def _held_statistics(block: nn.Module) -> Iterator[None]:
+def held_statistics(block: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of every batch norm in `block` as they are, whatever it runs meanwhile."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     counts = [(count, count.clone()) for norm in norms if (count := norm.num_batches_tracked) is not None]

@@ -50,9 +50,9 @@ def axis_bands(
     sources = torch.arange(tiling.sources, device=like.device)
     distance = (targets[:, None] - sources).abs()
     dilations = torch.arange(branches, device=like.device)[:, None, None]
-    centre, side = taps
-    middle = (distance == 0) * torch.where(dilations == 0, 1.0 - side, centre)
-    return (middle + (distance == dilations) * side).to(like.dtype)
+    precise = torch.promote_types(like.dtype, torch.float32)
+    middle, sides = (distance == 0).to(precise), (distance == dilations).to(precise)
+    return torch.where(dilations == 0, middle, middle * taps[0] + sides * taps[1]).to(like.dtype)
 
 
 def mix_dilated(
@@ -113,4 +113,4 @@ def places_in_tiles(tilings: list[AxisTiling], grid: tuple[int, ...], device: to
         along = torch.arange(length, device=device)
         tile = (tile[:, None] * tiling.tiles + along // tiling.targets).flatten()
         inside = (inside[:, None] * tiling.targets + along % tiling.targets).flatten()
-    return tile * math.prod(tiling.targets for tiling in tilings) + inside
+    return tile * math.prod([tiling.targets for tiling in tilings]) + inside

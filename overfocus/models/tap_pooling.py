@@ -22,6 +22,8 @@ class TokenPooling(nn.Module):
     * "max": their maximum per channel, over those inside the grid. No parameters.
     * "learned": a depthwise 3×3 kernel per branch, parameter `kernels` (K − 1, channels, 1, 3, 3), which starts as the average.
 
+    So that a checkpoint tells its pooling, "gaussian" and "max" leave a buffer of that name (a single 1) in the state dict.
+
     Raises:
         ValueError: for an unknown pooling.
     """
@@ -33,6 +35,8 @@ class TokenPooling(nn.Module):
         self.pooling = pooling
         self.branches = branches
         self.axes = axes
+        if pooling in ("gaussian", "max"):
+            self.register_buffer(pooling, torch.ones(()))
         if pooling == "learned":
             self.kernels = nn.Parameter(torch.full((branches - 1, channels, 1, *[3] * axes), 1 / 3**axes))
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -32,13 +33,17 @@ def register_architecture(
     `model_class` builds the model from the arguments, `config` comes from `pretrained_config`, and the rest goes to timm's
     `build_model_with_cfg`.
     """
+    register_entry_point(module_name, name, partial(build_model_with_cfg, model_class, name, **build_options), config)
+
+
+def register_entry_point(module_name: str, name: str, create: Callable[..., nn.Module], config: dict[str, Any]) -> None:
+    """Give a module the entry point `name(pretrained=False, **arguments)`, which calls `create(pretrained=…, **arguments)`."""
     module: Any = sys.modules[module_name]
     module.default_cfgs = {**getattr(module, "default_cfgs", {}), **generate_default_cfgs({name: config})}
 
-    def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
-        model: nn.Module = build_model_with_cfg(model_class, name, pretrained, **build_options, **arguments)
-        return model
+    def entry_point(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        return create(pretrained=pretrained, **arguments)
 
-    create.__module__ = module_name
-    create.__name__ = create.__qualname__ = name
-    setattr(module, name, register_model(create))
+    entry_point.__module__ = module_name
+    entry_point.__name__ = entry_point.__qualname__ = name
+    setattr(module, name, register_model(entry_point))
