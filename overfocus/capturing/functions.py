@@ -34,6 +34,9 @@ class Operands:
     output: str
 
 
+PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum"})
+
+
 def product_operands(name: str, args: tuple[Any, ...]) -> Operands | None:
     """The operands of a matrix product in any of its spellings; None for everything else."""
     if name == "einsum" and isinstance(args[0], str):
@@ -43,7 +46,7 @@ def product_operands(name: str, args: tuple[Any, ...]) -> Operands | None:
         if len(tensors) != 2 or not output or "." in args[0]:
             return None
         return Operands((tensors[0], tensors[1]), (letters[0], letters[1]), output)
-    if name not in ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm"):
+    if name not in PRODUCTS or name == "einsum":
         return None
     left, right = args[1:3] if name == "baddbmm" else args[:2]
     if name == "__rmatmul__":

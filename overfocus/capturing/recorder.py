@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from overfocus.attention import AttentionMap, row_tolerance
 from overfocus.capturing.coverage import Site, SiteLog
-from overfocus.capturing.functions import Permuted, function_name
+from overfocus.capturing.functions import PRODUCTS, Permuted, function_name
 from overfocus.capturing.layout import is_channel_map
 from overfocus.capturing.layout_book import LayoutBook
 from overfocus.capturing.mode import CaptureMode
@@ -23,6 +23,9 @@ from overfocus.capturing.sources import ArrangedWeights, MaterialisedWeights, Qu
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
 LOCAL_ATTENTION = frozenset({"OutlookAttention"})
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+
+# The functions that attention begins with; all others matter only while something is being followed.
+_BEGINNINGS = {"scaled_dot_product_attention", "multi_head_attention_forward", "softmax", *PRODUCTS}
 
 TokenPositions = tuple[Positions | None, Positions | None]
 
@@ -49,6 +52,9 @@ class Recorder:
         self._book = LayoutBook(model)
         self._products = ProductTracker()
         self._entry: str | None = None
+        self._aside = {id(module) for module in model.modules() if stands_aside(module)}
+        self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
+        """Modules that have parameters, of their own or inside."""
         self._ran: set[str] = set()
         """Multi-head modules that have run themselves since the layer around them began."""
         self._blocks: dict[str, BlockTokens] = {}
@@ -67,21 +73,23 @@ class Recorder:
             self._products.clear()
         if not self._book.started:
             self._book.start(name, args)
-        self._ran.discard(_attention_of(name))
-        self.mode.active(not stands_aside(module))
+        if self._aside:
+            self._ran.discard(_attention_of(name))
+            self.mode.active(id(module) not in self._aside)
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A module has run."""
         name = self.stack.names[id(module)]
         running = self.stack.running
-        if stands_aside(module):
+        if id(module) in self._aside:
             self._stood_aside(module, name, args, kwargs, output[0] if isinstance(output, tuple) else output)
         self._products.left(name)
         block = self._blocks.pop(name, None)
         norms = None if block is None else block.norms(output[0] if isinstance(output, (tuple, list)) else output)
         if norms is not None:
             self.norms.append(norms)
-        self.mode.active(not (running and stands_aside(running[-1])))
+        if self._aside:
+            self.mode.active(not (running and id(running[-1]) in self._aside))
         if not running:
             for site, shape in self._gated.values():
                 self.sites.add(Site(site, "gating", shape, reason="a softmax over something else than query-key products"))
@@ -93,10 +101,11 @@ class Recorder:
         running = bool(self.stack.running)
         if not running and not len(positions.notes) and not len(self._products.notes):
             return
-        if in_backward():
+        name = function_name(func)
+        idle = not self._book.tracing and not len(self._products.notes)
+        if (idle and name not in _BEGINNINGS) or in_backward():
             return
         with torch._C.DisableTorchFunction():
-            name = function_name(func)
             if running and name == "scaled_dot_product_attention":
                 self._scaled_dot_product(args, kwargs, result)
             elif running and name == "multi_head_attention_forward":
@@ -208,7 +217,7 @@ class Recorder:
     def _site(self) -> str:
         """Name of the running module; of the one that holds it where it has no parameters of its own (a softmax, say)."""
         running = self.stack.running
-        holder = next((module for module in reversed(running) if next(module.parameters(), None) is not None), None)
+        holder = next((module for module in reversed(running) if id(module) in self._holders), None)
         return self.stack.names[id(holder if holder is not None else running[0])] if running else ""
 
     def _record(
