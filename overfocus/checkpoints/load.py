@@ -128,7 +128,7 @@ def _outline(
     if added is None:
         arguments = given | {"num_scales": branches}
         return skeleton(name, arguments, tap), arguments, tap, []
-    note = f"TAP with {branches} branches added to {len(added['layers'])} blocks of {name}, as its parameters say"
+    note = f"TAP with {branches} branches ({added['pooling']} pooling) added to {len(added['layers'])} blocks of {name}, as its names say"
     return skeleton(name, given, added), given, added, [note]
 
 

@@ -7,7 +7,7 @@ import torch
 import overfocus.models
 from overfocus import load_model
 
-QUICK = ["test_vit", "levit_128s", "tap_rvt_tiny", "fan_tiny_12_p16_224", "tap_fan_tiny_8_p4_hybrid"]
+QUICK = ["test_vit", "levit_128s", "tap_rvt_tiny", "fan_tiny_12_p16_224", "tap_deit_tiny_patch16_224", "tap_fan_tiny_8_p4_hybrid"]
 FAMILIES = [
     "deit_tiny_distilled_patch16_224",
     "deit3_small_patch16_224",
@@ -86,7 +86,7 @@ def test_image_size_of_position_aware_scaling(write) -> None:
 
 
 @pytest.mark.parametrize(("layers", "pooling"), [(None, "average"), ([1, 4], "average"), ([-1], "learned")])
-@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["test_vit", "swin_s3_tiny_224"])
 def test_tap_added_to_an_architecture_of_timm(name: str, layers: list[int] | None, pooling: str, write) -> None:
     torch.manual_seed(0)
     model = overfocus.models.add_tap(timm.create_model(name), branches=3, layers=layers, pooling=pooling).eval()
