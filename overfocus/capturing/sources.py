@@ -70,13 +70,13 @@ class QueryKeyWeights:
 
 
 def scaled_products(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Query · keyᵀ · scale, (…, queries, keys), without a pass over the queries for the factor."""
+    """Scaled products of queries and keys, (…, queries, keys), without a pass over the queries for the factor."""
     if query.shape[:-2] != key.shape[:-2]:
         return (query * scale) @ key.transpose(-2, -1)
     leading = query.shape[:-2]
     none = query.new_empty(1, 1, 1)  # baddbmm adds 0 times this
     products = torch.baddbmm(none, query.flatten(0, -3), key.flatten(0, -3).transpose(1, 2), beta=0, alpha=scale)
-    return products.unflatten(0, leading)
+    return products.view(*leading, *products.shape[-2:])
 
 
 @dataclass(eq=False)
@@ -133,6 +133,11 @@ class Arrangement:
         step = math.prod(self.sizes[0][1:])
         return slice(images.start * step, images.stop * step)
 
+    @property
+    def folded(self) -> bool:
+        """Whether the axes are (images · windows, heads) already."""
+        return self.axes in _AS_WANTED
+
     def _size(self, factor: str) -> int:
         return math.prod(
             size
@@ -143,7 +148,7 @@ class Arrangement:
 
     def fold(self, weights: Tensor) -> Tensor:
         """(…, queries, keys) → (images · windows, heads, queries, keys)."""
-        if self.axes not in _AS_WANTED:
+        if not self.folded:
             names = [name for axis in self.axes for name in axis]
             sizes = [size for axis in self.sizes for size in axis]
             images = math.prod(weights.shape[:-2]) // (self.windows * self.heads)
