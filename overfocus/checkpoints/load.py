@@ -128,7 +128,9 @@ def _outline(
     if added is None:
         arguments = given | {"num_scales": branches}
         return skeleton(name, arguments, tap), arguments, tap, []
-    note = f"TAP with {branches} branches ({added['pooling']} pooling) added to {len(added['layers'])} blocks of {name}, as its names say"
+    note = (
+        f"TAP added to {len(added['layers'])} blocks of {name} as the names say: {branches} branches, {added['pooling']} pooling"
+    )
     return skeleton(name, given, added), given, added, [note]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from overfocus.checkpoints.build import UNREGISTERED
 from overfocus.checkpoints.fingerprint import Shape, is_tap
 from overfocus.checkpoints.hints import Hints
-from overfocus.checkpoints.index import Candidate, exact_tables, index_version, look_up
+from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up
 from overfocus.checkpoints.pretrained import require_known
 from overfocus.checkpoints.tables import fits_table
 from overfocus.errors import CheckpointError
@@ -72,10 +72,7 @@ def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _by_shapes(shapes: Mapping[str, Shape], path: Path, notes: list[str]) -> Recognised:
-    match = look_up(shapes)
-    if not any(found.share == 1 for found in match.candidates):
-        plain = {name: shape for name, shape in shapes.items() if not is_tap(name)}
-        match = look_up(plain) if len(plain) < len(shapes) else match  # TAP was added to an architecture of timm
+    match = _best_match(shapes)
     near = [found for found in match.candidates if found.covered >= _SMALLEST_COVERED and found.share >= _SMALLEST_SHARE]
     if not near:
         raise CheckpointError(f"{path}: {_nothing_fits(shapes, match.candidates, match.without_attention)}")
@@ -95,6 +92,18 @@ def _by_shapes(shapes: Mapping[str, Shape], path: Path, notes: list[str]) -> Rec
         raise CheckpointError(f"{path}: {_ambiguous(list(kinds.values()), path)}")
     chosen, *others = sorted(candidates, key=lambda candidate: _rank(candidate, path))
     return Recognised(chosen.name, "shapes", {}, [*notes, *_others(chosen, others)])
+
+
+def _best_match(shapes: Mapping[str, Shape]) -> Match:
+    """The look-up of a state dict; without its TAP where that fits better: it was added to an architecture of timm."""
+    match = look_up(shapes)
+    plain = {name: shape for name, shape in shapes.items() if not is_tap(name)}
+    if len(plain) == len(shapes) or any(found.share == 1 and exact_tables(found, shapes) for found in match.candidates):
+        return match
+    without = look_up(plain)
+    if any(found.share == 1 and exact_tables(found, plain) for found in without.candidates):
+        return without
+    return match if any(found.share == 1 for found in match.candidates) else without
 
 
 def _by_tables(candidates: list[Candidate], shapes: Mapping[str, Shape]) -> list[Candidate]:

@@ -92,7 +92,7 @@ def test_tap_added_to_an_architecture_of_timm(name: str, layers: list[int] | Non
     model = overfocus.models.add_tap(timm.create_model(name), branches=3, layers=layers, pooling=pooling).eval()
     loaded = load_model(write(model.state_dict()))
     assert (loaded.name, loaded.missing_keys, loaded.unexpected_keys) == (name, [], [])
-    assert any("TAP with 3 branches" in note for note in loaded.notes)
+    assert any("TAP added" in note and "3 branches" in note for note in loaded.notes)
     images = torch.rand(1, *loaded.input_size)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)
