@@ -11,9 +11,11 @@ from torch import Tensor
 from overfocus.capturing.sources import ArrangedWeights, Arrangement, MaterialisedWeights, QueryKeyWeights, WeightSource
 
 CPU_BLOCK = 2**18
-"""Weights to work on at a time, so that they stay in a processor's cache."""
+"""Weights of images to work on at a time, so that they stay in a processor's cache."""
 GPU_BLOCK = 2**26
-"""Weights to work on at a time, so that a GPU is busy."""
+"""Weights of images to work on at a time, so that a GPU is busy."""
+LIMIT = 2**22
+"""Weights of one image from which its queries are taken in blocks: computing them twice then costs less than their memory."""
 
 Tensors = Sequence[Tensor | None]
 
@@ -40,16 +42,16 @@ class WeightForm:
         return ArrangedWeights(self.build(*tensors), self.arrangement)
 
     def images(self, tensors: Tensors) -> Iterator[slice]:
-        """Slices of the tensors' first axis that hold whole images and about as many weights as suit the device.
+        """Slices of the tensors' first axis that hold whole images (or windows), and about as many weights as suit the device.
 
         One slice with everything where the first axis does not begin with the images.
         """
-        source = self.source(tensors)
+        source, arrangement = self.source(tensors), self.arrangement
         entries = source.source.shape[0]
-        images_first = self.arrangement.axes[0][:1] == ("image",)
-        together = math.prod(self.arrangement.sizes[0][1:]) if images_first else entries
+        per_image = math.prod(arrangement.sizes[0][1:]) if arrangement.images_first else entries
+        together = 1 if arrangement.folded else per_image
         weights = math.prod(source.shape) * together // entries
-        size = together * max(1, block_size(tensors) // weights)
+        size = together * max(1, _block_size(tensors) // weights)
         return (slice(start, min(start + size, entries)) for start in range(0, entries, size))
 
     def shared(self, tensors: Tensors) -> list[bool]:
@@ -58,9 +60,9 @@ class WeightForm:
         return [tensor is None or tensor.ndim < len(shape) or tensor.shape[0] != shape[0] for tensor in tensors]
 
     def queries(self, tensors: Tensors, wanted: slice) -> list[slice]:
-        """The wanted queries, as many at a time as suit the device."""
+        """The wanted queries, at once or in blocks."""
         maps, heads, _, keys = self.source(tensors).shape
-        size = max(1, block_size(tensors) // (maps * heads * keys))
+        size = max(1, max(LIMIT, _block_size(tensors)) // (maps * heads * keys))
         return [slice(start, min(start + size, wanted.stop)) for start in range(wanted.start, wanted.stop, size)]
 
 
@@ -69,7 +71,6 @@ def arrange(weights: Float[Tensor, "images heads queries keys"]) -> ArrangedWeig
     return ArrangedWeights(MaterialisedWeights(weights), Arrangement((("image",), ("head",)), ((-1,), (weights.shape[1],))))
 
 
-def block_size(tensors: Tensors) -> int:
-    """How many weights to compute at a time."""
+def _block_size(tensors: Tensors) -> int:
     on_cpu = tensors[0] is not None and tensors[0].device.type == "cpu"
     return CPU_BLOCK if on_cpu else GPU_BLOCK

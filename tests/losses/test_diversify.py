@@ -1,0 +1,194 @@
+"""ADL of a model's own forward."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from overfocus import OverfocusError, capture
+from overfocus.losses import AttentionDiversificationLoss, diversify
+from overfocus.metrics import METRICS
+from overfocus.models import add_tap
+
+Textbook = Callable[..., Tensor]
+SMALL = {
+    "vit_tiny_patch16_224": {"depth": 3, "img_size": 96},
+    "deit_tiny_distilled_patch16_224": {"depth": 3, "img_size": 96},
+    "eva02_tiny_patch14_224": {"depth": 3, "img_size": 84},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2), "num_heads": (3, 6), "img_size": 56},
+    "cait_xxs24_224": {"depth": 3, "img_size": 96},
+    "pvt_v2_b0": {"depths": (1, 1, 1, 1)},
+}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **SMALL[name]).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if any(part in key for part in (".qkv.weight", ".q.weight", ".q_proj.weight", ".kv.weight", ".k.weight")):
+                parameter.mul_(8)  # attention far from uniform
+            if "proj_w.weight" in key or "proj_l.weight" in key:
+                nn.init.eye_(parameter)  # CaiT's mixture of heads
+            if "gamma" in key:
+                parameter.fill_(0.5)
+    return model
+
+
+def pictures(name: str) -> Tensor:
+    size = SMALL[name].get("img_size", 64)
+    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    return model
+
+
+def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def from_whole_maps(
+    textbook: Textbook, model: nn.Module, images: Tensor, layers: Sequence[int] | None = None, threshold: float = 2.0
+) -> Tensor:
+    """The loss of a model's maps, one layer after the other."""
+    with capture(model, gradients=True) as captured:
+        model(images)
+    maps = [attention for attention in captured.maps if attention.kind in ("global", "window", "pooled")]
+    maps = maps if layers is None else [maps[layer] for layer in layers]
+    values = [textbook(attention.weights, threshold, attention.prefix_tokens, attention.key_prefix_tokens) for attention in maps]
+    return torch.stack(values).sum() / (len(values) + 1e-6)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("fused", [True, False])
+def test_value_and_gradient_of_every_parameter(name: str, fused: bool, textbook: Textbook) -> None:
+    model = build(name) if fused else unfuse(build(name))
+    with diversify(model, threshold=1.0) as adl:
+        model(pictures(name))
+        loss = adl.loss()
+    expected = from_whole_maps(textbook, model, pictures(name), threshold=1.0)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert loss.item() > 0.01
+    ours = gradients(loss, model)
+    assert any(gradient.abs().max() > 1e-4 for gradient in ours.values())
+    theirs = gradients(expected, model)
+    assert {name for name, gradient in ours.items() if gradient.abs().max() > 0} <= theirs.keys()
+    scale = max(float(gradient.abs().max()) for gradient in theirs.values())
+    assert all(
+        torch.allclose(ours[name], gradient, rtol=1e-3, atol=2e-5 * scale) for name, gradient in theirs.items() if name in ours
+    )
+
+
+def test_equals_the_loss_on_collected_maps_and_the_metric() -> None:
+    model, images = build("vit_tiny_patch16_224"), pictures("vit_tiny_patch16_224")
+    with torch.no_grad(), capture(model) as captured:
+        model(images)
+    expected = AttentionDiversificationLoss(3.0)([attention.weights for attention in captured.maps], prefix_tokens=1)
+    metric = [METRICS["diversification"](attention.weights, prefix_tokens=1).mean() for attention in captured.maps]
+    with diversify(model, threshold=3.0) as adl:
+        model(images)
+        assert adl.loss().item() == pytest.approx(expected.item(), abs=1e-6)
+    with diversify(model) as adl:
+        model(images)
+        assert adl.loss().item() == pytest.approx(torch.stack(metric).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("layers", [[0], [-1], [0, 2], [1, -2]])
+def test_chooses_layers(layers: list[int], textbook: Textbook) -> None:
+    model, images = build("vit_tiny_patch16_224"), pictures("vit_tiny_patch16_224")
+    with diversify(model, layers=layers) as adl:
+        model(images)
+        assert adl.loss().item() == pytest.approx(
+            from_whole_maps(textbook, model, images, sorted({layer % 3 for layer in layers})).item(), abs=1e-5
+        )
+
+
+def test_a_block_around_many_steps_counts_each_forward_once() -> None:
+    model, images = build("vit_tiny_patch16_224"), pictures("vit_tiny_patch16_224")
+    with diversify(model) as adl:
+        model(images[:1])
+        first = adl.loss()
+        model(images[1:2])
+        second = adl.loss()
+        model(images[:1])
+        model(images[1:2])
+        both = adl.loss()
+    assert both.item() == pytest.approx((first.item() + second.item()) / 2, rel=1e-4)
+    assert first.item() != pytest.approx(second.item(), rel=1e-4)
+
+
+def test_adds_to_the_task_loss_in_training() -> None:
+    model, images = build("vit_tiny_patch16_224").train(), pictures("vit_tiny_patch16_224")
+    labels = torch.tensor([0, 1, 2])
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+    values = []
+    for _ in range(4):
+        optimiser.zero_grad()
+        with diversify(model) as adl:
+            task = nn.functional.cross_entropy(model(images), labels)
+            values.append(adl.loss())
+            loss = task + 5 * values[-1]
+        loss.backward()
+        optimiser.step()
+    assert values[-1].item() < values[0].item()
+
+
+def test_activation_checkpoints_change_nothing() -> None:
+    name = "vit_tiny_patch16_224"
+    results = []
+    for checkpointing in (False, True):
+        model = add_tap(build(name)).train()
+        model.set_grad_checkpointing(checkpointing)
+        with diversify(model) as adl:
+            loss = model(pictures(name)).square().mean() + adl.loss()
+        results.append(gradients(loss, model))
+    plain, checkpointed = results
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.allclose(plain[key], checkpointed[key], rtol=1e-4, atol=1e-6) for key in plain)
+
+
+def test_autocast_and_no_grad() -> None:
+    name = "vit_tiny_patch16_224"
+    model = build(name)
+    with torch.no_grad(), diversify(model) as adl:
+        model(pictures(name))
+        exact = adl.loss()
+    assert not exact.requires_grad
+    with torch.autocast("cpu", torch.bfloat16), diversify(model) as adl:
+        model(pictures(name))
+        loss = adl.loss()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.1)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, model).values())
+
+
+def test_class_and_channel_attention_are_left_out(textbook: Textbook) -> None:
+    model = build("cait_xxs24_224")
+    with diversify(model) as adl, capture(model) as captured:
+        model(pictures("cait_xxs24_224"))
+        value = adl.loss().item()
+    assert {attention.kind for attention in captured.maps} == {"global", "class"}
+    assert value == pytest.approx(from_whole_maps(textbook, model, pictures("cait_xxs24_224")).item(), abs=1e-5)
+    channels = timm.create_model("xcit_nano_12_p16_224", depth=1, img_size=64)
+    with diversify(channels) as adl:
+        channels(torch.randn(2, 3, 64, 64))
+        with pytest.raises(OverfocusError, match="expected attention between tokens to diversify, got none"):
+            adl.loss()
+
+
+def test_refuses_to_answer_before_a_forward_and_for_missing_layers() -> None:
+    model = build("vit_tiny_patch16_224")
+    with diversify(model, layers=[3]) as adl:
+        with pytest.raises(OverfocusError, match=r"got none; run the model inside the block, before adl.loss"):
+            adl.loss()
+        model(pictures("vit_tiny_patch16_224"))
+        with pytest.raises(ValueError, match="expected layers from 0 to 2, got 3"):
+            adl.loss()
