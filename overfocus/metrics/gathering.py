@@ -46,9 +46,10 @@ def gather_sums(
 def _by_images(
     attention: AttentionMap, step: int, per_head: bool, reference: Int[Tensor, "batch"] | None, compare: bool
 ) -> list[ImageSums]:
+    batch, queries = attention.batch, attention.shape[2]
     groups: list[ImageSums] = []
-    for first in range(0, attention.batch, step):
-        weights = _row_shares(attention, 0, attention.shape[2], slice(first, min(first + step, attention.batch)))
+    for first in range(0, batch, step):
+        weights = _row_shares(attention, 0, queries, slice(first, min(first + step, batch)))
         groups = groups or [
             ImageSums(group, pairs, compare=compare) for group, pairs in _groups(attention, per_head, reference, weights.device)
         ]
@@ -60,7 +61,8 @@ def _by_images(
 def _by_queries(
     attention: AttentionMap, step: int, per_head: bool, reference: Int[Tensor, "batch"] | None, compare: bool, keep: bool
 ) -> list[QuerySums]:
-    blocks = [(start, min(start + step, attention.shape[2])) for start in range(0, attention.shape[2], step)]
+    queries = attention.shape[2]
+    blocks = [(start, min(start + step, queries)) for start in range(0, queries, step)]
     groups: list[QuerySums] = []
     for start, stop in blocks:
         weights = _row_shares(attention, start, stop)

@@ -52,7 +52,7 @@ def measure(
     compare = "diversification" in names
     groups = gather_sums(attention, per_head=per_head, reference=reference, compare=compare, chunk_size=chunk_size)
     parts: list[tuple[TokenGroup, PatchSums]] = []
-    of_groups: list[dict[str, Tensor]] = []
+    of_windows: list[Float[Tensor, "metrics batch windows heads"]] = []
     for gathered in groups:
         group, (sums, of_pairs) = gathered.group, gathered.finish()
         _check(sums, group, attention)
@@ -60,25 +60,23 @@ def measure(
         of_items = map_metrics(sums, profile, summed_heads=group.summed_heads, top_fraction=top_fraction)
         if of_pairs is not None and gathered.pairs is not None:
             of_items |= pair_metrics(of_pairs, gathered.pairs, profile, top_fraction)
-        of_groups.append({name: value.float().view(group.size) for name, value in of_items.items()})
+        names = [name for name in names if name in of_items]
+        of_windows.append(torch.stack([of_items[name].float() for name in names]).view(-1, *group.size))
         parts.append((group, sums))
-    values = {name: _mean_over_windows([values[name] for values in of_groups]) for name in names if name in of_groups[0]}
-    if not per_head:
-        values = {name: value.squeeze(-1) for name, value in values.items()}
+    stacked = of_windows[0] if len(of_windows) == 1 else torch.cat(of_windows, 2)
+    stacked = stacked[:, :, 0] if stacked.shape[2] == 1 else stacked.nanmean(2)
+    values = dict(zip(names, (stacked if per_head else stacked[..., 0]).unbind(0), strict=True))
     if profiles and (received := image_profile(attention, parts)) is not None:
         values["received"] = received
     return values
 
 
 def _check(sums: PatchSums, group: TokenGroup, attention: AttentionMap) -> None:
-    total = (sums.mass + sums.prefix + sums.padding) / group.summed_heads
-    check_row_sums(total, torch.float32, attention.module, hidden_rows=attention.hidden_rows)
+    total = sums.mass + sums.prefix
+    if sums.padding is not None:
+        total += sums.padding
+    check_row_sums(total / group.summed_heads, attention.precision, attention.module, hidden_rows=attention.hidden_rows)
     check_sign(bool(sums.log_sum.isnan().any()), attention.module)  # a row without NaN has one only from a negative logarithm
-
-
-def _mean_over_windows(values: list[Float[Tensor, "batch windows heads"]]) -> Float[Tensor, "batch heads"]:
-    value = values[0] if len(values) == 1 else torch.cat(values, 1)
-    return value[:, 0] if value.shape[1] == 1 else value.nanmean(1)
 
 
 def _check_reference(reference: Int[Tensor, "batch"], batch: int) -> None:

@@ -33,8 +33,8 @@ class PatchSums:
     """Σ_j a_ij ln a_ij."""
     prefix: Float[Tensor, "items rows"]
     """What the rows give to prefix tokens, times the number of summed heads."""
-    padding: Float[Tensor, "items rows"]
-    """What the rows give to padding tokens, times the number of summed heads."""
+    padding: Float[Tensor, "items rows"] | None
+    """What the rows give to padding tokens, times the number of summed heads; None where there is no padding."""
     distance: Float[Tensor, "items rows"] | None
     """Σ_j a_ij d(i,j); None where the distances are unknown."""
     similarity: Float[Tensor, "items rows"] | None = None
@@ -50,9 +50,16 @@ class PatchSums:
         return (self.mass.log() - self.log_sum / self.mass) * self.counted
 
 
+FLOOR = 1e-18
+"""Added to each weight: too little to be seen in a sum, enough that no logarithm is infinite and no square is denormal."""
+
+
 def patch_sums(patches: Patches, distances: Float[Tensor, "rows columns"] | None, *, precise: bool) -> PatchSums:
-    """Sum the rows of a block; `distances` belong to these rows; `precise` sums columns in double precision, to compare them."""
-    block = patches.block
+    """Sum the rows of a block; `distances` belong to these rows; `precise` sums columns in double precision, to compare them.
+
+    Adds `FLOOR` to the block, for this and what comes after.
+    """
+    block = patches.block.add_(FLOOR)
     mass = block.sum(-1)
     inverse_length = torch.linalg.vector_norm(block, dim=-1).reciprocal_().masked_fill_(mass <= NEGLIGIBLE, 0)
     scratch = torch.mul(block, inverse_length.unsqueeze(-1))

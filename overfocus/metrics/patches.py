@@ -8,9 +8,6 @@ from torch import Tensor
 
 from overfocus.metrics.token_groups import TokenGroup
 
-FLOOR = 1e-18
-"""Added to each weight: too little to be seen in a sum, enough that no logarithm is infinite and no square is denormal."""
-
 FEW_HEADS = 6
 """Up to so many heads, adding one after the other is faster than a sum over so short an axis."""
 
@@ -19,20 +16,22 @@ class Patches(NamedTuple):
     """Rows of Ā_P times the number of heads that were summed, and what these rows give to tokens that are no patches."""
 
     block: Float[Tensor, "items rows columns"]
-    """Each entry is raised by `FLOOR`."""
     prefix: Float[Tensor, "items rows"]
-    padding: Float[Tensor, "items rows"]
+    padding: Float[Tensor, "items rows"] | None
+    """None where there is no padding."""
 
 
-def take_patches(group: TokenGroup, weights: Float[Tensor, "map_items heads block keys"], start: int) -> Patches:
-    """The part of a group, from queries `start` and following of the map (or of some of its images)."""
+def take_patches(
+    group: TokenGroup, weights: Float[Tensor, "map_items heads block keys"], start: int, out: Tensor | None = None
+) -> Patches:
+    """The part of a group, from queries `start` and following of the map (or of some of its images); `out` takes the block."""
     rows = _patch_rows(group, weights, start)
     columns = rows[..., group.key_prefix :]
-    patches = columns if group.kept_keys is None else columns[..., group.kept_keys]
-    block = _sum_heads(patches.float()).add_(FLOOR)
-    prefix = rows[..., : group.key_prefix].sum((1, 3), dtype=block.dtype)
-    padding = torch.zeros_like(prefix) if group.kept_keys is None else columns.sum((1, 3), dtype=block.dtype) - block.sum(-1)
-    return Patches(block, prefix, padding)
+    prefix = rows[..., : group.key_prefix].sum((1, 3))
+    if group.kept_keys is None:
+        return Patches(_sum_heads(columns, out), prefix, None)
+    block = _sum_heads(columns[..., group.kept_keys], out)
+    return Patches(block, prefix, columns.sum((1, 3)) - block.sum(-1))
 
 
 def _patch_rows(
@@ -49,11 +48,13 @@ def _patch_rows(
     return rows if group.summed_heads > 1 else rows.flatten(0, 1).unsqueeze(1)
 
 
-def _sum_heads(weights: Float[Tensor, "items heads rows columns"]) -> Float[Tensor, "items rows columns"]:
-    heads = weights.unbind(1)
-    if len(heads) > FEW_HEADS:
-        return weights.sum(1)
-    total = heads[0] + heads[1] if len(heads) > 1 else heads[0].clone(memory_format=torch.contiguous_format)
-    for head in heads[2:]:
-        total += head
+def _sum_heads(weights: Float[Tensor, "items heads rows columns"], out: Tensor | None) -> Float[Tensor, "items rows columns"]:
+    if weights.shape[1] > FEW_HEADS:
+        return torch.sum(weights, 1, out=out)
+    total, *others = weights.unbind(1)
+    if not others:
+        return torch.add(total, 0.0, out=out)
+    total = torch.add(total, others[0], out=out)
+    for head in others[1:]:
+        total.add_(head)
     return total

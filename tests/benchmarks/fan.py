@@ -8,12 +8,12 @@ above the built model, of one forward in a process of its own. Weights are rando
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import timm
 import torch
@@ -43,9 +43,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        print(peak_memory(step(*NETWORKS[arguments.memory_of], arguments.batch_size, arguments.train)))
+        network = NETWORKS[arguments.memory_of]
+        print(peak_memory(step(*network, 1, arguments.train), step(*network, arguments.batch_size, arguments.train)))
         return
 
+    check_same_logits()
     steps = {name: step(*network, arguments.batch_size, arguments.train) for name, network in NETWORKS.items()}
     clocks = {"wall": time.perf_counter, "processor": time.process_time}
     times: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in NETWORKS} for clock in clocks}
@@ -74,6 +76,15 @@ def main() -> None:
         print(f"{above:>14} / {below:10} {wall:6.2f} × wall {processor:6.2f} × processor")
 
 
+def check_same_logits() -> None:
+    """Raise AssertionError unless both forms of the network with TAP give the same logits."""
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        model = timm.create_model(TAP).eval()
+        ours = model(images)
+        torch.testing.assert_close(textbook_form(model)(images), ours, atol=1e-4 * ours.std().item(), rtol=0)
+
+
 def step(model_name: str, textbook: bool, batch_size: int, train: bool) -> Callable[[], None]:
     """One forward, or one forward and backward, of a network on random images."""
     torch.manual_seed(0)
@@ -92,11 +103,18 @@ def step(model_name: str, textbook: bool, batch_size: int, train: bool) -> Calla
     return run
 
 
-def peak_memory(run: Callable[[], None]) -> float:
-    """Megabytes that the process grew by at most during `run`."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory(warm_up: Callable[[], None], run: Callable[[], None]) -> float:
+    """Megabytes that the process grew by at most during `run`, after `warm_up` has loaded what any run needs (Linux)."""
+    warm_up()
+    before = resident("VmRSS")
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """Resident memory of this process in megabytes: now (VmRSS) or at its highest (VmHWM)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

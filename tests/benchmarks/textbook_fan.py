@@ -3,8 +3,6 @@
 The classes take over the weights of ours; only `forward` differs.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,11 +84,8 @@ class TextbookFanBlock(FanBlock):
 
 
 def textbook_form(model: Fan) -> Fan:
-    """A copy of the model with the same weights whose layers compute the textbook way."""
-    written_out = {ours: theirs for theirs in globals().values() if isinstance(theirs, type) for ours in theirs.__bases__[:1]}
-    copied = copy.deepcopy(model)
-    for module in copied.modules():
-        replacement = written_out.get(type(module))
-        if replacement is not None and replacement.__name__.startswith("Textbook"):
-            module.__class__ = replacement
-    return copied
+    """The same model with the same weights, its layers turned to computing the textbook way."""
+    written_out = {theirs.__bases__[0]: theirs for name, theirs in globals().items() if name.startswith("Textbook")}
+    for module in model.modules():
+        module.__class__ = written_out.get(type(module), type(module))
+    return model
