@@ -113,7 +113,9 @@ function minus(after, before) {
 function drawVersion(role, version, clean, drawn, colourOf) {
   const parts = columnsOf[role];
   const opacity = Number(byId("opacity").value) / 100;
-  parts.title.textContent = role === "difference" ? `${data.variants[version.variant].label} − clean` : data.variants[version.variant].label;
+  const { label } = data.variants[version.variant];
+  const missing = version.variant && version.variant !== state.variant ? ` (this page has no pictures at severity ${pickedVariant().severity})` : "";
+  parts.title.textContent = role === "difference" ? `${label} − clean` : `${label}${missing}`;
   parts.prediction.textContent = role === "difference" ? keptText(drawn) : predictionText(drawn.image, version.variant);
   const layer = layerOf();
   const onPicture = (canvas, map) => {
