@@ -41,7 +41,8 @@ def main() -> None:
     check(arguments.model)
     times = measure({form: step(form, arguments.model, arguments.batch_size) for form in FORMS}, arguments.rounds, warm_up=1)
     print(
-        f"Training step of {arguments.model}, batch {arguments.batch_size}, {arguments.threads} threads, {arguments.rounds} rounds"
+        f"Training step of {arguments.model}, batch {arguments.batch_size}, "
+        f"{arguments.threads} threads, {arguments.rounds} rounds"
     )
     print(f"{'':14} {'wall, s':>8} {'processor, s':>13} {'memory, MB':>11} {'× wall':>7} {'× processor':>12} {'× memory':>9}")
     memory = {form: memory_of(form, arguments) for form in FORMS}
