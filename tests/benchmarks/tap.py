@@ -28,9 +28,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(
-        f"TAP, K = {BRANCHES}, {arguments.threads} threads, {arguments.rounds} rounds; milliseconds, and × faster (wall, processor)"
-    )
+    print(f"TAP, K = {BRANCHES}, {arguments.threads} threads, {arguments.rounds} rounds; milliseconds, and × faster")
     print(f"{'batch × channels, grid':26} {'what':26} {'textbook':>9} {'ours':>9} {'wall':>7} {'processor':>10}")
     for batch, channels, grid in SIZES:
         for train in (False, True):

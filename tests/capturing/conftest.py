@@ -159,8 +159,9 @@ class Family:
         assert len(raw) == len(maps)
         for attention, weights in zip(maps, raw, strict=True):
             weights = weights.float() if order is None else order(weights.float(), attention)
+            # the unfused forward rounds otherwise on its way to a deep layer: 1e-5, and as much of large weights as float32 keeps
             torch.testing.assert_close(
-                attention.weights, weights, rtol=0, atol=1e-5, msg=lambda text, a=attention: f"{a.module}: {text}"
+                attention.weights, weights, rtol=1e-4, atol=1e-5, msg=lambda text, a=attention: f"{a.module}: {text}"
             )
 
     def unfused_maps(self, model, arguments, place="attn_drop", sites=()):
