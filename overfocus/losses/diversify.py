@@ -63,10 +63,11 @@ def diversify(model: nn.Module, layers: Sequence[int] | None = None, threshold: 
     The loss is `AttentionDiversificationLoss` of the attention between tokens: global, windowed (each window on its own) and
     pooled. Class attention and attention between channels are left out, as in the reference. Prefix tokens (class,
     distillation, register) are left out as queries and as keys, like in the metric `diversification`; rows are not normalised
-    again. `layers` counts the modules with such attention from 0 in call order (negative from the end); all by default.
+    again. Maps that a model changes after its softmax (CaiT mixes heads) are taken as it uses them.
 
-    Weights are computed from queries and keys in blocks, in `loss` and again in the backward pass, so the map of a layer never
-    exists as a whole. Models compiled with `torch.compile` run eagerly inside the block.
+    Weights are computed from queries and keys in blocks, together with their part of the gradient, so the map of a layer never
+    exists as a whole. Models compiled with `torch.compile` run eagerly inside the block. `layers` counts the modules with such
+    attention from 0 in call order (negative from the end); all by default.
 
     Raises:
         ValueError: the threshold is not above 0, or a layer does not exist.

@@ -1,10 +1,12 @@
 """ADL of a model's own forward."""
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from overfocus import OverfocusError, capture
@@ -168,6 +170,43 @@ def test_autocast_and_no_grad() -> None:
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.1)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, model).values())
+
+
+def test_keeps_no_map_for_the_backward_pass() -> None:
+    name = "vit_tiny_patch16_224"
+    model, kept = build(name), weakref.WeakSet()
+
+    class Saved:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            kept.add(self)
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor), diversify(model) as adl:
+        model(pictures(name))
+        loss = adl.loss()
+    shapes = {tuple(saved.tensor.shape) for saved in kept}
+    assert loss.requires_grad
+    assert (3, 3, 37, 64) in shapes  # queries and keys
+    assert not [shape for shape in shapes if len(shape) > 3 and shape[-1] == 37]
+
+
+def test_torchs_multihead_attention(textbook: Textbook) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=3)
+    with torch.no_grad():
+        for layer in model.encoder.layers:
+            layer.self_attention.in_proj_weight.mul_(6)
+    images = torch.randn(2, 3, 16, 16)
+    with diversify(model) as adl:
+        model(images)
+        loss = adl.loss()
+    expected = from_whole_maps(textbook, model, images)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert loss.item() > 0.01
+    ours, theirs = gradients(loss, model), gradients(expected, model)
+    name = "encoder.layers.encoder_layer_0.self_attention.in_proj_weight"
+    assert ours[name].abs().max() > 1e-4
+    assert torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-6)
 
 
 def test_class_and_channel_attention_are_left_out(textbook: Textbook) -> None:
