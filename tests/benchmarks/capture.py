@@ -7,9 +7,9 @@
 Four ways: the plain fused forward; ours streaming (`reduce=measure`, no map outlives its layer); ours keeping (maps first,
 measured after); timm's AttentionExtract on an unfused model, its maps measured by the same `measure`.
 
-Times of a round follow each other in one process; given are the median time, and the medians of the ratios to the plain forward
-of the same round, of wall time and of processor time (which other programs hardly disturb). Peak memory is that of
-one process per way, above what it holds with the model built and inputs made. Weights are random: nothing here depends on them.
+Times of a round follow each other in one process. Given are the median time, and the medians of the ratios to the plain forward
+of the same round, of wall time and of processor time (which other programs hardly disturb). Peak memory is that of one process
+per way, above what it holds with the model built and inputs made. Weights are random: nothing here depends on them.
 """
 
 import argparse

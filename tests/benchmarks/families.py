@@ -4,9 +4,8 @@
     python tests/benchmarks/families.py Swin "Swin v2"   # some of them
 
 A Markdown table: how many of a model's maps between tokens each way gives. Ours count where `overfocus.verify` passed them
-(weights × values are what the model produced).
-The others' count where they hold the same weights as one of ours, in whatever order: a
-map is theirs to label. A family is supported by a way that gives all of its maps.
+(weights × values are what the model produced). The others' count where they hold the same weights as one of ours, in whatever
+order: a map is theirs to label. A family is supported by a way that gives all of its maps.
 """
 
 import argparse
