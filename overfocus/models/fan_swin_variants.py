@@ -22,7 +22,5 @@ def without_tap(num_scales: int | None = None, **arguments: Any) -> FanSwin:
 
 for _name, _architecture in ARCHITECTURES.items():
     _config = pretrained_config(crop_pct=0.9)
-    register_architecture(__name__, _name, partial(without_tap, **_architecture), _config, feature_cfg={"feature_cls": "getter"})
-    register_architecture(
-        __name__, f"tap_{_name}", partial(FanSwin, **_architecture), _config, feature_cfg={"feature_cls": "getter"}
-    )
+    register_architecture(__name__, _name, partial(without_tap, **_architecture), _config)
+    register_architecture(__name__, f"tap_{_name}", partial(FanSwin, **_architecture), _config)

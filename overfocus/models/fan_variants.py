@@ -8,7 +8,7 @@ from timm.models._registry import register_model_deprecations
 from torch import Tensor, nn
 
 from overfocus.models.fan import Fan
-from overfocus.models.timm_registration import pretrained_config, register_architecture
+from overfocus.models.timm_registration import TAP_BRANCHES, pretrained_config, register_architecture
 
 # Two names tell a wrong depth: small_12 hybrid has 10 token blocks and large_16 hybrid has 22.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -36,8 +36,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 # The reference crops these two to 0.9 because the configuration they name was never registered.
 _CROPPED = ("fan_tiny_8_p4_hybrid", "fan_xlarge_16_p4_hybrid")
-TAP_BRANCHES = 4
-"""Branches of a `tap_*` model where `num_scales` is not given: those of every published recipe and checkpoint."""
 
 
 def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -62,10 +60,10 @@ def without_tap(num_scales: int | None = None, **arguments: Any) -> Fan:
 
 for _name, _architecture in ARCHITECTURES.items():
     _config = pretrained_config(crop_pct=0.9 if _name in _CROPPED else 1.0)
-    _options = {"pretrained_filter_fn": convert_state_dict, "feature_cfg": {"feature_cls": "getter"}}
-    register_architecture(__name__, _name, partial(without_tap, **_architecture), _config, **_options)
+    _plain = partial(without_tap, **_architecture)
     _with_tap = partial(Fan, num_scales=TAP_BRANCHES, **_architecture)
-    register_architecture(__name__, f"tap_{_name}", _with_tap, _config, **_options)
+    register_architecture(__name__, _name, _plain, _config, convert_state_dict)
+    register_architecture(__name__, f"tap_{_name}", _with_tap, _config, convert_state_dict)
 
 # The reference spells these two with a capital.
 register_model_deprecations(

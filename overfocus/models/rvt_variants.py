@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfocus.models.fan_variants import TAP_BRANCHES
 from overfocus.models.rvt import Rvt
-from overfocus.models.timm_registration import pretrained_config, register_architecture
+from overfocus.models.timm_registration import TAP_BRANCHES, pretrained_config, register_architecture
 
 _TINY: dict[str, Any] = {"embed_dims": (192, 384), "depths": (10, 2), "num_heads": (6, 12)}
 _SMALL: dict[str, Any] = {"embed_dims": (384,), "depths": (12,), "num_heads": (6,)}
@@ -53,19 +52,7 @@ def _resample(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 
 for _name, _architecture in ARCHITECTURES.items():
     _config = pretrained_config(crop_pct=0.875, fixed_input_size=_architecture.get("masked_blocks", 0) > 0)
-    register_architecture(
-        __name__,
-        _name,
-        partial(without_tap, **_architecture),
-        _config,
-        pretrained_filter_fn=fit_masks,
-        feature_cfg={"feature_cls": "getter"},
-    )
-    register_architecture(
-        __name__,
-        f"tap_{_name}",
-        partial(Rvt, num_scales=TAP_BRANCHES, **_architecture),
-        _config,
-        pretrained_filter_fn=fit_masks,
-        feature_cfg={"feature_cls": "getter"},
-    )
+    _plain = partial(without_tap, **_architecture)
+    _with_tap = partial(Rvt, num_scales=TAP_BRANCHES, **_architecture)
+    register_architecture(__name__, _name, _plain, _config, fit_masks)
+    register_architecture(__name__, f"tap_{_name}", _with_tap, _config, fit_masks)

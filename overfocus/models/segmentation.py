@@ -7,10 +7,10 @@ import timm
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from overfocus.models.fan_variants import ARCHITECTURES, TAP_BRANCHES
+from overfocus.models.fan_variants import ARCHITECTURES
 from overfocus.models.segformer_head import SegFormerHead
 from overfocus.models.segmentation_backbones import FanLevels, TimmLevels
-from overfocus.models.timm_registration import pretrained_config, register_architecture
+from overfocus.models.timm_registration import TAP_BRANCHES, pretrained_config, register_architecture
 
 # The token block that gives the third map: the last one, and for the large model one the reference chose before it.
 OUT_BLOCKS = {"fan_tiny_8_p4_hybrid": 7, "fan_small_12_p4_hybrid": 9, "fan_base_16_p4_hybrid": 15, "fan_large_16_p4_hybrid": 18}

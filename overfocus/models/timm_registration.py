@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
+
+TAP_BRANCHES = 4
+"""Branches of a `tap_*` model where `num_scales` is not given: those of every published recipe and checkpoint."""
 
 
 def pretrained_config(crop_pct: float, **changes: Any) -> dict[str, Any]:
@@ -26,14 +28,26 @@ def pretrained_config(crop_pct: float, **changes: Any) -> dict[str, Any]:
 
 
 def register_architecture(
-    module_name: str, name: str, model_class: Callable[..., nn.Module], config: dict[str, Any], **build_options: Any
+    module_name: str,
+    name: str,
+    model_class: Callable[..., nn.Module],
+    config: dict[str, Any],
+    convert: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] | None = None,
 ) -> None:
     """Give a module the entry point `name(pretrained=False, **arguments)` and register it with timm.
 
-    `model_class` builds the model from the arguments, `config` comes from `pretrained_config`, and the rest goes to timm's
-    `build_model_with_cfg`.
+    `model_class` builds the model from the arguments, `config` comes from `pretrained_config`, and `convert` turns state
+    dicts of older or resized models into the model's own.
     """
-    register_entry_point(module_name, name, partial(build_model_with_cfg, model_class, name, **build_options), config)
+
+    def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        levels = {"feature_cls": "getter"}  # for features_only=True; new each time, since timm takes entries out of it
+        model: nn.Module = build_model_with_cfg(
+            model_class, name, pretrained, pretrained_filter_fn=convert, feature_cfg=levels, **arguments
+        )
+        return model
+
+    register_entry_point(module_name, name, create, config)
 
 
 def register_entry_point(module_name: str, name: str, create: Callable[..., nn.Module], config: dict[str, Any]) -> None:

@@ -143,6 +143,7 @@ def test_intermediate_features() -> None:
 
 
 def test_features_only_through_timm() -> None:
+    assert timm.create_model("tap_fan_tiny_8_p4_hybrid", features_only=True, out_indices=(3,)).feature_info.channels() == [192]
     backbone = timm.create_model("tap_fan_tiny_8_p4_hybrid", features_only=True, out_indices=(1, 7)).eval()
     assert backbone.feature_info.channels() == [192, 192]
     assert [tuple(level.shape) for level in backbone(torch.randn(1, 3, 32, 64))] == [(1, 192, 2, 4)] * 2
