@@ -3,7 +3,7 @@
     python tests/benchmarks/tap.py [--rounds N] [--threads N]
 
 Every round runs both forms one after the other on the same tokens; the ratios are medians over the rounds. The whole step is
-timed, predictor included (it is the same in both), and the mixture alone. The last rows give what TAP adds to a block of FAN-S.
+timed, predictor included, and the mixture alone. The last rows give what TAP adds to a block of FAN-S.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from side_by_side import CLOCKS, measure, median, median_ratio
-from torch import Tensor
+from torch import Tensor, nn
 
 from overfocus.models import TokenAwareAveragePooling
 
@@ -58,12 +58,18 @@ def unfolded_mixture(tokens: Tensor, weights: Tensor, grid: tuple[int, int]) -> 
     return mixed.reshape(batch, channels, count).transpose(1, 2)
 
 
+def convolved_weights(tokens: Tensor, proj: nn.Module, grid: tuple[int, int]) -> Tensor:
+    """The predictor as the paper writes it."""
+    logits = proj(tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid))
+    return logits.permute(0, 2, 3, 1).softmax(dim=-1)
+
+
 def step(batch: int, channels: int, grid: tuple[int, int], train: bool) -> dict[str, Callable[[], None]]:
     """Both forms of predictor and mixture."""
     module = TokenAwareAveragePooling(channels, BRANCHES).train(train)
     tokens = torch.randn(batch, grid[0] * grid[1], channels, requires_grad=train)
     forms = {
-        "textbook": lambda: unfolded_mixture(tokens, module.predictor(tokens, grid), grid),
+        "textbook": lambda: unfolded_mixture(tokens, convolved_weights(tokens, module.predictor.proj, grid), grid),
         "ours": lambda: module(tokens, grid),
     }
     return runs(forms, [tokens, *module.parameters()], train)
