@@ -17,7 +17,7 @@ from overfocus.metrics.pair_sums import Pairs, PairSums
 from overfocus.metrics.patch_sums import PatchSums
 from overfocus.metrics.received import profile_of
 from overfocus.metrics.similarity import mean_pair_cosine
-from overfocus.metrics.stability import overlap_of_top, spearman, total_variation
+from overfocus.metrics.stability import top_marks, total_variation, unit_ranks
 
 
 def map_metrics(
@@ -47,13 +47,13 @@ def pair_metrics(
     sums: PairSums, pairs: Pairs, profile: Float[Tensor, "items columns"], top_fraction: float
 ) -> dict[str, Float[Tensor, "items"]]:
     """Every metric of stability; NaN for items that are no corrupted one of a pair."""
-    before, after = profile[pairs.clean], profile[pairs.corrupted]
+    marks, ranks = top_marks(profile, top_fraction), unit_ranks(profile)
     of_pairs = {
-        "top_overlap": overlap_of_top(before, after, top_fraction),
-        "rank_correlation": spearman(before, after),
+        "top_overlap": (marks[pairs.clean] * marks[pairs.corrupted]).sum(-1),
+        "rank_correlation": (ranks[pairs.clean] * ranks[pairs.corrupted]).sum(-1).clamp(-1, 1),
         "attention_cosine": sums.cosine.mean(-1).clamp_max(1),
         "js_divergence": sums.divergence.sum(-1) / (sums.counted.sum(-1) * math.log(2)),
-        "received_shift": total_variation(before, after),
+        "received_shift": total_variation(profile[pairs.clean], profile[pairs.corrupted]),
     }
     undefined = torch.full((len(profile),), math.nan, device=profile.device)
     return {name: undefined.index_copy(0, pairs.corrupted, value.float()) for name, value in of_pairs.items()}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from overfocus.metrics.patch_sums import PatchSums
 
-PAIRS_BYTES = 2 * 2**20
-"""Rows of as many pairs as fit in this size are copied side by side."""
+PAIRS_BYTES = 2**19
+"""Rows of as many clean items as fit in this size are copied, with those of their corrupted ones."""
 
 
 class Pairs(NamedTuple):

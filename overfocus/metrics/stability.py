@@ -28,8 +28,9 @@ def top_overlap(
     >>> top_overlap(torch.eye(4)[None, None, [0, 0, 0, 0]], torch.eye(4)[None, None, [1, 1, 1, 1]])
     tensor([0.])
     """
-    profiles = _profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
-    return overlap_of_top(*profiles, top_fraction).to(result_dtype(clean))
+    before, after = _profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
+    overlap = (top_marks(before, top_fraction) * top_marks(after, top_fraction)).sum(-1)
+    return overlap.to(result_dtype(clean))
 
 
 def rank_correlation(
@@ -49,8 +50,8 @@ def rank_correlation(
     >>> rank_correlation(weights, weights.flip(-1))
     tensor([-1.])
     """
-    profiles = _profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
-    return spearman(*profiles).to(result_dtype(clean))
+    before, after = _profiles(clean, corrupted, prefix_tokens, key_prefix_tokens, per_head)
+    return (unit_ranks(before) * unit_ranks(after)).sum(-1).clamp(-1, 1).to(result_dtype(clean))
 
 
 def attention_cosine(
@@ -118,40 +119,34 @@ def received_shift(
     return total_variation(*profiles).to(result_dtype(clean))
 
 
-def overlap_of_top(
-    before: Float[Tensor, "*items keys"], after: Float[Tensor, "*items keys"], top_fraction: float
-) -> Float[Tensor, "*items"]:
-    """Share of the k largest entries of one profile that are among the k largest of the other; NaN where one is undefined."""
-    first, second = top_tokens(before, top_fraction), top_tokens(after, top_fraction)
-    marked = torch.zeros_like(before).scatter_(-1, first, 1)
-    return (marked.gather(-1, second).sum(-1) / first.shape[-1]).masked_fill_(_undefined(before, after), math.nan)
+def top_marks(profile: Float[Tensor, "*items keys"], top_fraction: float) -> Float[Tensor, "*items keys"]:
+    """1/√k for the k largest entries of a profile and 0 for the others, so that the product of two sums to their overlap.
+
+    NaN where the profile is undefined.
+    """
+    top = top_tokens(profile, top_fraction)
+    marks = torch.zeros_like(profile).scatter_(-1, top, top.shape[-1] ** -0.5)
+    return marks.masked_fill_(profile.isnan(), math.nan)
 
 
-def spearman(before: Float[Tensor, "*items keys"], after: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items"]:
-    """Pearson's correlation of the average ranks; NaN where one profile is constant or undefined."""
-    middle = (before.shape[-1] + 1) / 2
-    first, second = average_ranks(before) - middle, average_ranks(after) - middle
-    spread = first.square().sum(-1).sqrt() * second.square().sum(-1).sqrt()
-    correlation = (first * second).sum(-1) / spread  # 0/0 where a profile is constant
-    return correlation.clamp(-1, 1).masked_fill_(_undefined(before, after), math.nan)
+def unit_ranks(profile: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items keys"]:
+    """Ranks of the entries, those that are tied sharing the mean of theirs, centred and scaled to length 1.
 
-
-def average_ranks(profile: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items keys"]:
-    """Ranks from 1; entries that are tied share the mean of theirs."""
+    The product of two sums to Spearman's ρ. NaN where the profile is constant or undefined.
+    """
     value = tied(profile)
     ordered = value.sort(-1).values
     below = torch.searchsorted(ordered, value, right=False)
     up_to = torch.searchsorted(ordered, value, right=True)
-    return (below + up_to + 1).to(profile.dtype) / 2
+    # the mean rank of tied entries is (below + up_to + 1) / 2, that of all (keys + 1) / 2
+    ranks = (below + up_to - profile.shape[-1]).to(profile.dtype).masked_fill_(profile.isnan(), math.nan)
+    scaled: Tensor = ranks / torch.linalg.vector_norm(ranks, dim=-1, keepdim=True)
+    return scaled
 
 
 def total_variation(before: Float[Tensor, "*items keys"], after: Float[Tensor, "*items keys"]) -> Float[Tensor, "*items"]:
     """Half the sum of the absolute differences of two profiles."""
     return (before - after).abs().sum(-1) / 2
-
-
-def _undefined(before: Tensor, after: Tensor) -> Tensor:
-    return (before[..., 0] + after[..., 0]).isnan()
 
 
 def _pair(
