@@ -1,5 +1,6 @@
 """Read, resize and corrupt images in worker processes while the model runs."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -78,17 +79,17 @@ class GroupLoader:
         indices = range(start, len(dataset))
         workers = min(workers, len(indices))
         prepare_corruptions([name for name, severity in dataset.variants if severity])  # before the workers copy this process
-        self._groups: Iterator[Group] | None = iter(
-            DataLoader(
-                dataset,
-                sampler=indices,
-                batch_size=None,
-                num_workers=workers,
-                prefetch_factor=max(2, -(-PACKS_AHEAD * together // workers)) if workers else None,
-                worker_init_fn=_start_worker,
-                collate_fn=_unchanged,
-            )
+        loader = DataLoader(
+            dataset,
+            sampler=indices,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=max(2, -(-PACKS_AHEAD * together // workers)) if workers else None,
+            worker_init_fn=_start_worker,
+            collate_fn=_unchanged,
         )
+        with _one_opencv_thread():
+            self._groups: Iterator[Group] | None = iter(loader)
 
     def __iter__(self) -> Iterator[Group]:
         return self
@@ -111,6 +112,19 @@ class GroupLoader:
 
     def __exit__(self, *error: object) -> None:
         self._groups = None
+
+
+@contextlib.contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Have OpenCV end its threads in this process while it is forked: a copy would wait forever for threads that it has not."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _unchanged(group: Any) -> Any:

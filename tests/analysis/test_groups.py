@@ -1,6 +1,9 @@
 """A group depends on its image, the variants and the seed; it can be prepared in any process."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,7 +49,6 @@ def test_groups_come_in_order_from_where_the_run_stopped(dataset, workers, start
 
 
 def test_killed_worker_is_told_in_one_line(dataset, monkeypatch):
-    import os
     import signal
 
     monkeypatch.setattr(groups, "read_image", lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL))
@@ -55,3 +57,30 @@ def test_killed_worker_is_told_in_one_line(dataset, monkeypatch):
         pytest.raises(RunError, match=r"a process that prepares images ended \(DataLoader worker.*try fewer workers"),
     ):
         next(loader)
+
+
+USED_OPENCV = """
+import cv2, numpy as np
+from overfocus.analysis.groups import GroupDataset, GroupLoader
+from overfocus.images.sources import find_images
+from overfocus.preprocessing import Preprocess
+
+cv2.setNumThreads(4)
+for _ in range(5):
+    cv2.GaussianBlur(cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1500, 1500)), (9, 9), 3)
+dataset = GroupDataset(find_images()[:2], [("clean", 0), ("fog", 3)], Preprocess((3, 64, 64)), seed=0)
+with GroupLoader(dataset, 0, workers=1, together=1) as loader:
+    print(len(list(loader)), cv2.getNumThreads())
+"""
+
+
+def test_workers_start_where_opencv_has_threads_already():
+    """A copy of the process has no such threads, and waited for them for ever."""
+    result = subprocess.run(
+        [sys.executable, "-c", USED_OPENCV],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert result.stdout.split() == ["2", "4"], result.stderr
