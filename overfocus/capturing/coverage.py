@@ -29,7 +29,6 @@ class Site:
     grid: tuple[int, int] | None = None
     key_grid: tuple[int, int] | None = None
     branch: str | None = None
-    calls: int = 1
 
     @classmethod
     def of(cls, attention: AttentionMap) -> "Site":
@@ -61,7 +60,7 @@ class SiteLog:
         self._sites: dict[tuple[str, str | None, tuple[int, ...] | None], Site] = {}
 
     def add(self, site: Site) -> None:
-        """Note a site; the same site again counts as a call."""
+        """Note a site; the same site again changes nothing."""
         shape = site.shape[1:] if site.shape else None
         self._sites.setdefault((site.module, site.kind, shape), site)
 

@@ -230,6 +230,8 @@ def _computed(name: str, tracked: list[Positions], output: Tensor) -> Positions 
             return _expanded(_thinned(_thinned(representative(ids, 1), 2, rows), 3, columns), grid, output)
         fresh = _fresh(1, rows, columns, output) + images.reshape(-1, 1, 1, 1)
         return Positions(fresh.expand(output.shape), (rows, columns))
+    if name == "fold" and ids.ndim == 3 and ids.shape[-1] == output.shape[-2:].numel():
+        return _expanded(torch.unflatten(representative(ids, 1), -1, output.shape[-2:]), grid, output)
     if name == "embedding" and output.ndim == ids.ndim + 1:
         return _expanded(ids.unsqueeze(-1), grid, output)
     return None
