@@ -86,3 +86,17 @@ def test_segformer(family, attention):
         kind = "global" if grid == 2 else "pooled"
         expected += family.sites("", [0], kind, heads, (grid, grid), key_grid=(2, 2))
     check(family, model, expected)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_images_given_by_name(family, attention):
+    model = build("DeiTForImageClassification", "DeiTConfig", attention, patch_size=8, **PLAIN)
+    images = family.images(64)
+    family.sharpen(model)
+    with torch.inference_mode(), overfocus.capture(model) as named:
+        model(pixel_values=images)
+    with torch.inference_mode(), overfocus.capture(model) as plain:
+        model(images)
+    assert [family.labels(one) for one in named.maps] == [family.labels(one) for one in plain.maps]
+    assert all(torch.equal(one.weights, other.weights) for one, other in zip(named.maps, plain.maps, strict=True))
+    assert overfocus.verify(model, {"pixel_values": images}).passed
