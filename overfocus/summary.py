@@ -2,11 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from overfocus.intervals import half_width
 from overfocus.metrics.catalogue import CATALOGUE
-
-CONFIDENCE = 0.95
 
 
 def summarise_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -21,9 +19,7 @@ def summarise_table(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(keys, sort=False)[metrics]
     mean, deviation, counted = groups.mean(), groups.std(), groups.count()
     count = counted.to_numpy().ravel()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)
-        half = quantile * deviation.to_numpy().ravel() / np.sqrt(count)
+    half = half_width(deviation.to_numpy().ravel(), count)
     summary = mean.index.to_frame(index=False).loc[lambda frame: frame.index.repeat(len(metrics))].reset_index(drop=True)
     centre = mean.to_numpy().ravel()
     return summary.assign(

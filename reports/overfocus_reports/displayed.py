@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from overfocus.metrics.expectation import top_count
+from overfocus.figures.layers import Layer
+from overfocus.figures.received import ReceivedMaps, top_places
+from overfocus.figures.variants import Variant, middle_severity
 from overfocus_reports.encoding import Codes, picture_uri, png
-from overfocus_reports.layers import Layer
-from overfocus_reports.received import Profile, ReceivedMaps
-from overfocus_reports.variants import Variant, middle_severity
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -81,11 +80,3 @@ class Displayed:
         sheet[: len(codes)] = codes
         top = [top_places(profile, layer) for profile, layer in zip(maps, self.layers, strict=True)]
         return {"sheet": png(sheet.reshape(-1, SHEET)), "top": top}
-
-
-def top_places(profile: Profile | None, layer: Layer) -> list[int]:
-    """Places of the k most attended patches on the image grid, the most attended first; ties go to the lower place."""
-    if profile is None:
-        return []
-    count = top_count(profile.size, layer.top_fraction)
-    return [int(place) for place in np.argsort(-profile.ravel(), kind="stable")[:count]]

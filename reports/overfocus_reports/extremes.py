@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from overfocus.figures.layers import Layer
+from overfocus.figures.variants import Variant
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.layers import Layer
-from overfocus_reports.variants import Variant
 
 if TYPE_CHECKING:
     from overfocus.run import Run

@@ -5,19 +5,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overfocus.figures.curves import layer_curves
+from overfocus.figures.image_versions import image_figure
+from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.figures.layers import Layer
+from overfocus.figures.stability_map import heat_map, scale_of
+from overfocus.figures.style import styled
+from overfocus.figures.variants import CLEAN, Variant
+from overfocus.figures.wording import title_of, unit_of
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.curves import layer_curves
-from overfocus_reports.heatmaps import heat_map, scale_of
-from overfocus_reports.layer_statistics import LayerStatistics
-from overfocus_reports.svg import inline_svg, plot_frame, styled
-from overfocus_reports.variants import Variant
-from overfocus_reports.wording import title_of, unit_of
+from overfocus_reports.displayed import Displayed
+from overfocus_reports.svg import inline_svg, plot_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEGEND_INCHES, TITLE_INCHES = 2.0, 0.25
+MOST_COLUMNS = 5
+"""Versions of an image that stand side by side in its picture file."""
 
 
 @dataclass
@@ -95,3 +101,15 @@ def draw_heat_maps(statistics: LayerStatistics, metric: str, picked: Variant, fo
 def save(figure: "Figure", path: Path) -> None:
     """Write a PNG as large as what is drawn, its title included."""
     figure.savefig(path, bbox_inches="tight", pad_inches=0.08)
+
+
+def draw_images(displayed: Displayed, picked: Variant, layer: Layer, folder: Path, high: float) -> None:
+    """Write image-<number>.png for each displayed image: clean, then the corruptions at the severity of `picked`.
+
+    `high` is the upper end of the colour scale, in powers of two of uniform attention; it is the same for all files.
+    """
+    shown = [CLEAN, *[variant for variant in displayed.variants if variant.severity == picked.severity]][:MOST_COLUMNS]
+    with styled():
+        for image in displayed.run.displayed:
+            figure = image_figure(displayed.received_maps, image, shown, layer, high)
+            figure.savefig(folder / f"image-{image}.png", dpi=110)

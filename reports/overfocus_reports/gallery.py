@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import OverfocusError
+from overfocus.figures.layers import Layer
+from overfocus.figures.received import ReceivedMaps
+from overfocus.figures.variants import CLEAN, Variant
 from overfocus.images.reading import read_image
 from overfocus_reports.displayed import RECEIVED, Displayed
 from overfocus_reports.encoding import number, picture_uri, png
 from overfocus_reports.extremes import ImageValues
-from overfocus_reports.layers import Layer
-from overfocus_reports.received import ReceivedMaps
-from overfocus_reports.variants import CLEAN, Variant
 
 if TYPE_CHECKING:
     from overfocus.run import Run

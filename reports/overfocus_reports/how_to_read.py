@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.figures.wording import title_of, unit_of
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.layer_statistics import LayerStatistics
-from overfocus_reports.wording import title_of, unit_of
 
 
 @dataclass(frozen=True)

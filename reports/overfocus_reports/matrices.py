@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from overfocus.figures.layers import Layer
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes, png
-from overfocus_reports.layers import Layer
 from overfocus_reports.pooling import block_numbers, pool_matrix
 
 Array = npt.NDArray[np.floating[Any]]

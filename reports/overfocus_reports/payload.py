@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
+from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.figures.stability_map import scale_of
+from overfocus.figures.variants import Variant
+from overfocus.figures.wording import title_of, unit_of
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
 from overfocus_reports.displayed import RECEIVED, Displayed
 from overfocus_reports.encoding import FLOOR, numbers
 from overfocus_reports.extremes import ImageValues
-from overfocus_reports.heatmaps import scale_of
-from overfocus_reports.layer_statistics import LayerStatistics
-from overfocus_reports.variants import Variant
-from overfocus_reports.wording import title_of, unit_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt

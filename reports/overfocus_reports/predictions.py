@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from overfocus.figures.variants import Variant
 from overfocus_reports.encoding import number
 from overfocus_reports.extremes import RANKED_BY, ImageValues
-from overfocus_reports.variants import Variant
 
 if TYPE_CHECKING:
     from overfocus.run import Run

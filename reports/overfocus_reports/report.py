@@ -5,22 +5,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.errors import RunError
+from overfocus.figures.layer_statistics import LayerStatistics, layer_statistics
+from overfocus.figures.variants import CLEAN, Variant, middle_severity
+from overfocus.figures.wording import GROUPS
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.extremes import image_values
-from overfocus_reports.figures import Figures, draw_figures
+from overfocus_reports.figures import Figures, draw_figures, draw_images
 from overfocus_reports.gallery import gallery
 from overfocus_reports.how_to_read import reading_of
-from overfocus_reports.image_figures import draw_images
-from overfocus_reports.layer_statistics import LayerStatistics, layer_statistics
 from overfocus_reports.matrices import matrices_of
 from overfocus_reports.page import json_for_html, render
 from overfocus_reports.payload import attention_scale, images_payload, layers_payload, statistics_payload, worst_payload
 from overfocus_reports.predictions import predictions
 from overfocus_reports.provenance import checkpoint_rows, settings_rows, version_rows
 from overfocus_reports.summary import Summary, summarise
-from overfocus_reports.variants import CLEAN, Variant, middle_severity
-from overfocus_reports.wording import GROUPS
 
 if TYPE_CHECKING:
     from overfocus.run import Run

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from overfocus.figures.layers import Layer, layers_of
+from overfocus.figures.variants import CLEAN, Variant, variants_of
+from overfocus.intervals import Interval, interval_of
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus_reports.key_figures import KeyFigure, key_figures_of
-from overfocus_reports.layers import Layer, layers_of
 from overfocus_reports.sentences import sentences_of
-from overfocus_reports.statistics import Interval, interval_of
-from overfocus_reports.variants import CLEAN, Variant, variants_of
 
 if TYPE_CHECKING:
     from overfocus.run import Run

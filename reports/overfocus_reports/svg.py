@@ -3,47 +3,16 @@
 import html
 import io
 import re
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from overfocus_reports.colours import INK
+from overfocus.figures.colours import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "overfocus",
-    "font.size": 9.0,
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.6,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "white",
-    "savefig.dpi": 150,
-}
-"""Matplotlib settings of the report."""
-
 PIXELS_PER_POINT = 1.3
 """Size of figures on the page unless they fill their card; 9-point text comes out at 12 pixels."""
-
-
-def styled() -> AbstractContextManager[None]:
-    """The settings that every figure of the report is drawn and saved with."""
-    import matplotlib as mpl
-
-    return mpl.rc_context(STYLE)
 
 
 def inline_svg(figure: "Figure", name: str, description: str, **attributes: object) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overfocus.figures.colours import lookup_table
 from overfocus.run import Run
-from overfocus_reports.colours import lookup_table
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

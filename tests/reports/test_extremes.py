@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from overfocus.figures.layers import layers_of
+from overfocus.figures.variants import variants_of
 from overfocus_reports.extremes import ImageValues, image_values
-from overfocus_reports.layers import layers_of
-from overfocus_reports.variants import variants_of
 
 
 def test_values_are_those_of_the_table(run):

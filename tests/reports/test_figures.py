@@ -4,13 +4,14 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from overfocus_reports.colours import OKABE_ITO, line_style, lookup_table, reads_dark
-from overfocus_reports.curves import layer_curves, value_limits
-from overfocus_reports.heatmaps import heat_map, scale_of, short
-from overfocus_reports.image_figures import multiple
-from overfocus_reports.layer_statistics import layer_statistics
-from overfocus_reports.svg import inline_svg, plot_frame, styled
-from overfocus_reports.variants import Variant
+from overfocus.figures.colours import OKABE_ITO, line_style, lookup_table, reads_dark
+from overfocus.figures.curves import layer_curves, value_limits
+from overfocus.figures.image_versions import multiple
+from overfocus.figures.layer_statistics import layer_statistics
+from overfocus.figures.stability_map import heat_map, scale_of, short
+from overfocus.figures.style import styled
+from overfocus.figures.variants import Variant
+from overfocus_reports.svg import inline_svg, plot_frame
 
 SVG = "{http://www.w3.org/2000/svg}"
 

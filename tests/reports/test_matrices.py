@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overfocus.figures.layers import layers_of
+from overfocus.figures.variants import variants_of
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes
-from overfocus_reports.layers import layers_of
 from overfocus_reports.matrices import LADDER, Detail, MatrixShape, choose_details, matrices_of
 from overfocus_reports.pooling import block_numbers, pool_matrix
-from overfocus_reports.variants import variants_of
 
 
 def test_blocks_number_prefix_tokens_first_and_then_squares_of_patches():

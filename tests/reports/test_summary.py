@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from overfocus.figures.variants import Variant
 from overfocus_reports import summarise
 from overfocus_reports.sentences import percent, spans
-from overfocus_reports.variants import Variant
 
 
 def test_layers_are_ranked_by_their_top_share(run):

@@ -5,12 +5,14 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.summary import CONFIDENCE
 
+Array = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
 NUMBER = re.compile(r"[−-]?\d+(\.\d+)?")
 
 
@@ -40,11 +42,16 @@ def interval_of(values: "pd.Series[float]", name: str) -> Interval:
     known = values.to_numpy("float64")
     known = known[~np.isnan(known)]
     mean = float(known.mean()) if len(known) else math.nan
-    half = math.nan
-    if len(known) > 1:
-        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
+    half = float(half_width(known.std(ddof=1), np.array(len(known)))) if len(known) > 1 else math.nan
     lowest, highest = value_range(name)
     return Interval(mean, max(mean - half, lowest), min(mean + half, highest), len(known), len(values) - len(known))
+
+
+def half_width(deviation: Array, count: npt.NDArray[np.int64]) -> Array:
+    """Half the width of Student's t interval of means, from standard deviations (n − 1) and counts; NaN below two values."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        width: Array = stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * deviation / np.sqrt(count)
+    return width
 
 
 def value_range(name: str) -> tuple[float, float]:

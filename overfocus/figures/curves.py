@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from overfocus.figures.colours import INK, line_style
+from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.figures.variants import CLEAN, Variant
+from overfocus.figures.wording import unit_of
+from overfocus.intervals import value_range
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.colours import INK, line_style
-from overfocus_reports.layer_statistics import LayerStatistics
-from overfocus_reports.statistics import value_range
-from overfocus_reports.variants import CLEAN, Variant
-from overfocus_reports.wording import unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

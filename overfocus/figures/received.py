@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.errors import RunError
-from overfocus_reports.variants import Variant
+from overfocus.figures.layers import Layer
+from overfocus.figures.variants import Variant
+from overfocus.metrics.expectation import top_count
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -30,3 +32,11 @@ class ReceivedMaps:
             except RunError:  # a long run keeps the maps of its first images only
                 self._kept[key] = [None] * len(self.run.layers)
         return self._kept[key]
+
+
+def top_places(profile: Profile | None, layer: Layer) -> list[int]:
+    """Places of the k most attended patches on the image grid, the most attended first; ties go to the lower place."""
+    if profile is None:
+        return []
+    count = top_count(profile.size, layer.top_fraction)
+    return [int(place) for place in np.argsort(-profile.ravel(), kind="stable")[:count]]

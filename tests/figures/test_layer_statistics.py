@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from overfocus_reports.layer_statistics import layer_statistics
-from overfocus_reports.layers import layers_of
-from overfocus_reports.variants import CLEAN, Variant, middle_severity, variants_of
+from overfocus.figures.layer_statistics import layer_statistics
+from overfocus.figures.layers import layers_of
+from overfocus.figures.variants import CLEAN, Variant, middle_severity, variants_of
 
 
 def test_variants_begin_with_clean_and_keep_the_order_asked_for(run):

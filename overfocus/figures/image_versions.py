@@ -1,45 +1,32 @@
 """A picture file per displayed image: each version with its received attention, the top k outlined, and the matrix."""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from overfocus_reports.colours import SEQUENTIAL
-from overfocus_reports.displayed import Displayed, top_places
-from overfocus_reports.layers import Layer
-from overfocus_reports.svg import styled
-from overfocus_reports.variants import CLEAN, Variant
+from overfocus.figures.colours import SEQUENTIAL
+from overfocus.figures.layers import Layer
+from overfocus.figures.received import ReceivedMaps, top_places
+from overfocus.figures.variants import Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_COLUMNS = 5
-"""Versions of an image that stand side by side."""
 OUTLINE = "#ff4d00"
 
 
-def draw_images(displayed: Displayed, picked: Variant, layer: Layer, folder: Path, high: float) -> None:
-    """Write image-<number>.png for each displayed image: clean, then the corruptions at the severity of `picked`.
+def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> "Figure":
+    """Two rows: picture with received attention, and attention matrix, of one layer; call inside `styled()`.
 
-    `high` is the upper end of the colour scale, in powers of two of uniform attention; it is the same for all files.
+    `high` is the upper end of the colour scale, in powers of two of uniform attention.
     """
-    shown = [CLEAN, *[variant for variant in displayed.variants if variant.severity == picked.severity]][:MOST_COLUMNS]
-    with styled():
-        for image in displayed.run.displayed:
-            figure = image_figure(displayed, image, shown, layer, high)
-            figure.savefig(folder / f"image-{image}.png", dpi=110)
-
-
-def image_figure(displayed: Displayed, image: int, shown: list[Variant], layer: Layer, high: float) -> "Figure":
-    """Two rows: picture with received attention, and attention matrix, of one layer."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    kept = displayed.run.maps(image)
-    place = displayed.layers.index(layer)
+    kept = maps.run.maps(image)
+    place = [row["layer"] for row in maps.run.layers].index(layer.number)
     weights = kept.attention.get(layer.number)
     rows = 1 if weights is None or layer.windows > 1 else 2
     width, height = 0.55 + 2.2 * len(shown) + 0.85, 2.3 * rows + 0.5
@@ -53,7 +40,7 @@ def image_figure(displayed: Displayed, image: int, shown: list[Variant], layer: 
     drawn: Any = None
     for column, variant in enumerate(shown):
         version = kept.variants.index((variant.corruption, variant.severity))
-        profile = displayed.received_maps(image, variant)[place]
+        profile = maps(image, variant)[place]
         axes[0, column].set_title(variant.label, fontsize=9)
         drawn = draw_overlay(axes[0, column], kept.pictures[version], profile, layer, norm) or drawn
         if rows == 2 and weights is not None:

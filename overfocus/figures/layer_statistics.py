@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from overfocus.figures.layers import Layer, layers_of
+from overfocus.figures.variants import Variant, variants_of
+from overfocus.intervals import value_range
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.metrics.expectation import chance_level, uniform_value
 from overfocus.summary import summarise_table
-from overfocus_reports.layers import Layer, layers_of
-from overfocus_reports.statistics import value_range
-from overfocus_reports.variants import Variant, variants_of
 
 if TYPE_CHECKING:
     from overfocus.run import Run

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from overfocus.figures.colours import MISSING, SEQUENTIAL, lookup_table, reads_dark
+from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.figures.wording import unit_of
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.colours import MISSING, SEQUENTIAL, lookup_table, reads_dark
-from overfocus_reports.layer_statistics import LayerStatistics
-from overfocus_reports.wording import unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
