@@ -10,8 +10,8 @@ from torch import Tensor
 
 from overfocus.capturing.sources import ArrangedWeights, Arrangement, MaterialisedWeights, QueryKeyWeights, WeightSource
 
-CPU_BLOCK = 2**18
-"""Weights of images to work on at a time, so that they stay in a processor's cache."""
+CPU_BLOCK = 2**20
+"""Weights of images to work on at a time: few enough for a processor's cache, enough that a call costs more than its overhead."""
 GPU_BLOCK = 2**26
 """Weights of images to work on at a time, so that a GPU is busy."""
 LIMIT = 2**22
