@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from overfocus.errors import OverfocusError
 from overfocus.version import __version__
 from overfocus_cli.analyze import analyze
+from overfocus_cli.heatmap import heatmap
 from overfocus_cli.inspect_checkpoint import inspect_checkpoint
 from overfocus_cli.list_names import list_names
 from overfocus_cli.report import report
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("analyze")(analyze)
 app.command("report")(report)
 app.command("inspect")(inspect_checkpoint)
+app.command("heatmap")(heatmap)
 app.command("list")(list_names)
 
 

@@ -1,20 +1,17 @@
-"""A picture file per displayed image: each version with its received attention, the top k outlined, and the matrix."""
+"""One displayed image: each version with its received attention, the top k outlined, and the attention matrix below."""
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from overfocus.figures.colours import SEQUENTIAL
 from overfocus.figures.layers import Layer
+from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
 from overfocus.figures.received import ReceivedMaps, top_places
 from overfocus.figures.variants import Variant
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-OUTLINE = "#ff4d00"
 
 
 def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> "Figure":
@@ -22,7 +19,6 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
 
     `high` is the upper end of the colour scale, in powers of two of uniform attention.
     """
-    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     kept = maps.run.maps(image)
@@ -36,55 +32,19 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
         gridspec_kw={"left": 0.55 / width, "right": 1 - 0.95 / width, "top": 1 - 0.25 / height, "bottom": 0.4 / height,
                      "wspace": 0.14, "hspace": 0.08},
     )  # fmt: skip
-    norm = LogNorm(2.0**-3, 2.0**high)
-    drawn: Any = None
+    norm = attention_norm(high)
     for column, variant in enumerate(shown):
         version = kept.variants.index((variant.corruption, variant.severity))
         profile = maps(image, variant)[place]
         axes[0, column].set_title(variant.label, fontsize=9)
-        drawn = draw_overlay(axes[0, column], kept.pictures[version], profile, layer, norm) or drawn
+        multiples = None if profile is None else profile * profile.size
+        draw_overlay(axes[0, column], kept.pictures[version], multiples, norm, top_places(profile, layer))
         if rows == 2 and weights is not None:
             matrix = weights[version, 0].astype(np.float32)
-            drawn = axes[1, column].imshow(
-                np.maximum(matrix * matrix.shape[1], 1e-6), norm=norm, cmap=SEQUENTIAL, interpolation="nearest", aspect="auto"
-            )
+            axes[1, column].imshow(matrix * matrix.shape[1], norm=norm, cmap=SEQUENTIAL, interpolation="nearest", aspect="auto")
             axes[1, column].tick_params(labelsize=7, length=2)
             axes[1, column].set_xlabel("key token", fontsize=8)
     if rows == 2:
         axes[1, 0].set_ylabel("query token", fontsize=8)
-    if drawn is not None:
-        bar = figure.colorbar(drawn, cax=figure.add_axes((1 - 0.8 / width, 0.2, 0.14 / width, 0.6)))
-        bar.ax.minorticks_off()
-        ticks = [2.0**power for power in range(-3, math.ceil(high) + 1)]
-        bar.set_ticks(ticks, labels=[multiple(tick) for tick in ticks])
-        bar.set_label(f"attention in layer {layer.number}, × uniform", fontsize=8)
+    add_scale(figure, (1 - 0.8 / width, 0.2, 0.14 / width, 0.6), high, f"attention in layer {layer.number}, × uniform")
     return figure
-
-
-def draw_overlay(axes: "Axes", picture: Any, profile: Any, layer: Layer, norm: Any) -> Any:
-    """A picture under its received attention, the top k outlined; returns what the colour bar describes."""
-    from matplotlib.patches import Rectangle
-
-    height, width = picture.shape[:2]
-    axes.set_axis_off()
-    axes.imshow(picture, extent=(0, width, height, 0))
-    if profile is None:
-        return None
-    rows, columns = profile.shape
-    drawn = axes.imshow(
-        profile * profile.size, norm=norm, cmap=SEQUENTIAL, alpha=0.6, extent=(0, width, height, 0), interpolation="nearest"
-    )
-    for token in top_places(profile, layer):
-        row, column = divmod(token, columns)
-        corner = (column * width / columns, row * height / rows)
-        axes.add_patch(Rectangle(corner, width / columns, height / rows, fill=False, edgecolor=OUTLINE, linewidth=1.2))
-    return drawn
-
-
-def multiple(value: float) -> str:
-    """A multiple of uniform attention: "⅛", "½", "1", "16".
-
-    >>> multiple(0.25), multiple(16.0)
-    ('¼', '16')
-    """
-    return {0.125: "⅛", 0.25: "¼", 0.5: "½"}.get(value, f"{value:.0f}")

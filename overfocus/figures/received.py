@@ -36,7 +36,11 @@ class ReceivedMaps:
 
 def top_places(profile: Profile | None, layer: Layer) -> list[int]:
     """Places of the k most attended patches on the image grid, the most attended first; ties go to the lower place."""
-    if profile is None:
-        return []
-    count = top_count(profile.size, layer.top_fraction)
-    return [int(place) for place in np.argsort(-profile.ravel(), kind="stable")[:count]]
+    return [] if profile is None else largest_places(profile, layer.top_fraction)
+
+
+def largest_places(values: Profile, top_fraction: float) -> list[int]:
+    """Places of the k = max(1, round(f·N)) largest of N known values, largest first; ties go to the lower place."""
+    flat = values.ravel()
+    count = top_count(int(np.isfinite(flat).sum()), top_fraction)
+    return [int(place) for place in np.argsort(-flat, kind="stable")[:count]]

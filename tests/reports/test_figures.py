@@ -6,7 +6,7 @@ import pytest
 
 from overfocus.figures.colours import OKABE_ITO, line_style, lookup_table, reads_dark
 from overfocus.figures.curves import layer_curves, value_limits
-from overfocus.figures.image_versions import multiple
+from overfocus.figures.overlay import multiple
 from overfocus.figures.layer_statistics import layer_statistics
 from overfocus.figures.stability_map import heat_map, scale_of, short
 from overfocus.figures.style import styled

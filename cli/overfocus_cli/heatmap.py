@@ -1,0 +1,120 @@
+"""`overfocus heatmap`: attention over pictures as PNG files."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from overfocus_cli.options import AsJson, Checkpoint, Device, ImageSize, Model, NoEma
+
+
+class Method(StrEnum):
+    """What a heat map shows."""
+
+    RECEIVED = "received"
+    ROLLOUT = "rollout"
+    ROW = "row"
+
+
+class HeadFusion(StrEnum):
+    """How rollout makes one map of all heads."""
+
+    MEAN = "mean"
+    MAX = "max"
+    MIN = "min"
+
+
+def heatmap(
+    checkpoint: Checkpoint = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGE…", help="Pictures, folders or text lists of pictures; without them, bundled ones.", show_default=False
+        ),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="received: what each patch receives from all; row: where one token attends; rollout: through all layers."
+        ),
+    ] = Method.RECEIVED,
+    layer: Annotated[
+        int | None, typer.Option(metavar="N", help="Layer from 0, or −1 for the last. Default: all.", show_default=False)
+    ] = None,
+    head: Annotated[
+        int | None, typer.Option(metavar="N", help="Head from 0. Default: the mean over heads.", show_default=False)
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW,COL|class",
+            help="Token that attends, for row and rollout. Default: the class token, or without one the middle patch.",
+            show_default=False,
+        ),
+    ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Show the picture under this corruption or group too; repeatable.", show_default=False),
+    ] = None,
+    severity: Annotated[int, typer.Option(metavar="N", help="1 (weak) to 5 (strong).")] = 3,
+    head_fusion: Annotated[HeadFusion, typer.Option(help="How rollout makes one map of all heads.")] = HeadFusion.MEAN,
+    discard_ratio: Annotated[
+        float,
+        typer.Option(metavar="SHARE", min=0.0, max=0.999, help="Share of a layer's weights, the smallest, that rollout drops."),
+    ] = 0.0,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the PNG files.")] = Path("overfocus-heatmaps"),
+    model: Model = None,
+    no_ema: NoEma = False,
+    image_size: ImageSize = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the corruptions.")] = 0,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw attention over pictures.
+
+    Colours are multiples of uniform attention; windows (Swin) are put back where they lie.
+
+    Example: overfocus heatmap checkpoint.pth cat.jpg --method row --query class --layer -1
+    """
+    asked = _query(query)
+
+    from overfocus.heatmaps import HeatMapRequest, draw_heat_maps
+
+    try:
+        request = HeatMapRequest(method.value, layer, head, asked, head_fusion.value, discard_ratio)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    written = draw_heat_maps(
+        checkpoint,
+        list(images) if images else None,
+        request,
+        corruptions=corruption or (),
+        severity=severity,
+        seed=seed,
+        output=output,
+        model=model,
+        use_ema=not no_ema,
+        image_size=image_size,
+        device=device,
+    )
+    paths = [str(path) for path in written]
+    typer.echo(json.dumps(paths, indent=2) if as_json else "\n".join(paths))
+
+
+def _query(text: str | None) -> tuple[int, int] | Literal["class"] | None:
+    """The patch in "3,4", or the class token.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if text is None:
+        return None
+    if text == "class":
+        return "class"
+    row, _, column = text.partition(",")
+    try:
+        return int(row), int(column)
+    except ValueError:
+        raise typer.BadParameter(f"expected ROW,COL such as 3,4, or class; got {text!r}", param_hint="--query") from None

@@ -1,0 +1,81 @@
+"""`overfocus heatmap` writes pictures that show what they should, and tells in one line what it cannot."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from overfocus.figures.colours import lookup_table
+
+
+def opened(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_one_file_per_picture(overfocus, checkpoint, photos):
+    result = overfocus("heatmap", checkpoint, photos, "--layer", "0", "--output", "maps", "--json")
+    assert result.exit_code == 0, result.output
+    paths = json.loads(result.stdout)
+    assert paths == [f"maps/{name}-received-layer-0.png" for name in ("one", "two", "three")]
+    assert all(opened(path).std() > 10 for path in paths)
+
+
+def test_bundled_model_and_every_option(overfocus, photos):
+    from overfocus.samples import sample_checkpoint
+
+    picture = photos / "dog" / "three.png"
+    drawn = {}
+    for options in (
+        ["--method", "received"],
+        ["--method", "received", "--corruption", "fog"],
+        ["--method", "row", "--query", "class", "--layer", "-1"],
+        ["--method", "row", "--query", "2,3", "--layer", "-1"],
+        ["--method", "row", "--query", "2,3", "--layer", "-1", "--head", "1"],
+        ["--method", "rollout"],
+        ["--method", "rollout", "--head-fusion", "max", "--discard-ratio", "0.9", "--output", "other"],
+    ):
+        result = overfocus("heatmap", sample_checkpoint(), picture, *options)
+        assert result.exit_code == 0, result.output
+        drawn[result.stdout.strip()] = opened(result.stdout.strip())
+    assert len(drawn) == 7
+    assert drawn["overfocus-heatmaps/three-received-fog-3.png"].shape[0] > drawn["overfocus-heatmaps/three-received.png"].shape[0]
+    patches = [drawn[f"overfocus-heatmaps/three-row-2-3-layer--1{head}.png"] for head in ("", "-head-1")]
+    assert not np.array_equal(*patches)
+
+
+def test_the_colour_scale_is_in_the_picture(overfocus, checkpoint, photos):
+    path = overfocus("heatmap", checkpoint, photos / "dog", "--layer", "-1").stdout.strip()
+    pixels = opened(path)
+    table = lookup_table("viridis").astype(int)
+    strip = pixels[:, int(pixels.shape[1] * 0.8) :]
+    for place in (0, 64, 128, 192, 255):
+        assert (np.abs(strip - table[place]).max(2) <= 3).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--layer", "99"], 1, "layer must be between"),
+        (["--head", "99"], 1, "head must be between"),
+        (["--method", "row", "--query", "99,0"], 1, "expected a query from 0,0"),
+        (["--corruption", "fgo"], 1, "did you mean 'fog'"),
+        (["--severity", "6"], 1, "severity must be a whole number from 1 (weak) to 5"),
+        (["--method", "row", "--query", "middle"], 2, "expected ROW,COL"),
+        (["--method", "rollout", "--layer", "1"], 2, "rollout goes through all layers"),
+        (["--method", "gradcam"], 2, "received"),
+    ],
+)
+def test_trouble_in_one_line(overfocus, checkpoint, photos, options, status, message):
+    result = overfocus("heatmap", checkpoint, photos / "dog", *options)
+    assert result.exit_code == status, result.output
+    assert message in " ".join(result.stderr.split())
+    assert status == 2 or result.stderr.count("\n") == 1
+
+
+def test_missing_picture_and_folder_in_the_way(overfocus, checkpoint, photos):
+    assert "no such file" in overfocus("heatmap", checkpoint, "nowhere.png").stderr
+    (photos / "file").write_text("")
+    result = overfocus("heatmap", checkpoint, photos / "dog", "--layer", "0", "--output", photos / "file")
+    assert result.exit_code == 1
+    assert "choose another output folder" in result.stderr
