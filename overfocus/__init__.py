@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import LoadedModel, load_model
+    from overfocus.comparison.comparison import Comparison
     from overfocus.corruptions import corrupt
     from overfocus.rollout import attention_rollout
     from overfocus.run import Run
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AttentionMap": "overfocus.attention",
+    "Comparison": "overfocus.comparison.comparison",
     "LoadedModel": "overfocus.checkpoints.load",
     "Run": "overfocus.run",
     "attention_rollout": "overfocus.rollout",
@@ -40,6 +42,7 @@ __all__ = [
     "AttentionMap",
     "CaptureError",
     "CheckpointError",
+    "Comparison",
     "CorruptionError",
     "ImageError",
     "LoadedModel",

@@ -1,0 +1,156 @@
+"""Runs brought together: the same images, the same versions of them, made with the same settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from overfocus.comparison.panel import ImageKey, Panel, Variant, read_panel
+from overfocus.errors import RunError
+from overfocus.figures.layers import layers_of
+
+if TYPE_CHECKING:
+    from overfocus.run import Run
+
+CLEAN: Variant = ("clean", 0)
+GEOMETRY = ("height", "width", "interpolation", "crop_pct", "crop_mode")
+"""What decides which pixels are corrupted; as in a run's `pixels`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """What several runs have in common."""
+
+    panels: list[Panel]
+    """One per run, with the same images and variants in the same order."""
+    normalised: bool
+    """Whether metrics were rescaled because the runs' layers have different numbers of tokens."""
+    notes: list[str]
+    """What was left out, and what differs."""
+
+    @property
+    def images(self) -> list[ImageKey]:
+        """The images of every run."""
+        return self.panels[0].images
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The versions of each image, clean first where it is known."""
+        return self.panels[0].variants
+
+
+def align(
+    runs: Sequence["Run"],
+    names: Sequence[str],
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] | None = None,
+) -> Alignment:
+    """Match the images of runs by name and label, and their corruptions; keep what all have.
+
+    `corruptions` and `severities` take only these.
+
+    Raises:
+        RunError: the runs have no image or version in common, or their pixels or top tokens were chosen in different ways.
+    """
+    measured = [run for run in runs if len(run.table)]
+    _check_settings(runs, names)
+    normalised = len({_token_counts(run) for run in measured}) > 1
+    notes = _input_notes(runs, names)
+    if normalised:
+        notes.append("the models have different numbers of tokens: metrics whose range depends on it are rescaled to that range")
+    panels = [read_panel(run, normalised=normalised) for run in runs]
+    images, missing = _common_images(panels, names)
+    variants, absent = _common_variants(panels, names, corruptions, severities)
+    return Alignment([panel.select(images, variants) for panel in panels], normalised, notes + missing + absent)
+
+
+def pixel_geometry(run: "Run") -> dict[str, Any]:
+    """How a run's images were resized and cropped before they were corrupted; as much of it as the run says."""
+    pixels = run.info.get("pixels")
+    if pixels is not None:
+        return {name: pixels[name] for name in GEOMETRY if name in pixels}
+    _, height, width = run.info["checkpoint"]["input_size"]
+    return {"height": height, "width": width}
+
+
+def _check_settings(runs: Sequence["Run"], names: Sequence[str]) -> None:
+    first, settings = runs[0], runs[0].info["settings"]
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        other = run.info["settings"]
+        which = ["seed", "top_fraction"] if len(run.table) and len(first.table) else ["seed"]
+        for setting in which:
+            if settings.get(setting) != other.get(setting):
+                raise RunError(
+                    f"{name} was measured with {setting} {other.get(setting)}, {names[0]} with {settings.get(setting)}; "
+                    "runs compare with the same settings only: measure one again"
+                )
+        here, there = pixel_geometry(first), pixel_geometry(run)
+        different = [key for key in here if key in there and here[key] != there[key]]
+        if different:
+            ours, theirs = (", ".join(f"{key} {part[key]}" for key in different) for part in (here, there))
+            raise RunError(
+                f"{name} was measured on other pixels ({theirs}) than {names[0]} ({ours}), which were corrupted otherwise; "
+                "give `overfocus compare` the checkpoints, and it shows all models the same"
+            )
+
+
+def _input_notes(runs: Sequence["Run"], names: Sequence[str]) -> list[str]:
+    notes = []
+    for run, name in zip(runs, names, strict=True):
+        geometry, (_, height, width) = pixel_geometry(run), run.info["checkpoint"]["input_size"]
+        if (geometry["height"], geometry["width"]) != (height, width):
+            notes.append(
+                f"{name} takes {height}×{width} pixels: pictures were corrupted at {geometry['height']}×{geometry['width']} "
+                "and resized for it"
+            )
+        if not run.complete:
+            notes.append(f"the run of {name} is not finished: what it has is compared")
+    return notes
+
+
+def _token_counts(run: "Run") -> tuple[tuple[int, tuple[int, int] | None], ...]:
+    return tuple(sorted({(layer.tokens, layer.grid) for layer in layers_of(run)}, key=str))
+
+
+def _common_images(panels: Sequence[Panel], names: Sequence[str]) -> tuple[list[ImageKey], list[str]]:
+    held = [set(panel.images) for panel in panels]
+    common = set.intersection(*held)
+    if not common:
+        name, label, _ = panels[0].images[0]
+        raise RunError(
+            f"the runs have no image in common: images are matched by name and label, such as {name!r} with label {label!r} "
+            f"of {names[0]}; measure the same images"
+        )
+    notes = []
+    for name, keys in zip(names, held, strict=True):
+        if extra := len(keys) - len(common):
+            images = f"{extra} images" if extra > 1 else "1 image"
+            notes.append(f"{images} of {name} left out: not measured for every model")
+    return [key for key in panels[0].images if key in common], notes
+
+
+def _common_variants(
+    panels: Sequence[Panel], names: Sequence[str], corruptions: Sequence[str] | None, severities: Sequence[int] | None
+) -> tuple[list[Variant], list[str]]:
+    common = [variant for variant in panels[0].variants if all(variant in panel.variants for panel in panels)]
+    notes = []
+    for panel, name in zip(panels, names, strict=True):
+        if extra := [variant for variant in panel.variants if variant not in common]:
+            shown = ", ".join(f"{corruption} {severity}".removesuffix(" 0") for corruption, severity in extra[:3])
+            notes.append(f"{len(extra)} versions of {name} left out, not measured for every model: {shown}")
+    for asked, there, what in (
+        (corruptions, [name for name, _ in common], "corruption"),
+        (severities, [severity for _, severity in common], "severity"),
+    ):
+        for value in asked or []:
+            if value not in there:
+                known = ", ".join(str(one) for one in dict.fromkeys(there) if one not in ("clean", 0)) or "none"
+                raise RunError(f"the runs have no {what} {value} in common; they share {known}")
+    kept = [
+        (name, severity)
+        for name, severity in common
+        if (name, severity) == CLEAN
+        or ((corruptions is None or name in corruptions) and (severities is None or severity in severities))
+    ]
+    if not kept:
+        raise RunError("the runs have no corruption and severity in common; measure the same")
+    return kept, notes
