@@ -100,8 +100,30 @@ class Comparison:
         """Does it overfocus less, is its attention more stable, do its predictions survive: for each model but the baseline."""
         return judge(self.table, self.baseline, self.names[1:])
 
+    @cached_property
+    def fragility(self) -> "pd.DataFrame":
+        """Whether a metric tells which predictions flip: per model × metric × layers × corruption × severity.
+
+        Columns: model, metric, layers, corruption ("all" for all corrupted pictures together), severity; spearman,
+        spearman_low, spearman_high (rank correlation of metric and flip); auroc, auroc_low, auroc_high (chance that a flipped
+        picture has the higher value); flipped and count of pictures. Metrics of one map are those of the clean image.
+        """
+        from overfocus.comparison.fragility import tabulate_fragility
+
+        return tabulate_fragility(self._alignment, self.names)
+
+    @cached_property
+    def reliability(self) -> "pd.DataFrame":
+        """Share of flipped predictions in groups of corrupted pictures with rising value of a metric.
+
+        Columns: model, metric, layers, bin, value (mean of the metric), flip_rate with low and high (95 %), flipped, count.
+        """
+        from overfocus.comparison.fragility import tabulate_reliability
+
+        return tabulate_reliability(self._alignment, self.names)
+
     def write(self, folder: str | Path) -> Path:
-        """Write comparison.csv, comparison.parquet and comparison.json into a folder, and return it.
+        """Write comparison and fragility, each as .csv and .parquet, and all as comparison.json into a folder, and return it.
 
         Raises:
             RunError: a file cannot be written.
@@ -109,8 +131,9 @@ class Comparison:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.table.to_csv(folder / "comparison.csv", index=False)
-            self.table.to_parquet(folder / "comparison.parquet", index=False)
+            for name, table in (("comparison", self.table), ("fragility", self.fragility)):
+                table.to_csv(folder / f"{name}.csv", index=False)
+                table.to_parquet(folder / f"{name}.parquet", index=False)
             text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             (folder / "comparison.json").write_text(text, encoding="utf-8")
         except OSError as error:
@@ -139,6 +162,7 @@ class Comparison:
                 for verdict in self.verdicts
             ],
             "table": _records(self.table),
+            "fragility": _records(self.fragility),
         }  # fmt: skip
 
 

@@ -39,8 +39,10 @@ def tabulate_differences(alignment: Alignment, names: Sequence[str], *, resample
         frame["chance"] = frame["layers"].map(panel.chance).where(overlap).astype(float)
         frames.append(frame[frame["count"] > 0])
     table = pd.concat(frames, ignore_index=True)
-    for rows in table.groupby("metric").indices.values():
-        table.loc[rows, "p_adjusted"] = holm(table.loc[rows, "p_value"].to_numpy())
+    adjusted = np.full(len(table), np.nan)
+    for members in table.groupby("metric").indices.values():
+        adjusted[members] = holm(table["p_value"].to_numpy()[members])
+    table["p_adjusted"] = adjusted
     return _sorted(table[list(COLUMNS)], list(names[1:]))
 
 
