@@ -10,7 +10,7 @@ from overfocus.metrics.pair_sums import Pairs, item_pairs
 from overfocus.metrics.query_sums import QuerySums
 from overfocus.metrics.token_groups import TokenGroup, token_groups
 
-IMAGES_BYTES = 2**19
+IMAGES_BYTES = 2**21
 """Weights of as many images as fit in this size are computed at a time, so that they stay in the processor's cache."""
 
 LARGE_IMAGE_BYTES = 8 * 2**20

@@ -9,7 +9,7 @@ from overfocus.metrics.patch_sums import PatchSums, join_items, patch_sums, simi
 from overfocus.metrics.patches import Patches, take_patches
 from overfocus.metrics.token_groups import TokenGroup
 
-SUMMED_BYTES = 2**20
+SUMMED_BYTES = 2**21
 """Images wait until their patches take this much, then are summed together: few calls on what is still in the cache."""
 
 

@@ -62,9 +62,9 @@ def patch_sums(patches: Patches, distances: Float[Tensor, "rows columns"] | None
     block = patches.block.add_(FLOOR)
     mass = block.sum(-1)
     inverse_length = torch.linalg.vector_norm(block, dim=-1).reciprocal_().masked_fill_(mass <= NEGLIGIBLE, 0)
-    scratch = torch.mul(block, inverse_length.unsqueeze(-1))
-    unit_column = scratch.sum(1)
-    log_sum = torch.log(block, out=scratch).mul_(block).sum(-1)
+    unit_column = (inverse_length.unsqueeze(1) @ block).squeeze(1)
+    scratch = torch.log(block)
+    log_sum = scratch.mul_(block).sum(-1)
     distance = None if distances is None else torch.mul(block, distances, out=scratch).sum(-1)
     column = block.sum(1, dtype=precise_dtype(block.device) if precise else None)
     return PatchSums(column, unit_column, mass, inverse_length, log_sum, patches.prefix, patches.padding, distance)
@@ -78,7 +78,7 @@ def similarity_to_mean(
     mean_row = threshold(mean_row.to(block.dtype), background, 0.0).unsqueeze(1)
     above = threshold(block, background, 0.0)
     lengths = torch.linalg.vector_norm(above, dim=-1) * torch.linalg.vector_norm(mean_row, dim=-1)
-    cosine: Tensor = above.mul_(mean_row).sum(-1) / lengths.clamp_min_(NEGLIGIBLE)
+    cosine: Tensor = (above @ mean_row.mT).squeeze(-1) / lengths.clamp_min_(NEGLIGIBLE)
     return cosine
 
 
