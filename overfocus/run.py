@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
+from overfocus.figures.notebook_methods import NotebookMethods
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,7 @@ class DisplayedImage:
     """Weights averaged over heads, by layer; layers of more than 1024 queries are left out."""
 
 
-class Run:
+class Run(NotebookMethods):
     """What `analyze` measured.
 
     Rows of the tables are sorted by image, then corruption (clean first, then as asked for), severity and layer, however
@@ -105,6 +106,14 @@ class Run:
         from overfocus.summary import summarise_table
 
         return summarise_table(self.table)
+
+    def _shown_runs(self) -> tuple[list["Run"], list[str]]:
+        return [self], [str(self.info["checkpoint"]["name"])]
+
+    def _repr_html_(self) -> str:
+        from overfocus.figures.notebook import run_html
+
+        return run_html(self)
 
     def received(
         self, image: int, corruption: str = "clean", severity: int = 0

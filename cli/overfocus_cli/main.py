@@ -9,10 +9,12 @@ from typer.core import TyperGroup
 from overfocus.errors import OverfocusError
 from overfocus.version import __version__
 from overfocus_cli.analyze import analyze
+from overfocus_cli.figure import figure
 from overfocus_cli.heatmap import heatmap
 from overfocus_cli.inspect_checkpoint import inspect_checkpoint
 from overfocus_cli.list_names import list_names
 from overfocus_cli.report import report
+from overfocus_cli.train import train
 
 
 class OneLineErrors(TyperGroup):
@@ -42,7 +44,9 @@ app = typer.Typer(
 app.command("analyze")(analyze)
 app.command("report")(report)
 app.command("inspect")(inspect_checkpoint)
+app.command("figure")(figure)
 app.command("heatmap")(heatmap)
+app.command("train")(train)
 app.command("list")(list_names)
 
 

@@ -1,7 +1,7 @@
 """One metric over the depth of the model: the clean curve with its band, each corruption, uniform attention and chance."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +47,13 @@ def layer_curves(statistics: LayerStatistics, metric: str, picked: Variant) -> "
             low, high = values["low"][0, row], values["high"][0, row]
             axes.fill_between(layers, low, high, color=colour, alpha=0.22, linewidth=0, gid="picked-band")
         width, alpha = (2.0, 1.0) if chosen else (1.1, 0.55)
-        draw_line(axes, values["mean"][0, row], colour, dash, width, alpha, f"line-{number}", variant.label)
+        draw_line(axes, layers, values["mean"][0, row], colour, dash, width, alpha, f"line-{number}", variant.label)
     clean = statistics.variants.index(CLEAN)
     if np.isfinite(values["mean"][0, clean]).any():
         axes.fill_between(
             layers, values["low"][0, clean], values["high"][0, clean], color=INK, alpha=0.18, linewidth=0, gid="clean-band"
         )
-        draw_line(axes, values["mean"][0, clean], INK, "-", 1.8, 1.0, "clean-line", "clean (band: 95 % interval)")
+        draw_line(axes, layers, values["mean"][0, clean], INK, "-", 1.8, 1.0, "clean-line", "clean (band: 95 % interval)")
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_ylim(*value_limits(statistics, metric))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=min(12, max(1, len(layers))), integer=True, min_n_ticks=1))
@@ -64,14 +64,23 @@ def layer_curves(statistics: LayerStatistics, metric: str, picked: Variant) -> "
 
 
 def draw_line(
-    axes: "Axes", mean: npt.NDArray[np.float64], colour: str, dash: str, width: float, alpha: float, gid: str, label: str
+    axes: "Axes",
+    at: npt.NDArray[Any],
+    mean: npt.NDArray[np.float64],
+    colour: str,
+    dash: str,
+    width: float,
+    alpha: float,
+    gid: str,
+    label: str,
 ) -> None:
     """One curve; a layer whose neighbours have no value gets a dot, since no line reaches it."""
     known = np.isfinite(np.concatenate([[np.nan], mean, [np.nan]]))
     alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
     axes.plot(
-        mean, color=colour, linestyle=dash, linewidth=width, alpha=alpha, gid=gid, label=label,
-        marker="o", markersize=4, markevery=alone.tolist(), solid_capstyle="round", solid_joinstyle="round",
+        at, mean, color=colour, linestyle=dash, linewidth=width, alpha=alpha, gid=gid or None, label=label,
+        marker="o" if len(alone) else None, markersize=4, markevery=alone.tolist(), solid_capstyle="round",
+        solid_joinstyle="round",
     )  # fmt: skip
 
 

@@ -1,32 +1,26 @@
 """One displayed image: each version with its received attention, the top k outlined, and the attention matrix below."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from overfocus.figures.colours import SEQUENTIAL
 from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
+from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.received import ReceivedMaps, top_places
 from overfocus.figures.variants import Variant
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> "Figure":
+def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> PlainFigure:
     """Two rows: picture with received attention, and attention matrix, of one layer; call inside `styled()`.
 
     `high` is the upper end of the colour scale, in powers of two of uniform attention.
     """
-    from matplotlib.figure import Figure
-
     kept = maps.run.maps(image)
     place = [row["layer"] for row in maps.run.layers].index(layer.number)
     weights = kept.attention.get(layer.number)
     rows = 1 if weights is None or layer.windows > 1 else 2
     width, height = 0.55 + 2.2 * len(shown) + 0.85, 2.3 * rows + 0.5
-    figure = Figure(figsize=(width, height))
+    figure = PlainFigure(figsize=(width, height))
     axes = figure.subplots(
         rows, len(shown), squeeze=False,
         gridspec_kw={"left": 0.55 / width, "right": 1 - 0.95 / width, "top": 1 - 0.25 / height, "bottom": 0.4 / height,

@@ -1,5 +1,6 @@
 """What the report needs to know of a layer: how many patch tokens it has, and how they lie on the image."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,15 @@ class Layer:
     def label(self) -> str:
         """Number, module and branch: "7 · blocks.7.attn"."""
         return f"{self.number} · {self.module}" + (f" ({self.branch})" if self.branch else "")
+
+    @property
+    def uniform_share(self) -> float:
+        """top_share of uniform attention, k/N."""
+        return self.top / self.tokens
+
+    def excess(self, top_share: float) -> float:
+        """top_share rescaled so that uniform attention is 0 and all attention on the top tokens 1; NaN where these are equal."""
+        return math.nan if self.top == self.tokens else (top_share - self.uniform_share) / (1 - self.uniform_share)
 
 
 def layers_of(run: "Run") -> list[Layer]:

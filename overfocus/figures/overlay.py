@@ -39,7 +39,7 @@ def draw_overlay(
     norm: "LogNorm",
     outlined: Iterable[int] = (),
 ) -> None:
-    """A picture (height, width, 3) under multiples of uniform attention (rows, columns), places `outlined` framed; NaN is clear."""
+    """A picture (height, width, 3) under multiples of uniform attention (rows, columns), NaN clear, places `outlined` framed."""
     height, width = picture.shape[:2]
     axes.set_axis_off()
     axes.imshow(picture, extent=(0, width, height, 0))

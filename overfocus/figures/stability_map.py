@@ -1,5 +1,6 @@
 """Stability at a glance: one metric as corruption × severity and as corruption × layer; bright means that attention changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,9 @@ class Scale:
         return SEQUENTIAL + ("_r" if self.reverse else "")
 
 
-def scale_of(statistics: LayerStatistics, metric: str) -> Scale:
-    """Smallest to largest mean of the metric over every corruption, severity and layer."""
-    found = statistics.values[metric]["mean"]
+def scale_of(every: Sequence[LayerStatistics], metric: str) -> Scale:
+    """Smallest to largest mean of the metric over every run, corruption, severity and layer."""
+    found = np.concatenate([one.values[metric]["mean"].ravel() for one in every if metric in one.values])
     found = found[np.isfinite(found)]
     low, high = float(found.min()), float(found.max())
     return Scale(low, high if high > low else low + 1e-6, CATALOGUE[metric].overfocused == "low")

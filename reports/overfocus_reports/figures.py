@@ -72,7 +72,7 @@ def add_legend(figure: "Figure", axes: "Axes") -> None:
 
 def draw_heat_maps(statistics: LayerStatistics, metric: str, picked: Variant, folder: Path) -> tuple[str, str]:
     """Corruption × severity and corruption × layer of one stability metric."""
-    scale = scale_of(statistics, metric)
+    scale = scale_of([statistics], metric)
     rows = [corruption.replace("_", " ") for corruption in statistics.corruptions]
     severities = [str(severity) for severity in statistics.severities]
     layers = [str(layer.number) for layer in statistics.layers]

@@ -40,7 +40,7 @@ def metric_payload(statistics: LayerStatistics, metric: str) -> dict[str, Any]:
     """Means as (heads, variants, layers), their intervals as (variants, layers)."""
     parts = statistics.values[metric]
     stable = CATALOGUE[metric].group == "stability"
-    scale = scale_of(statistics, metric)
+    scale = scale_of([statistics], metric)
     return {
         "title": title_of(metric),
         "unit": unit_of(metric),

@@ -31,14 +31,12 @@ class LayerSummary:
     @property
     def uniform_share(self) -> float:
         """top_share of uniform attention, k/N."""
-        return self.layer.top / self.layer.tokens
+        return self.layer.uniform_share
 
     @property
     def excess(self) -> float:
-        """What layers are ranked by: top_share rescaled so that uniform attention is 0, all attention on the top tokens 1."""
-        if self.uniform_share == 1:
-            return float("nan")
-        return (self.concentration["top_share"].mean - self.uniform_share) / (1 - self.uniform_share)
+        """What layers are ranked by."""
+        return self.layer.excess(self.concentration["top_share"].mean)
 
 
 @dataclass(frozen=True)

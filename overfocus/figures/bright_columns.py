@@ -1,0 +1,93 @@
+"""The attention matrices of one image, clean and corrupted, with the sums of their columns: overfocusing at a glance."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from overfocus.errors import RunError
+from overfocus.figures.colours import INK, SEQUENTIAL
+from overfocus.figures.layers import Layer
+from overfocus.figures.overlay import LOWEST, attention_norm, multiple
+from overfocus.figures.plain_figure import PlainFigure
+from overfocus.figures.variants import Variant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from overfocus.run import Run
+
+
+def columns_figure(
+    runs: Sequence["Run"],
+    names: Sequence[str],
+    images: Sequence[int],
+    layers: Sequence[Layer],
+    shown: Sequence[Variant],
+    width: float,
+) -> PlainFigure:
+    """Rows are models, columns versions of the image; rows of a matrix are query patches, columns key patches.
+
+    Of a layer of windows the first one is shown.
+
+    Raises:
+        RunError: a layer's matrices were not kept, because it has too many tokens.
+    """
+    matrices = [
+        [patch_matrix(run, image, layer, variant) for variant in shown]
+        for run, image, layer in zip(runs, images, layers, strict=True)
+    ]
+    side = (width - 0.9) / len(shown)
+    figure = PlainFigure(figsize=(width, len(runs) * (side * 1.2 + 0.12) + 0.35), layout="constrained")
+    axes = figure.subplots(
+        2 * len(runs), len(shown), squeeze=False, gridspec_kw={"height_ratios": [1, 5] * len(runs)}, sharex=False
+    )
+    high = float(np.clip(np.ceil(np.log2(max(np.quantile(matrix, 0.999) for row in matrices for matrix in row))), 2, 8))
+    norm = attention_norm(high)
+    tallest = max(float(matrix.mean(0).max()) for row in matrices for matrix in row)
+    drawn: Any = None
+    for row, (name, of_run, layer) in enumerate(zip(names, matrices, layers, strict=True)):
+        for column, (matrix, variant) in enumerate(zip(of_run, shown, strict=True)):
+            above, below = axes[2 * row, column], axes[2 * row + 1, column]
+            _sums(above, matrix, tallest)
+            drawn = below.imshow(matrix, norm=norm, cmap=SEQUENTIAL, aspect="auto", interpolation="nearest", rasterized=True)
+            below.set_xticks([])
+            below.set_yticks([])
+            if row == 0:
+                above.set_title(variant.label, pad=3)
+            if row == len(runs) - 1:
+                below.set_xlabel("key patch")
+        model = f"{name}\n" if len(runs) > 1 else ""
+        axes[2 * row + 1, 0].set_ylabel(f"{model}query patch, layer {layer.number}")
+        axes[2 * row, 0].set_ylabel("column\nsum", rotation=0, ha="right", va="center")
+    bar = figure.colorbar(drawn, ax=axes[:, -1], aspect=30, pad=0.03)
+    bar.ax.minorticks_off()
+    ticks = [2.0**power for power in range(round(LOWEST), round(high) + 1)]
+    bar.set_ticks(ticks, labels=[multiple(tick) for tick in ticks])
+    bar.set_label("attention, × uniform")
+    return figure
+
+
+def patch_matrix(run: "Run", image: int, layer: Layer, variant: Variant) -> npt.NDArray[np.float32]:
+    """Attention of query patches to key patches in multiples of uniform attention, mean over heads, of the first window."""
+    kept = run.maps(image)
+    weights = kept.attention.get(layer.number)
+    if weights is None:
+        raise RunError(
+            f"{run.path}: the matrices of layer {layer.number} were not kept, it has too many tokens; choose another layer"
+        )
+    matrix = weights[kept.variants.index((variant.corruption, variant.severity)), 0].astype(np.float32)
+    queries = 0 if layer.kind == "class" else matrix.shape[0] - int(np.prod(layer.grid or (matrix.shape[0],)))
+    patches: npt.NDArray[np.float32] = matrix[max(0, queries) :, layer.key_prefix_tokens :] * matrix.shape[1]
+    return patches
+
+
+def _sums(panel: "Axes", matrix: npt.NDArray[np.float32], tallest: float) -> None:
+    """The mean over queries of each column, on one scale for the whole figure."""
+    panel.fill_between(np.arange(matrix.shape[1]), matrix.mean(0), step="mid", color=INK, linewidth=0)
+    panel.set_xlim(-0.5, matrix.shape[1] - 0.5)
+    panel.set_ylim(0, tallest)
+    panel.set_xticks([])
+    panel.set_yticks([])
+    panel.spines[["left", "bottom"]].set_visible(False)

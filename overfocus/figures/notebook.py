@@ -1,0 +1,126 @@
+"""What runs and comparisons show in a notebook: a small table of means, and figures of a screen's size."""
+
+import html
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from overfocus.errors import RunError
+from overfocus.figures.image_rows import image_rows_figure
+from overfocus.figures.image_versions import image_figure
+from overfocus.figures.layer_statistics import layer_statistics
+from overfocus.figures.overlay import highest
+from overfocus.figures.publication import draw
+from overfocus.figures.received import ReceivedMaps
+from overfocus.figures.selection import common_variants, pick_corruptions, pick_image, pick_layers, pick_severity
+from overfocus.figures.style import styled
+from overfocus.figures.variants import CLEAN, Variant, variants_of
+from overfocus.figures.wording import title_of, unit_of
+
+if TYPE_CHECKING:
+    from overfocus.figures.plain_figure import PlainFigure
+    from overfocus.run import Run
+
+WIDTH = 9.0
+"""Inches of a figure in a notebook."""
+COLUMNS = ("top_share", "effective_tokens", "top_overlap", "js_divergence", "received_shift", "agreement")
+
+
+def plot_layers(
+    runs: Sequence["Run"],
+    names: Sequence[str],
+    metrics: str | Sequence[str] | None = None,
+    corruption: str | Sequence[str] | None = None,
+    severity: int | None = None,
+) -> "PlainFigure":
+    """Metrics over depth."""
+    with styled():
+        return draw(
+            "layers", runs, names, width=WIDTH, metrics=_listed(metrics), corruptions=_listed(corruption), severity=severity
+        )
+
+
+def plot_stability(
+    runs: Sequence["Run"],
+    names: Sequence[str],
+    metrics: str | Sequence[str] | None = None,
+    corruption: str | Sequence[str] | None = None,
+    severity: int | None = None,
+) -> "PlainFigure":
+    """Stability metrics against severity."""
+    with styled():
+        return draw(
+            "stability", runs, names, width=WIDTH, metrics=_listed(metrics), corruptions=_listed(corruption), severity=severity
+        )
+
+
+def show(
+    runs: Sequence["Run"],
+    names: Sequence[str],
+    image: int | str | None = None,
+    layer: int | None = None,
+    corruption: str | Sequence[str] | None = None,
+    severity: int | None = None,
+) -> "PlainFigure":
+    """One displayed image with its received attention, clean and corrupted; of a single run the matrices too."""
+    every = [layer_statistics(run) for run in runs]
+    variants = common_variants(every)
+    shown = [CLEAN]
+    if len(variants) > 1:
+        chosen = pick_severity(severity, variants)
+        found = [Variant(name, chosen) for name in pick_corruptions(_listed(corruption), variants)]
+        shown += [variant for variant in found if variant in variants][:4]
+    numbers, layers = pick_image(image, runs), pick_layers(layer, every)
+    maps = [ReceivedMaps(run) for run in runs]
+    places = [one.layers.index(chosen) for one, chosen in zip(every, layers, strict=True)]
+    profiles = [
+        profile * profile.size
+        for of_run, number, place in zip(maps, numbers, places, strict=True)
+        for variant in shown
+        if (profile := of_run(number, variant)[place]) is not None
+    ]
+    with styled():
+        if len(runs) == 1:
+            return image_figure(maps[0], numbers[0], shown, layers[0], highest(profiles))
+        return image_rows_figure(maps, names, numbers, shown, layers, highest(profiles))
+
+
+def run_html(run: "Run") -> str:
+    """What the run is, and the means of a few metrics over images and layers, for clean pictures and each corruption."""
+    state = "" if run.complete else ", unfinished"
+    heading = f"{len(run.images)} images, {len(run.layers)} attention layers{state} · {run.path}"
+    return f"<div><p><b>{escaped(run.info['checkpoint']['name'])}</b> · {escaped(heading)}</p>{means_html(run)}</div>"
+
+
+def means_html(run: "Run") -> str:
+    """The table of means; empty where nothing is measured yet."""
+    try:
+        table, predictions = run.table, run.predictions
+    except RunError:  # a run that was only just begun
+        return ""
+    if not len(table):
+        return ""
+    known = [name for name in COLUMNS if name in table and table[name].notna().any()]
+    predicted = [name for name in COLUMNS if name in predictions and predictions[name].notna().any()]
+    by = ["corruption", "severity"]
+    means = table.groupby(by)[known].mean().join(predictions.groupby(by)[predicted].mean())
+    head = "".join(f"<th>{escaped(title_of(name))}<br><small>{escaped(unit_of(name))}</small></th>" for name in known + predicted)
+    rows = ""
+    for variant in variants_of(run):
+        values = means.xs((variant.corruption, variant.severity)).to_dict()
+        rows += f"<tr><th>{escaped(variant.label)}</th>"
+        rows += "".join(f"<td>{_number(float(values[name]))}</td>" for name in known + predicted) + "</tr>"
+    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def escaped(value: object) -> str:
+    """Text that cannot become markup."""
+    return html.escape(str(value))
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str] | None:
+    return None if value is None else [value] if isinstance(value, str) else list(value)

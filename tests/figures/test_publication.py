@@ -1,0 +1,139 @@
+"""Figures for papers: what is drawn is what was measured, in the size and fonts that were asked for."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from overfocus.errors import RunError
+from overfocus.figures.layer_statistics import layer_statistics
+from overfocus.figures.paper_style import inches, paper, save_figure
+from overfocus.figures.publication import KINDS, draw
+from overfocus.figures.selection import most_overfocused, same_depth
+from overfocus.run import Run
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, synthetic_run):
+    """A run of the same images by a deeper model."""
+    return Run(synthetic_run(tmp_path_factory.mktemp("other") / "deep", layers=7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
+def test_every_kind_in_every_format(run, other, tmp_path, kind, ending):
+    with paper():
+        figure = draw(kind, [run, other], ["plain", "deep"], width=5)
+        path = save_figure(figure, tmp_path / f"figure.{ending}")
+    content = path.read_bytes()
+    if ending == "pdf":
+        assert b"/Type0" in content or b"/TrueType" in content
+        assert b"/Type3" not in content
+        assert float(re.search(rb"/MediaBox \[\s*0 0 ([\d.]+)", content)[1]) == pytest.approx(5 * 72)
+    elif ending == "svg":
+        texts = "".join(ElementTree.fromstring(content).itertext())
+        assert "layer" in texts or "depth" in texts or "severity" in texts
+        assert "plain" in texts
+    else:
+        assert content.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_titles_and_words_as_labels(run, kind):
+    with paper():
+        figure = draw(kind, [run], ["plain"])
+    assert figure._suptitle is None
+    labels = [axes.get_ylabel() + axes.get_xlabel() for axes in figure.axes]
+    assert any(labels)
+    assert not any("_" in label for label in labels)
+
+
+def test_layers_are_the_means_of_the_run(run):
+    with paper():
+        figure = draw("layers", [run], ["plain"], metrics=["gini"], corruptions=["fog"], severity=3)
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    table = run.table
+    fog = table[(table["corruption"] == "fog") & (table["severity"] == 3)].groupby("layer")["gini"].mean()
+    np.testing.assert_allclose(lines["fog 3"], fog)
+    np.testing.assert_allclose(lines["clean"], table[table["severity"] == 0].groupby("layer")["gini"].mean())
+
+
+def test_models_of_different_depth_share_axes(run, other):
+    with paper():
+        figure = draw("layers", [run, other], ["plain", "deep"], metrics=["gini"])
+    axes = figure.axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert axes.get_xlabel() == "relative depth"
+    for name, layers in (("plain, clean", 4), ("deep, clean", 7)):
+        np.testing.assert_allclose(lines[name].get_xdata(), np.linspace(0, 1, layers))
+    assert lines["plain, clean"].get_color() != lines["deep, clean"].get_color()
+
+
+def test_stability_averages_each_image_first(run):
+    with paper():
+        figure = draw("stability", [run], ["plain"], metrics=["received_shift"], corruptions=["fog"])
+    table = run.table[run.table["corruption"] == "fog"]
+    expected = [table[table["severity"] == severity].groupby("image")["received_shift"].mean().mean() for severity in (1, 3)]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), expected)
+
+
+def test_matrix_panels_have_one_scale(run, other):
+    with paper():
+        figure = draw("matrix", [run, other], ["plain", "deep"], metrics=["received_shift"])
+    images = [axes.images[0] for axes in figure.axes[:2]]
+    assert images[0].get_clim() == images[1].get_clim()
+    fog = run.table[(run.table["corruption"] == "fog") & (run.table["severity"] == 3)]
+    np.testing.assert_allclose(images[0].get_array()[1], fog.groupby("layer")["received_shift"].mean())
+
+
+def test_columns_are_the_attention_of_the_image(run):
+    with paper():
+        figure = draw("columns", [run], ["plain"], image=1, layer=-1, corruptions=["fog"], severity=3)
+    kept = run.maps(1)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    for matrix, variant in zip(shown, (("clean", 0), ("fog", 3)), strict=False):
+        weights = kept.attention[3][kept.variants.index(variant), 0].astype("float32")
+        np.testing.assert_allclose(matrix, weights[1:, 1:] * 37, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("layers", {"metrics": ["ginny"]}, "no metric 'ginny'; did you mean 'gini'"),
+        ("stability", {"corruptions": ["frog"]}, "no corruption 'frog'; did you mean 'fog'"),
+        ("stability", {"severity": 2}, "severity 2 was not measured; there is 1, 3"),
+        ("matrix", {"metrics": ["gini"]}, "no metric 'gini'"),
+        ("matrix", {"metrics": ["js_divergence", "received_shift"]}, "a matrix shows one metric"),
+        ("columns", {"layer": 9}, "layer must be between -4 and 3, got 9"),
+        ("columns", {"image": "nothing.png"}, "maps were not kept of image nothing.png; there is 0"),
+    ],
+)
+def test_what_was_not_measured(run, kind, options, message):
+    with pytest.raises(RunError, match=re.escape(message)):
+        draw(kind, [run], ["plain"], **options)
+
+
+def test_clean_images_alone(make_run):
+    run = make_run(corruptions=(), severities=())
+    with paper():
+        assert [line.get_label() for line in draw("layers", [run], ["plain"]).axes[0].lines if line.get_label()[0] != "_"]
+    with pytest.raises(RunError, match="no stability metric in common"):
+        draw("stability", [run], ["plain"])
+
+
+@pytest.mark.parametrize(("text", "size"), [("3.3in", 3.3), ("8.4cm", 8.4 / 2.54), ("84mm", 8.4 / 2.54), ("3.5", 3.5)])
+def test_widths(text, size):
+    assert inches(text) == pytest.approx(size)
+
+
+@pytest.mark.parametrize("text", ["wide", "3.3px", "0in", "900in", "-3in"])
+def test_no_widths(text):
+    with pytest.raises(ValueError, match="expected a width such as"):
+        inches(text)
+
+
+def test_the_most_overfocused_layer(run):
+    clean = run.table[run.table["severity"] == 0].groupby("layer")["top_share"].mean()
+    assert most_overfocused(layer_statistics(run)) == clean.argmax()
+    assert [same_depth(place, 4, 7) for place in range(4)] == [0, 2, 4, 6]
