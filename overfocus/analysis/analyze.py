@@ -1,31 +1,16 @@
 """`analyze`: images × corruptions × severities through one model, attention measured on the way, into a run folder."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from overfocus.analysis.description import describe_checkpoint, describe_versions, find_sites
-from overfocus.analysis.display import choose_displayed
-from overfocus.analysis.folder import RunFolder
-from overfocus.analysis.labels import Classes, match_labels
-from overfocus.analysis.measuring import precision
-from overfocus.analysis.session import continue_run
-from overfocus.analysis.settings import (
-    Settings,
-    choose_corruptions,
-    choose_device,
-    choose_severities,
-    choose_workers,
-    describe_source,
-)
-from overfocus.errors import RunError
+from overfocus.analysis.preparation import choose_images, load_for_run, open_run, place_of
+from overfocus.analysis.session import continue_runs
+from overfocus.analysis.settings import choose_settings
 from overfocus.images.reading import MAX_PIXELS
-from overfocus.images.sources import ImageSource, find_images
-from overfocus.run import FORMAT, Run
-from overfocus.version import __version__
+from overfocus.run import Run
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -95,114 +80,28 @@ def analyze(
         CaptureError: the model has no attention over tokens, or attention with NaN.
         RunError: a setting is out of range, or the folder holds something else or cannot be written.
     """
-    settings = Settings(
-        images=describe_source(images),
-        corruptions=choose_corruptions(corruptions),
-        severities=choose_severities(severities),
-        seed=int(seed),
-        batch_size=int(batch_size),
-        top_fraction=float(top_fraction),
-        layers=None if layers is None else [int(layer) for layer in layers],
-        per_head=bool(per_head),
+    settings = choose_settings(
+        images=images,
+        corruptions=corruptions,
+        severities=severities,
+        device=place_of(checkpoint, device),
+        batch_size=batch_size,
+        amp=amp,
+        workers=workers,
+        seed=seed,
+        layers=layers,
+        per_head=per_head,
         limit=limit,
-        amp=bool(amp),
-        device=str(_device_of(checkpoint) if device is None else choose_device(device)),
-        workers=choose_workers(workers),
-        strict=bool(strict),
+        top_fraction=top_fraction,
         image_size=image_size,
         displayed=displayed,
         maps_limit=maps_limit,
         max_pixels=max_pixels,
+        strict=strict,
     )
-    loaded = _load(checkpoint, settings, model=model, use_ema=use_ema)
-    sources = _spread(find_images(images, loaded.input_size), limit)
-    classes = match_labels((source.label for source in sources), loaded.class_names, loaded.num_classes)
-    wanted = {
-        "format": FORMAT,
-        "overfocus": __version__,
-        "settings": settings.as_dict(),
-        "checkpoint": describe_checkpoint(loaded),
-        "class_names": classes.names,
-        "images": [_describe_image(number, source) for number, source in enumerate(sources)],
-    }
-    folder = RunFolder(Path(output))
-    info = folder.open(wanted, overwrite=overwrite)
-    if info is None:
-        info = _begin(folder, wanted, loaded, sources, classes, settings)
-    if info["status"] != "complete":
-        continue_run(folder, info, loaded, sources, settings, classes.ids, progress=progress)
-    return Run(folder.path)
-
-
-def _device_of(checkpoint: object) -> torch.device:
-    """Where a loaded model is; else a CUDA device where there is one."""
-    parameters = getattr(getattr(checkpoint, "model", None), "parameters", None)
-    first = next(iter(parameters()), None) if parameters else None
-    return choose_device(None) if first is None else first.device
-
-
-def _load(
-    checkpoint: "str | Path | LoadedModel | None", settings: Settings, *, model: str | None, use_ema: bool
-) -> "LoadedModel":
-    from overfocus.checkpoints.load import LoadedModel, load_model
-
-    if isinstance(checkpoint, LoadedModel):
-        if model is not None or settings.image_size is not None:
-            raise RunError(
-                "model and image_size say how to load a checkpoint, but a loaded model was given; pass them to load_model"
-            )
-        checkpoint.model.to(settings.device).eval()
-        return checkpoint
-    if checkpoint is None:
-        from overfocus.samples import sample_checkpoint
-
-        checkpoint = sample_checkpoint()
-    return load_model(checkpoint, model=model, use_ema=use_ema, image_size=settings.image_size, device=settings.device)
-
-
-def _spread(sources: list[ImageSource], limit: int | None) -> list[ImageSource]:
-    """At most `limit` of the images, spread evenly, so that a list sorted by class gives all classes."""
-    if limit is None or limit >= len(sources):
-        return sources
-    return [sources[number * len(sources) // limit] for number in range(limit)]
-
-
-def _describe_image(number: int, source: ImageSource) -> dict[str, Any]:
-    return {"image": number, "name": source.name, "path": str(source.path), "label": source.label, "width": None, "height": None}
-
-
-def _begin(
-    folder: RunFolder,
-    wanted: dict[str, Any],
-    loaded: "LoadedModel",
-    sources: Sequence[ImageSource],
-    classes: Classes,
-    settings: Settings,
-) -> dict[str, Any]:
-    """Write run.json of a new run: beside what was `wanted` its layers, coverage, displayed images.
-
-    Where the windows of its layers lie is too long for run.json and is written beside the maps.
-    """
-    displayed = choose_displayed(sources, settings)
-    picture = loaded.preprocess(displayed.example).to(settings.device)
-    with precision(torch.device(settings.device), amp=settings.amp):
-        sites = find_sites(loaded.model, torch.stack([picture, picture]), settings.layers)
-    labels = {source.label for source in sources if source.label is not None}
-    unknown = sorted(labels - classes.ids.keys())
-    notes = [f"{len(unknown)} of {len(labels)} labels mean no class of the model ({', '.join(unknown[:3])})"] if unknown else []
-    info = wanted | {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "running",
-        "done": 0,
-        "layers": sites.layers,
-        "coverage": sites.coverage,
-        "skipped": [],
-        "displayed": displayed.images,
-        "notes": notes,
-        "versions": describe_versions(),
-        "timing": {},
-    }
-    folder.write_info(info)
-    if sites.partitions:
-        folder.write_arrays("maps/windows.npz", {f"layer_{number:02d}": kept for number, kept in sites.partitions.items()})
-    return info
+    loaded = load_for_run(checkpoint, settings, model=model, use_ema=use_ema)
+    sources = choose_images(images, loaded, limit)
+    run = open_run(Path(output), loaded, sources, settings, loaded.preprocess, overwrite=overwrite)
+    if run.info["status"] != "complete":
+        continue_runs([run], sources, settings, loaded.preprocess, progress=progress)
+    return Run(run.folder.path)

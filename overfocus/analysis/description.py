@@ -72,6 +72,8 @@ class Sites:
 
     layers: list[dict[str, Any]]
     """The layers over tokens that are to be measured: layer (number in call order), module, kind, grids, heads, …"""
+    count: int
+    """How many layers over tokens the model has."""
     coverage: list[dict[str, Any]]
     """One row per attention-like module: captured, or the reason why not."""
     partitions: dict[int, Int[np.ndarray, "windows tokens"]]
@@ -108,14 +110,14 @@ def find_sites(model: nn.Module, inputs: Tensor, layers: list[int] | None) -> Si
     partitions = {number: row.pop("partition") for number, row in enumerate(found)}
     numbered = [{"layer": number} | row for number, row in enumerate(found)]
     if layers is None:
-        return Sites(numbered, coverage, _known(partitions))
+        return Sites(numbered, len(found), coverage, _known(partitions))
     if wrong := [number for number in layers if not -len(found) <= number < len(found)]:
         raise RunError(
             f"layers must be between {-len(found)} and {len(found) - 1} for this model, got {', '.join(map(str, wrong))}"
         )
     chosen = {number % len(found) for number in layers}
     partitions = {number: partitions[number] for number in sorted(chosen)}
-    return Sites([row for row in numbered if row["layer"] in chosen], coverage, _known(partitions))
+    return Sites([row for row in numbered if row["layer"] in chosen], len(found), coverage, _known(partitions))
 
 
 def _known(partitions: dict[int, Tensor | None]) -> dict[int, Int[np.ndarray, "windows tokens"]]:

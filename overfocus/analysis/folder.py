@@ -158,6 +158,8 @@ def _differences(info: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
                 if "sha" in name
                 else f"checkpoint {name} {there} there, {now} now"
             )
+    if info.get("pixels") != wanted.get("pixels"):
+        changed.append("pictures prepared for another input")
     there, now = ([(image["name"], image["label"]) for image in run["images"]] for run in (info, wanted))
     if there != now:
         changed.append(f"other images, {len(there)} there, {len(now)} asked for")

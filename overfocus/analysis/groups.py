@@ -3,8 +3,8 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
+from overfocus.analysis.pixels import InputSize
 from overfocus.analysis.variants import CLEAN, Variant
 from overfocus.corruptions import corrupt, prepare_corruptions
 from overfocus.errors import ImageError, RunError
@@ -27,17 +28,21 @@ PACKS_AHEAD = 3
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One image in all its variants at the model's input size, or the reason why it could not be read."""
+    """One image in all its variants at the models' input sizes, or the reason why it could not be read."""
 
     image: int
-    pictures: UInt8[np.ndarray, "variants height width 3"] | None = None
+    pictures: dict[InputSize, UInt8[np.ndarray, "variants height width 3"]] = field(default_factory=dict)
+    """The same corrupted pictures for each input size; empty where the image could not be read."""
     size: tuple[int, int] | None = None
     """(width, height) of the file."""
     reason: str | None = None
 
 
 class GroupDataset(Dataset[Group]):
-    """Groups of a list of images; each depends on its image, the variants and the seed alone."""
+    """Groups of a list of images; each depends on its image, the variants and the seed alone.
+
+    Images are corrupted once, as `preprocess` resizes and crops them, and resized from there to `others` of other models.
+    """
 
     def __init__(
         self,
@@ -46,12 +51,14 @@ class GroupDataset(Dataset[Group]):
         preprocess: "Preprocess",
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
+        others: Iterable[InputSize] = (),
     ) -> None:
         self.sources = sources
         self.variants = variants
         self.preprocess = preprocess
         self.seed = seed
         self.max_pixels = max_pixels
+        self.sizes = [InputSize.of(preprocess), *others]
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -62,8 +69,10 @@ class GroupDataset(Dataset[Group]):
         except ImageError as error:
             return Group(index, reason=str(error))
         clean = self.preprocess.resize(image)
-        pictures = [clean if variant == CLEAN else corrupt(clean, *variant, seed=self.seed) for variant in self.variants]
-        return Group(index, np.stack(pictures), image.size)
+        pictures = np.stack(
+            [clean if variant == CLEAN else corrupt(clean, *variant, seed=self.seed) for variant in self.variants]
+        )
+        return Group(index, {size: size.fit(pictures) for size in self.sizes}, image.size)
 
 
 class GroupLoader:

@@ -9,6 +9,7 @@ import torch
 from overfocus.analysis.groups import Group
 from overfocus.analysis.measuring import Array, BatchResult, Measurer
 from overfocus.analysis.parts import ImageResult
+from overfocus.analysis.pixels import InputSize
 from overfocus.analysis.variants import Packing
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class PackMeasurer:
     ) -> None:
         self.measurer = measurer
         self.preprocess = preprocess
+        self.input_size = InputSize.of(preprocess)
         self.packing = packing
         self.displayed = displayed
 
@@ -50,7 +52,7 @@ class PackMeasurer:
             )
             if group.image in shown:
                 at = shown.index(group.image)
-                result.pictures = group.pictures
+                result.pictures = group.pictures[self.input_size]
                 result.attention = {
                     layer: self._joined([batch.attention[layer] for batch in batches], at) for layer in batches[0].attention
                 }
@@ -59,7 +61,7 @@ class PackMeasurer:
 
     def _measure_batch(self, groups: Sequence[Group], members: Sequence[int]) -> BatchResult:
         device = self.measurer.device
-        pictures = [group.pictures[member] for group in groups if group.pictures is not None for member in members]
+        pictures = [group.pictures[self.input_size][member] for group in groups for member in members]
         with self.measurer.stopwatch.on("normalising"):
             inputs = self.preprocess.normalize_batch(pictures, device)
         size = len(members)

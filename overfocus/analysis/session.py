@@ -1,82 +1,71 @@
-"""The measuring itself: from where a run stopped to its end."""
+"""The measuring itself: from where runs stopped to their end, each picture made once for all models."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from overfocus.analysis.folder import RunFolder
 from overfocus.analysis.groups import Group, GroupDataset, GroupLoader
-from overfocus.analysis.measuring import METRIC_NAMES, Measurer
-from overfocus.analysis.packs import PackMeasurer
-from overfocus.analysis.parts import Tables
+from overfocus.analysis.pixels import InputSize
 from overfocus.analysis.progress import progress_bar
-from overfocus.analysis.recorder import PartRecorder
 from overfocus.analysis.settings import Settings
-from overfocus.analysis.stopwatch import Stopwatch
+from overfocus.analysis.turns import ModelRun, Turn, Turns
 from overfocus.analysis.variants import list_variants, pack_variants
 from overfocus.errors import ImageError, RunError
 from overfocus.images.sources import ImageSource
 
 if TYPE_CHECKING:
-    from overfocus.checkpoints.load import LoadedModel
+    from overfocus.preprocessing import Preprocess
+
+PACKS_PER_TURN = 4
+"""Where several models take turns, each measures so many packs at a time: a turn costs some milliseconds."""
 
 
-def continue_run(
-    folder: RunFolder,
-    info: dict[str, Any],
-    loaded: "LoadedModel",
+def continue_runs(
+    runs: Sequence[ModelRun],
     sources: Sequence[ImageSource],
     settings: Settings,
-    class_ids: dict[str, int],
+    preprocess: "Preprocess",
     *,
     progress: bool | None,
 ) -> None:
-    """Measure the images of a run that are not done yet, and mark it complete.
+    """Measure the images of runs that are not done yet, and mark them complete; all models see the same corrupted pictures.
 
-    Ctrl-C writes what is measured before it ends the run; the run can be continued.
+    `preprocess` says how images are resized and cropped before they are corrupted. Ctrl-C writes what is measured before it
+    ends the runs; they can be continued, each from where it stopped.
 
     Raises:
         CaptureError, ImageError, RunError: as `analyze` says.
     """
     variants = list_variants(settings.corruptions, settings.severities)
     packing = pack_variants(len(variants), settings.batch_size)
-    stopwatch = Stopwatch(info["timing"])
-    tables = Tables(info["images"], variants, info["layers"], METRIC_NAMES, settings.per_head, info["class_names"], class_ids)
-    recorder = PartRecorder(folder, info, tables, stopwatch)
-    dataset = GroupDataset(sources, variants, loaded.preprocess, settings.seed, settings.max_pixels)
-    measurer = Measurer(
-        loaded.model,
-        [layer["layer"] for layer in info["layers"]],
-        loaded.num_classes,
-        stopwatch,
-        device=torch.device(settings.device),
-        top_fraction=settings.top_fraction,
-        per_head=settings.per_head,
-        amp=settings.amp,
-    )
-    packs = PackMeasurer(measurer, loaded.preprocess, packing, info["displayed"])
+    together = packing.images * (PACKS_PER_TURN if len(runs) > 1 else 1)
+    sizes = dict.fromkeys(InputSize.of(run.loaded.preprocess) for run in runs)
+    sizes.pop(InputSize.of(preprocess), None)
+    dataset = GroupDataset(sources, variants, preprocess, settings.seed, settings.max_pixels, sizes)
+    turns = Turns([Turn(run, settings) for run in runs])
+    start = min(turn.recorder.done for turn in turns.turns)
     with (
-        GroupLoader(dataset, recorder.done, workers=settings.workers, together=packing.images) as groups,
-        measurer,
-        progress_bar(len(sources), recorder.done, show=progress) as show,
+        GroupLoader(dataset, start, workers=settings.workers, together=together) as groups,
+        turns,
+        progress_bar(len(sources), start, show=progress) as show,
     ):
         try:
-            while True:
-                with stopwatch.on("waiting"):
-                    pack = list(islice(groups, packing.images))
-                if not pack:
-                    break
-                readable = [group for group in pack if group.pictures is not None]
-                unreadable = [group for group in pack if group.pictures is None]
+            for chunk in _chunks(groups, together, turns):
+                unreadable = [group for group in chunk if not group.pictures]
                 if settings.strict and unreadable:
                     raise ImageError(str(unreadable[0].reason))
-                recorder.add(packs.measure(readable) if readable else [], [_skip(group, sources) for group in unreadable])
-                show(recorder.done)
-            recorder.write(status="complete")
+                for turn in turns:
+                    for first in range(0, len(chunk), packing.images):
+                        turn.measure(chunk[first : first + packing.images])
+                show(chunk[-1].image + 1)
+            for turn in turns.turns:
+                turn.recorder.write(status="complete")
         except KeyboardInterrupt:
-            recorder.write()
+            for turn in turns.turns:
+                turn.recorder.write()
             raise
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
@@ -85,5 +74,12 @@ def continue_run(
             ) from error
 
 
-def _skip(group: Group, sources: Sequence[ImageSource]) -> dict[str, Any]:
-    return {"image": group.image, "name": sources[group.image].name, "reason": group.reason}
+def _chunks(groups: GroupLoader, size: int, turns: Turns) -> Iterator[list[Group]]:
+    """The groups in lists of `size`; the time to wait for them is shared by the runs."""
+    while True:
+        began = time.perf_counter()
+        chunk = list(islice(groups, size))
+        turns.waited(time.perf_counter() - began)
+        if not chunk:
+            return
+        yield chunk

@@ -55,6 +55,53 @@ class Settings:
         return asdict(self)
 
 
+def choose_settings(
+    *,
+    images: str | Path | Sequence[str | Path] | None,
+    corruptions: str | Sequence[str] | None,
+    severities: int | Sequence[int] | None,
+    device: torch.device,
+    batch_size: int,
+    amp: bool,
+    workers: int | None,
+    seed: int,
+    layers: Sequence[int] | None,
+    per_head: bool,
+    limit: int | None,
+    top_fraction: float,
+    image_size: int | None,
+    displayed: int,
+    maps_limit: int,
+    max_pixels: int,
+    strict: bool,
+) -> Settings:
+    """The settings that the arguments of `analyze` mean.
+
+    Raises:
+        CorruptionError: a corruption or severity does not exist.
+        RunError: a setting is out of range.
+    """
+    return Settings(
+        images=describe_source(images),
+        corruptions=choose_corruptions(corruptions),
+        severities=choose_severities(severities),
+        seed=int(seed),
+        batch_size=int(batch_size),
+        top_fraction=float(top_fraction),
+        layers=None if layers is None else [int(layer) for layer in layers],
+        per_head=bool(per_head),
+        limit=limit,
+        amp=bool(amp),
+        device=str(device),
+        workers=choose_workers(workers),
+        strict=bool(strict),
+        image_size=image_size,
+        displayed=displayed,
+        maps_limit=maps_limit,
+        max_pixels=max_pixels,
+    )
+
+
 def choose_corruptions(names: str | Sequence[str] | None) -> list[str]:
     """The corruptions asked for by name or group, or the default ones."""
     return resolve_corruptions(DEFAULT_CORRUPTIONS if names is None else names)

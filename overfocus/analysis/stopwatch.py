@@ -27,6 +27,14 @@ class Stopwatch:
             if inside is not None:
                 self._seconds[inside] -= elapsed
 
+    def add(self, part: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere."""
+        self._seconds[part] += seconds
+
+    def leave_out(self, seconds: float) -> None:
+        """Take seconds off the total, in which other runs were at work."""
+        self._began += seconds
+
     def timing(self, images: int, pictures: int) -> dict[str, float]:
         """Seconds in total and by part, and the speed over `images` in all their variants, `pictures` together."""
         seconds = time.perf_counter() - self._began

@@ -12,6 +12,7 @@ from PIL import Image
 from overfocus import RunError, corrupt
 from overfocus.analysis import groups
 from overfocus.analysis.groups import GroupDataset, GroupLoader
+from overfocus.analysis.pixels import InputSize
 from overfocus.images.sources import find_images
 
 VARIANTS = [("clean", 0), ("glass_blur", 3), ("impulse_noise", 2)]
@@ -23,19 +24,34 @@ def dataset(loaded, photos):
     return GroupDataset(find_images(photos), VARIANTS, loaded.preprocess, seed=4)
 
 
+def _pictures(group):
+    """The pictures at the only input size."""
+    (pictures,) = group.pictures.values()
+    return pictures
+
+
 def test_pictures_are_corrupted_at_the_models_input_size(dataset, loaded, photos):
     group = dataset[0]
     clean = loaded.preprocess.resize(Image.open(photos / "cat" / "000.png"))
     assert group.size == (48, 40)
-    np.testing.assert_array_equal(group.pictures[0], clean)
-    np.testing.assert_array_equal(group.pictures[1], corrupt(clean, "glass_blur", 3, seed=4))
-    np.testing.assert_array_equal(group.pictures[2], corrupt(clean, "impulse_noise", 2, seed=4))
+    np.testing.assert_array_equal(_pictures(group)[0], clean)
+    np.testing.assert_array_equal(_pictures(group)[1], corrupt(clean, "glass_blur", 3, seed=4))
+    np.testing.assert_array_equal(_pictures(group)[2], corrupt(clean, "impulse_noise", 2, seed=4))
+
+
+def test_other_models_get_the_same_corrupted_pictures_at_their_size(loaded, photos):
+    other = InputSize(48, 40, "bilinear")
+    same = InputSize.of(loaded.preprocess)
+    group = GroupDataset(find_images(photos), VARIANTS, loaded.preprocess, seed=4, others=[other])[0]
+    assert list(group.pictures) == [same, other]
+    for own, resized in zip(group.pictures[same], group.pictures[other], strict=True):
+        np.testing.assert_array_equal(resized, Image.fromarray(own).resize((40, 48), Image.Resampling.BILINEAR))
 
 
 def test_dataset_can_be_sent_to_a_new_process(dataset):
     """Systems that do not fork pickle it."""
     copy = pickle.loads(pickle.dumps(dataset))
-    np.testing.assert_array_equal(copy[5].pictures, dataset[5].pictures)
+    np.testing.assert_array_equal(_pictures(copy[5]), _pictures(dataset[5]))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -45,7 +61,7 @@ def test_groups_come_in_order_from_where_the_run_stopped(dataset, workers, start
         found = list(loader)
     assert [group.image for group in found] == list(range(start, 6))
     for group in found:
-        np.testing.assert_array_equal(group.pictures, dataset[group.image].pictures)
+        np.testing.assert_array_equal(_pictures(group), _pictures(dataset[group.image]))
 
 
 def test_killed_worker_is_told_in_one_line(dataset, monkeypatch):
@@ -62,6 +78,7 @@ def test_killed_worker_is_told_in_one_line(dataset, monkeypatch):
 USED_OPENCV = """
 import cv2, numpy as np
 from overfocus.analysis.groups import GroupDataset, GroupLoader
+from overfocus.analysis.pixels import InputSize
 from overfocus.images.sources import find_images
 from overfocus.preprocessing import Preprocess
 
