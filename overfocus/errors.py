@@ -23,3 +23,7 @@ class CorruptionError(OverfocusError, ValueError):
 
 class RunError(OverfocusError):
     """A run folder cannot be written, read, continued or compared."""
+
+
+class TrainingError(OverfocusError):
+    """A model cannot be trained as asked, or its training went wrong."""

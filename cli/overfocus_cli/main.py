@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from overfocus.errors import OverfocusError
 from overfocus.version import __version__
 from overfocus_cli.analyze import analyze
+from overfocus_cli.compare import compare
 from overfocus_cli.figure import figure
 from overfocus_cli.heatmap import heatmap
 from overfocus_cli.inspect_checkpoint import inspect_checkpoint
@@ -42,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("analyze")(analyze)
+app.command("compare")(compare)
 app.command("report")(report)
 app.command("inspect")(inspect_checkpoint)
 app.command("figure")(figure)

@@ -55,7 +55,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with opened as image:
             _check_size(path, image.size, max_pixels)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def _check_size(path: str | Path, size: tuple[int, int], max_pixels: int) -> Non
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes as RGB; `convert` alone would clip 16-bit and float pictures and show what transparency hides."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # "I" is how older Pillow opens 16-bit PNG
         scaled = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) + 128) // 257

@@ -1,0 +1,51 @@
+"""Pictures in one folder per class, as torchvision's ImageFolder and ImageNet lay them out."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from overfocus.errors import ImageError
+from overfocus.images.reading import EXTENSIONS, read_image
+from overfocus.images.sources import find_images
+
+
+class ClassFolders:
+    """The classes are the sub-folders in the order of their names.
+
+    Raises:
+        ImageError: there are fewer than two class folders, or one holds no picture.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.class_names = sorted(
+            path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
+        )
+        if len(self.class_names) < 2:
+            raise ImageError(
+                f"{folder}: expected a folder for each class, at least two, got {len(self.class_names)}; "
+                "put the pictures into folders named after their classes"
+            )
+        sources = [source for source in find_images(folder) if source.label is not None]
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.labels = np.array([numbers[str(source.label)] for source in sources], np.int64)
+        counts = np.bincount(self.labels, minlength=len(numbers))
+        if empty := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
+            which = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
+            raise ImageError(
+                f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in the class folder {which}; add some or remove the folder"
+            )
+        self.channels = 3
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """One picture as RGB."""
+        return read_image(self._sources[index].path)
+
+    def name(self, index: int) -> str:
+        """Path below the folder."""
+        return self._sources[index].name

@@ -1,0 +1,100 @@
+"""A data set in a folder of Hugging Face `datasets`: written by `save_to_disk`, or the parquet files of a hub repository."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from overfocus.datasets.labelled import SPLITS
+from overfocus.errors import ImageError
+from overfocus.images.reading import to_rgb
+
+
+class HubImages:
+    """One split, read from disk picture by picture.
+
+    Raises:
+        ImageError: it has no column of pictures or none of classes.
+    """
+
+    def __init__(self, split: Any, folder: Path) -> None:
+        from datasets import ClassLabel, Value
+        from datasets import Image as ImageFeature
+
+        features = split.features
+        pictures = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+        named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        numbers = [name for name in ("label", "labels") if isinstance(features.get(name), Value)]
+        classes = named or numbers
+        if not pictures or not classes:
+            raise ImageError(
+                f"{folder}: expected a column of pictures and one of class labels, got {', '.join(map(str, features)) or 'none'}"
+            )
+        self.folder = folder
+        self.labels = np.asarray(split[classes[0]], np.int64)
+        self.class_names = (
+            list(features[classes[0]].names) if named else [str(number) for number in range(int(self.labels.max()) + 1)]
+        )
+        self.channels = 3
+        self._column = pictures[0]
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """One picture as RGB."""
+        try:
+            return to_rgb(self._split[index][self._column])
+        except Exception as error:  # Pillow's readers raise a dozen classes on damaged pictures
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"{self.folder}: picture {index} cannot be read ({reason}); remove it from the data set") from error
+
+    def name(self, index: int) -> str:
+        """Number in the split."""
+        return f"{index:06d}"
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder, or it holds parquet files."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) or bool(_parquet(folder))
+
+
+def open_hub_split(folder: Path, split: str) -> HubImages | None:
+    """The pictures of a split; None where there is none of that kind. A data set without splits is one for training.
+
+    Raises:
+        ImageError: `datasets` is not installed, or it cannot read the folder.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ImageError(
+            f'{folder}: reading a Hugging Face data set needs `datasets`; install it: pip install "overfocus[train]"'
+        ) from None
+    try:
+        if _parquet(folder):
+            opened = datasets.load_dataset("parquet", data_files=_parquet_splits(folder))
+        else:
+            opened = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises whatever its readers do
+        raise ImageError(
+            f"{folder}: expected a Hugging Face data set, reading it failed ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(opened, dict):
+        return HubImages(opened, folder) if split == "train" else None
+    found = next((opened[name] for name in SPLITS[split] if name in opened), None)
+    return None if found is None else HubImages(found, folder)
+
+
+def _parquet(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+
+
+def _parquet_splits(folder: Path) -> dict[str, list[str]]:
+    """Files by split, which is the part of the name before the first hyphen or dot (train-00000-of-00004.parquet)."""
+    splits: dict[str, list[str]] = {}
+    for path in _parquet(folder):
+        splits.setdefault(path.name.split(".")[0].split("-")[0], []).append(str(path))
+    return splits

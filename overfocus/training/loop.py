@@ -1,0 +1,248 @@
+"""The training loop: steps, log, validation and checkpoints, from wherever the last session stopped."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from overfocus.errors import TrainingError
+from overfocus.training.classification import Classification
+from overfocus.training.diversity import Diversity
+from overfocus.training.log import Log
+from overfocus.training.optimisation import LearningRate
+from overfocus.training.randomness import STEP, derived_seed, seed_all
+from overfocus.training.recipe import Recipe
+from overfocus.training.samples import Batch
+from overfocus.training.state import write_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from timm.utils import ModelEmaV3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often things happen, in steps."""
+
+    steps_per_epoch: int
+    steps: int
+    log_every: int
+    save_every: int
+    validate_every: int | None
+    """None: never."""
+
+
+class Trainer:
+    """Takes steps with a model that `accelerator` has prepared.
+
+    The state of a training is the weights, their average, the optimiser, the scaler, λ of "auto", the sums of the row of the
+    log in work, and the number of the step: random numbers, learning rate and order of the pictures follow from the step.
+    """
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        model: nn.Module,
+        *,
+        bare: nn.Module,
+        average: "ModelEmaV3 | None",
+        optimizer: Any,
+        rate: LearningRate,
+        recipe: Recipe,
+        objective: Classification,
+        diversity: Diversity,
+        pace: Pace,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.bare = bare
+        self.average = average
+        self.optimizer = optimizer
+        self.rate = rate
+        self.recipe = recipe
+        self.objective = objective
+        self.diversity = diversity
+        self.pace = pace
+        self.seed = seed
+        self.folder = folder
+        self.step = 0
+        self._sums = torch.zeros(4, device=accelerator.device)
+        """Loss, ADL and share of right ones, summed over forwards, and the forwards."""
+
+    @property
+    def result(self) -> nn.Module:
+        """The model to validate and save: the averaged one where there is one."""
+        return self.bare if self.average is None else self.average.module
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, for a checkpoint."""
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "state_dict": self.bare.state_dict(),
+            "state_dict_ema": None if self.average is None else self.average.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "adl_estimate": self.diversity.estimate,
+            "sums": self._sums,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.bare.load_state_dict(state["state_dict"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["state_dict_ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.diversity.estimate = state["adl_estimate"]
+        self._sums.copy_(state["sums"])
+        self.step = int(state["step"])
+
+    def run(
+        self,
+        batches: Iterator[Batch],
+        validate: Callable[[nn.Module], dict[str, float]],
+        show: Callable[[dict[str, Any]], None],
+        log: Log | None,
+    ) -> None:
+        """Take the steps that are left.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            TrainingError: the loss is no number, or memory ran out; the last checkpoint is kept.
+        """
+        began, waited, taken = time.perf_counter(), 0.0, 0
+        while self.step < self.pace.steps:
+            rate = self.rate.set(self.step)
+            waited += self._take_step(batches)
+            self.step += 1
+            taken += 1
+            epoch_ends = self.step % self.pace.steps_per_epoch == 0
+            logs = epoch_ends or self.step % self.pace.log_every == 0
+            saves = epoch_ends or self.step % self.pace.save_every == 0
+            if logs or saves:
+                self._check()
+            if logs:
+                seconds = time.perf_counter() - began
+                row = self._row(rate) | {
+                    "images_per_second": taken * self.images_per_step / seconds,
+                    "waiting": waited / seconds,
+                }
+                validates = self.pace.validate_every is not None and self.step % self.pace.validate_every == 0
+                if validates or (self.step == self.pace.steps and self.pace.validate_every is not None):
+                    row |= validate(self.result)
+                if log is not None:
+                    log.add(row)
+                self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=self.step)
+                show(row)
+                began, waited, taken = time.perf_counter(), 0.0, 0
+            if saves:
+                self.save()
+
+    def save(self) -> None:
+        """Replace the checkpoint."""
+        if self.accelerator.is_main_process:
+            write_state(self.folder / "checkpoint.pt", self.state())
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of all processes."""
+        return self.recipe.batch_size * self.recipe.accumulation * int(self.accelerator.num_processes)
+
+    def _take_step(self, batches: Iterator[Batch]) -> float:
+        """One step of the optimiser; returns the seconds that were spent waiting for pictures."""
+        waited = 0.0
+        self.model.train()
+        for number in range(self.recipe.accumulation):
+            began = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - began
+            if isinstance(batch, Exception):
+                raise batch
+            images, labels = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+            seed_all(derived_seed(self.seed, STEP, self.step, number, self.accelerator.process_index))
+            self._accumulate(images, labels, last=number == self.recipe.accumulation - 1)
+        if self.recipe.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.bare, step=self.step + 1)
+        return waited
+
+    def _accumulate(self, images: Tensor, labels: Tensor, *, last: bool) -> None:
+        """Add the gradients of one batch."""
+        parts = self.objective.parts(images, labels)
+        for number, part in enumerate(parts):
+            synchronises = last and number == len(parts) - 1
+            with nullcontext() if synchronises else self.accelerator.no_sync(self.model):
+                with self.diversity.watch(self.bare, active=part.diversified) as adl:
+                    logits = self.model(part.inputs)
+                    task = self.objective.loss(logits, part.targets)
+                    diversification = None if adl is None else adl.loss()
+                loss = task
+                if diversification is not None:
+                    if number == len(parts) - 1 and last and self.diversity.due(self.step):
+                        measured = self.diversity.measure(task, diversification, self.bare)
+                        self.diversity.learn(float(self.accelerator.reduce(measured, "mean")))
+                    loss = task + self.diversity.weight(self.step) * diversification
+                self.accelerator.backward(loss / self.recipe.accumulation)
+        with torch.no_grad():
+            right = (logits.argmax(-1) == labels).float().mean()
+            adl_value = torch.zeros_like(right) if diversification is None else diversification.float()
+            self._sums += torch.stack([task.float(), adl_value, right, torch.ones_like(right)])
+
+    def _check(self) -> None:
+        """Raise unless the losses since the last row are numbers."""
+        if not bool(self._sums.isfinite().all()):
+            raise TrainingError(
+                f"the loss became {float(self._sums[0])} within {self.pace.log_every} steps before step {self.step}; "
+                "the last good checkpoint is kept; try a lower learning_rate, more warmup_epochs, clip_norm 1 or float32"
+            )
+
+    def _row(self, rate: float) -> dict[str, Any]:
+        """The row of the log since the one before, over all processes."""
+        sums = self.accelerator.reduce(self._sums, "sum")
+        loss, adl, right = (sums[:3] / sums[3]).tolist()
+        self._sums.zero_()
+        diversified = self.recipe.diversified
+        return {
+            "step": self.step,
+            "epoch": self.step / self.pace.steps_per_epoch,
+            "loss": loss,
+            "adl": adl if diversified else None,
+            "adl_weight": self.diversity.weight(self.step - 1) if diversified else None,
+            "accuracy": right,
+            "learning_rate": rate,
+        }
+
+
+@torch.no_grad()
+def validate(
+    accelerator: "Accelerator", objective: Classification, model: nn.Module, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Loss and accuracy over the batches of all processes.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        images, labels = (tensor.to(accelerator.device, non_blocking=True) for tensor in batch)
+        with accelerator.autocast():
+            logits = model(images)
+        sums[:2] += objective.score(logits, labels).cpu()
+        sums[2] += len(labels)
+    loss, right, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").tolist()
+    return {"validation_loss": loss / count, "validation_accuracy": right / count}

@@ -1,0 +1,117 @@
+"""What a training works with: pictures, classes, architecture and preprocessing, found to fit each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from overfocus.checkpoints.load import LoadedModel
+from overfocus.datasets import LabelledImages, open_evaluation_images, open_images
+from overfocus.errors import ImageError, TrainingError
+from overfocus.preprocessing import Preprocess
+from overfocus.training.architecture import Architecture, choose_architecture
+from overfocus.training.augmentation import measure_statistics
+from overfocus.training.initialisation import describe_architecture, load_initial
+
+
+@dataclass(frozen=True)
+class Material:
+    """The data of a training and the model that fits them."""
+
+    images: LabelledImages
+    chosen: Int[np.ndarray, "images"]
+    """Numbers of the pictures to train on."""
+    validation: LabelledImages | None
+    class_names: list[str]
+    architecture: Architecture
+    preprocess: Preprocess
+    initial: LoadedModel | None
+    """The checkpoint to start from."""
+
+
+def gather(
+    data: Path,
+    validation: Path | None,
+    *,
+    model: str | None,
+    model_args: Mapping[str, Any],
+    init: str | None,
+    tap: Mapping[str, Any] | None,
+    image_size: int | None,
+    class_names: Sequence[str] | None,
+    limit: int | None,
+) -> Material:
+    """Open the data and find architecture and preprocessing.
+
+    A model for pictures of one channel gets the mean and standard deviation of the data, and so does one whose own are not
+    known; others keep those that they were designed or trained with.
+
+    Raises:
+        ImageError, CheckpointError, TrainingError: as `train` says.
+    """
+    images = open_images(data, "train")
+    if images is None:
+        raise ImageError(f"{data}: there is nothing to train on, only a part for validation")
+    held_out = open_images(data, "validation") if validation is None else open_evaluation_images(validation)
+    names = _named(images, class_names)
+    if held_out is not None and len(held_out.class_names) > len(names):
+        raise ImageError(f"{validation or data}: validates {len(held_out.class_names)} classes, but {len(names)} are trained")
+    if held_out is not None and class_names is None and held_out.class_names != names[: len(held_out.class_names)]:
+        strange = sorted(set(held_out.class_names) - set(names)) or held_out.class_names
+        raise ImageError(
+            f"{validation or data}: classes differ from those trained (for instance {strange[0]!r}); name them alike"
+        )
+
+    loaded = None if init is None else load_initial(init, model)
+    arguments, added = dict(model_args), tap
+    if model is None:
+        assert loaded is not None
+        known = describe_architecture(loaded)
+        model, arguments, added = known.name, known.arguments | arguments, tap or known.tap
+    channels = int(arguments.pop("in_chans", images.channels if loaded is None else loaded.input_size[0]))
+    if channels not in (1, 3):
+        raise TrainingError(f"in_chans must be 1 (grey) or 3 (RGB), got {channels}")
+    if loaded is not None and image_size is None and "img_size" not in arguments:
+        image_size = loaded.input_size[1] if loaded.input_size[1] == loaded.input_size[2] else None
+    architecture = choose_architecture(
+        model, classes=len(names), channels=channels, image_size=image_size, arguments=arguments, tap=added
+    )
+    size = None if image_size is None else (image_size, image_size)
+    preprocess = _preprocess(architecture, size, images)
+    if loaded is not None and init is not None:
+        if loaded.input_size[1:] != preprocess.input_size[1:]:
+            loaded = load_initial(init, model, preprocess.input_size[1:])
+        preprocess = loaded.preprocess
+    return Material(images, _spread(len(images), limit), held_out, names, architecture, preprocess, loaded)
+
+
+def _named(images: LabelledImages, class_names: Sequence[str] | None) -> list[str]:
+    if class_names is None:
+        return list(images.class_names)
+    if len(class_names) < len(images.class_names):
+        raise TrainingError(f"expected names for {len(images.class_names)} classes, got {len(class_names)}")
+    return list(class_names)
+
+
+def _preprocess(architecture: Architecture, image_size: tuple[int, int] | None, images: LabelledImages) -> Preprocess:
+    """Of the architecture; mean and standard deviation of the data where none is known."""
+    from overfocus.checkpoints.data_config import preprocess_for
+    from overfocus.checkpoints.hints import Hints
+
+    model = architecture.outline()
+    preprocess, _ = preprocess_for(model, Hints(), image_size)
+    if preprocess.channels == 3 and getattr(model, "pretrained_cfg", {}).get("mean"):
+        return preprocess
+    whole = replace(preprocess, crop_pct=1.0)
+    mean, std = measure_statistics(images, whole)
+    return replace(whole, mean=mean, std=std)
+
+
+def _spread(count: int, limit: int | None) -> Int[np.ndarray, "images"]:
+    """All numbers up to `count`, or `limit` of them, spread evenly."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.arange(limit) * count // limit

@@ -1,0 +1,26 @@
+"""Running out of memory, told in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from overfocus.errors import TrainingError
+
+
+@contextmanager
+def memory_told(remedy: str) -> Iterator[None]:
+    """Turn running out of memory inside the block, on a GPU or not, into a `TrainingError` that ends with the remedy."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(f"out of memory ({_first_line(error)}); {remedy}") from error
+    except RuntimeError as error:
+        # torch's allocator for the processor has no exception of its own
+        if "can't allocate memory" not in str(error) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise TrainingError(f"out of memory ({_first_line(error)}); {remedy}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,127 @@
+"""The pictures of a training in the order in which it sees them, augmented in worker processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from overfocus.datasets import LabelledImages
+from overfocus.errors import ImageError
+from overfocus.preprocessing import Preprocess
+from overfocus.training.augmentation import Augmentation
+from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_all
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One picture at one place in the order of a training."""
+
+    epoch: int
+    position: int
+    """In the epoch, over all processes."""
+    index: int
+    """In the data set."""
+
+
+Sample = tuple[Tensor, int] | ImageError
+Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]] | ImageError
+
+
+class AugmentedImages(Dataset[Sample]):
+    """Pictures by `Draw`; the augmentation depends on the draw and the seed alone."""
+
+    def __init__(self, images: LabelledImages, augmentation: Augmentation, seed: int) -> None:
+        self.images = images
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        try:
+            picture = self.images.image(draw.index)
+        except ImageError as error:
+            return error
+        seed_all(derived_seed(self.seed, AUGMENTATION, draw.epoch, draw.position))
+        return self.augmentation(picture), int(self.images.labels[draw.index])
+
+
+class StepOrder(Sampler[list[Draw]]):
+    """The draws of one process, forward by forward, from step `start` to the end.
+
+    A step takes `accumulation` batches of each process. What a step sees over all processes depends on their number times
+    batch size alone. The pictures of an epoch that do not fill a step are left out of it; each epoch has another order.
+    """
+
+    def __init__(
+        self,
+        indices: Int[np.ndarray, "images"],
+        *,
+        batch_size: int,
+        accumulation: int = 1,
+        repeats: int = 1,
+        epochs: int,
+        seed: int,
+        start: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.repeats = repeats
+        self.epochs = epochs
+        self.seed = seed
+        self.start = start
+        self.process = process
+        self.processes = processes
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of all processes together."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole steps that the pictures fill."""
+        return len(self.indices) // self.images_per_step
+
+    def __len__(self) -> int:
+        return (self.epochs * self.steps_per_epoch - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for epoch in range(self.start // self.steps_per_epoch, self.epochs):
+            generator = np.random.default_rng(derived_seed(self.seed, ORDER, epoch))
+            order = generator.permutation(self.indices).repeat(self.repeats)
+            first = max(0, self.start - epoch * self.steps_per_epoch) * self.accumulation
+            for forward in range(first, self.steps_per_epoch * self.accumulation):
+                begin = (forward * self.processes + self.process) * self.batch_size
+                yield [Draw(epoch, place, int(order[place])) for place in range(begin, begin + self.batch_size)]
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """The samples as one batch, or the first error among them: told in the main process, where it can be caught."""
+    for sample in samples:
+        if isinstance(sample, ImageError):
+            return sample
+    pictures, labels = zip(*(sample for sample in samples if not isinstance(sample, ImageError)), strict=True)
+    return torch.stack(pictures), torch.tensor(labels)
+
+
+class PlainImages(Dataset[Sample]):
+    """Pictures by number, preprocessed as for use."""
+
+    def __init__(self, images: LabelledImages, preprocess: Preprocess) -> None:
+        self.images = images
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self.preprocess(self.images.image(index)), int(self.images.labels[index])
+        except ImageError as error:
+            return error

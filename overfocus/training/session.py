@@ -1,0 +1,287 @@
+"""One session of a training: assembled, continued where the last one stopped, and its result written."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from overfocus.analysis.description import describe_versions
+from overfocus.analysis.settings import choose_workers
+from overfocus.checkpoints.save import save_checkpoint
+from overfocus.errors import TrainingError
+from overfocus.training.augmentation import Augmentation
+from overfocus.training.classification import Classification
+from overfocus.training.curves import draw_curves
+from overfocus.training.diversity import Diversity
+from overfocus.training.folder import open_folder, write_info
+from overfocus.training.initialisation import fill_from
+from overfocus.training.launch import make_accelerator, processes_started, start_trackers, unused_parameters
+from overfocus.training.log import Log, read_log
+from overfocus.training.loop import Pace, Trainer, validate
+from overfocus.training.material import Material, gather
+from overfocus.training.memory import memory_told
+from overfocus.training.optimisation import LearningRate, make_optimizer
+from overfocus.training.progress import progress_display
+from overfocus.training.randomness import seed_all
+from overfocus.training.recipe import Recipe
+from overfocus.training.samples import AugmentedImages, Batch, PlainImages, StepOrder, collate
+from overfocus.training.settings import TrainingSettings
+from overfocus.training.state import read_state
+from overfocus.version import __version__
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FORMAT = 1
+"""Version of training.json."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `train`, which says what each means."""
+
+    data: Path
+    output: Path
+    model: str | None
+    model_args: dict[str, Any]
+    init: str | None
+    tap: dict[str, Any] | None
+    validation: Path | None
+    recipe: Recipe
+    image_size: int | None
+    class_names: list[str] | None
+    limit: int | None
+    seed: int
+    device: str | None
+    workers: int | None
+    checkpointing: bool
+    compiled: bool
+    log_every: int
+    save_every: int | None
+    validate_every: int | None
+    trackers: Sequence[str] | None
+    overwrite: bool
+    progress: bool | None
+
+
+def run_session(request: Request) -> None:
+    """Train from the beginning or from the last checkpoint to the end; nothing is done where the training is complete.
+
+    Raises:
+        CheckpointError, ImageError, TrainingError: as `train` says.
+    """
+    remedy = f"try a smaller batch_size than {request.recipe.batch_size} with more accumulation, or checkpointing"
+    with memory_told(f"{remedy}; the last good checkpoint is kept"):
+        _run(request)
+
+
+def _run(request: Request) -> None:
+    material = gather(
+        request.data,
+        request.validation,
+        model=request.model,
+        model_args=request.model_args,
+        init=request.init,
+        tap=request.tap,
+        image_size=request.image_size,
+        class_names=request.class_names,
+        limit=request.limit,
+    )
+    recipe, folder = request.recipe, request.output
+    model, notes = _build(material, request)
+    has_unused = processes_started() > 1 and unused_parameters(model, material.preprocess)
+    accelerator = make_accelerator(
+        recipe,
+        folder,
+        device=request.device,
+        trackers=request.trackers,
+        compiled=request.compiled,
+        has_unused=has_unused,
+    )
+    order = _order(material, request, accelerator)
+    optimizer = make_optimizer(model, recipe, order.images_per_step)
+    rate = LearningRate(optimizer, recipe, order.steps_per_epoch)
+    order.epochs = rate.epochs
+    settings = _settings(material, request, accelerator)
+    if accelerator.is_main_process:
+        _enter(folder, settings, notes, overwrite=request.overwrite)
+    accelerator.wait_for_everyone()
+    state = read_state(folder / "checkpoint.pt")
+
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    trainer = Trainer(
+        accelerator,
+        prepared,
+        bare=model,
+        average=_average(model, recipe),
+        optimizer=prepared_optimizer,
+        rate=rate,
+        recipe=recipe,
+        objective=Classification(recipe, len(material.class_names)),
+        diversity=Diversity(recipe, order.steps_per_epoch),
+        pace=Pace(
+            steps_per_epoch=order.steps_per_epoch,
+            steps=order.epochs * order.steps_per_epoch,
+            log_every=request.log_every,
+            save_every=request.save_every or order.steps_per_epoch,
+            validate_every=request.validate_every and request.validate_every * order.steps_per_epoch
+            if material.validation is not None
+            else None,
+        ),
+        seed=request.seed,
+        folder=folder,
+    )
+    if state is not None:
+        trainer.restore(state)
+    order.start = trainer.step
+    if trainer.step < trainer.pace.steps or not (folder / "model.safetensors").is_file():
+        _take_steps(trainer, material, request, order, settings)
+        if accelerator.is_main_process:
+            _write_result(trainer, material, request, folder)
+    accelerator.wait_for_everyone()
+
+
+def _build(material: Material, request: Request) -> tuple[nn.Module, list[str]]:
+    """The model to train, the same for the same seed, and what a user should know of its start."""
+    seed_all(request.seed)
+    initial = material.initial
+    model = material.architecture.build(drop_path=request.recipe.drop_path, tap_init="default" if initial is None else "identity")
+    notes = []
+    if initial is not None:
+        fresh = fill_from(model, initial, material.class_names)
+        notes = [f"start from {initial.source} ({initial.name})" + (f"; new: {', '.join(fresh)}" if fresh else "")]
+    if request.checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise TrainingError(f"{material.architecture.name} has no activation checkpointing; leave it out")
+        getattr(model, "set_grad_checkpointing")(True)  # noqa: B009  # torch says it is a tensor
+    if request.compiled and request.recipe.diversified:
+        notes.append("torch.compile has no effect where ADL watches the model")
+    return model, notes
+
+
+def _order(material: Material, request: Request, accelerator: "Accelerator") -> StepOrder:
+    recipe = request.recipe
+    order = StepOrder(
+        material.chosen,
+        batch_size=recipe.batch_size,
+        accumulation=recipe.accumulation,
+        repeats=recipe.repeated_augmentation,
+        epochs=recipe.epochs,
+        seed=request.seed,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    if order.steps_per_epoch < 1:
+        raise TrainingError(
+            f"{len(material.chosen)} pictures do not fill one step of {order.images_per_step}; lower batch_size or accumulation"
+        )
+    return order
+
+
+def _average(model: nn.Module, recipe: Recipe) -> Any:
+    from timm.utils import ModelEmaV3
+
+    if recipe.ema_decay is None:
+        return None
+    return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
+
+
+def _settings(material: Material, request: Request, accelerator: "Accelerator") -> TrainingSettings:
+    return TrainingSettings(
+        recipe=request.recipe,
+        architecture=material.architecture,
+        init=None if material.initial is None else material.initial.sha256 or material.initial.source,
+        seed=request.seed,
+        images=len(material.chosen),
+        class_names=material.class_names,
+        mean=material.preprocess.mean,
+        std=material.preprocess.std,
+        input_size=material.preprocess.input_size,
+        processes=accelerator.num_processes,
+    )
+
+
+def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwrite: bool) -> None:
+    """Open the folder for these settings; nothing to do where their training lies there already."""
+    there = open_folder(folder, overwrite=overwrite)
+    if there is not None:
+        settings.require_same(there["settings"], folder)
+        return
+    info = {
+        "format": FORMAT,
+        "overfocus": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "running",
+        "settings": settings.as_dict(),
+        "notes": notes,
+        "versions": describe_versions(),
+    }
+    write_info(folder, info)
+
+
+def _take_steps(trainer: Trainer, material: Material, request: Request, order: StepOrder, settings: TrainingSettings) -> None:
+    accelerator = trainer.accelerator
+    workers = choose_workers(request.workers)
+    augmented = AugmentedImages(material.images, Augmentation(material.preprocess, request.recipe), request.seed)
+    batches: Iterator[Batch] = iter(_loader(augmented, workers, batch_sampler=order, pin=accelerator.device.type == "cuda"))
+    log = Log(request.output / "log.csv", trainer.step) if accelerator.is_main_process else None
+    start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
+
+    def validated(model: nn.Module) -> dict[str, float]:
+        images = material.validation
+        assert images is not None
+        mine = range(accelerator.process_index, len(images), accelerator.num_processes)
+        sampler = [list(mine[start : start + 2 * order.batch_size]) for start in range(0, len(mine), 2 * order.batch_size)]
+        loader = _loader(
+            PlainImages(images, material.preprocess), workers, batch_sampler=sampler, pin=accelerator.device.type == "cuda"
+        )
+        return validate(accelerator, trainer.objective, model, loader)
+
+    shown = None if accelerator.is_main_process else False
+    with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:
+        trainer.run(batches, validated, show, log)
+    accelerator.end_training()
+
+
+def _loader(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        collate_fn=collate,
+        pin_memory=pin,
+    )
+
+
+def _write_result(trainer: Trainer, material: Material, request: Request, folder: Path) -> None:
+    """model.safetensors, curves.png, and the status in training.json."""
+    info = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    log = read_log(folder / "log.csv")
+    last = log.iloc[-1]
+    described = {
+        "recipe": json.dumps(asdict(request.recipe)),
+        "seed": str(request.seed),
+        "training_images": str(len(material.chosen)),
+        "weights": "averaged (EMA)" if trainer.average is not None else "last step",
+    }
+    if last.notna()["validation_accuracy"]:
+        described["validation_accuracy"] = f"{last['validation_accuracy']:.5f}"
+    architecture = material.architecture
+    save_checkpoint(
+        trainer.result,
+        folder / "model.safetensors",
+        architecture=architecture.name,
+        model_args=architecture.arguments,
+        tap=architecture.tap,
+        class_names=material.class_names,
+        preprocess=material.preprocess,
+        extra=described,
+    )
+    draw_curves(folder / "log.csv", folder / "curves.png")
+    write_info(folder, info | {"status": "complete"})

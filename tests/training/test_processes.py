@@ -1,0 +1,71 @@
+"""Trainings as programs of their own: killed, and in two processes."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+MODEL = "--model VisionTransformer --model-arg img_size=16 --model-arg patch_size=4 --model-arg embed_dim=16 --model-arg depth=2 --model-arg num_heads=2"  # fmt: skip  # noqa: E501
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in (".", "cli", "reports")),
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+}
+
+
+def arguments(data: Path, output: Path, more: str) -> list[str]:
+    options = f"{MODEL} --adl 0.5 --set adl_threshold=0.5 --set warmup_epochs=0 --log-every 1 --workers 0 --device cpu {more}"
+    return ["overfocus", "train", str(data), "--output", str(output), *options.split()]
+
+
+def losses(output: Path) -> list[float]:
+    with (output / "log.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(shapes_folder: Path, tmp_path: Path) -> None:
+    more = "--epochs 12 --batch-size 4 --save-every 2 --tap 2 --set ema_decay=0.9"
+    subprocess.run([sys.executable, "-m", *arguments(shapes_folder, tmp_path / "whole", more)], env=ENVIRONMENT, check=True)
+    command = [sys.executable, "-m", *arguments(shapes_folder, tmp_path / "parts", more)]
+    kills = 0
+    for wait in (6.0, 6.5, 7.0, 7.5):
+        program = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        state = tmp_path / "parts" / "checkpoint.pt"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        began = time.monotonic()
+        while program.poll() is None and time.monotonic() - began < 60:
+            if state.exists() and state.stat().st_mtime_ns > before:
+                time.sleep((wait - 6) * 0.3)
+                break
+            time.sleep(0.01)
+        if program.poll() is None:
+            program.send_signal(signal.SIGKILL)
+            kills += 1
+        program.wait()
+    assert kills >= 2
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_two_processes_equal_one_with_twice_the_batch(shapes_folder: Path, tmp_path: Path) -> None:
+    common = "--epochs 4 --learning-rate 0.002"
+    one = arguments(shapes_folder, tmp_path / "one", f"{common} --batch-size 8")
+    two = arguments(shapes_folder, tmp_path / "two", f"{common} --batch-size 4")
+    subprocess.run([sys.executable, "-m", *one], env=ENVIRONMENT, check=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *two]
+    subprocess.run(launcher, env=ENVIRONMENT, check=True)
+    assert len(losses(tmp_path / "one")) == 16
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)

@@ -1,0 +1,74 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from overfocus.errors import TrainingError
+from overfocus.training.recipe import Recipe, load_recipe, recipe_names
+
+
+def test_every_recipe_can_be_read() -> None:
+    assert recipe_names() == ["fan", "finetune", "rvt", "small"]
+    assert all(isinstance(load_recipe(name), Recipe) for name in recipe_names())
+
+
+def test_the_papers_recipes() -> None:
+    fan, rvt = load_recipe("fan"), load_recipe("rvt")
+    assert (fan.epochs, fan.warmup_epochs, fan.drop_path, fan.adl, fan.adl_threshold) == (300, 10, 0.35, 1.0, 2.0)
+    assert fan.rate(64 * 64) == pytest.approx(4e-3)
+    assert rvt.rate(32 * 64) == pytest.approx(2e-3)
+    assert (rvt.repeated_augmentation, rvt.patch_augmentation, rvt.minimum_rate) == (3, True, 1e-5)
+
+
+def test_changes_are_read_as_in_a_file() -> None:
+    changed = load_recipe("small").changed(
+        {
+            "learning_rate": "1e-3",
+            "epochs": "3",
+            "adl": "auto",
+            "adl_layers": "[0, -1]",
+            "crop_scale": "[0.5, 1]",
+            "ema_warmup": "true",
+        }
+    )
+    assert (changed.learning_rate, changed.epochs, changed.adl) == (1e-3, 3, "auto")
+    assert (changed.adl_layers, changed.crop_scale, changed.ema_warmup) == ((0, -1), (0.5, 1.0), True)
+    assert load_recipe("small").changed({"adl": "0.5"}).adl == 0.5
+    assert load_recipe("finetune").changed({"layer_decay": None}).layer_decay is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rat": 1}, "did you mean learning_rate?"),
+        ({"epochs": "1.5"}, "epochs: expected a whole number, got 1.5"),
+        ({"epochs": "many"}, "epochs: expected a whole number, got 'many'"),
+        ({"flip": "2"}, "flip must be from 0 to 1, got 2"),
+        ({"crop_scale": "[0.5]"}, "crop_scale: expected a list of numbers, got [0.5]"),
+        ({"crop_scale": "[0, 1]"}, "crop_scale must be above 0 and at most 1, got 0"),
+        ({"adl": "-1"}, "adl must be a weight from 0 on or auto, got -1"),
+        ({"adl": "maybe"}, "adl must be a weight from 0 on or auto, got 'maybe'"),
+        ({"adl_threshold": 0}, "adl_threshold must be above 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, float16"),
+        ({"mixup": 0.5, "batch_size": 7}, "expected an even batch_size, got 7"),
+        ({"warmup_epochs": 10}, "a warm-up of 10 epochs leaves nothing of 10"),
+        ({"ema_decay": 1.0}, "ema_decay must be above 0 and below 1, got 1.0"),
+        ({"flip": True}, "flip: expected a number, got True"),
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(TrainingError, match=re.escape(words)):
+        load_recipe("small").changed(changes)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("epochs: 1\nbatch_size: 2\nlearning_rate: 0.1\n")
+    assert load_recipe(path).learning_rate == 0.1
+    for text, words in (("epochs: 1", "batch_size, learning_rate is missing"), ("- 1", "got list"), ("a: [", "expected YAML")):
+        path.write_text(text)
+        with pytest.raises(TrainingError, match=words):
+            load_recipe(path)
+    with pytest.raises(TrainingError, match="expected fan, finetune, rvt, small or a YAML file"):
+        load_recipe("big")
