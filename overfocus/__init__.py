@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import LoadedModel, load_model
+    from overfocus.comparison.compare import compare
     from overfocus.comparison.comparison import Comparison
     from overfocus.corruptions import corrupt
     from overfocus.rollout import attention_rollout
@@ -30,6 +31,7 @@ _HOME = {
     "attention_rollout": "overfocus.rollout",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
+    "compare": "overfocus.comparison.compare",
     "corrupt": "overfocus.corruptions",
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",
@@ -53,6 +55,7 @@ __all__ = [
     "analyze",
     "attention_rollout",
     "capture",
+    "compare",
     "corrupt",
     "load_model",
     "losses",

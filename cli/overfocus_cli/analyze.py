@@ -6,7 +6,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overfocus_cli.options import AsJson, Checkpoint, Device, ImageSize, Model, NoEma
+from overfocus_cli.options import (
+    Amp,
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    Corruption,
+    Device,
+    Images,
+    ImageSize,
+    Layers,
+    Limit,
+    MaxPixels,
+    Model,
+    NoEma,
+    NoReport,
+    Overwrite,
+    PerHead,
+    Seed,
+    Severity,
+    Strict,
+    TopFraction,
+    Workers,
+    layer_numbers,
+)
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -14,26 +37,9 @@ if TYPE_CHECKING:
 
 def analyze(
     checkpoint: Checkpoint = None,
-    images: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="PATH",
-            help="Folder (its sub-folders are labels), picture or text list of pictures; repeatable. Without it, bundled ones.",
-            show_default=False,
-        ),
-    ] = None,
-    corruption: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Corruption or group (`overfocus list corruptions`); repeatable. Default: one of each group.",
-            show_default=False,
-        ),
-    ] = None,
-    severity: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N", help="1 (weak) to 5 (strong); repeatable. Default: 1, 3 and 5.", show_default=False),
-    ] = None,
+    images: Images = None,
+    corruption: Corruption = None,
+    severity: Severity = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -42,32 +48,22 @@ def analyze(
             show_default=False,
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")] = False,
+    overwrite: Overwrite = False,
     model: Model = None,
     no_ema: NoEma = False,
     image_size: ImageSize = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Take at most this many images.", show_default=False)] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,…", help="Layers to measure, e.g. 0,5,-1 (−1 is the last). Default: all.", show_default=False),
-    ] = None,
-    per_head: Annotated[bool, typer.Option("--per-head", help="A row for each head instead of the mean over heads.")] = False,
-    top_fraction: Annotated[float, typer.Option(metavar="SHARE", help="Share of tokens that count as the most attended.")] = 0.05,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the corruptions.")] = 0,
+    limit: Limit = None,
+    layers: Layers = None,
+    per_head: PerHead = False,
+    top_fraction: TopFraction = 0.05,
+    seed: Seed = 0,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures in one forward.")] = 16,
-    amp: Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Processes that read and corrupt. Default: by the number of cores.", show_default=False),
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(metavar="N", help="Larger pictures (width × height) are refused before they are decoded.")
-    ] = 100_000_000,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a picture that cannot be read; otherwise it is left out.")
-    ] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Measure only; `overfocus report` draws later.")] = False,
+    batch_size: BatchSize = 16,
+    amp: Amp = False,
+    workers: Workers = None,
+    max_pixels: MaxPixels = 100_000_000,
+    strict: Strict = False,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint's attention and draw the report.
@@ -85,7 +81,7 @@ def analyze(
         "use_ema": not no_ema,
         "image_size": image_size,
         "limit": limit,
-        "layers": _numbers(layers),
+        "layers": layer_numbers(layers),
         "per_head": per_head,
         "top_fraction": top_fraction,
         "seed": seed,
@@ -124,7 +120,7 @@ def _drawn(run: "Run") -> Path:
     return draw_report(run)
 
 
-def default_output(checkpoint: str | None, measured: dict[str, Any]) -> Path:
+def default_output(checkpoint: str | None, measured: dict[str, Any], root: str = "overfocus-run") -> Path:
     """overfocus-run/NAME-ID: the checkpoint's name, and six digits that differ when what is measured differs.
 
     So the same command finds its run again, and another command does not meet it.
@@ -135,18 +131,4 @@ def default_output(checkpoint: str | None, measured: dict[str, Any]) -> Path:
     where = str(path.absolute()) if path.exists() else checkpoint
     name = path.name.removesuffix(".tar").rpartition(".")[0] if path.is_file() else path.name
     digits = sha256(json.dumps([where, measured], sort_keys=True).encode()).hexdigest()[:6]
-    return Path("overfocus-run") / f"{name or path.name}-{digits}"
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    """The numbers in "0,5,-1".
-
-    Raises:
-        typer.BadParameter: something in it is no whole number.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"expected numbers such as 0,5,-1, got {text!r}", param_hint="--layers") from None
+    return Path(root) / f"{name or path.name}-{digits}"

@@ -59,10 +59,10 @@ def spearman(
     first: Float[np.ndarray, "pictures"], second: Float[np.ndarray, "pictures"], images: Int[np.ndarray, "pictures"]
 ) -> Estimate:
     """Spearman's rank correlation, average ranks for ties; −1 … 1. NaN where one of the two is constant."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return UNDEFINED
     u, v = (stats.rankdata(values) / len(values) - 0.5 - 0.5 / len(values) for values in (first, second))
     u_variance, v_variance, covariance = (float(product.mean()) for product in (u * u, v * v, u * v))
-    if len(u) < 2 or not u_variance > 0 or not v_variance > 0:
-        return UNDEFINED
     correlation = covariance / math.sqrt(u_variance * v_variance)
     # Ranks change with the sample, too: the second terms are what a picture does to the ranks of the others.
     of_covariance = u * v + _share_above(first, v) + _share_above(second, u) - 3 * covariance

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overfocus.atomic import atomic_file
 from overfocus.comparison.alignment import Alignment, align
 from overfocus.comparison.names import display_names
 from overfocus.comparison.verdicts import RULE, Verdict, judge
@@ -132,15 +133,36 @@ class Comparison:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, table in (("comparison", self.table), ("fragility", self.fragility)):
-                table.to_csv(folder / f"{name}.csv", index=False)
-                table.to_parquet(folder / f"{name}.parquet", index=False)
+                with atomic_file(folder / f"{name}.csv") as file:
+                    table.to_csv(file, index=False)
+                with atomic_file(folder / f"{name}.parquet") as file:
+                    table.to_parquet(file, index=False)
             text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-            (folder / "comparison.json").write_text(text, encoding="utf-8")
+            with atomic_file(folder / "comparison.json") as file:
+                file.write(text.encode())
         except OSError as error:
             raise RunError(
                 f"{folder}: the comparison cannot be written ({error.strerror or error}); choose another output"
             ) from error
         return folder
+
+    def overview(self) -> "pd.DataFrame":
+        """The rows of `table` that fit on a page: all layers, clean images and all corruptions together."""
+        from overfocus.comparison.overview import choose_overview
+
+        return choose_overview(self.table)
+
+    def to_markdown(self, rows: "pd.DataFrame | None" = None) -> str:
+        """Rows of `table` (the overview where none are given) as a Markdown table."""
+        from overfocus.comparison.overview import markdown
+
+        return markdown(self.overview() if rows is None else rows)
+
+    def to_latex(self, rows: "pd.DataFrame | None" = None) -> str:
+        """Rows of `table` (the overview where none are given) as a LaTeX table; it needs the package booktabs."""
+        from overfocus.comparison.overview import latex
+
+        return latex(self.overview() if rows is None else rows)
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as plain values for JSON; NaN as None."""

@@ -19,7 +19,8 @@ FRAGILITY_COLUMNS = (
     "auroc_high", "flipped", "count",
 )  # fmt: skip
 RELIABILITY_COLUMNS = ("model", "metric", "layers", "bin", "value", "flip_rate", "low", "high", "flipped", "count")
-BINS = 10
+MOST_BINS = 10
+FEWEST_IMAGES_PER_BIN = 5
 
 
 class Observations(NamedTuple):
@@ -53,11 +54,12 @@ def tabulate_fragility(alignment: Alignment, names: Sequence[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=list(FRAGILITY_COLUMNS))
 
 
-def tabulate_reliability(alignment: Alignment, names: Sequence[str], bins: int = BINS) -> pd.DataFrame:
-    """How often predictions flip as a metric rises: all corrupted pictures in up to `bins` groups of equal size by its value.
+def tabulate_reliability(alignment: Alignment, names: Sequence[str]) -> pd.DataFrame:
+    """How often predictions flip as a metric rises: all corrupted pictures in up to ten groups of equal size by its value.
 
     `value` is the mean of the metric in the group, `flip_rate` the share of flipped predictions with its 95 % interval.
     """
+    bins = min(MOST_BINS, max(1, len(alignment.images) // FEWEST_IMAGES_PER_BIN))
     rows = []
     for model, panel in zip(names, alignment.panels, strict=True):
         for seen in _observe(model, panel, [(EVERY, 0)]):

@@ -14,20 +14,22 @@ def display_names(runs: Sequence["Run"]) -> tuple[str, ...]:
 
     Where none of these differ for all runs, the architectures are numbered.
     """
-    architectures = [str(run.info["checkpoint"]["name"]) for run in runs]
-    files = [_stem(str(run.info["checkpoint"]["source"])) for run in runs]
-    folders = [run.path.absolute().name for run in runs]
-    for names in (architectures, files, folders):
-        if len(set(names)) == len(names) and all(names):
+    checkpoints = [run.info["checkpoint"] for run in runs]
+    return distinct_names(
+        [str(checkpoint["name"]) for checkpoint in checkpoints],
+        [str(checkpoint["source"]) for checkpoint in checkpoints],
+        [run.path.absolute().name for run in runs],
+    )
+
+
+def distinct_names(architectures: Sequence[str], sources: Sequence[str], folders: Sequence[str] = ()) -> tuple[str, ...]:
+    """The first of architectures, names of the checkpoint files and folders that differ for all; else numbered: a, a (2)."""
+    for names in (architectures, [_stem(source) for source in sources], folders):
+        if len(set(names)) == len(architectures) and all(names):
             return tuple(names)
-    return numbered(architectures)
-
-
-def numbered(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each repeated one with a number behind it: a, a (2), a (3)."""
     seen: Counter[str] = Counter()
     unique = []
-    for name in names:
+    for name in architectures:
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return tuple(unique)

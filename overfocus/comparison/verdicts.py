@@ -7,6 +7,7 @@ from typing import Literal
 import pandas as pd
 
 from overfocus.comparison.differences import EVERY
+from overfocus.comparison.overview import decimal
 from overfocus.comparison.panel import LAYER_GROUPS, OUTPUT
 from overfocus.figures.wording import title_of
 
@@ -14,6 +15,9 @@ Answer = Literal["yes", "no", "can't tell"]
 
 FEWEST_IMAGES = 10
 """With fewer images a bootstrap interval is too short to be trusted: six that differ to one side by chance would exclude 0."""
+
+SMALLEST_DIFFERENCE = 0.005
+"""Of quantities between 0 and 1, a smaller difference does not matter, however sure it is: half a percentage point."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ RULE = (
     "confidence_drop and, where labels are known, correct (output_cosine for models without a classifier), averaged likewise. "
     "The answer is yes where more than half of the intervals lie on the better side of 0 and none on the worse, no where more "
     "than half lie on the worse side and none on the better, and can't tell in every other case and with fewer than "
-    f"{FEWEST_IMAGES} images. top_overlap and rank_correlation decide nothing: where attention is flat they fall by themselves."
+    f"{FEWEST_IMAGES} images; an interval around a difference below {SMALLEST_DIFFERENCE} counts for neither side. "
+    "top_overlap and rank_correlation decide nothing: where attention is flat they fall by themselves."
 )
 
 
@@ -103,7 +108,8 @@ def _answer(rows: pd.DataFrame, signs: dict[str, int]) -> Answer:
         return "can't tell"
     sign = rows["metric"].map(signs)
     ends = rows[["low", "high"]].mul(sign, axis=0)
-    better, worse = int((ends.min(axis=1) > 0).sum()), int((ends.max(axis=1) < 0).sum())
+    matters = rows["difference"].abs() >= SMALLEST_DIFFERENCE
+    better, worse = int((matters & (ends.min(axis=1) > 0)).sum()), int((matters & (ends.max(axis=1) < 0)).sum())
     if 2 * better > len(rows) and not worse:
         return "yes"
     return "no" if 2 * worse > len(rows) and not better else "can't tell"
@@ -111,21 +117,21 @@ def _answer(rows: pd.DataFrame, signs: dict[str, int]) -> Answer:
 
 def _sentence(question: Question, answer: Answer, rows: pd.DataFrame, baseline: str, model: str) -> str:
     numbers = "; ".join(
-        f"{title_of(row['metric'])} {row['mean']:.3g} against {row['baseline_mean']:.3g} "
-        f"(difference {signed(row['difference'])}, 95 % interval {signed(row['low'])} … {signed(row['high'])})"
+        f"{title_of(row['metric'])} {decimal(row['mean'])} against {decimal(row['baseline_mean'])} (difference "
+        f"{decimal(row['difference'], sign=True)}, 95 % interval {decimal(row['low'], sign=True)} … "
+        f"{decimal(row['high'], sign=True)})"
         for row in rows.to_dict("records")
     )
     images = int(rows["count"].min())
     counted = f"{images} image" + ("s" if images != 1 else "")
     if answer == "can't tell":
-        why = f"{counted} are too few to tell" if images < FEWEST_IMAGES else "too few of the intervals exclude 0 on one side"
+        why = (
+            f"{counted} are too few to tell"
+            if images < FEWEST_IMAGES
+            else "too few of the differences are sure, large enough and on one side"
+        )
         claim = f"whether {model} {question.better} {baseline} {question.where} cannot be told from {counted}: {why}"
         return f"{claim[0].upper()}{claim[1:]}. {numbers}."
     return (
         f"{model} {question.better if answer == 'yes' else question.worse} {baseline} {question.where}, on {counted}: {numbers}."
     )
-
-
-def signed(number: float) -> str:
-    """Three digits with a sign: "+0.0123", "−1.5"; a dash where undefined."""
-    return "–" if pd.isna(number) else f"{number:+.3g}".replace("-", "−")

@@ -11,6 +11,11 @@ def sample_checkpoint() -> Path:
     return _FOLDER / "fashion_mnist_vit.safetensors"
 
 
+def sample_checkpoints() -> list[Path]:
+    """All bundled checkpoints in the order of their names, the baseline first."""
+    return sorted(_FOLDER.glob("*.safetensors"))
+
+
 def sample_images(input_size: tuple[int, int, int]) -> Path:
     """The folder of bundled images that suits a model with input (channels, height, width).
 

@@ -1,0 +1,186 @@
+"""`compare`: several checkpoints on the same corrupted pictures, or several saved runs, the first being the baseline."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from overfocus.analysis.preparation import choose_images, load_for_run, open_run, place_of
+from overfocus.analysis.session import continue_runs
+from overfocus.analysis.settings import Settings, choose_settings
+from overfocus.comparison.comparison import Comparison
+from overfocus.comparison.names import distinct_names
+from overfocus.corruptions import resolve_corruptions
+from overfocus.errors import RunError
+from overfocus.images.reading import MAX_PIXELS
+from overfocus.run import Run
+
+if TYPE_CHECKING:
+    from overfocus.checkpoints.load import LoadedModel
+
+_OURS = re.compile(r"(comparison|fragility)\.(csv|parquet|json)|report\.html|figures|runs|\..*")
+"""What a comparison's folder holds."""
+
+
+def compare(
+    sources: "Sequence[str | Path | Run | LoadedModel] | None" = None,
+    *,
+    images: str | Path | Sequence[str | Path] | None = None,
+    corruptions: str | Sequence[str] | None = None,
+    severities: int | Sequence[int] | None = None,
+    output: str | Path = "overfocus-comparison",
+    model: str | Sequence[str | None] | None = None,
+    use_ema: bool = True,
+    image_size: int | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 16,
+    amp: bool = False,
+    workers: int | None = None,
+    seed: int = 0,
+    layers: Sequence[int] | None = None,
+    per_head: bool = False,
+    limit: int | None = None,
+    top_fraction: float = 0.05,
+    displayed: int = 4,
+    maps_limit: int = 1000,
+    max_pixels: int = MAX_PIXELS,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    resamples: int = 10_000,
+) -> Comparison:
+    """Compare models with the first one, image by image, and write the comparison into a folder.
+
+    Of checkpoints, every model is measured on the same images with the same corrupted pixels: each image is resized, cropped
+    and corrupted once, as for the baseline, and only resized for a model with another input size. Each writes a run folder of
+    its own into `output`/runs. Interrupted at any moment, the same call continues where it stopped. Of saved runs, nothing is
+    measured: what they have in common is compared.
+
+    - sources: at least two checkpoints (as `analyze` takes them) or at least two run folders, the baseline first; None takes
+      the bundled checkpoints.
+    - images: as for `analyze`; only with checkpoints.
+    - corruptions, severities: None takes those of `analyze`, or all that saved runs have in common.
+    - output: the folder of the comparison.
+    - model: the architecture of all checkpoints, or one for each (None where the checkpoint says it).
+    - resamples: of the bootstrap.
+
+    All others are those of `analyze`.
+
+    Raises:
+        RunError: fewer than two sources, runs and checkpoints mixed, runs that do not compare, or a folder that cannot be
+            written.
+        CheckpointError, CorruptionError, ImageError, CaptureError: as `analyze` says.
+    """
+    if sources is None:
+        from overfocus.samples import sample_checkpoints
+
+        sources = sample_checkpoints()
+        if len(sources) < 2:
+            raise RunError("expected at least two checkpoints or run folders, got none; give a baseline and another")
+    if isinstance(sources, str | Path) or len(sources) < 2:
+        raise RunError("expected at least two checkpoints or run folders, a baseline and another; got one")
+    folder = Path(output)
+    saved = [source for source in sources if _is_run(source)]
+    _check_folder(folder, overwrite=overwrite)
+    if saved:
+        if len(saved) < len(sources):
+            raise RunError(
+                f"expected checkpoints only or run folders only, got both; {_describe(saved[0])} is a run: "
+                "give its checkpoint, or analyze the others first"
+            )
+        if images is not None:
+            raise RunError("images are measured for checkpoints; saved runs are compared on the images that they have")
+        runs = [source if isinstance(source, Run) else Run(str(source)) for source in sources]
+        comparison = Comparison(
+            runs,
+            corruptions=None if corruptions is None else resolve_corruptions(corruptions),
+            severities=[severities] if isinstance(severities, int) else severities,
+            resamples=resamples,
+            path=folder,
+        )
+        comparison.write(folder)
+        return comparison
+    settings = choose_settings(
+        images=images,
+        corruptions=corruptions,
+        severities=severities,
+        device=place_of(sources[0], device),
+        batch_size=batch_size,
+        amp=amp,
+        workers=workers,
+        seed=seed,
+        layers=layers,
+        per_head=per_head,
+        limit=limit,
+        top_fraction=top_fraction,
+        image_size=image_size,
+        displayed=displayed,
+        maps_limit=maps_limit,
+        max_pixels=max_pixels,
+        strict=strict,
+    )
+    checkpoints = _load(sources, settings, model, use_ema=use_ema)
+    names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
+    shown = choose_images(images, checkpoints[0], limit)
+    preprocess = checkpoints[0].preprocess
+    measured = [
+        open_run(folder / "runs" / folder_name, loaded, shown, settings, preprocess, overwrite=overwrite)
+        for folder_name, loaded in zip(folder_names(names), checkpoints, strict=True)
+    ]
+    unfinished = [run for run in measured if run.info["status"] != "complete"]
+    if unfinished:
+        continue_runs(unfinished, shown, settings, preprocess, progress=progress)
+    comparison = Comparison([Run(run.folder.path) for run in measured], names, resamples=resamples, path=folder)
+    comparison.write(folder)
+    return comparison
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Names of the run folders: the display names without what a file system may not take."""
+    plain = [re.sub(r"[^\w.()+=-]+", "_", name).strip("._") or "model" for name in names]
+    return plain if len(set(plain)) == len(plain) else [f"{number}_{name}" for number, name in enumerate(plain)]
+
+
+def _load(
+    sources: "Sequence[str | Path | Run | LoadedModel]",
+    settings: Settings,
+    model: str | Sequence[str | None] | None,
+    *,
+    use_ema: bool,
+) -> "list[LoadedModel]":
+    architectures = [model] * len(sources) if model is None or isinstance(model, str) else list(model)
+    if len(architectures) != len(sources):
+        raise RunError(
+            f"expected one architecture for all checkpoints or one for each of {len(sources)}, got {len(architectures)}"
+        )
+    return [
+        load_for_run(source, settings, model=architecture, use_ema=use_ema)
+        for source, architecture in zip(sources, architectures, strict=True)
+        if not isinstance(source, Run)
+    ]
+
+
+def _is_run(source: object) -> bool:
+    return isinstance(source, Run) or (isinstance(source, str | Path) and (Path(source) / "run.json").is_file())
+
+
+def _describe(source: object) -> str:
+    return str(source.path if isinstance(source, Run) else source)
+
+
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise `RunError` where the folder holds what is no comparison."""
+    try:
+        others = sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name)) if folder.exists() else []
+    except NotADirectoryError:
+        raise RunError(
+            f"{folder}: expected a folder to write the comparison into, but this is a file; choose another output"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{folder}: the output folder cannot be read ({error.strerror}); choose another output") from None
+    if others and not overwrite:
+        raise RunError(
+            f"{folder}: holds other files ({', '.join(others[:3])}); choose another output, or --overwrite to write beside them"
+        )
