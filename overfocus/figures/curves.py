@@ -1,6 +1,8 @@
-"""One metric over the depth of the model: the clean curve with its band, each corruption, uniform attention and chance."""
+"""One metric over depth as a card of the page: clean curve with its band, corruptions, uniform attention and chance."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import numpy.typing as npt
 
 from overfocus.figures.colours import INK, line_style
 from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.figures.model_colours import model_colour
 from overfocus.figures.variants import CLEAN, Variant
 from overfocus.figures.wording import unit_of
 from overfocus.intervals import value_range
@@ -21,46 +24,101 @@ SIZE = (4.3, 2.5)
 """Inches; about as wide as a card of the page, so that 9-point text stays legible there."""
 
 
-def layer_curves(statistics: LayerStatistics, metric: str, picked: Variant) -> "tuple[Figure, Axes]":
+def layer_curves(every: Sequence[LayerStatistics], names: Sequence[str], metric: str, picked: Variant) -> "tuple[Figure, Axes]":
     """Draw a metric's curves at the severity of `picked`, whose own curve gets a band; call inside `styled()`.
 
-    Groups of the SVG carry names for the page's script: clean-line, clean-band, line-<corruption>, picked-band, picked-layer.
+    Of one model all corruptions are drawn; of several the clean curve (dotted) and the picked one, a colour for each model.
+    Groups of the SVG carry names for the page's script: clean-line-<model>, clean-band-<model>, line-<model>-<corruption>,
+    line-<model>-picked, picked-band-<model>, picked-layer.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=SIZE)
     axes = figure.add_axes((0.62 / SIZE[0], 0.42 / SIZE[1], 1 - 0.72 / SIZE[0], 1 - 0.52 / SIZE[1]))
-    values = statistics.values[metric]
-    layers = np.arange(len(statistics.layers))
     axes.grid(axis="y")
-    draw_references(axes, statistics, metric)
+    relative = is_relative(every)
+    draw_references(axes, every[0], metric, relative=relative)
     axes.axvline(0, color=INK, alpha=0.35, linewidth=1, linestyle=(0, (1, 2)), gid="picked-layer", visible=True)
-    for number, corruption in enumerate(statistics.corruptions):
-        variant = Variant(corruption, picked.severity)
-        if variant not in statistics.variants:
-            continue
-        row = statistics.variants.index(variant)
-        colour, dash = line_style(number)
-        chosen = corruption == picked.corruption
-        if chosen:
-            low, high = values["low"][0, row], values["high"][0, row]
-            axes.fill_between(layers, low, high, color=colour, alpha=0.22, linewidth=0, gid="picked-band")
-        width, alpha = (2.0, 1.0) if chosen else (1.1, 0.55)
-        draw_line(axes, layers, values["mean"][0, row], colour, dash, width, alpha, f"line-{number}", variant.label)
-    clean = statistics.variants.index(CLEAN)
-    if np.isfinite(values["mean"][0, clean]).any():
-        axes.fill_between(
-            layers, values["low"][0, clean], values["high"][0, clean], color=INK, alpha=0.18, linewidth=0, gid="clean-band"
-        )
-        draw_line(axes, layers, values["mean"][0, clean], INK, "-", 1.8, 1.0, "clean-line", "clean (band: 95 % interval)")
-    axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_ylim(*value_limits(statistics, metric))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=min(12, max(1, len(layers))), integer=True, min_n_ticks=1))
+    for number, (statistics, name) in enumerate(zip(every, names, strict=True)):
+        if metric in statistics.values:
+            curves = Curves(axes, statistics, metric, number, positions(statistics, relative=relative))
+            if len(every) == 1:
+                curves.draw_corruptions(picked)
+                curves.draw_clean(INK, "-", 1.8, "clean (band: 95 % interval)")
+            else:
+                curves.draw_picked(picked, model_colour(number), name)
+                curves.draw_clean(model_colour(number), (0, (1, 1.2)), 1.4, f"{name}, clean")
+    last = 1.0 if relative else len(every[0].layers) - 1
+    margin = 0.04 if relative else 0.5
+    axes.set_xlim(-margin, last + margin)
+    limits = np.array([value_limits(one, metric) for one in every if metric in one.values])
+    axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+    ticks = 5 if relative else min(12, max(1, round(last)))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=not relative, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("layer, from input to output", labelpad=2)
+    axes.set_xlabel("relative depth, from input to output" if relative else "layer, from input to output", labelpad=2)
     axes.set_ylabel(unit_of(metric))
     return figure, axes
+
+
+def is_relative(every: Sequence[LayerStatistics]) -> bool:
+    """Whether depth has to be relative, because models differ in their number of layers."""
+    return len({len(one.layers) for one in every}) > 1
+
+
+def positions(statistics: LayerStatistics, *, relative: bool) -> npt.NDArray[np.float64]:
+    """Where layers stand on the axis: their number, or from 0 at the input to 1 at the output."""
+    count = len(statistics.layers)
+    return np.arange(count) / (max(1, count - 1) if relative else 1)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of one model."""
+
+    axes: "Axes"
+    statistics: LayerStatistics
+    metric: str
+    number: int
+    """Of the model."""
+    at: npt.NDArray[np.float64]
+
+    def draw_corruptions(self, picked: Variant) -> None:
+        """Every corruption at the severity of the picked one."""
+        for number, corruption in enumerate(self.statistics.corruptions):
+            variant = Variant(corruption, picked.severity)
+            if variant in self.statistics.variants:
+                colour, dash = line_style(number)
+                chosen = corruption == picked.corruption
+                if chosen:
+                    self.band(variant, colour, 0.22, f"picked-band-{self.number}")
+                width, alpha = (2.0, 1.0) if chosen else (1.1, 0.55)
+                self.line(variant, colour, dash, width, alpha, f"line-{self.number}-{number}", variant.label)
+
+    def draw_picked(self, picked: Variant, colour: str, label: str) -> None:
+        """The picked corruption alone."""
+        if picked.severity:
+            self.band(picked, colour, 0.18, f"picked-band-{self.number}")
+            self.line(picked, colour, "-", 1.8, 1.0, f"line-{self.number}-picked", f"{label}, {picked.label}")
+
+    def draw_clean(self, colour: str, dash: Any, width: float, label: str) -> None:
+        """The clean images, for metrics that they have."""
+        if np.isfinite(self.statistics.values[self.metric]["mean"][0, self.statistics.variants.index(CLEAN)]).any():
+            self.band(CLEAN, colour, 0.18 if colour == INK else 0.1, f"clean-band-{self.number}")
+            self.line(CLEAN, colour, dash, width, 1.0, f"clean-line-{self.number}", label)
+
+    def band(self, variant: Variant, colour: str, alpha: float, gid: str) -> None:
+        """The 95 % interval."""
+        values, row = self.statistics.values[self.metric], self.statistics.variants.index(variant)
+        self.axes.fill_between(
+            self.at, values["low"][0, row], values["high"][0, row], color=colour, alpha=alpha, linewidth=0, gid=gid
+        )
+
+    def line(self, variant: Variant, colour: str, dash: Any, width: float, alpha: float, gid: str, label: str) -> None:
+        """The mean."""
+        row = self.statistics.variants.index(variant)
+        draw_line(self.axes, self.at, self.statistics.values[self.metric]["mean"][0, row], colour, dash, width, alpha, gid, label)
 
 
 def draw_line(
@@ -68,7 +126,7 @@ def draw_line(
     at: npt.NDArray[Any],
     mean: npt.NDArray[np.float64],
     colour: str,
-    dash: str,
+    dash: Any,
     width: float,
     alpha: float,
     gid: str,
@@ -84,19 +142,27 @@ def draw_line(
     )  # fmt: skip
 
 
-def draw_references(axes: "Axes", statistics: LayerStatistics, metric: str) -> None:
-    """Dashed: what uniform attention would give; dotted: chance. Each only where the catalogue knows one."""
+def draw_references(axes: "Axes", statistics: LayerStatistics, metric: str, *, relative: bool = False) -> None:
+    """Dashed: what uniform attention would give; dotted: chance. Each only where the catalogue knows one.
+
+    Where depth is relative, only values that are the same in every layer have a line.
+    """
     layers = np.arange(len(statistics.layers))
     stable = CATALOGUE[metric].group == "stability"
     uniform = [math.nan] * len(layers) if stable else statistics.uniform(metric)
     for values, dash, label in ((uniform, (0, (5, 3)), "uniform attention"), (statistics.chance(metric), (0, (1, 2)), "chance")):
-        measured = np.isfinite(statistics.values[metric]["mean"][0]).any(axis=0)
+        measured = metric in statistics.values and np.isfinite(statistics.values[metric]["mean"][0]).any(axis=0)
         shown = np.where(measured, np.array(values, dtype=float), np.nan)
-        if np.isfinite(shown).any():
-            axes.step(layers, shown, where="mid", color=INK, linestyle=dash, linewidth=1, alpha=0.6, label=label)
-            axes.hlines(  # a step line ends in the middle of the first and last layer; this draws the rest
-                shown[[0, -1]], [-0.5, len(layers) - 1], [0, len(layers) - 0.5], color=INK, linestyle=dash, linewidth=1, alpha=0.6
-            )
+        if not np.isfinite(shown).any():
+            continue
+        style: Any = {"color": INK, "linestyle": dash, "linewidth": 1, "alpha": 0.6}
+        if relative:
+            if np.ptp(shown[np.isfinite(shown)]) == 0:
+                axes.axhline(float(np.nanmax(shown)), label=label, **style)
+            continue
+        axes.step(layers, shown, where="mid", label=label, **style)
+        # a step line ends in the middle of the first and last layer; this draws the rest
+        axes.hlines(shown[[0, -1]], [-0.5, len(layers) - 1], [0, len(layers) - 0.5], **style)
 
 
 def value_limits(statistics: LayerStatistics, metric: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.figures.colours import INK, line_style
-from overfocus.figures.curves import draw_line, draw_references, value_limits
+from overfocus.figures.curves import draw_line, draw_references, is_relative, positions, value_limits
 from overfocus.figures.layer_statistics import LayerStatistics
 from overfocus.figures.legend import legend_below
 from overfocus.figures.model_colours import model_colour
@@ -36,7 +36,7 @@ def depth_figure(
     down = -(-len(metrics) // across)
     figure = PlainFigure(figsize=(width, down * min(2.1, 0.72 * width / across + 0.5) + 0.35), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
-    relative = len({len(one.layers) for one in every}) > 1
+    relative = is_relative(every)
     for place, metric in enumerate(metrics):
         panel = axes[divmod(place, across)]
         if len(every) == 1:
@@ -56,12 +56,6 @@ def depth_figure(
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     legend_below(figure, list(handles.values()), list(handles), width)
     return figure
-
-
-def positions(statistics: LayerStatistics, *, relative: bool) -> npt.NDArray[np.float64]:
-    """Where layers stand on the axis: their number, or from 0 at the input to 1 at the output."""
-    count = len(statistics.layers)
-    return np.arange(count) / (max(1, count - 1) if relative else 1)
 
 
 def _one_model(panel: "Axes", statistics: LayerStatistics, metric: str, shown: Sequence[Variant]) -> None:

@@ -1,4 +1,4 @@
-"""What overfocus found, for people to look at: `draw_report` makes the page and pictures, `summarise` sentences and numbers.
+"""Pages and pictures of what overfocus found (`draw_report`, `draw_comparison`), and its sentences and numbers (`summarise`).
 
 Names are imported when they are first used: matplotlib is not needed to say `overfocus --help`.
 """
@@ -7,16 +7,18 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from overfocus_reports.comparison_report import draw_comparison
     from overfocus_reports.report import draw_report
     from overfocus_reports.summary import Summary, summarise
 
 _HOME = {
     "Summary": "overfocus_reports.summary",
+    "draw_comparison": "overfocus_reports.comparison_report",
     "draw_report": "overfocus_reports.report",
     "summarise": "overfocus_reports.summary",
 }
 
-__all__ = ["Summary", "draw_report", "summarise"]
+__all__ = ["Summary", "draw_comparison", "draw_report", "summarise"]
 
 
 def __getattr__(name: str) -> object:

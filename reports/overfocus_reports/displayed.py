@@ -65,6 +65,12 @@ class Displayed:
             for image, kept in pixels.items()
         }
 
+    def same_pictures(self, other: "Displayed") -> bool:
+        """Whether both show the very same pixels."""
+        if self.run.displayed != other.run.displayed:
+            return False
+        return all(np.array_equal(self.run.maps(n).pictures, other.run.maps(n).pictures) for n in self.run.displayed)
+
     def sheets(self) -> dict[int, dict[int, dict[str, Any]]]:
         """Image → variant → {"sheet": PNG of all layers' maps in a row, "top": places of the top k, layer by layer}."""
         return {image: {number: self.sheet_of(image, number) for number in self.shown} for image in self.run.displayed}

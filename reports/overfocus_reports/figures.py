@@ -1,20 +1,21 @@
-"""Draws every figure once and keeps it twice: as a PNG in the run's folder and as SVG for the page."""
+"""Draws every figure once and keeps it twice: as a PNG in the folder of the page and as SVG for the page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfocus.figures.curves import layer_curves
+from overfocus.figures.image_rows import image_rows_figure
 from overfocus.figures.image_versions import image_figure
-from overfocus.figures.layer_statistics import LayerStatistics
-from overfocus.figures.layers import Layer
-from overfocus.figures.stability_map import heat_map, scale_of
+from overfocus.figures.selection import same_depth
+from overfocus.figures.stability_map import Scale, heat_map, scale_of
 from overfocus.figures.style import styled
 from overfocus.figures.variants import CLEAN, Variant
 from overfocus.figures.wording import title_of, unit_of
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.displayed import Displayed
+from overfocus_reports.model import Model
+from overfocus_reports.payload import metrics_of
 from overfocus_reports.svg import inline_svg, plot_frame
 
 if TYPE_CHECKING:
@@ -33,24 +34,32 @@ class Figures:
     curves: dict[str, str] = field(default_factory=dict)
     grids: dict[str, str] = field(default_factory=dict)
     """Corruption × severity, over all layers."""
-    matrices: dict[str, str] = field(default_factory=dict)
-    """Corruption × layer, at the severity shown first."""
+    matrices: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Corruption × layer, at the severity shown first, by the number of layers: models that have as many share one."""
 
 
-def draw_figures(statistics: LayerStatistics, picked: Variant, folder: Path) -> Figures:
+def draw_figures(models: Sequence[Model], picked: Variant, folder: Path) -> Figures:
     """Draw the curves of every metric and the heat maps of the stability metrics; PNGs go into `folder`."""
     found = Figures()
     with styled():
-        for metric in statistics.metrics:
-            found.curves[metric] = draw_curves(statistics, metric, picked, folder)
+        for metric in metrics_of(models):
+            having = [model for model in models if metric in model.statistics.values]
+            found.curves[metric] = draw_curves(models, metric, picked, folder)
             if CATALOGUE[metric].group == "stability":
-                found.grids[metric], found.matrices[metric] = draw_heat_maps(statistics, metric, picked, folder)
+                scale = scale_of([model.statistics for model in having], metric)
+                found.grids[metric] = draw_grid(having[0], metric, scale, folder)
+                found.matrices[metric] = {}
+                for model in having:
+                    layers = len(model.statistics.layers)
+                    if layers not in found.matrices[metric]:
+                        found.matrices[metric][layers] = draw_matrix(model, metric, picked, scale, folder)
     return found
 
 
-def draw_curves(statistics: LayerStatistics, metric: str, picked: Variant, folder: Path) -> str:
+def draw_curves(models: Sequence[Model], metric: str, picked: Variant, folder: Path) -> str:
     """The curves of one metric over the layers."""
-    figure, axes = layer_curves(statistics, metric, picked)
+    names = [model.name for model in models]
+    figure, axes = layer_curves([model.statistics for model in models], names, metric, picked)
     name = f"curves-{metric}"
     description = f"{title_of(metric)} ({unit_of(metric)}) of each layer, clean and under each corruption"
     svg = inline_svg(figure, name, description, metric=metric, **plot_frame(figure, axes))
@@ -70,46 +79,59 @@ def add_legend(figure: "Figure", axes: "Axes") -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
 
 
-def draw_heat_maps(statistics: LayerStatistics, metric: str, picked: Variant, folder: Path) -> tuple[str, str]:
-    """Corruption × severity and corruption × layer of one stability metric."""
-    scale = scale_of([statistics], metric)
-    rows = [corruption.replace("_", " ") for corruption in statistics.corruptions]
-    severities = [str(severity) for severity in statistics.severities]
-    layers = [str(layer.number) for layer in statistics.layers]
-    kinds: list[tuple[str, Callable[[], Figure], str]] = [
-        (
-            "severity",
-            lambda: heat_map(statistics.grid(metric), rows, severities, metric, "severity", scale),
-            "mean over layers and images",
-        ),
-        (
-            "layer",
-            lambda: heat_map(statistics.matrix(metric, picked.severity), rows, layers, metric, "layer", scale),
-            f"severity {picked.severity}, mean over images",
-        ),
-    ]
-    svgs = []
-    for across, draw, what in kinds:
-        figure = draw()
-        description = f"{title_of(metric)} ({unit_of(metric)}), corruption by {across}, {what}"
-        svgs.append(inline_svg(figure, f"by-{across}-{metric}", description, metric=metric, across=across))
-        figure.axes[0].set_title(f"{title_of(metric)}: {what}", fontsize=9, loc="left")
-        save(figure, folder / f"{metric}-by-{across}.png")
-    return svgs[0], svgs[1]
+def draw_grid(model: Model, metric: str, scale: Scale, folder: Path) -> str:
+    """Corruption × severity of one stability metric."""
+    statistics = model.statistics
+    rows, severities = corruption_names(model), [str(severity) for severity in statistics.severities]
+    return keep(
+        lambda: heat_map(statistics.grid(metric), rows, severities, metric, "severity", scale),
+        metric, "severity", "mean over layers and images", folder,
+    )  # fmt: skip
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG as large as what is drawn, its title included."""
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.08)
+def draw_matrix(model: Model, metric: str, picked: Variant, scale: Scale, folder: Path) -> str:
+    """Corruption × layer of one stability metric."""
+    statistics = model.statistics
+    rows, layers = corruption_names(model), [str(layer.number) for layer in statistics.layers]
+    return keep(
+        lambda: heat_map(statistics.matrix(metric, picked.severity), rows, layers, metric, "layer", scale),
+        metric, "layer", f"severity {picked.severity}, mean over images", folder, layers=len(layers),
+    )  # fmt: skip
 
 
-def draw_images(displayed: Displayed, picked: Variant, layer: Layer, folder: Path, high: float) -> None:
+def corruption_names(model: Model) -> list[str]:
+    """The corruptions in words."""
+    return [corruption.replace("_", " ") for corruption in model.statistics.corruptions]
+
+
+def keep(draw: "Callable[[], Figure]", metric: str, across: str, what: str, folder: Path, **attributes: int) -> str:
+    """Draw a heat map, write it as PNG with a title, and return its SVG."""
+    figure = draw()
+    description = f"{title_of(metric)} ({unit_of(metric)}), corruption by {across}, {what}"
+    name = "-".join([f"by-{across}-{metric}", *map(str, attributes.values())])
+    svg = inline_svg(figure, name, description, metric=metric, across=across, **attributes)
+    figure.axes[0].set_title(f"{title_of(metric)}: {what}", fontsize=9, loc="left")
+    figure.savefig(folder / f"{metric}-by-{across}.png", bbox_inches="tight", pad_inches=0.08)
+    return svg
+
+
+def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: float) -> None:
     """Write image-<number>.png for each displayed image: clean, then the corruptions at the severity of `picked`.
 
     `high` is the upper end of the colour scale, in powers of two of uniform attention; it is the same for all files.
     """
-    shown = [CLEAN, *[variant for variant in displayed.variants if variant.severity == picked.severity]][:MOST_COLUMNS]
+    first = models[0]
+    variants = first.statistics.variants
+    shown = [CLEAN, *[variant for variant in variants if variant.severity == picked.severity]][:MOST_COLUMNS]
+    place = first.statistics.layers.index(first.focus)
+    layers = [
+        model.statistics.layers[same_depth(place, len(first.statistics.layers), len(model.statistics.layers))] for model in models
+    ]
+    maps = [model.displayed.received_maps for model in models]
     with styled():
-        for image in displayed.run.displayed:
-            figure = image_figure(displayed.received_maps, image, shown, layer, high)
+        for image in first.run.displayed:
+            if len(models) == 1:
+                figure = image_figure(maps[0], image, shown, layers[0], high)
+            else:
+                figure = image_rows_figure(maps, [model.name for model in models], [image] * len(models), shown, layers, high)
             figure.savefig(folder / f"image-{image}.png", dpi=110)

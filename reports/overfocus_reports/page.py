@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 from importlib import resources
 from typing import Any
 
@@ -11,10 +12,11 @@ from markupsafe import Markup
 
 from overfocus_reports.sentences import percent
 
-STYLES = ("base.css", "controls.css", "panels.css", "explorer.css", "print.css")
+STYLES = ("base.css", "controls.css", "panels.css", "explorer.css", "comparison.css", "print.css")
 SCRIPTS = (
     "data.js", "state.js", "colour.js", "decode.js", "download.js", "tables.js", "pickers.js", "curves.js", "heatmaps.js",
-    "tokens.js", "canvas.js", "explorer.js", "matrix.js", "gallery.js", "predictions.js", "theme.js", "start.js",
+    "tokens.js", "canvas.js", "explorer.js", "token_listening.js", "side.js", "matrix.js", "gallery.js", "predictions.js",
+    "differences.js", "theme.js", "start.js",
 )  # fmt: skip
 """In the order in which they stand in the page."""
 
@@ -28,7 +30,7 @@ def render(context: dict[str, Any], payload: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "short": short, "value": exact}
     script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in SCRIPTS) + "\n})();"
     return environment.get_template("page.html.jinja").render(
         **context,
@@ -59,3 +61,17 @@ def json_for_html(payload: object) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def short(value: object) -> str:
+    """A cell of a table for people: three digits of a number, a dash for none."""
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+    return "–" if value is None else str(value)
+
+
+def exact(value: object) -> str:
+    """A cell of a table for sorting and for CSV."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else str(value)

@@ -1,51 +1,88 @@
 """The data that the page's script works on, as one JSON object; names are in camel case because JavaScript reads them."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
 from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.figures.model_colours import model_colour
+from overfocus.figures.overlay import LOWEST, highest
 from overfocus.figures.stability_map import scale_of
 from overfocus.figures.variants import Variant
 from overfocus.figures.wording import title_of, unit_of
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.displayed import RECEIVED, Displayed
+from overfocus_reports.displayed import RECEIVED
 from overfocus_reports.encoding import FLOOR, numbers
 from overfocus_reports.extremes import ImageValues
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from overfocus.run import Run
+from overfocus_reports.gallery import gallery
+from overfocus_reports.model import Model
+from overfocus_reports.predictions import predictions
 
 
-def statistics_payload(statistics: LayerStatistics, picked: Variant) -> dict[str, Any]:
-    """Layers, variants, heads, and every metric's means; intervals over images only for all heads together."""
+def shared_payload(models: Sequence[Model], picked: Variant) -> dict[str, Any]:
+    """What all models have in common: versions of the images, colours and scales."""
+    first = models[0].statistics
     return {
-        "variants": [{"corruption": v.corruption, "severity": v.severity, "label": v.label} for v in statistics.variants],
-        "picked": statistics.variants.index(picked),
-        "corruptions": statistics.corruptions,
-        "severities": statistics.severities,
-        "heads": statistics.heads,
-        "lineColours": [line_style(place)[0] for place in range(len(statistics.corruptions))],
-        "metrics": {metric: metric_payload(statistics, metric) for metric in statistics.metrics},
+        "variants": [{"corruption": v.corruption, "severity": v.severity, "label": v.label} for v in first.variants],
+        "picked": first.variants.index(picked),
+        "corruptions": first.corruptions,
+        "severities": first.severities,
+        "lineColours": [line_style(place)[0] for place in range(len(first.corruptions))],
+        "modelColours": [model_colour(number) for number in range(len(models))],
+        "metrics": {metric: scale_payload(models, metric) for metric in metrics_of(models)},
         "colours": {"sequential": hexadecimal(SEQUENTIAL), "difference": "".join(DIFFERENCE).replace("#", "")},
         "received": {"floor": FLOOR, "perOctave": RECEIVED.per_octave},
+        "scale": attention_scale(models),
+        "displayed": models[0].run.displayed,
+        "shown": models[0].displayed.shown,
+        "classified": any(model.classified for model in models),
+        "labelled": is_labelled(models),
+    }
+
+
+def metrics_of(models: Sequence[Model]) -> list[str]:
+    """The metrics that any of the models has, in the order of the catalogue."""
+    return [name for name in CATALOGUE if any(name in model.statistics.values for model in models)]
+
+
+def is_labelled(models: Sequence[Model]) -> bool:
+    """Whether any image has a label."""
+    return any(entry["label"] is not None for entry in models[0].run.images)
+
+
+def scale_payload(models: Sequence[Model], metric: str) -> dict[str, Any]:
+    """Name, unit and the one colour scale of a metric."""
+    scale = scale_of([model.statistics for model in models], metric)
+    return {
+        "title": title_of(metric),
+        "unit": unit_of(metric),
+        "stability": CATALOGUE[metric].group == "stability",
+        "scale": {"low": scale.low, "high": scale.high, "reverse": scale.reverse, "digits": scale.digits},
+    }
+
+
+def model_payload(model: Model) -> dict[str, Any]:
+    """One model: its means, worst images, galleries and predictions; pictures, maps and layers come when room is known."""
+    statistics = model.statistics
+    return {
+        "name": model.name,
+        "heads": statistics.heads,
+        "focus": statistics.layers.index(model.focus),
+        "metrics": {metric: metric_payload(statistics, metric) for metric in statistics.metrics},
+        "sheets": model.displayed.sheets(),
+        "worst": worst_payload(model.values, model.run.displayed),
+        "gallery": gallery(model.run, model.displayed, model.values, model.focus),
+        "predictions": predictions(model.run, statistics.variants, model.values, model.run.displayed),
     }
 
 
 def metric_payload(statistics: LayerStatistics, metric: str) -> dict[str, Any]:
-    """Means as (heads, variants, layers), their intervals as (variants, layers)."""
+    """Means as (heads, variants, layers); their intervals as (variants, layers), for all heads together only."""
     parts = statistics.values[metric]
-    stable = CATALOGUE[metric].group == "stability"
-    scale = scale_of([statistics], metric)
     return {
-        "title": title_of(metric),
-        "unit": unit_of(metric),
-        "stability": stable,
-        "scale": {"low": scale.low, "high": scale.high, "reverse": scale.reverse, "digits": scale.digits},
         "mean": numbers(parts["mean"]),
         "low": numbers(parts["low"][0]),
         "high": numbers(parts["high"][0]),
@@ -55,9 +92,7 @@ def metric_payload(statistics: LayerStatistics, metric: str) -> dict[str, Any]:
     }
 
 
-def layers_payload(
-    statistics: LayerStatistics, partitions: "dict[int, npt.NDArray[np.int32]]", matrices: list[dict[str, Any] | None]
-) -> dict[str, Any]:
+def layers_payload(model: Model, matrices: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     """Each layer's name, geometry and where its received attention lies on the sheet; and where windows lie on the image.
 
     Layers share what their windows have in common: "partition" is a number into "partitions".
@@ -65,8 +100,8 @@ def layers_payload(
     found: list[dict[str, Any]] = []
     different: dict[str, int] = {}
     start = 0
-    for layer, matrix in zip(statistics.layers, matrices, strict=True):
-        lies = partitions.get(layer.number)
+    for layer, matrix in zip(model.statistics.layers, matrices, strict=True):
+        lies = model.run.partitions.get(layer.number)
         size = layer.image_grid[0] * layer.image_grid[1] if layer.image_grid else 0
         found.append(
             {
@@ -102,22 +137,37 @@ def worst_payload(values: ImageValues, displayed: list[int]) -> dict[str, Any]:
     return found
 
 
-def images_payload(run: "Run", wanted: set[int]) -> dict[int, dict[str, Any]]:
+def images_payload(models: Sequence[Model], payloads: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Name and label of the images that the page mentions."""
-    return {entry["image"]: {"name": entry["name"], "label": entry["label"]} for entry in run.images if entry["image"] in wanted}
+    wanted = set(models[0].run.displayed).union(*(mentioned(payload) for payload in payloads))
+    return {
+        entry["image"]: {"name": entry["name"], "label": entry["label"]}
+        for entry in models[0].run.images
+        if entry["image"] in wanted
+    }
 
 
-def attention_scale(displayed: Displayed) -> dict[str, float]:
-    """The one colour scale of all maps, in powers of two of uniform attention: the received attention of every shown map fits."""
-    largest = [
-        float(profile.max() * profile.size)
-        for image in displayed.run.displayed
-        for place in displayed.shown
-        for profile in displayed.received_maps(image, displayed.variants[place])
+def mentioned(payload: dict[str, Any]) -> set[int]:
+    """Numbers of the images that one model's part of the page names."""
+    found = set(payload["predictions"]["images"])
+    for worst in payload["worst"].values():
+        found |= {image for row in worst["image"] for image in row}
+    for both in payload["gallery"]["items"].values():
+        found |= {item["image"] for end in both for item in end}
+    return found
+
+
+def attention_scale(models: Sequence[Model]) -> dict[str, float]:
+    """The one colour scale of all maps, in powers of two of uniform attention: received attention of every shown map fits."""
+    profiles = (
+        profile * profile.size
+        for model in models
+        for image in model.run.displayed
+        for place in model.displayed.shown
+        for profile in model.displayed.received_maps(image, model.displayed.variants[place])
         if profile is not None
-    ]
-    high = np.ceil(np.log2(max(largest, default=4.0)))
-    return {"low": -3.0, "high": float(np.clip(high, 2, 8))}
+    )
+    return {"low": LOWEST, "high": highest(profiles)}
 
 
 def hexadecimal(name: str) -> str:

@@ -100,12 +100,12 @@ def test_layer_picker_moves_every_panel(page):
 
 def test_severity_and_corruption_leave_the_clean_picture_alone(page):
     clean, corrupted = page.pixels("clean", "main"), page.pixels("corrupted", "main")
-    line, heat = page.line("js_divergence", "line-0"), page.tab.inner_html("#by-layer-js_divergence")
+    line, heat = page.line("js_divergence", "line-0-0"), page.tab.inner_html("#by-layer-js_divergence-4")
     page.tab.select_option("#pick-severity", "1")
     np.testing.assert_array_equal(page.pixels("clean", "main"), clean)
     assert not np.array_equal(page.pixels("corrupted", "main"), corrupted)
-    assert page.line("js_divergence", "line-0") != line
-    assert page.tab.inner_html("#by-layer-js_divergence") != heat
+    assert page.line("js_divergence", "line-0-0") != line
+    assert page.tab.inner_html("#by-layer-js_divergence-4") != heat
     severity_1 = page.pixels("corrupted", "main")
     page.tab.select_option("#pick-corruption", "fog")
     assert not np.array_equal(page.pixels("corrupted", "main"), severity_1)
@@ -114,12 +114,12 @@ def test_severity_and_corruption_leave_the_clean_picture_alone(page):
 
 
 def test_heads_move_the_curves(page):
-    all_heads = page.line("gini", "clean-line")
+    all_heads = page.line("gini", "clean-line-0")
     page.tab.evaluate("document.querySelector('#pick-head').dispatchEvent(new Event('change'))")
-    assert page.line("gini", "clean-line") == all_heads
-    assert page.tab.get_attribute("#curves-gini-clean-band path", "d")
+    assert page.line("gini", "clean-line-0") == all_heads
+    assert page.tab.get_attribute("#curves-gini-clean-band-0 path", "d")
     page.tab.select_option("#pick-head", "1")
-    assert page.tab.get_attribute("#curves-gini-clean-band path", "d") == ""
+    assert page.tab.get_attribute("#curves-gini-clean-band-0 path", "d") == ""
 
 
 def test_arrow_keys_pick(page):
@@ -186,7 +186,7 @@ def test_heat_map_cell_jumps_to_the_worst_displayed_image(page, drawn):
     table = Run(drawn.parent).table
     rows = table[(table["corruption"] == "fog") & (table["severity"] == 3) & (table["layer"] == 2)]
     worst = rows.groupby("image")["received_shift"].mean().loc[[0, 1, 2]].idxmax()
-    cell = page.tab.locator("#by-layer-received_shift [role=button][aria-label^='fog 3, layer 2:']")
+    cell = page.tab.locator("#by-layer-received_shift-4 [role=button][aria-label^='fog 3, layer 2:']")
     assert cell.count() == 1
     cell.focus()
     page.tab.keyboard.press("Enter")

@@ -6,8 +6,8 @@ import pytest
 
 from overfocus.figures.colours import OKABE_ITO, line_style, lookup_table, reads_dark
 from overfocus.figures.curves import layer_curves, value_limits
-from overfocus.figures.overlay import multiple
 from overfocus.figures.layer_statistics import layer_statistics
+from overfocus.figures.overlay import multiple
 from overfocus.figures.stability_map import heat_map, scale_of, short
 from overfocus.figures.style import styled
 from overfocus.figures.variants import Variant
@@ -24,7 +24,7 @@ def statistics(run):
 @pytest.fixture(scope="module")
 def curves(statistics):
     with styled():
-        figure, axes = layer_curves(statistics, "gini", Variant("fog", 3))
+        figure, axes = layer_curves([statistics], ["plain"], "gini", Variant("fog", 3))
         frame = {name: float(value) for name, value in plot_frame(figure, axes).items()}
         return inline_svg(figure, "curves-gini", 'Gini <of> "layers"'), frame
 
@@ -36,7 +36,7 @@ def points(path):
 def test_frame_tells_where_values_are_drawn(statistics, curves):
     """What the page's script computes from the frame is where matplotlib drew the line."""
     text, frame = curves
-    clean = ElementTree.fromstring(text).find(f".//{SVG}g[@id='curves-gini-clean-line']/{SVG}path")
+    clean = ElementTree.fromstring(text).find(f".//{SVG}g[@id='curves-gini-clean-line-0']/{SVG}path")
     drawn = points(clean.get("d"))
     values = statistics.values["gini"]["mean"][0, 0]
     np.testing.assert_allclose(drawn[:, 0], frame["left"] + np.arange(4) * frame["step"], atol=0.02)
@@ -45,7 +45,7 @@ def test_frame_tells_where_values_are_drawn(statistics, curves):
 
 def test_svg_has_the_groups_that_the_script_moves(curves):
     found = {group.get("id") for group in ElementTree.fromstring(curves[0]).iter(f"{SVG}g")}
-    parts = ("clean-line", "clean-band", "line-0", "line-1", "picked-band", "picked-layer")
+    parts = ("clean-line-0", "clean-band-0", "line-0-0", "line-0-1", "picked-band-0", "picked-layer")
     assert {f"curves-gini-{part}" for part in parts} <= found
 
 
@@ -70,7 +70,7 @@ def test_limits_hold_every_severity_and_reference(statistics):
 
 
 def test_heat_map_cells_are_in_reading_order(statistics):
-    scale = scale_of(statistics, "received_shift")
+    scale = scale_of([statistics], "received_shift")
     values = statistics.matrix("received_shift", 3)
     with styled():
         figure = heat_map(values, ["gaussian noise", "fog"], list("0123"), "received_shift", "layer", scale)
@@ -90,13 +90,13 @@ def test_heat_map_cells_are_in_reading_order(statistics):
 def test_missing_cells_are_marked(statistics):
     values = np.array([[0.2, np.nan]])
     with styled():
-        figure = heat_map(values, ["fog"], ["1", "3"], "js_divergence", "severity", scale_of(statistics, "js_divergence"))
+        figure = heat_map(values, ["fog"], ["1", "3"], "js_divergence", "severity", scale_of([statistics], "js_divergence"))
     assert [text.get_text() for text in figure.axes[0].texts] == [".200", "–"]
 
 
 def test_bright_is_changed_whichever_way_the_metric_runs(statistics):
-    assert scale_of(statistics, "top_overlap").colour_map == "viridis_r"
-    assert scale_of(statistics, "js_divergence").colour_map == "viridis"
+    assert scale_of([statistics], "top_overlap").colour_map == "viridis_r"
+    assert scale_of([statistics], "js_divergence").colour_map == "viridis"
 
 
 def test_twenty_corruptions_have_different_lines():

@@ -46,7 +46,7 @@ def test_hostile_names_stay_text(page):
 
 def test_names_reach_the_script_as_they_are(data):
     assert data["images"]["0"]["name"] == "<script>alert(1)</script>.png"
-    assert '"quoted" & <b>bold</b>' in data["predictions"]["classes"]
+    assert '"quoted" & <b>bold</b>' in data["models"][0]["predictions"]["classes"]
 
 
 def test_policy_forbids_every_load_and_allows_the_one_script(page):
@@ -88,8 +88,10 @@ def test_statistics_travel_with_the_page(data, drawn):
     table = Run(drawn.parent).table
     rows = table[(table["corruption"] == "fog") & (table["severity"] == 3) & (table["layer"] == 2)]
     number = next(i for i, v in enumerate(data["variants"]) if v["corruption"] == "fog" and v["severity"] == 3)
-    assert data["metrics"]["received_shift"]["mean"][0][number][2] == pytest.approx(rows["received_shift"].mean(), rel=1e-3)
-    assert data["heads"] == ["all", "head 0", "head 1"]
+    assert data["models"][0]["metrics"]["received_shift"]["mean"][0][number][2] == pytest.approx(
+        rows["received_shift"].mean(), rel=1e-3
+    )
+    assert data["models"][0]["heads"] == ["all", "head 0", "head 1"]
 
 
 def test_figures_lie_beside_the_page(drawn):

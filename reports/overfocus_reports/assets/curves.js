@@ -7,50 +7,64 @@ function buildCurves() {
     const layerAt = (event) => {
       const box = svg.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-      return Math.max(0, Math.min(data.layers.length - 1, Math.round((x - plot.left) / plot.step)));
+      return Math.max(0, Math.min(modelOf().layers.length - 1, Math.round((x - plot.left) / plot.step / depthOf(1))));
     };
     svg.addEventListener("pointermove", (event) => tellValues(plot, layerAt(event)));
     svg.addEventListener("pointerleave", () => tellValues(plot, state.layer));
     svg.addEventListener("click", (event) => pick({ layer: layerAt(event) }));
-    whenPicked(["variant", "layer", "head"], () => drawCurves(plot));
+    whenPicked(["model", "variant", "layer", "head"], () => drawCurves(plot));
     registerFigure(holder.id, { svg: () => svg, csv: () => curvesTable(plot.metric) });
   }
 }
 
+// Position of a layer on the axis: its number, or where models differ in their layers its relative depth.
+const relativeDepth = new Set(data.models.map((model) => model.layers.length)).size > 1;
+const depthOf = (layer, model = state.model) => layer / (relativeDepth ? Math.max(1, modelOf(model).layers.length - 1) : 1);
+
 const groupOf = (plot, part) => plot.svg.getElementById(`${plot.name}-${part}`);
 
 function drawCurves(plot) {
-  const values = data.metrics[plot.metric];
   const { corruption, severity } = pickedVariant();
-  const setLine = (part, variant) => {
-    const group = groupOf(plot, part);
-    const path = group?.querySelector("path");
-    if (!path) return null;
-    group.querySelectorAll("defs, g").forEach((marker) => marker.remove());
-    path.setAttribute("d", lineOf(plot, values.mean[state.head][variant]));
-    path.style.strokeLinecap = "round";
-    return path;
-  };
-  setLine("clean-line", 0);
-  data.corruptions.forEach((name, number) => {
-    const variant = variantOf(name, severity);
-    const path = setLine(`line-${number}`, variant);
+  data.models.forEach((model, number) => {
+    const values = model.metrics[plot.metric];
+    if (!values) return;
+    const head = values.mean[state.head] ? state.head : 0;
+    const setLine = (part, variant) => {
+      const group = groupOf(plot, part);
+      const path = group?.querySelector("path");
+      if (!path) return null;
+      group.querySelectorAll("defs, g").forEach((marker) => marker.remove());
+      path.setAttribute("d", lineOf(plot, values.mean[head][variant] ?? [], number));
+      path.style.strokeLinecap = "round";
+      return path;
+    };
+    setLine(`clean-line-${number}`, 0);
+    if (several) setLine(`line-${number}-picked`, state.variant);
+    else drawCorruptions(setLine, corruption, severity);
+    const colour = several ? data.modelColours[number] : data.lineColours[data.corruptions.indexOf(corruption)];
+    setBand(plot, `clean-band-${number}`, values, 0, number);
+    setBand(plot, `picked-band-${number}`, values, state.variant, number, colour);
+  });
+  const marker = groupOf(plot, "picked-layer")?.querySelector("path");
+  const x = (plot.left + depthOf(state.layer) * plot.step).toFixed(2);
+  marker?.setAttribute("d", marker.getAttribute("d").replace(/([ML]) [\d.]+ /g, `$1 ${x} `));
+  tellValues(plot, state.layer);
+}
+
+// Every corruption of the one model, the picked one in front.
+function drawCorruptions(setLine, corruption, severity) {
+  data.corruptions.forEach((name, place) => {
+    const path = setLine(`line-0-${place}`, variantOf(name, severity));
     if (!path) return;
     path.style.strokeWidth = name === corruption ? "2" : "1.1";
     path.style.strokeOpacity = name === corruption ? "1" : "0.6";
     if (name === corruption) path.closest("g").parentElement.append(path.closest("g"));
   });
-  setBand(plot, "clean-band", values, 0);
-  setBand(plot, "picked-band", values, state.variant, data.lineColours[data.corruptions.indexOf(corruption)]);
-  const marker = groupOf(plot, "picked-layer")?.querySelector("path");
-  const x = (plot.left + state.layer * plot.step).toFixed(2);
-  marker?.setAttribute("d", marker.getAttribute("d").replace(/([ML]) [\d.]+ /g, `$1 ${x} `));
-  tellValues(plot, state.layer);
 }
 
 // A line through the known values; a value without neighbours becomes a dot.
-function lineOf(plot, values) {
-  const at = (value, layer) => `${(plot.left + layer * plot.step).toFixed(2)} ${(plot.bottom - value * plot.rise).toFixed(2)}`;
+function lineOf(plot, values, model) {
+  const at = (value, layer) => `${(plot.left + depthOf(layer, model) * plot.step).toFixed(2)} ${(plot.bottom - value * plot.rise).toFixed(2)}`;
   return values
     .map((value, layer) => {
       if (!known(value)) return "";
@@ -61,7 +75,7 @@ function lineOf(plot, values) {
 }
 
 // The band between the ends of the intervals; only all heads together have one.
-function setBand(plot, part, values, variant, colour) {
+function setBand(plot, part, values, variant, model, colour) {
   const group = groupOf(plot, part);
   if (!group) return;
   let band = group.querySelector("path.band");
@@ -73,7 +87,7 @@ function setBand(plot, part, values, variant, colour) {
   }
   if (colour) band.style.fill = colour;
   const layers = values.low[variant].map((low, layer) => layer).filter((layer) => known(values.low[variant][layer]) && known(values.high[variant][layer]));
-  const at = (end) => (layer) => `${(plot.left + layer * plot.step).toFixed(2)} ${(plot.bottom - values[end][variant][layer] * plot.rise).toFixed(2)}`;
+  const at = (end) => (layer) => `${(plot.left + depthOf(layer, model) * plot.step).toFixed(2)} ${(plot.bottom - values[end][variant][layer] * plot.rise).toFixed(2)}`;
   const runs = [];
   for (const layer of layers) {
     if (runs.length && runs.at(-1).at(-1) === layer - 1) runs.at(-1).push(layer);
@@ -84,30 +98,38 @@ function setBand(plot, part, values, variant, colour) {
 }
 
 function tellValues(plot, layer) {
-  const values = data.metrics[plot.metric];
-  const says = (variant) => {
-    const value = values.mean[state.head][variant][layer];
+  const says = (model, variant) => {
+    const values = modelOf(model).metrics[plot.metric];
+    const place = model === state.model ? layer : Math.round((layer / Math.max(1, modelOf().layers.length - 1)) * (modelOf(model).layers.length - 1));
+    const head = values?.mean[state.head] ? state.head : 0;
+    const value = values?.mean[head][variant]?.[place];
     if (!known(value)) return null;
-    const [low, high] = [values.low[variant][layer], values.high[variant][layer]];
-    const interval = state.head === 0 && known(low) ? ` (${digits(low)}–${digits(high)})` : "";
-    return `${data.variants[variant].label}: ${digits(value)}${interval}`;
+    const [low, high] = [values.low[variant][place], values.high[variant][place]];
+    const interval = head === 0 && known(low) ? ` (${digits(low)}–${digits(high)})` : "";
+    return `${several ? `${modelOf(model).name}, ` : ""}${data.variants[variant].label}: ${digits(value)}${interval}`;
   };
-  const parts = [...new Set([0, state.variant])].map(says).filter(Boolean);
-  plot.value.textContent = `Layer ${data.layers[layer].number} · ${parts.join(" · ") || "not measured"}`;
+  const shown = [...new Set([0, state.variant])];
+  const parts = data.models.flatMap((_, model) => shown.map((variant) => says(model, variant))).filter(Boolean);
+  plot.value.textContent = `Layer ${modelOf().layers[layer].number} · ${parts.join(" · ") || "not measured"}`;
 }
 
 function curvesTable(metric) {
-  const values = data.metrics[metric];
-  const rows = [["metric", "head", "corruption", "severity", "layer", "module", "mean", "low", "high", "images", "uniform", "chance"]];
-  data.heads.forEach((head, place) =>
-    data.variants.forEach(({ corruption, severity }, variant) =>
-      data.layers.forEach((layer, index) => {
-        const value = values.mean[place][variant][index];
-        if (!known(value)) return;
-        const interval = place === 0 ? [values.low[variant][index], values.high[variant][index], values.count[variant][index]] : ["", "", ""];
-        rows.push([metric, head, corruption, severity, layer.number, layer.module, value, ...interval, values.uniform[index], values.chance[index]]);
-      }),
-    ),
-  );
+  const head = ["metric", "head", "corruption", "severity", "layer", "module", "mean", "low", "high", "images", "uniform", "chance"];
+  const rows = [several ? ["model", ...head] : head];
+  for (const model of data.models) {
+    const values = model.metrics[metric];
+    if (!values) continue;
+    model.heads.forEach((name, place) =>
+      data.variants.forEach(({ corruption, severity }, variant) =>
+        model.layers.forEach((layer, index) => {
+          const value = values.mean[place][variant][index];
+          if (!known(value)) return;
+          const interval = place === 0 ? [values.low[variant][index], values.high[variant][index], values.count[variant][index]] : ["", "", ""];
+          const row = [metric, name, corruption, severity, layer.number, layer.module, value, ...interval, values.uniform[index], values.chance[index]];
+          rows.push(several ? [model.name, ...row] : row);
+        }),
+      ),
+    );
+  }
   return rows;
 }

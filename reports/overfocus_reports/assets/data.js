@@ -13,15 +13,24 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// An element of an SVG.
+function svgElement(tag, attributes, text = "") {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.textContent = text;
+  return made;
+}
+
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 const percent = (share) => (known(share) ? `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}\u00a0%` : "–");
-const nameOf = (image) => data.images[image]?.name ?? `image ${image}`;
+const nameOf = (image) => data.images?.[image]?.name ?? `image ${image}`;
 const shortName = (image) => nameOf(image).split(/[\\/]/).pop();
 
 // A value of a metric: three significant digits, a true minus sign.
 function digits(value) {
   if (!known(value)) return "–";
   const size = Math.abs(value);
+  if (size && size < 0.001) return value.toExponential(1).replaceAll("-", "−");
   const text = size >= 100 ? size.toFixed(0) : size >= 10 ? size.toFixed(1) : size >= 1 ? size.toFixed(2) : size.toFixed(3);
   return (value < 0 ? "−" : "") + text;
 }

@@ -35,23 +35,28 @@ function remembered(key, load) {
   return decodings.get(key);
 }
 
-const pictureOf = (image, variant) => {
-  const source = data.pictures[image]?.[variant];
-  return source ? remembered(`picture ${image} ${variant}`, () => loadPicture(source)) : null;
+// Pictures stand with the first model where another model saw the very same.
+const picturesOf = (model = state.model) => data.models[model].pictures ?? data.models[0].pictures;
+const pictureOf = (model, image, variant) => {
+  const owner = data.models[model].pictures ? model : 0;
+  const source = data.models[owner].pictures[image]?.[variant];
+  return source ? remembered(`picture ${owner} ${image} ${variant}`, () => loadPicture(source)) : null;
 };
 
-// Received attention of one layer: {rows, columns, values in multiples of uniform attention, top: places of the top k}.
-async function receivedOf(image, variant, layer) {
-  const kept = data.sheets[image]?.[variant];
-  const { imageGrid, start, size } = data.layers[layer];
+// Received attention of a model's picked layer: {rows, columns, values in multiples of uniform attention, top: places of the top k}.
+async function receivedOf(model, image, variant) {
+  const kept = data.models[model].sheets[image]?.[variant];
+  const place = layerPlace(model);
+  const { imageGrid, start, size } = data.models[model].layers[place];
   if (!kept?.sheet || !imageGrid) return null;
-  const sheet = await remembered(`sheet ${image} ${variant}`, () => readGrey(kept.sheet, data.received.perOctave));
-  return { rows: imageGrid[0], columns: imageGrid[1], values: sheet.values.subarray(start, start + size), top: kept.top[layer] };
+  const sheet = await remembered(`sheet ${model} ${image} ${variant}`, () => readGrey(kept.sheet, data.received.perOctave));
+  return { rows: imageGrid[0], columns: imageGrid[1], values: sheet.values.subarray(start, start + size), top: kept.top[place] };
 }
 
-// Attention matrix of one layer, windows one below the other; null where the page has none.
-function matrixOf(image, variant, layer) {
-  const source = data.matrices[image]?.[variant]?.[layer];
-  const shape = data.layers[layer].matrix;
-  return source ? remembered(`matrix ${image} ${variant} ${layer}`, () => readGrey(source, shape.perOctave)) : null;
+// Attention matrix of that layer, windows one below the other; null where the page has none.
+function matrixOf(model, image, variant) {
+  const place = layerPlace(model);
+  const source = data.models[model].matrices[image]?.[variant]?.[place];
+  const shape = data.models[model].layers[place].matrix;
+  return source ? remembered(`matrix ${model} ${image} ${variant} ${place}`, () => readGrey(source, shape.perOctave)) : null;
 }

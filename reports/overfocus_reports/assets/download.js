@@ -50,14 +50,8 @@ async function rasterised(text) {
 
 // The explorer as it stands: canvases with their captions and the colour scale.
 function explorerFigure() {
-  const space = "http://www.w3.org/2000/svg";
-  const element = (tag, attributes, text = "") => {
-    const made = document.createElementNS(space, tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.textContent = text;
-    return made;
-  };
-  const svg = element("svg", { xmlns: space });
+  const element = svgElement;
+  const svg = element("svg", {});
   let [bottom, left] = [0, 0];
   for (const role of roles) {
     const parts = columnsOf[role];
@@ -78,16 +72,21 @@ function explorerFigure() {
     top += put(parts.matrix, 250, left);
     [bottom, left] = [Math.max(bottom, top), left + 266];
   }
-  const stops = Array.from({ length: 17 }, (_, step) => element("stop", { offset: step / 16, "stop-color": css(entry(tables.sequential, step / 16)) }));
-  const ramp = element("linearGradient", { id: "ramp" });
-  ramp.append(...stops);
-  svg.append(ramp, element("rect", { x: 0, y: bottom + 4, width: 250, height: 10, fill: "url(#ramp)" }));
-  for (const { share, label } of amountTicks()) {
-    svg.append(element("text", { x: 250 * share, y: bottom + 26, "font-size": 9, "text-anchor": "middle", fill: "#1a1d23" }, label));
-  }
-  svg.append(element("text", { x: 262, y: bottom + 13, "font-size": 9, fill: "#1a1d23" }, `× uniform attention; layer ${layerOf().label}; ${nameOf(state.image)}`));
+  addRamp(svg, bottom, `× uniform attention; ${several ? `${modelOf().name}, ` : ""}layer ${layerOf().label}; ${nameOf(state.image)}`);
   svg.setAttribute("viewBox", `-8 -4 ${left + 4} ${bottom + 38}`);
   return svg;
+}
+
+// The colour scale of attention at the bottom of a drawing.
+function addRamp(svg, bottom, text) {
+  const stops = Array.from({ length: 17 }, (_, step) => svgElement("stop", { offset: step / 16, "stop-color": css(entry(tables.sequential, step / 16)) }));
+  const ramp = svgElement("linearGradient", { id: "ramp" });
+  ramp.append(...stops);
+  svg.append(ramp, svgElement("rect", { x: 0, y: bottom + 4, width: 250, height: 10, fill: "url(#ramp)" }));
+  for (const { share, label } of amountTicks()) {
+    svg.append(svgElement("text", { x: 250 * share, y: bottom + 26, "font-size": 9, "text-anchor": "middle", fill: "#1a1d23" }, label));
+  }
+  svg.append(svgElement("text", { x: 262, y: bottom + 13, "font-size": 9, fill: "#1a1d23" }, text));
 }
 
 function explorerTable() {

@@ -1,22 +1,13 @@
-// The attention explorer: clean, corrupted and their difference side by side, for the picked image and layer.
-const roles = data.variants.length > 1 ? ["clean", "corrupted", "difference"] : ["clean"];
+// The attention explorer: clean, corrupted and their difference side by side, for the picked model, image and layer.
+const roles = (data.variants?.length ?? 0) > 1 ? ["clean", "corrupted", "difference"] : ["clean"];
 const columnsOf = {};
 let explorerTurn = 0;
+let explorerDrawn = null;
 
 function buildExplorer() {
   if (state.image === null) return;
   for (const role of roles) {
-    const canvas = (what, label) =>
-      make("canvas", { class: what, role: "img", "aria-label": label, "data-role": role, "data-what": what, tabindex: what === "main" ? "0" : null });
-    const parts = {
-      title: make("h3"),
-      prediction: make("p", { class: "prediction" }),
-      main: canvas("main", `received attention, ${role}`),
-      to: canvas("to", `where the chosen token attends, ${role}`),
-      from: canvas("from", `who attends to the chosen token, ${role}`),
-      matrix: canvas("matrix", `attention matrix, ${role}`),
-      note: make("p", { class: "caption" }),
-    };
+    const parts = explorerParts(role);
     columnsOf[role] = parts;
     const small = (part, text) => make("figure", {}, parts[part], make("figcaption", {}, text));
     byId("versions").append(
@@ -34,22 +25,35 @@ function buildExplorer() {
     listenToMatrix(parts.matrix);
   }
   buildStrip();
+  buildSide();
   byId("opacity").addEventListener("input", drawExplorer);
   byId("outline").addEventListener("change", drawExplorer);
-  whenPicked(["variant", "layer", "image", "pinned", "hovered"], drawExplorer);
+  whenPicked(["model", "variant", "layer", "image", "pinned", "hovered"], drawExplorer);
   whenPicked(["image"], markStrip);
-  whenPicked(["layer"], buildQueries);
-  buildQueries();
+  whenPicked(["model", "layer"], buildQueries);
+}
+
+function explorerParts(role) {
+  const canvas = (what, label) =>
+    make("canvas", { class: what, role: "img", "aria-label": label, "data-role": role, "data-what": what, tabindex: what === "main" ? "0" : null });
+  return {
+    title: make("h3"),
+    prediction: make("p", { class: "prediction" }),
+    main: canvas("main", `received attention, ${role}`),
+    to: canvas("to", `where the chosen token attends, ${role}`),
+    from: canvas("from", `who attends to the chosen token, ${role}`),
+    matrix: canvas("matrix", `attention matrix, ${role}`),
+    note: make("p", { class: "caption" }),
+  };
 }
 
 function buildStrip() {
   for (const image of data.displayed) {
-    const picture = make("img", { src: data.pictures[image][0], alt: "" });
+    const picture = make("img", { src: data.models[0].pictures[image][0], alt: "" });
     byId("strip").append(
       make("button", { type: "button", "data-image": image, title: nameOf(image), onclick: () => pick({ image, pinned: null }) }, picture, make("span", {}, shortName(image))),
     );
   }
-  markStrip();
 }
 
 function markStrip() {
@@ -76,33 +80,31 @@ function chosenToken(received) {
 
 async function drawExplorer() {
   const turn = (explorerTurn += 1);
+  const { model, image } = state;
   byId("versions").setAttribute("aria-busy", "true");
-  const { image, layer } = state;
   const versions = roles.length > 1 ? [0, shownVariant()] : [0];
-  const kept = await Promise.all(
-    versions.map(async (variant) => ({
-      variant,
-      picture: await pictureOf(image, variant),
-      received: await receivedOf(image, variant, layer),
-      matrix: await matrixOf(image, variant, layer),
-    })),
-  );
+  const models = several ? data.models.map((_, number) => number) : [0];
+  const kept = await Promise.all(models.map((number) => Promise.all(versions.map((variant) => loadVersion(number, image, variant)))));
   if (turn !== explorerTurn) return; // something else was picked meanwhile
-  const [clean, corrupted] = kept;
-  const token = chosenToken(clean.received);
-  const located = locate(token, layerOf());
-  const drawn = { image, layer, token, located, clean, corrupted };
-  drawVersion("clean", clean, clean, drawn, amountColour);
-  if (corrupted) {
-    drawVersion("corrupted", corrupted, clean, drawn, amountColour);
-    const difference = { variant: corrupted.variant, picture: clean.picture, received: minus(corrupted.received, clean.received), matrix: minus(corrupted.matrix, clean.matrix) };
-    drawVersion("difference", difference, clean, drawn, differenceColour);
-  }
-  byId("readout").textContent = readout(drawn);
-  explorerDrawn = drawn;
+  const token = chosenToken(kept[model][0].received);
+  const drawnOf = (number) => {
+    const [clean, corrupted] = kept[number];
+    const layer = layerOf(number);
+    return { model: number, image, layer, token, located: locate(token, layer), clean, corrupted };
+  };
+  explorerDrawn = drawnOf(model);
+  for (const role of roles) drawVersion(role, explorerDrawn);
+  byId("readout").textContent = readout(explorerDrawn);
+  if (several) drawSide(models.map(drawnOf));
   byId("versions").setAttribute("aria-busy", "false");
 }
-let explorerDrawn = null;
+
+const loadVersion = async (model, image, variant) => ({
+  variant,
+  picture: await pictureOf(model, image, variant),
+  received: await receivedOf(model, image, variant),
+  matrix: await matrixOf(model, image, variant),
+});
 
 // Corrupted minus clean of two maps or matrices.
 function minus(after, before) {
@@ -110,36 +112,44 @@ function minus(after, before) {
   return { ...after, values: after.values.map((value, place) => value - before.values[place]), top: [] };
 }
 
-function drawVersion(role, version, clean, drawn, colourOf) {
+function versionOf(role, { clean, corrupted }) {
+  if (role === "clean") return clean;
+  if (role === "corrupted") return corrupted;
+  return { variant: corrupted.variant, picture: clean.picture, received: minus(corrupted.received, clean.received), matrix: minus(corrupted.matrix, clean.matrix) };
+}
+
+function drawVersion(role, drawn) {
   const parts = columnsOf[role];
-  const opacity = Number(byId("opacity").value) / 100;
+  const version = versionOf(role, drawn);
   const { label } = data.variants[version.variant];
   const missing = version.variant && version.variant !== state.variant ? ` (this page has no pictures at severity ${pickedVariant().severity})` : "";
   parts.title.textContent = role === "difference" ? `${label} − clean` : `${label}${missing}`;
   parts.prediction.textContent = role === "difference" ? keptText(drawn) : predictionText(drawn.image, version.variant);
-  const layer = layerOf();
-  const onPicture = (canvas, map) => {
-    drawPicture(canvas, version.picture, role === "difference");
-    if (map) overlay(canvas, map, colourOf, opacity);
-  };
-  onPicture(parts.main, version.received);
-  if (version.received && byId("outline").checked && role !== "difference") {
-    const lost = clean.received.top.filter((place) => !version.received.top.includes(place));
-    frames(parts.main, version.received, lost, colours.lost, [5, 4]);
-    frames(parts.main, version.received, version.received.top, colours.kept, []);
+  for (const what of ["main", "to", "from"]) {
+    const shown = drawPart(parts[what], what, version, role, drawn);
+    if (what !== "main") parts[what].parentElement.classList.toggle("empty", !shown);
   }
-  for (const direction of ["to", "from"]) {
-    const map = version.matrix && drawn.located ? mapOf(version.matrix, layer, drawn.located, direction) : null;
-    onPicture(parts[direction], map);
-    parts[direction].parentElement.classList.toggle("empty", !map);
-    if (drawn.token.prefix === undefined) frameToken(parts[direction], drawn.token);
-  }
-  if (drawn.token.prefix === undefined) frameToken(parts.main, drawn.token);
-  drawMatrix(parts, version, role, drawn, colourOf);
+  parts.note.textContent = drawMatrix(parts.matrix, version, role, drawn);
 }
 
-function frameToken(canvas, token) {
-  const [rows, columns] = gridOf(layerOf());
+// One picture under received attention ("main"), a row ("to") or a column ("from") of the matrix; whether there was such a map.
+function drawPart(canvas, what, version, role, drawn) {
+  const { layer, token, located, clean } = drawn;
+  const directed = () => (version.matrix && located ? mapOf(version.matrix, layer, located, what) : null);
+  const map = what === "main" ? version.received : directed();
+  drawPicture(canvas, version.picture, role === "difference");
+  if (map) overlay(canvas, map, role === "difference" ? differenceColour : amountColour, Number(byId("opacity").value) / 100);
+  if (what === "main" && map && byId("outline").checked && role !== "difference") {
+    const lost = clean.received.top.filter((place) => !map.top.includes(place));
+    frames(canvas, map, lost, colours.lost, [5, 4]);
+    frames(canvas, map, map.top, colours.kept, []);
+  }
+  if (token.prefix === undefined) frameToken(canvas, token, layer);
+  return Boolean(map);
+}
+
+function frameToken(canvas, token, layer) {
+  const [rows, columns] = gridOf(layer);
   frame(canvas, rows, columns, clampIndex(token.y, rows), clampIndex(token.x, columns), colours.chosen, [], 3);
 }
 
@@ -150,42 +160,4 @@ function keptText({ clean, corrupted }) {
   if (!clean.received || !corrupted.received) return "";
   const kept = corrupted.received.top.filter((place) => clean.received.top.includes(place)).length;
   return `${kept} of ${clean.received.top.length} top patches kept`;
-}
-
-// What the chosen patch receives, in words; also read out by screen readers.
-function readout({ token, clean, corrupted }) {
-  if (token.prefix !== undefined) return layerOf().matrix ? `Token ${token.prefix} before the patches.` : "";
-  const received = clean.received;
-  if (!received) return "This layer's patches have no known grid.";
-  const [rows, columns] = gridOf(layerOf());
-  const where = `Patch in row ${clampIndex(token.y, rows) + 1}, column ${clampIndex(token.x, columns) + 1}`;
-  const says = (map) => {
-    const value = map.values[clampIndex(token.y, map.rows) * map.columns + clampIndex(token.x, map.columns)];
-    const rank = map.values.reduce((above, other) => above + (other > value ? 1 : 0), 1);
-    return `${times(value)} uniform (rank ${rank} of ${map.values.length})`;
-  };
-  const after = corrupted?.received ? `; under ${data.variants[corrupted.variant].label} ${says(corrupted.received)}` : "";
-  return `${where} receives ${says(received)}${after}.`;
-}
-
-function listenToPicture(canvas) {
-  const tokenAt = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return { x: Math.max(0, Math.min(0.999, (event.clientX - box.left) / box.width)), y: Math.max(0, Math.min(0.999, (event.clientY - box.top) / box.height)) };
-  };
-  canvas.addEventListener("pointermove", (event) => {
-    if (event.pointerType !== "touch") pick({ hovered: tokenAt(event) });
-  });
-  canvas.addEventListener("pointerleave", () => pick({ hovered: null }));
-  canvas.addEventListener("click", (event) => pick({ pinned: tokenAt(event), hovered: null }));
-  canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (!step || event.shiftKey || !explorerDrawn) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const [rows, columns] = gridOf(layerOf());
-    const { x, y } = explorerDrawn.token.prefix === undefined ? explorerDrawn.token : { x: 0, y: 0 };
-    const move = (share, count, by) => (Math.max(0, Math.min(count - 1, clampIndex(share, count) + by)) + 0.5) / count;
-    pick({ pinned: { x: move(x, columns, step[0]), y: move(y, rows, step[1]) }, hovered: null });
-  });
 }

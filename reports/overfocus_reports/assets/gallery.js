@@ -1,22 +1,22 @@
 // The images whose attention moved most and least under the picked corruption.
 function buildGallery() {
   if (!byId("gallery")) return;
-  byId("gallery-layer").textContent = String(data.gallery.layer);
   registerFigure("gallery", { csv: galleryTable });
-  whenPicked(["variant"], drawGallery);
+  whenPicked(["model", "variant"], drawGallery);
 }
 
-const galleryItems = () => data.gallery.items[shownVariant()] ?? [[], []];
+const galleryItems = () => modelOf().gallery.items[shownVariant()] ?? [[], []];
 
 function drawGallery() {
   const [most, least] = galleryItems();
+  byId("gallery-layer").textContent = String(modelOf().gallery.layer);
   byId("gallery-most").replaceChildren(...most.map(galleryCard));
   byId("gallery-least").replaceChildren(...(least.length ? least.map(galleryCard) : ["There are too few images for a second list."]));
 }
 
 function galleryCard({ image, moved, maps }) {
   const displayed = data.displayed.includes(image);
-  const source = displayed ? data.pictures[image][0] : data.gallery.pictures[image];
+  const source = displayed ? picturesOf()[image][0] : modelOf().gallery.pictures[image];
   const picture = source ? make("img", { src: source, alt: "" }) : make("span", { class: "missing" }, "no picture");
   const canvas = make("canvas", { role: "img", "aria-label": "received attention, clean and corrupted" });
   if (maps) drawPair(canvas, maps);

@@ -2,9 +2,9 @@
 function buildHeatMaps() {
   for (const holder of document.querySelectorAll(".map")) {
     const svg = holder.querySelector("svg");
-    const { metric, across } = svg.dataset;
+    const { metric, across, layers } = svg.dataset;
     const cellsOf = [...svg.getElementById(`${holder.id}-cells`).children];
-    const map = { svg, metric, across, name: holder.id, cells: cellsOf, columns: across === "severity" ? data.severities.length : data.layers.length };
+    const map = { svg, metric, across, name: holder.id, cells: cellsOf, columns: across === "severity" ? data.severities.length : Number(layers) };
     cellsOf.forEach((cell, number) => {
       cell.setAttribute("role", "button");
       cell.addEventListener("click", () => jump(map, number));
@@ -14,11 +14,18 @@ function buildHeatMaps() {
     svg.removeAttribute("role");
     svg.setAttribute("role", "group");
     roam(map, 0);
-    whenPicked(["variant", "layer", "head", "oneLayer"], () => drawHeatMap(map));
-    registerFigure(holder.id, { svg: () => svg, csv: () => heatMapTable(map) });
+    whenPicked(["model", "variant", "layer", "head", "oneLayer"], () => drawHeatMap(map));
+    heatMaps.push(map);
+    const name = `by-${across}-${metric}`;
+    const shown = () => heatMaps.find((other) => other.metric === metric && other.across === across && fitsModel(other)) ?? map;
+    registerFigure(name, { svg: () => shown().svg, csv: () => heatMapTable(shown()) });
   }
   byId("one-layer")?.addEventListener("change", (event) => pick({ oneLayer: event.target.checked }));
 }
+
+const heatMaps = [];
+// Models with another number of layers have a map of their own; so have none those that lack the metric.
+const fitsModel = (map) => Boolean(modelOf().metrics[map.metric]) && (map.across === "severity" || map.columns === modelOf().layers.length);
 
 // Which variant and layer a cell shows; layer null is the mean over layers.
 function cellMeaning(map, number) {
@@ -31,12 +38,15 @@ function cellMeaning(map, number) {
 }
 
 function cellValue(map, { variant, layer }) {
-  const values = data.metrics[map.metric].mean[state.head][variant];
+  const values = modelOf().metrics[map.metric]?.mean[state.head][variant];
   if (!values) return null;
   return layer === null ? mean(values) : values[layer];
 }
 
 function drawHeatMap(map) {
+  const fits = fitsModel(map);
+  if (map.across === "layer") map.svg.closest(".map").hidden = !fits;
+  if (!fits) return;
   const { low, high, reverse, digits: decimals } = data.metrics[map.metric].scale;
   map.cells.forEach((cell, number) => {
     const meaning = cellMeaning(map, number);
@@ -50,7 +60,7 @@ function drawHeatMap(map) {
       text.style.fill = known(value) ? textOn(colour) : "currentColor";
     }
     const variant = data.variants[meaning.variant];
-    const layer = meaning.layer === null ? "all layers" : `layer ${data.layers[meaning.layer].number}`;
+    const layer = meaning.layer === null ? "all layers" : `layer ${modelOf().layers[meaning.layer].number}`;
     cell.setAttribute("aria-label", `${variant?.label ?? "not measured"}, ${layer}: ${digits(value)}`);
     const chosen = meaning.variant === state.variant && (meaning.layer === null || meaning.layer === state.layer);
     cell.classList.toggle("chosen", chosen);
@@ -91,7 +101,7 @@ function walk(map, event) {
 function jump(map, number) {
   const { variant, layer } = cellMeaning(map, number);
   if (variant < 0) return;
-  const worst = data.worst[map.metric];
+  const worst = modelOf().worst[map.metric];
   const place = layer === null ? 0 : layer + 1;
   const [shown, overall] = [worst.shown[variant][place], worst.image[variant][place]];
   const change = { variant, pinned: null };
@@ -99,7 +109,7 @@ function jump(map, number) {
   if (shown >= 0) change.image = shown;
   pick(change);
   const { title } = data.metrics[map.metric];
-  const where = `${data.variants[variant].label}, ${layer === null ? "all layers" : `layer ${data.layers[layer].number}`}`;
+  const where = `${data.variants[variant].label}, ${layer === null ? "all layers" : `layer ${modelOf().layers[layer].number}`}`;
   const most = shown >= 0 ? `Changed most of the displayed images: ${nameOf(shown)} (${digits(worst.shownValue[variant][place])}).` : "";
   const all = overall >= 0 && overall !== shown ? ` Of all images: ${nameOf(overall)} (${digits(worst.value[variant][place])}).` : "";
   byId("jump").textContent = `${title}, ${where}. ${most}${all}`;
@@ -112,8 +122,8 @@ function heatMapTable(map) {
     const meaning = cellMeaning(map, number);
     const variant = data.variants[meaning.variant];
     if (!variant) return;
-    const layer = meaning.layer === null ? "all" : data.layers[meaning.layer].number;
-    rows.push([map.metric, data.heads[state.head], variant.corruption, variant.severity, layer, cellValue(map, meaning)]);
+    const layer = meaning.layer === null ? "all" : modelOf().layers[meaning.layer].number;
+    rows.push([map.metric, modelOf().heads[state.head], variant.corruption, variant.severity, layer, cellValue(map, meaning)]);
   });
   return rows;
 }

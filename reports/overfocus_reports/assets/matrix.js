@@ -1,15 +1,15 @@
 // The attention matrix with the sums of its columns above and of its rows beside it.
 const edge = 44; // pixels of the canvas that the sums take
 
-function drawMatrix(parts, version, role, drawn, colourOf) {
-  const canvas = parts.matrix;
-  const layer = layerOf();
+// Draws it and returns what to say below it.
+function drawMatrix(canvas, version, role, drawn) {
+  const { layer } = drawn;
   const shape = layer.matrix;
+  const colourOf = role === "difference" ? differenceColour : amountColour;
   canvas.parentElement.classList.toggle("empty", !version.matrix);
   if (!version.matrix || !shape) {
     canvas.width = canvas.height = 1;
-    parts.note.textContent = missingMatrix(version.variant);
-    return;
+    return missingMatrix(version.variant, drawn);
   }
   const [rows, columns] = keptSides(shape);
   const window = drawn.located?.window ?? 0;
@@ -25,15 +25,16 @@ function drawMatrix(parts, version, role, drawn, colourOf) {
   const sums = role === "difference" ? null : edgeSums(values, rows, columns, shape);
   if (sums) drawEdges(context, sums, width, height);
   markToken(context, drawn.located, rows, columns, width, height);
-  parts.note.textContent = role === "difference" ? "Corrupted minus clean." : matrixNote(layer, sums);
-  canvas.setAttribute("aria-label", `attention matrix, ${role}: ${shape.queries} queries by ${shape.keys} keys. ${parts.note.textContent}`);
+  const note = role === "difference" ? "Corrupted minus clean." : matrixNote(layer, sums);
+  canvas.setAttribute("aria-label", `attention matrix, ${role}: ${shape.queries} queries by ${shape.keys} keys. ${note}`);
+  return note;
 }
 
 // Why there is no matrix to show.
-function missingMatrix(variant) {
-  if (!layerOf().matrix) return "No matrix is kept for this layer: it has too many tokens, or the page would have grown too large.";
-  if (data.matrices[state.image]?.[variant]) return "No matrix is kept for this image.";
-  const severities = [...new Set(Object.keys(data.matrices[state.image] ?? {}).map((number) => data.variants[number].severity))].filter(Boolean);
+function missingMatrix(variant, { model, layer, image }) {
+  if (!layer.matrix) return "No matrix is kept for this layer: it has too many tokens, or the page would have grown too large.";
+  if (modelOf(model).matrices[image]?.[variant]) return "No matrix is kept for this image.";
+  const severities = [...new Set(Object.keys(modelOf(model).matrices[image] ?? {}).map((number) => data.variants[number].severity))].filter(Boolean);
   return `To keep the page small, it holds matrices at severity ${severities.join(", ")} only; pick that to see where tokens attend.`;
 }
 

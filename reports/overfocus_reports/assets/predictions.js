@@ -1,35 +1,36 @@
 // What the model says of each image, clean and under the picked corruption.
-function predictionOf(image, variant) {
-  const place = data.predictions.images.indexOf(image);
-  const number = place < 0 ? null : data.predictions.predicted[variant][place];
+function predictionOf(image, variant, model = state.model) {
+  const { predictions } = modelOf(model);
+  const place = predictions.images.indexOf(image);
+  const number = place < 0 ? null : predictions.predicted[variant][place];
   if (number === null) return null;
-  return { name: data.predictions.classes[number], confidence: data.predictions.confidence[variant][place] };
+  return { name: predictions.classes[number], confidence: predictions.confidence[variant][place] };
 }
 
 const sayPrediction = (found) => (found ? `${found.name}${known(found.confidence) ? ` (${percent(found.confidence)})` : ""}` : "");
 
 // "lynx (42 %)" for the clean image; with "was …" where the corruption changed it.
-function predictionText(image, variant) {
-  const [clean, now] = [predictionOf(image, 0), predictionOf(image, variant)];
+function predictionText(image, variant, model = state.model) {
+  const [clean, now] = [predictionOf(image, 0, model), predictionOf(image, variant, model)];
   if (!now) return "";
   return variant && clean && clean.name !== now.name ? `${sayPrediction(now)}, was ${clean.name}` : sayPrediction(now);
 }
 
 function buildPredictions() {
-  const { left } = data.predictions;
+  const { left } = modelOf().predictions;
   const notes = [];
   if (!data.classified) notes.push("The model has no classifier, so it predicts nothing.");
   if (left) notes.push(`${left} more images are in predictions/*.parquet.`);
   byId("prediction-note").textContent = notes.join(" ");
   byId("prediction-note").hidden = !notes.length;
-  whenPicked(["variant", "image"], drawPredictions);
+  whenPicked(["model", "variant", "image"], drawPredictions);
 }
 
 function drawPredictions() {
   const variant = state.variant;
   const { classified, labelled } = data;
   const cell = (value, text, attributes = {}) => make("td", { "data-value": value ?? "", ...attributes }, text);
-  const rows = data.predictions.images.map((image) => {
+  const rows = modelOf().predictions.images.map((image) => {
     const [clean, after] = [predictionOf(image, 0), predictionOf(image, variant)];
     const [name, label] = [nameOf(image), data.images[image]?.label ?? "–"];
     const opens = () => {
@@ -52,6 +53,6 @@ function drawPredictions() {
 }
 
 const movedOf = (image, variant) => {
-  const place = data.predictions.images.indexOf(image);
-  return data.predictions.moved[variant][place];
+  const place = modelOf().predictions.images.indexOf(image);
+  return modelOf().predictions.moved[variant][place];
 };

@@ -1,9 +1,10 @@
 // What is picked. Panels register a function that runs after each change and is told which names changed.
 const state = {
+  model: 0,
   variant: data.picked,
-  layer: data.focus,
+  layer: data.models[0]?.focus ?? 0,
   head: 0,
-  image: data.displayed[0] ?? null,
+  image: data.displayed?.[0] ?? null,
   oneLayer: false,
   pinned: null, // the chosen token: {x, y} on the picture, each 0 … 1, or {prefix: number}; null is the most attended patch
   hovered: null,
@@ -21,10 +22,24 @@ function pick(change) {
 
 const redraw = () => panels.forEach(({ update }) => update());
 
+const modelOf = (model = state.model) => data.models[model];
+const several = data.models.length > 1;
 const pickedVariant = () => data.variants[state.variant];
 const variantOf = (corruption, severity) =>
   data.variants.findIndex((variant) => variant.corruption === corruption && variant.severity === severity);
-const layerOf = () => data.layers[state.layer];
+
+// The picked layer; in another model the one at the same relative depth.
+function layerPlace(model = state.model) {
+  const [here, there] = [modelOf().layers.length, modelOf(model).layers.length];
+  return model === state.model ? state.layer : Math.round((state.layer / Math.max(1, here - 1)) * (there - 1));
+}
+const layerOf = (model = state.model) => modelOf(model).layers[layerPlace(model)];
+
+function pickModel(model) {
+  if (!data.models[model] || model === state.model) return;
+  const head = state.head < modelOf(model).heads.length ? state.head : 0;
+  pick({ model, layer: layerPlace(model), head });
+}
 
 // The version that the explorer shows: the picked one, or, where the page kept fewer pictures, one of the same corruption.
 function shownVariant() {

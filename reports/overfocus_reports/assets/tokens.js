@@ -16,11 +16,14 @@ function keptSides(shape) {
   return [blocks(shape.queries, shape.queryGrid, shape.queryBlock), blocks(shape.keys, shape.keyGrid, shape.keyBlock)];
 }
 
+const modelNumberOf = (layer) => data.models.findIndex((model) => model.layers.includes(layer));
+const partitionOf = (layer) => data.models[modelNumberOf(layer)].partitions[layer.partition];
+
 // Window and token of each place on the image's patch grid; made once per layer.
 function windowPlaces(layer) {
-  return remembered(`windows ${layer.number}`, () => {
+  return remembered(`windows ${modelNumberOf(layer)} ${layer.number}`, () => {
     const places = new Array(layer.imageGrid[0] * layer.imageGrid[1]).fill(null);
-    data.partitions[layer.partition].forEach((tokens, window) => {
+    partitionOf(layer).forEach((tokens, window) => {
       tokens.forEach((place, token) => {
         if (place >= 0) places[place] = { window, token };
       });
@@ -76,7 +79,7 @@ function mapOf(matrix, layer, located, direction) {
   }
   const [rows, columns] = layer.imageGrid;
   const values = new Float32Array(rows * columns).fill(NaN);
-  data.partitions[layer.partition][located.window].forEach((place, token) => {
+  partitionOf(layer)[located.window].forEach((place, token) => {
     if (place >= 0) values[place] = valueAt(token);
   });
   return { rows, columns, values };

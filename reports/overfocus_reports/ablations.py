@@ -1,0 +1,97 @@
+"""What the removal of tokens does: a figure, the numbers and a sentence for each ablation."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from overfocus.figures.colours import INK, OKABE_ITO
+from overfocus.figures.plain_figure import PlainFigure
+from overfocus.figures.style import styled
+from overfocus.figures.variants import Variant
+from overfocus.figures.wording import title_of
+from overfocus_reports.svg import inline_svg
+
+if TYPE_CHECKING:
+    from overfocus.ablation.ablation import Ablation
+
+CHOICES = {"top": (OKABE_ITO[0], "-"), "random": (INK, "--"), "bottom": (OKABE_ITO[1], ":")}
+"""Colour and dash of the curves of each choice of tokens."""
+SCORES = ("agreement", "confidence_drop", "output_cosine")
+MOST_PANELS = 4
+
+
+def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[str, Any]]:
+    """For the template, one per ablation; the figures go into `folder` too."""
+    found = []
+    for number, ablation in enumerate(ablations):
+        table = ablation.table
+        score = next((name for name in SCORES if table[name].notna().any()), SCORES[-1])
+        name = f"ablation-{number}"
+        with styled():
+            figure = ablation_figure(table, score)
+            figure.savefig(folder / f"{name}.png")
+            svg = inline_svg(figure, name, f"{title_of(score)} when tokens are removed, {ablation.name}")
+        found.append(
+            {
+                "name": ablation.name,
+                "sentences": [sentence_of(ablation.name, table, score)],
+                "figure": svg,
+                "figure_name": name,
+                "table_name": f"{name}-table",
+                "columns": [str(column).replace("_", " ") for column in table.columns],
+                "rows": [list(row) for row in table.astype(object).itertuples(index=False)],
+            }
+        )
+    return found
+
+
+def sentence_of(name: str, table: pd.DataFrame, score: str) -> str:
+    """What the removal of the most tokens that was tried does to clean predictions, top against random against bottom."""
+    clean = table[table["corruption"] == "clean"]
+    rows = clean[clean["k"] == clean["k"].max()].set_index("choice")
+    said = [
+        f"{interval_text(rows.loc[choice], score)} {words}"
+        for choice, words in (
+            ("top", "without the most attended"),
+            ("random", "without as many at random"),
+            ("bottom", "without the least attended"),
+        )
+        if choice in rows.index
+    ]
+    share = float(rows["fraction"].max()) if len(rows) else math.nan
+    return f"{name}, clean images, {100 * share:.0f} % of the tokens removed: {title_of(score).lower()} is {', '.join(said)}."
+
+
+def interval_text(row: "pd.Series[Any]", score: str) -> str:
+    """A mean with its interval."""
+    return f"{row[score]:.2f} ({row[f'{score}_low']:.2f}–{row[f'{score}_high']:.2f})"
+
+
+def ablation_figure(table: pd.DataFrame, score: str) -> PlainFigure:
+    """One panel per version of the images: the score against the share of tokens removed."""
+    variants = [
+        Variant(str(name), int(severity)) for name, severity in table[["corruption", "severity"]].drop_duplicates().to_numpy()
+    ]
+    shown = variants[:MOST_PANELS]
+    figure = PlainFigure(figsize=(2.7 * len(shown) + 0.3, 2.5), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for panel, variant in zip(axes, shown, strict=True):
+        of_variant = table[(table["corruption"] == variant.corruption) & (table["severity"] == variant.severity)]
+        for choice, (colour, dash) in CHOICES.items():
+            rows = of_variant[of_variant["choice"] == choice].sort_values("fraction")
+            middle = rows[score].to_numpy("float64")
+            ends = [middle - rows[f"{score}_low"].to_numpy("float64"), rows[f"{score}_high"].to_numpy("float64") - middle]
+            panel.errorbar(
+                100 * rows["fraction"], middle, yerr=np.nan_to_num(np.clip(ends, 0, None)), color=colour, linestyle=dash,
+                marker="o", markersize=3, linewidth=1.3, elinewidth=0.8, capsize=2, label=choice,
+            )  # fmt: skip
+        panel.set_xlabel(f"% of tokens removed, {variant.label}", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="y")
+    axes[0].set_ylabel(title_of(score).lower(), fontsize=8)
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure

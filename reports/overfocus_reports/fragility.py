@@ -1,0 +1,87 @@
+"""Whether metrics tell which predictions flip: sentences, a reliability-style plot and the numbers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from overfocus.figures.plain_figure import PlainFigure
+from overfocus.figures.style import styled
+from overfocus.figures.wording import title_of, unit_of
+from overfocus_reports.svg import inline_svg
+
+if TYPE_CHECKING:
+    from overfocus.comparison.comparison import Comparison
+
+PLOTTED = ("top_share", "effective_tokens", "token_cosine", "js_divergence", "received_shift", "attention_cosine")
+"""Metrics that are plotted; the table has all."""
+ROW = ("model", "metric", "layers", "corruption", "severity")
+
+
+def fragility_part(comparison: "Comparison", colours: Mapping[str, str], folder: Path) -> dict[str, Any] | None:
+    """For the template; None where no model predicts classes. The plot goes into `folder` too."""
+    table = comparison.fragility
+    rows = table[(table["layers"] == "all") & (table["corruption"] == "all")]
+    if rows.empty:
+        return None
+    reliability = comparison.reliability
+    with styled():
+        figure = reliability_figure(reliability[reliability["layers"] == "all"], colours)
+        figure.savefig(folder / "reliability.png")
+        svg = inline_svg(figure, "reliability", "share of flipped predictions against metrics, for each model")
+    kept = rows.assign(title=rows["metric"].map(title_of)).to_dict("records")
+    return {
+        "rows": kept,
+        "sentences": [sentence_of(model, rows[rows["model"] == model]) for model in colours if (rows["model"] == model).any()],
+        "figure": svg,
+        "table": [list(reliability.columns), *reliability.astype(object).where(reliability.notna(), None).to_numpy().tolist()],
+    }
+
+
+def sentence_of(model: str, rows: pd.DataFrame) -> str:
+    """Which metric tells flips apart best, with its interval; or that none does."""
+    flipped, count = int(rows["flipped"].max()), int(rows["count"].max())
+    seen = f"{model}: {flipped} of {count} predictions flip under corruption"
+    sure = rows[(rows["auroc_low"] > 0.5) | (rows["auroc_high"] < 0.5)]
+    if not flipped or flipped == count:
+        return f"{seen}, so nothing can be said about which ones."
+    if sure.empty:
+        return f"{seen}; no metric tells which ones with an interval that excludes chance (AUROC 0.5)."
+    best = sure.iloc[int((sure["auroc"] - 0.5).abs().to_numpy().argmax())]
+    way = "higher" if best["auroc"] > 0.5 else "lower"
+    ends = f"{best['auroc_low']:.2f}–{best['auroc_high']:.2f}"
+    return (
+        f"{seen}. {title_of(str(best['metric']))} tells them best: {way} where predictions flip, AUROC {best['auroc']:.2f} "
+        f"(95 % interval {ends}); {len(sure)} of {len(rows)} metrics exclude chance."
+    )
+
+
+def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> PlainFigure:
+    """One panel per metric: flip rate with its interval against the mean value of each group of pictures."""
+    metrics = [metric for metric in PLOTTED if (table["metric"] == metric).any()]
+    across = min(3, max(1, len(metrics)))
+    down = -(-len(metrics) // across) or 1
+    figure = PlainFigure(figsize=(2.9 * across, 2.2 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharey=True)
+    for place in range(down * across):
+        panel = axes[divmod(place, across)]
+        if place >= len(metrics):
+            panel.set_axis_off()
+            continue
+        for model, colour in colours.items():
+            rows = table[(table["metric"] == metrics[place]) & (table["model"] == model)]
+            rate = rows["flip_rate"].to_numpy("float64")
+            ends = np.abs(np.stack([rate - rows["low"].to_numpy("float64"), rows["high"].to_numpy("float64") - rate]))
+            panel.errorbar(
+                rows["value"], rate, yerr=np.nan_to_num(ends), color=colour, marker="o", markersize=3, linewidth=1.3,
+                elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+        panel.set_xlabel(f"{title_of(metrics[place])} ({unit_of(metrics[place])})", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.set_ylim(-0.03, 1.03)
+        panel.grid(axis="y")
+        if place % across == 0:
+            panel.set_ylabel("flipped predictions", fontsize=8)
+    return figure
