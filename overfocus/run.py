@@ -14,6 +14,8 @@ from overfocus.errors import RunError
 from overfocus.figures.notebook_methods import NotebookMethods
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import pandas as pd
 
 FORMAT = 1
@@ -49,6 +51,7 @@ class Run(NotebookMethods):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info = read_info(self.path)
+        self._unpacked: tuple[int, dict[str, np.ndarray]] | None = None
 
     def __repr__(self) -> str:
         model, status = self.info["checkpoint"]["name"], self.info["status"]
@@ -87,7 +90,12 @@ class Run(NotebookMethods):
 
     @cached_property
     def table(self) -> "pd.DataFrame":
-        """One row per image × corruption × severity × layer (× head), one column per metric; NaN where undefined."""
+        """One row per image × corruption × severity × layer (× head), one column per metric; NaN where undefined.
+
+        Empty for an evaluation, which measures predictions alone.
+        """
+        if self.info.get("kind") == "evaluation":
+            return _empty_table()
         table = self._read("metrics")
         narrow = table.select_dtypes("float32").columns
         return table.astype(dict.fromkeys(narrow, "float64"))
@@ -127,18 +135,18 @@ class Run(NotebookMethods):
         """
         start = max((first for first in self._received_parts if first <= image), default=None)
         if start is not None:
-            with np.load(self._received_parts[start]) as part:
-                found = (part["image"] == image) & (part["corruption"] == corruption) & (part["severity"] == severity)
-                if found.any():
-                    row = int(found.argmax())
-                    names = [f"layer_{layer['layer']:02d}" for layer in self.layers]
-                    return [part[name][row] if name in part.files else None for name in names]
+            part = self._received_part(start)
+            found = (part["image"] == image) & (part["corruption"] == corruption) & (part["severity"] == severity)
+            if found.any():
+                row = int(found.argmax())
+                names = [f"layer_{layer['layer']:02d}" for layer in self.layers]
+                return [part[name][row] if name in part else None for name in names]
         raise RunError(
             f"{self.path}: no received attention of image {image} with {corruption} {severity}; see run.table for what there is"
         )
 
-    def maps(self, image: int) -> DisplayedImage:
-        """Pictures and full attention maps of a displayed image.
+    def maps(self, image: int, layers: "Collection[int] | None" = None) -> DisplayedImage:
+        """Pictures and full attention maps of a displayed image; of these layers only, where they are given.
 
         Raises:
             RunError: `image` is not one of `displayed`.
@@ -147,8 +155,8 @@ class Run(NotebookMethods):
             raise RunError(f"{self.path}: full maps are kept of the displayed images only, {self.displayed}; got image {image}")
         with np.load(self._maps_path(image)) as kept:
             variants = [(str(name), int(severity)) for name, severity in zip(kept["corruption"], kept["severity"], strict=True)]
-            layers = [layer["layer"] for layer in self.layers]
-            attention = {layer: kept[f"attention_{layer:02d}"] for layer in layers if f"attention_{layer:02d}" in kept.files}
+            wanted = [layer["layer"] for layer in self.layers if layers is None or layer["layer"] in layers]
+            attention = {layer: kept[f"attention_{layer:02d}"] for layer in wanted if f"attention_{layer:02d}" in kept.files}
             return DisplayedImage(variants, kept["pictures"], attention)
 
     @cached_property
@@ -162,6 +170,13 @@ class Run(NotebookMethods):
 
     def _maps_path(self, image: int) -> Path:
         return self.path / "maps" / f"image-{image}.npz"
+
+    def _received_part(self, start: int) -> dict[str, np.ndarray]:
+        """The part whose first image is `start`, unpacked once for all pictures that are asked for in a row."""
+        if self._unpacked is None or self._unpacked[0] != start:
+            with np.load(self._received_parts[start]) as part:
+                self._unpacked = start, {name: part[name] for name in part.files}
+        return self._unpacked[1]
 
     @cached_property
     def _received_parts(self) -> dict[int, Path]:
@@ -182,6 +197,18 @@ class Run(NotebookMethods):
                 f"{self.path}: a part of the {kind} table cannot be read ({error}); run again with overwrite=True"
             ) from error
         return frame
+
+
+def _empty_table() -> "pd.DataFrame":
+    """A metrics table without rows."""
+    import pandas as pd
+
+    from overfocus.metrics.catalogue import CATALOGUE
+
+    kinds = {"image": "int64", "name": "object", "label": "object", "corruption": "object", "severity": "int32"}
+    kinds |= {"layer": "int32", "module": "object", "kind": "object"}
+    kinds |= {name: "float64" for name, metric in CATALOGUE.items() if metric.group != "prediction"}
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from overfocus.errors import OverfocusError
 from overfocus.version import __version__
 from overfocus_cli.analyze import analyze
 from overfocus_cli.compare import compare
+from overfocus_cli.evaluate import evaluate
 from overfocus_cli.figure import figure
 from overfocus_cli.heatmap import heatmap
 from overfocus_cli.inspect_checkpoint import inspect_checkpoint
@@ -49,6 +50,7 @@ app.command("inspect")(inspect_checkpoint)
 app.command("figure")(figure)
 app.command("heatmap")(heatmap)
 app.command("train")(train)
+app.command("evaluate")(evaluate)
 app.command("list")(list_names)
 
 

@@ -144,6 +144,7 @@ def _run(request: Request) -> None:
         if accelerator.is_main_process:
             _write_result(trainer, material, request, folder)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def _build(material: Material, request: Request) -> tuple[nn.Module, list[str]]:
@@ -245,7 +246,6 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
     shown = None if accelerator.is_main_process else False
     with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:
         trainer.run(batches, validated, show, log)
-    accelerator.end_training()
 
 
 def _loader(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> DataLoader[Any]:

@@ -1,0 +1,128 @@
+"""`overfocus evaluate`: accuracy, calibration and corruption errors of checkpoints."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from overfocus_cli.options import AsJson, Device, ImageSize, Model, NoEma
+
+if TYPE_CHECKING:
+    from overfocus.evaluation.evaluation import Evaluation
+
+
+def evaluate(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints, hub folders or timm names.", show_default=False)
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Class folders, IDX files, a Hugging Face data set, ImageNet-A or -R, or a tree corruption/severity/class.",
+            show_default=False,
+        ),
+    ],
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Corruption or group to make on the fly, or to take of a tree; repeatable. Default: none; all of a tree.",
+            show_default=False,
+        ),
+    ] = None,
+    severity: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="1 (weak) to 5 (strong); repeatable. Default: all five.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Run folder, or for several checkpoints the folder of theirs.")
+    ] = Path("overfocus-evaluation"),
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Checkpoint or finished evaluation that mCE is relative to, where AlexNet's published errors do not fit. "
+            "Default: the first of several.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the evaluations that the output holds.")] = False,
+    model: Model = None,
+    no_ema: NoEma = False,
+    image_size: ImageSize = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Take at most this many images.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the corruptions.")] = 0,
+    device: Device = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures in one forward.")] = 64,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Processes that read and corrupt. Default: by the number of cores.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate classifiers: accuracy, calibration, accuracy under corruption, mCE.
+
+    The same command continues an interrupted evaluation. Several GPUs: accelerate launch -m overfocus evaluate …
+
+    Example: overfocus evaluate baseline.pth robust.pth --data val/ --corruption common
+    """
+    from overfocus.evaluation.evaluate import evaluate as evaluate_checkpoints
+
+    found = evaluate_checkpoints(
+        list(checkpoints),
+        data,
+        output,
+        corruptions=corruption or None,
+        severities=severity or None,
+        baseline=baseline,
+        model=model,
+        use_ema=not no_ema,
+        image_size=image_size,
+        device=device,
+        batch_size=batch_size,
+        amp=amp,
+        workers=workers,
+        seed=seed,
+        limit=limit,
+        overwrite=overwrite,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        typer.echo(json.dumps([{"run": str(entry.path)} | entry.summary for entry in found], ensure_ascii=False, indent=2))
+        return
+    for entry in found:
+        typer.echo(_described(entry))
+
+
+def _described(evaluation: "Evaluation") -> str:
+    """An evaluation in some lines."""
+    summary = evaluation.summary
+    lines = [f"{summary['model']} ({summary['checkpoint']}), {summary['data']['images']:,} images"]
+    for kind, words in (("clean", "clean"), ("corrupted", f"corrupted ({summary['data']['corruptions']})")):
+        if summary[kind] is not None:
+            mean = summary[kind]
+            shares = f"top-1 {mean['top1']:7.2%}   top-5 {mean['top5']:7.2%}"
+            lines.append(f"{words:24} {shares}   ECE {mean['ece']:.4f}   NLL {mean['nll']:.4f}")
+    table = evaluation.table
+    corrupted = table[table["severity"] > 0]
+    if len(corrupted):
+        levels = sorted({int(level) for level in corrupted["severity"]})
+        lines.append(f"\n{'top-1 by severity':24}" + "".join(f"{level:>9}" for level in levels) + "     mean")
+        for name, part in corrupted.groupby("corruption", sort=False):
+            by_level = dict(zip(part["severity"], part["top1"], strict=True))
+            cells = "".join(f"{by_level[level]:9.2%}" if level in by_level else " " * 9 for level in levels)
+            lines.append(f"{str(name).replace('_', ' '):24}{cells}{part['top1'].mean():9.2%}")
+    mce = summary["mce"]
+    if mce is not None:
+        value = f"mCE {mce['mce']:.1f} %" if mce["mce"] is not None else "mCE not defined"
+        relative = f", relative mCE {mce['relative_mce']:.1f} %" if mce["relative_mce"] is not None else ""
+        lines.append(f"\n{value}{relative}: {mce['note']}" if mce["relative_to"] else f"\n{mce['note']}")
+    lines += [f"note: {note}" for note in summary["notes"]]
+    if summary["data"]["skipped"]:
+        lines.append(f"note: {summary['data']['skipped']} pictures could not be read and are left out")
+    return "\n".join([*lines, f"run: {evaluation.path}\n"])

@@ -1,0 +1,43 @@
+"""A finished evaluation, read back from its run folder."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overfocus.errors import RunError
+from overfocus.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Evaluation:
+    """Accuracy, calibration and corruption errors of one checkpoint.
+
+    Raises:
+        RunError: the folder holds no finished evaluation.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.run = Run(path)
+        if self.run.info.get("kind") != "evaluation":
+            raise RunError(f"{path}: expected an evaluation as `overfocus evaluate` writes it, but this is another run")
+
+    @property
+    def path(self) -> Path:
+        """Its run folder."""
+        return self.run.path
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        """One row per corruption × severity: images, top1, top5, ece, nll; ("clean", 0) without corruption."""
+        from overfocus.evaluation.results import measure_predictions
+
+        return measure_predictions(self.run.predictions)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of evaluation.json: data and how they were corrupted, clean figures, means, mCE and what it is."""
+        content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        return content

@@ -1,0 +1,129 @@
+"""What lies in a folder of evaluation data: plain labelled pictures, or a tree of corrupted ones as of ImageNet-C."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from overfocus.corruptions import CORRUPTIONS
+from overfocus.datasets import LabelledImages, open_evaluation_images
+from overfocus.datasets.class_folders import ClassFolders
+from overfocus.errors import ImageError
+
+C_BAR = (
+    "blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout", "cocentric_sine_waves",
+    "inverse_sparkles", "perlin_noise", "plasma_noise", "single_frequency_greyscale", "sparkles",
+)  # fmt: skip
+"""Corruptions of ImageNet-C-bar (Mintun, Kirillov, Xie, "On Interaction Between Augmentations and Corruptions", 2021)."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Pictures that share a corruption and severity; ("clean", 0) for those that nothing was done to."""
+
+    corruption: str
+    severity: int
+    images: LabelledImages
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """A data set to evaluate with."""
+
+    layout: str
+    """"images", "ImageNet-A", "ImageNet-R", "ImageNet-C", "ImageNet-C-bar" or "tree of corruptions"."""
+    portions: list[Portion]
+    synsets: list[str] | None = None
+    """WordNet identifiers that predictions are restricted to (ImageNet-A and -R)."""
+
+    @property
+    def corrupted(self) -> bool:
+        """Whether the pictures are corrupted on the disk."""
+        return any(portion.severity for portion in self.portions)
+
+
+def open_evaluation_data(source: str | Path) -> EvaluationData:
+    """Find out what a folder holds.
+
+    A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
+    levels up (ImageNet-C's archives add noise, blur, weather, digital and extra). Its name says whether a folder of pictures is
+    ImageNet-A or -R.
+
+    Raises:
+        ImageError: as `open_images`.
+    """
+    folder = Path(source)
+    if folder.is_dir() and (trees := _corruption_folders(folder)):
+        names = {path.name for path in trees}
+        kinds = {"ImageNet-C": set(CORRUPTIONS), "ImageNet-C-bar": set(C_BAR)}
+        layout = next((kind for kind, known in kinds.items() if names <= known), "tree of corruptions")
+        order = [*CORRUPTIONS, *C_BAR]
+        trees.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
+        portions = [
+            Portion(path.name, int(severity.name), ClassFolders(severity))
+            for path in trees
+            for severity in sorted(_subfolders(path), key=lambda path: int(path.name))
+        ]
+        return EvaluationData(layout, portions)
+    images = open_evaluation_images(folder)
+    portions = [Portion("clean", 0, images)]
+    for letter in ("a", "r"):
+        known = _subset(letter)
+        if _says(folder, letter) and set(images.class_names) <= set(known or images.class_names):
+            return EvaluationData(f"ImageNet-{letter.upper()}", portions, known or list(images.class_names))
+    return EvaluationData("images", portions)
+
+
+def choose_portions(data: EvaluationData, corruptions: Sequence[str] | None, severities: Sequence[int] | None) -> EvaluationData:
+    """The part of a tree with the corruptions and severities asked for; None for all there are.
+
+    Raises:
+        ImageError: the tree does not hold one of them.
+    """
+    there = {portion.corruption for portion in data.portions}
+    levels = {portion.severity for portion in data.portions}
+    if missing := [name for name in corruptions or () if name not in there]:
+        raise ImageError(f"the tree holds no {missing[0]}; it has {', '.join(sorted(there))}")
+    if absent := [level for level in severities or () if level not in levels]:
+        raise ImageError(f"the tree holds no severity {absent[0]}; it has {', '.join(map(str, sorted(levels)))}")
+    kept = [
+        portion
+        for portion in data.portions
+        if (corruptions is None or portion.corruption in corruptions) and (severities is None or portion.severity in severities)
+    ]
+    return EvaluationData(data.layout, kept, data.synsets)
+
+
+def _corruption_folders(folder: Path) -> list[Path]:
+    """Corruptions in a folder: `folder/corruption/1` or `folder/group/corruption/1`; none where anything else is there."""
+    found: list[Path] = []
+    for path in _subfolders(folder):
+        if _is_corruption(path):
+            found.append(path)
+        elif inner := _subfolders(path):
+            if not all(_is_corruption(inside) for inside in inner):
+                return []
+            found += inner
+        else:
+            return []
+    return found
+
+
+def _is_corruption(folder: Path) -> bool:
+    inner = _subfolders(folder)
+    return bool(inner) and all(path.name in ("1", "2", "3", "4", "5") and _subfolders(path) for path in inner)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _says(folder: Path, letter: str) -> bool:
+    return any(re.sub(r"[-_\s]", "", part.lower()) == f"imagenet{letter}" for part in folder.absolute().parts[-2:])
+
+
+def _subset(letter: str) -> list[str] | None:
+    """The 200 classes of ImageNet-A or -R, which timm ships as a list of identifiers; None if it no longer does."""
+    path = files("timm.data") / "_info" / f"imagenet_{letter}_synsets.txt"
+    return path.read_text(encoding="utf-8").split() if path.is_file() else None

@@ -1,0 +1,66 @@
+"""The figures of an evaluation in one file: clean, under each corruption, mCE and what it is relative to."""
+
+import json
+from typing import Any
+
+from overfocus.atomic import atomic_file
+from overfocus.evaluation.corruption_error import corruption_error
+from overfocus.evaluation.evaluation import Evaluation
+from overfocus.evaluation.results import errors_of
+
+
+def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
+    """Write evaluation.json and evaluation.csv into the run folder.
+
+    evaluation.json: data (layout, images, how corruptions were made), clean and corrupted (means over corruptions and
+    severities of top1, top5, ece, nll), per_corruption (top-1 means over severities), mce (as `CorruptionError`), notes.
+    evaluation.csv is `Evaluation.table`.
+    """
+    info, table = evaluation.run.info, evaluation.table
+    corrupted = table[table["severity"] > 0]
+    clean = table[table["severity"] == 0]
+    errors, clean_error = errors_of(table)
+    by = None
+    if baseline is not None:
+        _require_same_pictures(evaluation, baseline)
+        by = (f"the baseline {baseline.path.name}", *errors_of(baseline.table))
+    imagenet = info["checkpoint"]["num_classes"] == 1000 and info["imagenet_labels"]
+    made = info["settings"]["made"]
+    content: dict[str, Any] = {
+        "checkpoint": info["checkpoint"]["source"],
+        "model": info["checkpoint"]["name"],
+        "data": {
+            "images": len(info["images"]),
+            "path": info["settings"]["images"],
+            "corruptions": made,
+            "skipped": len(info["skipped"]),
+        },
+        "clean": _means(clean),
+        "corrupted": _means(corrupted),
+        "per_corruption": {
+            str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["top1"].mean().items()
+        },
+        "mce": corruption_error(errors, clean_error, made=made, imagenet=imagenet, baseline=by).as_dict() if errors else None,
+        "notes": info["notes"],
+    }
+    with atomic_file(evaluation.path / "evaluation.json") as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    with atomic_file(evaluation.path / "evaluation.csv") as file:
+        file.write(table.to_csv(index=False).encode())
+
+
+def _means(table: Any) -> dict[str, float] | None:
+    return {name: float(table[name].mean()) for name in ("top1", "top5", "ece", "nll")} if len(table) else None
+
+
+def _require_same_pictures(evaluation: Evaluation, baseline: Evaluation) -> None:
+    """Raise a `RunError` unless both saw the same pictures, corrupted in the same way."""
+    from overfocus.errors import RunError
+
+    for name in ("made", "seed", "limit"):
+        mine, other = (entry.run.info["settings"][name] for entry in (evaluation, baseline))
+        if mine != other:
+            raise RunError(f"{baseline.path}: the baseline was evaluated with {name} {other}, expected {mine}; evaluate it alike")
+    names = [[(image["name"], image["label"]) for image in entry.run.images] for entry in (evaluation, baseline)]
+    if names[0] != names[1]:
+        raise RunError(f"{baseline.path}: the baseline was evaluated on other pictures; evaluate it on the same data")

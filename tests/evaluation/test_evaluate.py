@@ -1,0 +1,234 @@
+"""Whole evaluations of a tiny classifier."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import overfocus
+from overfocus.errors import OverfocusError, RunError
+from overfocus.evaluation import session
+from overfocus.evaluation.evaluate import evaluate
+from overfocus_cli.main import app
+
+QUICK: dict[str, Any] = {
+    "corruptions": ["fog", "gaussian_noise"],
+    "severities": [1, 4],
+    "workers": 0,
+    "batch_size": 12,
+    "device": "cpu",
+}
+COMPARED = ["image", "name", "label", "corruption", "severity", "predicted", "correct", "confidence", "negative_log_likelihood"]
+
+
+def test_predictions_are_those_of_the_model(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+    run = evaluation.run
+    assert run.complete
+    assert run.table.empty
+    assert "gini" in run.table.columns
+    assert len(run.predictions) == 12 * 5
+    loaded = overfocus.load_model(checkpoint)
+    for row in run.predictions.sample(10, random_state=0).to_dict("records"):
+        pixels = loaded.preprocess.resize(Image.open(pictures / row["name"]))
+        if row["severity"]:
+            pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"])
+        with torch.no_grad():
+            shares = loaded.model(loaded.preprocess.normalize(pixels)[None]).softmax(-1)[0]
+        assert row["predicted"] == int(shares.argmax())
+        assert row["predicted_name"] == loaded.class_names[row["predicted"]]
+        assert row["confidence"] == pytest.approx(float(shares.max()), abs=1e-5)
+        assert row["correct"] == (row["predicted_name"] == row["label"])
+        assert row["negative_log_likelihood"] == pytest.approx(
+            -float(shares[loaded.class_names.index(row["label"])].log()), abs=1e-4
+        )
+    clean = run.predictions[run.predictions["severity"] == 0]
+    assert evaluation.summary["clean"]["top1"] == pytest.approx(clean["correct"].mean())
+    assert evaluation.summary["mce"]["mce"] is None
+    assert evaluation.summary["data"]["corruptions"] == "on-the-fly"
+    written = pd.read_csv(tmp_path / "run" / "evaluation.csv")
+    pd.testing.assert_frame_equal(written, evaluation.table, check_dtype=False)
+
+
+def test_agreement_is_with_the_clean_picture(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+    predictions = evaluation.run.predictions
+    clean = predictions[predictions["severity"] == 0].set_index("image")["predicted"]
+    corrupted = predictions[predictions["severity"] > 0]
+    expected = (corrupted["predicted"] == corrupted["image"].map(clean)).astype(float)
+    assert corrupted["agreement"].tolist() == expected.tolist()
+
+
+def test_a_tree_gives_what_the_same_corruptions_on_the_fly_give(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    for path in pictures.glob("*/*.png"):
+        for name in QUICK["corruptions"]:
+            for severity in QUICK["severities"]:
+                target = tmp_path / "tree" / name / str(severity) / path.relative_to(pictures)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity)).save(target)
+    (fly,) = evaluate(checkpoint, pictures, tmp_path / "fly", **QUICK)
+    (tree,) = evaluate(checkpoint, tmp_path / "tree", tmp_path / "disk", workers=0, device="cpu")
+    assert tree.summary["data"]["corruptions"] == "ImageNet-C"
+    assert len(tree.run.images) == 12
+    keys = ["corruption", "severity", "name"]
+    first, second = (
+        entry.run.predictions.query("severity > 0").sort_values(keys)[COMPARED].reset_index(drop=True) for entry in (fly, tree)
+    )
+    pd.testing.assert_frame_equal(first, second, check_exact=False, atol=1e-6)
+    (part,) = evaluate(checkpoint, tmp_path / "tree", tmp_path / "part", corruptions="fog", severities=4, workers=0, device="cpu")
+    assert part.table[["corruption", "severity"]].to_numpy().tolist() == [["fog", 4]]
+
+
+def test_a_continued_evaluation_ends_with_the_same_table(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "BATCHES_PER_ROUND", 1)
+    monkeypatch.setattr("overfocus.evaluation.recorder.SECONDS_PER_PART", 0.0)
+    (whole,) = evaluate(checkpoint, pictures, tmp_path / "whole", **QUICK)
+    original = session._predict
+    calls: list[int] = []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_predict", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
+    assert overfocus.Run(tmp_path / "parts").info["done"] == 6
+    (parts,) = evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
+    pd.testing.assert_frame_equal(whole.run.predictions, parts.run.predictions)
+    monkeypatch.setattr(session, "_predict", interrupted)
+    calls[:] = [1] * 3
+    assert evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)[0].run.complete
+
+
+def test_the_first_of_several_is_the_baseline(
+    checkpoint: Path, write_checkpoint: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    other = write_checkpoint("other", seed=1)
+    first, second = evaluate([checkpoint, other], pictures, tmp_path / "both", **QUICK)
+    assert (first.path.name, second.path.name) == ("tiny", "other")
+    assert first.summary["mce"]["mce"] == pytest.approx(100)
+    errors = [1 - entry.table[entry.table["severity"] > 0].groupby("corruption")["top1"].sum() / 2 for entry in (first, second)]
+    expected = (100 * errors[1] / errors[0]).mean()
+    assert second.summary["mce"]["mce"] == pytest.approx(expected)
+    assert "relative to the baseline tiny, not to AlexNet" in second.summary["mce"]["note"]
+    (again,) = evaluate(other, pictures, tmp_path / "alone", baseline=first.path, **QUICK)
+    assert again.summary["mce"]["mce"] == pytest.approx(expected)
+    with pytest.raises(RunError, match="the baseline was evaluated with seed 0, expected 1"):
+        evaluate(other, pictures, tmp_path / "seed", baseline=first.path, **(QUICK | {"seed": 1}))
+
+
+def test_classes_of_imagenet_a_are_the_only_ones_that_count(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "imagenet-a"
+    for name in ("n01498041", "n01531178"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), "white").save(folder / name / "0.png")
+    info = importlib.import_module("timm.data.imagenet_info").ImageNetInfo("imagenet-1k")
+    path = write_checkpoint("thousand", class_names=info.label_descriptions())
+    (evaluation,) = evaluate(path, folder, tmp_path / "run", workers=0, device="cpu")
+    logits = _logits(path, folder / "n01498041" / "0.png")
+    allowed = [index for index, name in enumerate(info.label_names()) if name in _synsets("a")]
+    assert len(allowed) == 200
+    expected = allowed[int(logits[allowed].argmax())]
+    assert set(evaluation.run.predictions["predicted"]) == {expected}
+    assert "predictions are restricted to its 200 classes" in evaluation.summary["notes"][-1]
+
+
+def _logits(checkpoint: Path, picture: Path) -> torch.Tensor:
+    loaded = overfocus.load_model(checkpoint)
+    with torch.no_grad():
+        result: torch.Tensor = loaded.model(loaded.preprocess(Image.open(picture))[None])[0]
+    return result
+
+
+def _synsets(letter: str) -> set[str]:
+    folder = Path(importlib.import_module("timm.data").__file__ or "").parent
+    return set((folder / "_info" / f"imagenet_{letter}_synsets.txt").read_text().split())
+
+
+def test_pictures_that_cannot_be_read_are_left_out(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "red" / "1.png").write_bytes(b"no picture")
+    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+    assert [skip["name"] for skip in evaluation.run.skipped] == ["red/1.png"]
+    assert len(evaluation.run.predictions) == 11 * 5
+    assert evaluation.summary["data"]["skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"corruptions": "fogg"}, "unknown corruption 'fogg'; did you mean 'fog'?"),
+        ({"severities": [6]}, "severity must be a whole number from 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+    ],
+)
+def test_what_makes_no_sense(checkpoint: Path, pictures: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OverfocusError, match=re.escape(words)):
+        evaluate(checkpoint, pictures, tmp_path / "run", **(QUICK | options))
+
+
+def test_labels_that_mean_no_class(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    for name, other in (("red", "cat"), ("blue", "dog"), ("green", "fish")):
+        (pictures / name).rename(pictures / other)
+    with pytest.raises(
+        RunError, match=re.escape("none of the labels (cat, dog, fish) means one of its 3 classes (blue, green, red)")
+    ):
+        evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+    shutil.copytree(pictures / "cat", pictures / "red")
+    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+    assert evaluation.summary["notes"] == ["3 of 4 labels mean no class of the model (cat, dog, fish)"]
+    assert evaluation.table["images"].tolist() == [4] * 5
+
+
+def test_the_command_prints_what_was_found(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", str(checkpoint), "--data", str(pictures), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    arguments += ["--corruption", "fog", "--severity", "2", "--severity", "5", "--workers", "0"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "12 images" in result.output
+    assert "no mCE: AlexNet's errors are those of ImageNet's classes" in result.output
+    assert re.search(r"fog +\d+\.\d\d% +\d+\.\d\d%", result.output)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in (".", "cli", "reports")),
+        "OMP_NUM_THREADS": "1",
+    }
+    options = [
+        "evaluate",
+        str(checkpoint),
+        "--data",
+        str(pictures),
+        "--corruption",
+        "fog",
+        "--batch-size",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    for name, launcher in (("one", []), ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
+        command = [sys.executable, "-m", *launcher, "overfocus", *options, "--output", str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True)
+    one, two = (overfocus.Run(tmp_path / name).predictions for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, check_exact=False, atol=1e-6)

@@ -1,0 +1,116 @@
+"""Scores, calibration and corruption errors against numpy, torchmetrics and by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import log_softmax
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+from overfocus.corruptions import GROUPS
+from overfocus.evaluation.corruption_error import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, corruption_error
+from overfocus.evaluation.results import errors_of, measure_predictions
+from overfocus.evaluation.scoring import COLUMNS, score
+
+LOGITS = torch.randn(60, 7, generator=torch.Generator().manual_seed(0)) * 2
+TARGETS = torch.randint(0, 7, (60,), generator=torch.Generator().manual_seed(1))
+
+
+def test_scores_against_numpy() -> None:
+    columns = score(LOGITS, TARGETS, None)
+    assert tuple(columns) == COLUMNS
+    logits, targets = LOGITS.double().numpy(), TARGETS.numpy()
+    np.testing.assert_array_equal(columns["predicted"], logits.argmax(1))
+    np.testing.assert_allclose(
+        columns["negative_log_likelihood"], -log_softmax(logits, axis=1)[np.arange(60), targets], rtol=1e-5
+    )
+    five = np.argsort(-logits, axis=1)[:, :5]
+    np.testing.assert_array_equal(columns["correct_top5"], (five == targets[:, None]).any(1))
+    assert np.isnan(columns["agreement"]).all()
+
+
+def test_restricted_predictions_leave_the_other_classes_out_before_the_softmax() -> None:
+    allowed = torch.tensor([1, 4, 6])
+    targets = allowed[torch.arange(60) % 3]
+    columns = score(LOGITS, targets, None, allowed)
+    logits = LOGITS.double().numpy()[:, [1, 4, 6]]
+    np.testing.assert_array_equal(columns["predicted"], np.array([1, 4, 6])[logits.argmax(1)])
+    np.testing.assert_allclose(columns["confidence"], np.exp(log_softmax(logits, axis=1)).max(1), rtol=1e-5)
+    expected = -log_softmax(logits, axis=1)[np.arange(60), np.arange(60) % 3]
+    np.testing.assert_allclose(columns["negative_log_likelihood"], expected, rtol=1e-5, atol=1e-6)
+    assert (columns["correct_top5"] == 1).all()
+
+
+def test_labels_that_mean_no_class_have_no_scores() -> None:
+    columns = score(LOGITS[:2], torch.tensor([3, -1]), None)
+    for name in ("correct", "correct_top5", "negative_log_likelihood"):
+        assert np.isnan(columns[name]).tolist() == [False, True]
+
+
+def test_corrupted_pictures_are_compared_with_their_clean_one() -> None:
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    columns = score(logits, torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0]))
+    np.testing.assert_array_equal(columns["agreement"], [np.nan, 1, 0])
+    before, after = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1))
+    np.testing.assert_allclose(columns["confidence_drop"], [np.nan, 0, before - after], atol=1e-6)
+    np.testing.assert_allclose(columns["output_cosine"], [np.nan, 1, 0], atol=1e-6)
+
+
+def table_of(columns: dict[str, np.ndarray], corruption: str = "clean", severity: int = 0) -> pd.DataFrame:
+    return pd.DataFrame(columns).assign(corruption=corruption, severity=severity)
+
+
+def test_accuracy_and_calibration_are_those_of_torchmetrics() -> None:
+    (row,) = measure_predictions(table_of(score(LOGITS, TARGETS, None))).to_dict("records")
+    assert row["images"] == 60
+    for name, top in (("top1", 1), ("top5", 5)):
+        expected = multiclass_accuracy(LOGITS, TARGETS, num_classes=7, top_k=top, average="micro")
+        assert row[name] == pytest.approx(float(expected))
+    expected = multiclass_calibration_error(LOGITS.softmax(-1), TARGETS, num_classes=7, n_bins=15)
+    assert row["ece"] == pytest.approx(float(expected), rel=1e-5)
+    assert row["nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(LOGITS, TARGETS)), rel=1e-5)
+
+
+def test_errors_of_a_table() -> None:
+    right, wrong = (
+        {"correct": [share], "confidence": [0.5], "correct_top5": [1], "negative_log_likelihood": [1]} for share in (1, 0)
+    )
+    predictions = pd.concat([table_of(right), table_of(wrong, "fog", 3), table_of(right, "fog", 3)])
+    assert errors_of(measure_predictions(predictions)) == ({("fog", 3): 0.5}, 0.0)
+
+
+ALEXNET = {(name, severity): error for name, error in ALEXNET_ERRORS.items() for severity in range(1, 6)}
+
+
+def test_alexnet_has_100_percent_of_its_own_errors() -> None:
+    assert set(ALEXNET_ERRORS) == set(GROUPS["common"])
+    found = corruption_error(ALEXNET, ALEXNET_CLEAN_ERROR, made="ImageNet-C", imagenet=True, baseline=None)
+    assert (found.relative_to, found.mce, found.relative_mce) == ("AlexNet", pytest.approx(100), pytest.approx(100))
+    assert "on the fly" not in found.note
+
+
+def test_mce_is_the_mean_of_ratios_of_sums() -> None:
+    own = {("fog", 1): 0.2, ("fog", 3): 0.4, ("snow", 1): 0.3, ("snow", 3): 0.3}
+    base = {("fog", 1): 0.4, ("fog", 3): 0.8, ("snow", 1): 0.1, ("snow", 3): 0.5}
+    found = corruption_error(own, 0.1, made="on-the-fly", imagenet=False, baseline=("first", base, 0.2))
+    assert found.corruptions == {"snow": pytest.approx(100.0), "fog": pytest.approx(50.0)}
+    assert found.mce == pytest.approx(75)
+    assert found.relative_mce == pytest.approx((100 * 0.4 / 0.8 + 100 * 0.4 / 0.2) / 2)
+    assert found.note == "over 2 of the 15 common corruptions, severities 1, 3, on-the-fly; relative to first, not to AlexNet"
+
+
+def test_nothing_is_normalised_silently() -> None:
+    three = {("fog", severity): 0.5 for severity in (1, 3, 5)}
+    without = corruption_error(three, 0.1, made="on-the-fly", imagenet=False, baseline=None)
+    assert (without.mce, without.relative_to) == (None, "")
+    assert "AlexNet's errors are those of ImageNet's classes" in without.note
+    partial = corruption_error(three, 0.1, made="ImageNet-C", imagenet=True, baseline=None)
+    assert partial.mce is None
+    assert "severities 1 to 5 were not all measured" in partial.note
+    made = corruption_error(ALEXNET, None, made="on-the-fly", imagenet=True, baseline=None)
+    assert "not the published benchmark" in made.note
+    assert made.relative_mce is None
+    bar = corruption_error({("sparkles", 1): 0.5}, None, made="ImageNet-C-bar", imagenet=True, baseline=None)
+    assert bar.note == "no mCE: none of the 15 common corruptions was measured"
+    perfect = corruption_error(three, 0.1, made="on-the-fly", imagenet=False, baseline=("first", dict.fromkeys(three, 0.0), 0.0))
+    assert perfect.mce is None
