@@ -71,7 +71,7 @@ def columns_figure(
 
 def patch_matrix(run: "Run", image: int, layer: Layer, variant: Variant) -> npt.NDArray[np.float32]:
     """Attention of query patches to key patches in multiples of uniform attention, mean over heads, of the first window."""
-    kept = run.maps(image)
+    kept = run.maps(image, [layer.number])
     weights = kept.attention.get(layer.number)
     if weights is None:
         raise RunError(

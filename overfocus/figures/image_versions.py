@@ -15,7 +15,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
 
     `high` is the upper end of the colour scale, in powers of two of uniform attention.
     """
-    kept = maps.run.maps(image)
+    kept = maps.run.maps(image, [layer.number])
     place = [row["layer"] for row in maps.run.layers].index(layer.number)
     weights = kept.attention.get(layer.number)
     rows = 1 if weights is None or layer.windows > 1 else 2

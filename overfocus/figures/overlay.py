@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUTLINE = "#ff4d00"
+OPACITY = 0.6
+SMALLEST = 224
+"""Pixels that a picture is enlarged to at least."""
 LOWEST = -3.0
 """Lower end of the colour scale of attention, in powers of two of uniform attention."""
 
@@ -42,13 +45,27 @@ def draw_overlay(
     """A picture (height, width, 3) under multiples of uniform attention (rows, columns), NaN clear, places `outlined` framed."""
     height, width = picture.shape[:2]
     axes.set_axis_off()
-    axes.imshow(picture, extent=(0, width, height, 0))
+    shown = picture if multiples is None else blended(picture, multiples, norm)
+    axes.imshow(shown, extent=(0, width, height, 0))
     if multiples is None:
         return
-    axes.imshow(multiples, norm=norm, cmap=SEQUENTIAL, alpha=0.6, extent=(0, width, height, 0), interpolation="nearest")
     thickness = 1.2 if multiples.shape[1] <= 16 else 0.6
     for place in outlined:
         frame_patch(axes, divmod(place, multiples.shape[1]), multiples.shape, picture.shape[:2], OUTLINE, thickness)
+
+
+def blended(picture: npt.NDArray[np.uint8], multiples: npt.NDArray[np.floating[Any]], norm: "LogNorm") -> npt.NDArray[np.uint8]:
+    """A picture mixed with the colours of a map, cell by cell; one picture draws twice as fast as one over another."""
+    import matplotlib as mpl
+
+    larger = max(1, -(-SMALLEST // max(picture.shape[:2])))  # so that cells of small pictures keep their shape
+    pixels = picture.repeat(larger, 0).repeat(larger, 1)
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(pixels.shape[:2], multiples.shape, strict=True))
+    values = multiples[np.ix_(rows, columns)]
+    colours = 255 * mpl.colormaps[SEQUENTIAL](norm(np.nan_to_num(values)))[..., :3]
+    opacity = OPACITY * np.isfinite(values)[..., None]
+    mixed: npt.NDArray[np.uint8] = np.round((1 - opacity) * pixels + opacity * colours).astype(np.uint8)
+    return mixed
 
 
 def frame_patch(

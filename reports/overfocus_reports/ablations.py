@@ -1,6 +1,5 @@
-"""What the removal of tokens does: a figure, the numbers and a sentence for each ablation."""
+"""What the removal of tokens does: a figure, the numbers and the answer in words for each ablation."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from overfocus.comparison.names import distinct_names
 from overfocus.figures.colours import INK, OKABE_ITO
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.style import styled
@@ -27,18 +27,23 @@ MOST_PANELS = 4
 def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[str, Any]]:
     """For the template, one per ablation; the figures go into `folder` too."""
     found = []
-    for number, ablation in enumerate(ablations):
+    titles = distinct_names(
+        [ablation.model for ablation in ablations],
+        [str(ablation.info["checkpoint"]["source"]) for ablation in ablations],
+        [ablation.path.absolute().name for ablation in ablations],
+    )
+    for number, (ablation, title) in enumerate(zip(ablations, titles, strict=True)):
         table = ablation.table
         score = next((name for name in SCORES if table[name].notna().any()), SCORES[-1])
         name = f"ablation-{number}"
         with styled():
             figure = ablation_figure(table, score)
             figure.savefig(folder / f"{name}.png")
-            svg = inline_svg(figure, name, f"{title_of(score)} when tokens are removed, {ablation.name}")
+            svg = inline_svg(figure, name, f"{title_of(score)} when tokens are removed, {title}")
         found.append(
             {
-                "name": ablation.name,
-                "sentences": [sentence_of(ablation.name, table, score)],
+                "name": title,
+                "sentences": ablation.sentences,
                 "figure": svg,
                 "figure_name": name,
                 "table_name": f"{name}-table",
@@ -47,28 +52,6 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
             }
         )
     return found
-
-
-def sentence_of(name: str, table: pd.DataFrame, score: str) -> str:
-    """What the removal of the most tokens that was tried does to clean predictions, top against random against bottom."""
-    clean = table[table["corruption"] == "clean"]
-    rows = clean[clean["k"] == clean["k"].max()].set_index("choice")
-    said = [
-        f"{interval_text(rows.loc[choice], score)} {words}"
-        for choice, words in (
-            ("top", "without the most attended"),
-            ("random", "without as many at random"),
-            ("bottom", "without the least attended"),
-        )
-        if choice in rows.index
-    ]
-    share = float(rows["fraction"].max()) if len(rows) else math.nan
-    return f"{name}, clean images, {100 * share:.0f} % of the tokens removed: {title_of(score).lower()} is {', '.join(said)}."
-
-
-def interval_text(row: "pd.Series[Any]", score: str) -> str:
-    """A mean with its interval."""
-    return f"{row[score]:.2f} ({row[f'{score}_low']:.2f}–{row[f'{score}_high']:.2f})"
 
 
 def ablation_figure(table: pd.DataFrame, score: str) -> PlainFigure:

@@ -52,7 +52,7 @@ class Displayed:
 
     def pictures(self, room: int) -> dict[int, dict[int, str]]:
         """Image → variant → data URI, as fine as `room` characters allow."""
-        pixels = {image: self.run.maps(image).pictures for image in self.run.displayed}
+        pixels = {image: self.run.maps(image, ()).pictures for image in self.run.displayed}
         longest, quality = PICTURES[-1]
         for longest, quality in PICTURES:
             sample = [
@@ -69,7 +69,8 @@ class Displayed:
         """Whether both show the very same pixels."""
         if self.run.displayed != other.run.displayed:
             return False
-        return all(np.array_equal(self.run.maps(n).pictures, other.run.maps(n).pictures) for n in self.run.displayed)
+        shown = self.run.displayed
+        return all(np.array_equal(self.run.maps(image, ()).pictures, other.run.maps(image, ()).pictures) for image in shown)
 
     def sheets(self) -> dict[int, dict[int, dict[str, Any]]]:
         """Image → variant → {"sheet": PNG of all layers' maps in a row, "top": places of the top k, layer by layer}."""

@@ -31,6 +31,9 @@ def gallery(run: "Run", displayed: Displayed, values: ImageValues, layer: Layer)
     """
     variants, received, place = displayed.variants, displayed.received_maps, displayed.layers.index(layer)
     ends = {variant: values.gallery(variant, SIZE) for variant in displayed.shown if variant}
+    for image in sorted({image for both in ends.values() for end in both for image in end}):
+        for variant in (0, *ends):  # in the order of the files, each of which is unpacked once
+            received(image, variants[variant])
     items = {
         variant: [
             [item_of(received, variants[variant], image, values.moved(variant, image), place) for image in end] for end in both

@@ -1,7 +1,7 @@
 """A run seen through what several runs share: the same images under the same numbers, the same corruptions in the same order."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,9 @@ class SharedRun(Run):
         """As `Run.received`, by shared number."""
         return self.run.received(self.numbers[image], corruption, severity)
 
-    def maps(self, image: int) -> DisplayedImage:
+    def maps(self, image: int, layers: "Collection[int] | None" = None) -> DisplayedImage:
         """As `Run.maps`, by shared number, with the shared variants in their order."""
-        kept = self.run.maps(self.numbers[image])
+        kept = self.run.maps(self.numbers[image], layers)
         places = [kept.variants.index((variant.corruption, variant.severity)) for variant in self.variants]
         attention = {layer: weights[places] for layer, weights in kept.attention.items()}
         return DisplayedImage([kept.variants[place] for place in places], kept.pictures[places], attention)
