@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
+import overfocus.models  # noqa: F401  registers our models
 from overfocus import CheckpointError, load_model
 from overfocus.checkpoints.build import skeleton
 from overfocus.checkpoints.hints import Hints
@@ -60,6 +61,17 @@ def test_own_shapes(name: str) -> None:
     if not timm.is_model(name):
         pytest.skip(f"timm {timm.__version__} has no {name}")
     assert found(outline(name)).name == name
+
+
+OURS = [name for name in timm.list_models() if "overfocus" in timm.model_entrypoint(name).__module__]
+EQUAL = {"tap_fan_swin": "fan_swin", "tap_vit": "tap_deit"}
+"""The same layers and attention: the reference's TAP-FAN-Swin has no TAP, DeiT other preprocessing."""
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_models_from_a_bare_state_dict(name: str) -> None:
+    equal = next((name.replace(one, other) for one, other in EQUAL.items() if name.startswith(one)), name)
+    assert found(outline(name)).name == equal
 
 
 @pytest.mark.parametrize("classes", [0, 7, 21843])
