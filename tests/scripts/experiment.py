@@ -21,6 +21,8 @@ from PIL import Image
 
 from overfocus.analysis.analyze import analyze
 from overfocus.datasets import open_images
+from overfocus.evaluation.evaluate import evaluate
+from overfocus.run import Run
 from overfocus.training.train import train
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
@@ -66,6 +68,11 @@ def measured_images(folder: Path) -> Path:
     return folder
 
 
+def finished(folder: Path) -> bool:
+    """Whether a run in a folder is complete; a newer version of overfocus need not repeat it."""
+    return (folder / "run.json").is_file() and Run(folder).complete
+
+
 def run_one(work: Path, name: str, branches: int | None, changes: dict[str, object], seed: int, limit: int) -> None:
     """Train and measure one model."""
     folder = work / "trainings" / f"{name} seed {seed}"
@@ -83,19 +90,24 @@ def run_one(work: Path, name: str, branches: int | None, changes: dict[str, obje
         trackers=[],
         progress=True,
     )
-    analyze(
-        training.checkpoint,
-        measured_images(work / "images"),
-        ["common"],
-        SEVERITIES,
-        work / "runs" / folder.name,
-        batch_size=92,  # two images in their 46 variants
-        displayed=0,
-        maps_limit=0,
-        workers=0,
-        limit=None if limit == TRAINING_IMAGES else 20,
-        progress=False,
-    )
+    few = None if limit == TRAINING_IMAGES else 20
+    run, evaluation = work / "runs" / folder.name, work / "evaluations" / folder.name
+    if not finished(run):
+        analyze(
+            training.checkpoint,
+            measured_images(work / "images"),
+            ["common"],
+            SEVERITIES,
+            run,
+            batch_size=92,  # two images in their 46 variants
+            displayed=0,
+            maps_limit=0,
+            workers=0,
+            limit=few,
+            progress=False,
+        )
+    if not finished(evaluation):
+        evaluate(training.checkpoint, DATA, evaluation, workers=0, limit=few, progress=False)
     print(f"{folder.name}: done", flush=True)
 
 
