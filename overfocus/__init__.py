@@ -12,6 +12,8 @@ from overfocus.version import __version__
 
 if TYPE_CHECKING:
     from overfocus import losses, metrics, models
+    from overfocus.ablation.ablate import ablate
+    from overfocus.ablation.ablation import Ablation
     from overfocus.analysis.analyze import analyze
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
     from overfocus.verification import verify
 
 _HOME = {
+    "Ablation": "overfocus.ablation.ablation",
     "AttentionMap": "overfocus.attention",
     "Comparison": "overfocus.comparison.comparison",
     "LoadedModel": "overfocus.checkpoints.load",
     "Run": "overfocus.run",
     "attention_rollout": "overfocus.rollout",
+    "ablate": "overfocus.ablation.ablate",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
     "compare": "overfocus.comparison.compare",
@@ -41,6 +45,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Ablation",
     "AttentionMap",
     "CaptureError",
     "CheckpointError",
@@ -52,6 +57,7 @@ __all__ = [
     "Run",
     "RunError",
     "__version__",
+    "ablate",
     "analyze",
     "attention_rollout",
     "capture",

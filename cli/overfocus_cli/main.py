@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from overfocus.errors import OverfocusError
 from overfocus.version import __version__
+from overfocus_cli.ablate import ablate
 from overfocus_cli.analyze import analyze
 from overfocus_cli.compare import compare
 from overfocus_cli.evaluate import evaluate
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("analyze")(analyze)
 app.command("compare")(compare)
+app.command("ablate")(ablate)
 app.command("report")(report)
 app.command("inspect")(inspect_checkpoint)
 app.command("figure")(figure)

@@ -99,7 +99,7 @@ def analyze(
         max_pixels=max_pixels,
         strict=strict,
     )
-    loaded = load_for_run(checkpoint, settings, model=model, use_ema=use_ema)
+    loaded = load_for_run(checkpoint, settings.device, model=model, use_ema=use_ema, image_size=image_size)
     sources = choose_images(images, loaded, limit)
     run = open_run(Path(output), loaded, sources, settings, loaded.preprocess, overwrite=overwrite)
     if run.info["status"] != "complete":

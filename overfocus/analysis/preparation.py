@@ -37,9 +37,14 @@ def place_of(checkpoint: object, device: str | torch.device | None) -> torch.dev
 
 
 def load_for_run(
-    checkpoint: "str | Path | LoadedModel | None", settings: Settings, *, model: str | None, use_ema: bool
+    checkpoint: "str | Path | LoadedModel | None",
+    device: str | torch.device,
+    *,
+    model: str | None,
+    use_ema: bool,
+    image_size: int | None,
 ) -> "LoadedModel":
-    """The model of a run on the device of its settings; None loads the bundled one.
+    """The model of a run on its device; None loads the bundled one.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -48,17 +53,17 @@ def load_for_run(
     from overfocus.checkpoints.load import LoadedModel, load_model
 
     if isinstance(checkpoint, LoadedModel):
-        if model is not None or settings.image_size is not None:
+        if model is not None or image_size is not None:
             raise RunError(
                 "model and image_size say how to load a checkpoint, but a loaded model was given; pass them to load_model"
             )
-        checkpoint.model.to(settings.device).eval()
+        checkpoint.model.to(device).eval()
         return checkpoint
     if checkpoint is None:
         from overfocus.samples import sample_checkpoint
 
         checkpoint = sample_checkpoint()
-    return load_model(checkpoint, model=model, use_ema=use_ema, image_size=settings.image_size, device=settings.device)
+    return load_model(checkpoint, model=model, use_ema=use_ema, image_size=image_size, device=device)
 
 
 def choose_images(

@@ -35,8 +35,15 @@ class ModuleStack:
         self.names[id(model)] = ""
         self.running: list[nn.Module] = []
         self.called: set[str] = set()
+        self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def site(self) -> str:
+        """Name of the running module; of the one that holds it where it has no parameters of its own (a softmax, say)."""
+        holder = next((module for module in reversed(self.running) if id(module) in self._holders), None)
+        return self.names[id(holder if holder is not None else self.running[0])] if self.running else ""
 
     def watch(self, enter: Enter, leave: Leave) -> None:
         """Begin to follow the model; `enter` sees each module before it runs, `leave` after it ran without an error."""

@@ -24,7 +24,7 @@ _FORWARD_ARGUMENTS = (
     "average_attn_weights",
     "is_causal",
 )
-_FUNCTION_ARGUMENTS = (
+FUNCTION_ARGUMENTS = (
     "query key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p "
     "out_proj_weight out_proj_bias training key_padding_mask need_weights attn_mask use_separate_proj_weight q_proj_weight "
     "k_proj_weight v_proj_weight static_k static_v average_attn_weights is_causal"
@@ -88,7 +88,7 @@ def module_call(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Ma
 
 def function_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MultiheadCall:
     """The attention of one call of `torch.nn.functional.multi_head_attention_forward`."""
-    given = dict(zip(_FUNCTION_ARGUMENTS, args, strict=False)) | dict(kwargs)
+    given = dict(zip(FUNCTION_ARGUMENTS, args, strict=False)) | dict(kwargs)
     if given.get("use_separate_proj_weight"):
         projections = tuple(given[f"{name}_proj_weight"] for name in "qkv")
     else:

@@ -22,7 +22,7 @@ from overfocus.capturing.sources import ArrangedWeights, MaterialisedWeights, Qu
 
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
 LOCAL_ATTENTION = frozenset({"OutlookAttention"})
-_SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
 
 # The functions that attention begins with; all others matter only while something is being followed.
 _BEGINNINGS = {"scaled_dot_product_attention", "multi_head_attention_forward", "softmax", *PRODUCTS}
@@ -53,8 +53,6 @@ class Recorder:
         self._products = ProductTracker()
         self._entry: str | None = None
         self._aside = {id(module) for module in model.modules() if stands_aside(module)}
-        self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
-        """Modules that have parameters, of their own or inside."""
         self._ran: set[str] = set()
         """Multi-head modules that have run themselves since the layer around them began."""
         self._blocks: dict[str, BlockTokens] = {}
@@ -109,28 +107,28 @@ class Recorder:
             if running and name == "scaled_dot_product_attention":
                 self._scaled_dot_product(args, kwargs, result)
             elif running and name == "multi_head_attention_forward":
-                self._multihead(self._site(), function_call(args, kwargs), result[0], args)
+                self._multihead(self.stack.site, function_call(args, kwargs), result[0], args)
             elif running and name == "softmax":
-                site = self._site()
+                site = self.stack.site
                 number = self._products.softmax(args[0] if args else kwargs["input"], result, site)
                 self._gated[number] = site, tuple(result.shape)
                 if self._book.tracing:
                     positions.follow(func, args, kwargs, result)
             else:
-                use = self._products.follow(func, args, kwargs, result, self._site())
+                use = self._products.follow(func, args, kwargs, result, self.stack.site)
                 used = use is not None and running and self._used(use)
                 if self._book.tracing and not used:
                     positions.follow(func, args, kwargs, result)
 
     def _scaled_dot_product(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
-        given = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | kwargs
+        given = dict(zip(SDPA_ARGUMENTS, args, strict=False)) | kwargs
         query, key, value = given["query"], given["key"], given["value"]
         weights = QueryKeyWeights(query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal")))
         positions = None
         if self._book.tracing:
             queries, keys, values = (self._book.positions.get(tensor) for tensor in (query, key, value))
             positions = queries, values if values is not None else keys
-        self._record(self._site(), weights, positions, deviation=self._deviation(weights, value, result))
+        self._record(self.stack.site, weights, positions, deviation=self._deviation(weights, value, result))
         if positions is not None:
             self._attended(positions, Permuted(result, tuple(range(result.ndim))))
 
@@ -149,7 +147,7 @@ class Recorder:
             product = use.weighting.product
             positions = (values if product is None else self._book.positions.operand(product, 0)), values
         self._record(
-            self._site(),
+            self.stack.site,
             weights,
             positions,
             deviation=self._deviation(weights, use.values.tensor, use.output.tensor),
@@ -213,12 +211,6 @@ class Recorder:
             values = values.repeat_interleave(whole.shape[-3] // values.shape[-3], dim=-3)
         output = output.float()
         return float((whole @ values.float() - output).abs().max()), float(output.abs().max())
-
-    def _site(self) -> str:
-        """Name of the running module; of the one that holds it where it has no parameters of its own (a softmax, say)."""
-        running = self.stack.running
-        holder = next((module for module in reversed(running) if id(module) in self._holders), None)
-        return self.stack.names[id(holder if holder is not None else running[0])] if running else ""
 
     def _record(
         self,

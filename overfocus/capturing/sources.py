@@ -159,6 +159,25 @@ class Arrangement:
             weights = weights.index_select(-1, self.key_order.to(weights.device))
         return weights
 
+    def unfold(self, keys: Tensor, width: int) -> Tensor:
+        """(images · windows, keys) → (…, 1, width) with the model's own axes and order of the keys, the same for all heads.
+
+        `width` is the number of the model's keys; those that are none of the map (padding) get 1 or True.
+        """
+        if self.key_order is not None:
+            raw = keys.new_ones(len(keys), width)
+            raw[:, self.key_order.to(keys.device)] = keys
+            keys = raw
+        images = len(keys) // self.windows
+        names = [name for axis in self.axes for name in axis]
+        sizes = [images if size < 0 else size for axis in self.sizes for size in axis]
+        order = [axis for kind in ("image", "window", "head") for axis, name in enumerate(names) if name == kind]
+        one_head = [1 if names[axis] == "head" else sizes[axis] for axis in order]
+        spread = keys.reshape(*one_head, -1).expand(*(sizes[axis] for axis in order), -1)
+        back = [order.index(axis) for axis in range(len(order))]
+        leading = [math.prod(images if size < 0 else size for size in axis) for axis in self.sizes]
+        return spread.permute(*back, -1).reshape(*leading, 1, keys.shape[-1])
+
 
 @dataclass(eq=False)
 class ArrangedWeights:

@@ -156,7 +156,7 @@ def _load(
             f"expected one architecture for all checkpoints or one for each of {len(sources)}, got {len(architectures)}"
         )
     return [
-        load_for_run(source, settings, model=architecture, use_ema=use_ema)
+        load_for_run(source, settings.device, model=architecture, use_ema=use_ema, image_size=settings.image_size)
         for source, architecture in zip(sources, architectures, strict=True)
         if not isinstance(source, Run)
     ]

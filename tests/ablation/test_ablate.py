@@ -1,0 +1,143 @@
+"""`ablate` from pictures to a folder: what its rows say, that nothing depends on batches, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import overfocus
+from overfocus import Ablation, RunError
+from overfocus.ablation.ablation import AblationTables
+from overfocus.ablation.answer import describe_answer
+from overfocus.ablation.masking import hide_keys
+from overfocus.ablation.removal import choose_counts
+from overfocus.ablation.sites import find_key_sites, ranks
+from overfocus.ablation.tables import tabulate_ablation
+from overfocus.checkpoints.loaded import LoadedModel
+from overfocus.preprocessing import Preprocess
+
+
+@pytest.fixture
+def loaded(make_model):
+    """The tiny ViT in the wrapping that `load_model` gives."""
+    return LoadedModel(
+        model=make_model("vit"), preprocess=Preprocess((3, 32, 32), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0), name="tiny",
+        source="made for tests", sha256=None, found_by="test", weights_entry="random", missing_keys=[], unexpected_keys=[],
+        notes=[], class_names=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five pictures of noise."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number}.png")
+    return folder
+
+
+def _ablate(loaded, photos, output, **options):
+    chosen = {"corruptions": ["fog"], "fractions": [0.1, 0.25], "workers": 0, "progress": False, "resamples": 200}
+    return overfocus.ablate(loaded, photos, output=output, **chosen | options)
+
+
+def test_rows_and_what_they_say(loaded, photos, tmp_path):
+    found = _ablate(loaded, photos, tmp_path / "out")
+    table = found.table
+    assert list(table["k"].unique()) == [0, 2, 4]
+    assert len(table) == 2 * 3 * 3
+    assert set(table["count"]) == {5}
+    whole = table[table["k"] == 0]
+    assert (whole["agreement"] == 1).all()
+    assert whole["output_cosine"].to_numpy() == pytest.approx(1)
+    assert whole[whole["corruption"] == "clean"]["clean_agreement"].tolist() == [1, 1, 1]
+    for quantity in ("agreement", "output_cosine", "confidence_drop"):
+        assert (table[f"{quantity}_low"] <= table[quantity] + 1e-9).all()
+        assert (table[quantity] <= table[f"{quantity}_high"] + 1e-9).all()
+
+
+@torch.no_grad()
+def test_numbers_are_those_of_masked_forwards(loaded, photos, tmp_path):
+    table = _ablate(loaded, photos, tmp_path / "out", corruptions=[]).table
+    inputs = torch.stack([loaded.preprocess(Image.open(photos / f"{number}.png")) for number in range(5)])
+    whole, sites = find_key_sites(loaded.model, inputs)
+    for choice, descending in (("top", True), ("bottom", False)):
+        with hide_keys(loaded.model, sites, [ranks(site.received, descending=descending) < 4 for site in sites]):
+            without = loaded.model(inputs)
+        row = table[(table["choice"] == choice) & (table["k"] == 4)].iloc[0]
+        assert row["agreement"] == pytest.approx(float((whole.argmax(1) == without.argmax(1)).float().mean()))
+        assert row["output_cosine"] == pytest.approx(float(torch.cosine_similarity(whole, without).mean()), abs=1e-5)
+
+
+def test_batches_change_nothing_but_rounding(loaded, photos, tmp_path):
+    large, small = (_ablate(loaded, photos, tmp_path / str(size), batch_size=size).table for size in (64, 1))
+    pd.testing.assert_frame_equal(large, small, check_exact=False, atol=1e-5)
+
+
+def test_is_read_back(loaded, photos, tmp_path):
+    found = _ablate(loaded, photos, tmp_path / "out")
+    again = Ablation(tmp_path / "out")
+    pd.testing.assert_frame_equal(found.table, again.table)
+    pd.testing.assert_frame_equal(found.differences, again.differences)
+    assert (again.model, again.info["images"], again.info["tokens"]) == ("tiny", 5, [16, 16])
+    assert len(again.sentences) == 2
+
+
+def test_counts_of_tokens():
+    """Half of one token is none: one is taken out; of two tokens one stays; equal counts stand once."""
+    assert choose_counts([16, 2], [0.01, 0.05, 0.25, 0.9]) == [(0.01, (1, 1)), (0.25, (4, 1)), (0.9, (14, 1))]
+
+
+def _made_up(top, random):
+    rows = [
+        {"image": image, "corruption": "clean", "severity": 0, "choice": choice, "k": k, "fraction": 0.05 if k else 0.0,
+         "agreement": value if k else 1.0, "confidence_drop": 0.0, "output_cosine": 1.0, "clean_agreement": 1.0}
+        for image in range(20)
+        for k in (0, 3)
+        for choice, value in (("top", float(image < top)), ("random", float(image < random)), ("bottom", 1.0))
+    ]  # fmt: skip
+    return tabulate_ablation(pd.DataFrame(rows), resamples=500)
+
+
+@pytest.mark.parametrize(
+    ("top", "random", "claim"),
+    [
+        (4, 18, "hang on the most attended tokens: without the top 3 (5 %) 0.200 keep their class"),
+        (18, 4, "hang less on the most attended tokens than on random ones"),
+        (10, 10, "cannot be told to hang on the most attended tokens"),
+    ],
+)
+def test_answers(top, random, claim):
+    tables: AblationTables = _made_up(top, random)
+    (sentence,) = describe_answer(tables.table, tables.differences, "vit")
+    assert sentence.startswith(f"On clean images, predictions of vit {claim}")
+    row = tables.differences.query("quantity == 'agreement' and against == 'random'").iloc[0]
+    assert row["difference"] == pytest.approx((top - random) / 20)
+
+
+def test_bad_input(loaded, photos, tmp_path):
+    with pytest.raises(RunError, match=r"fractions must be above 0 and below 1, got 1\.5; 0\.05 is a twentieth"):
+        _ablate(loaded, photos, tmp_path / "out", fractions=[1.5])
+    _ablate(loaded, photos, tmp_path / "out", corruptions=[])
+    with pytest.raises(RunError, match="holds an ablation already; choose another output, or --overwrite"):
+        _ablate(loaded, photos, tmp_path / "out")
+    _ablate(loaded, photos, tmp_path / "out", corruptions=[], overwrite=True)
+    with pytest.raises(RunError, match=r"holds other files \(0\.png, 1\.png, 2\.png\)"):
+        _ablate(loaded, photos, photos)
+    with pytest.raises(RunError, match=r"expected a folder as `overfocus ablate` writes it, but it holds no ablation\.json"):
+        Ablation(photos)
+    (tmp_path / "out" / "ablation.json").write_text("[]")
+    with pytest.raises(RunError, match="but this file is something else"):
+        Ablation(tmp_path / "out")
+
+
+def test_unreadable_pictures_are_left_out_and_named(loaded, photos, tmp_path):
+    (photos / "3.png").write_text("no picture")
+    found = _ablate(loaded, photos, tmp_path / "out", corruptions=[])
+    assert found.info["images"] == 4
+    assert [skipped["name"] for skipped in found.info["skipped"]] == ["3.png"]
+    with pytest.raises(overfocus.ImageError):
+        _ablate(loaded, photos, tmp_path / "strict", corruptions=[], strict=True)
