@@ -11,6 +11,7 @@ from overfocus.comparison.alignment import Alignment, align
 from overfocus.comparison.names import display_names
 from overfocus.comparison.verdicts import RULE, Verdict, judge
 from overfocus.errors import RunError
+from overfocus.figures.notebook_methods import NotebookMethods
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ FORMAT = 1
 """Version of comparison.json."""
 
 
-class Comparison:
+class Comparison(NotebookMethods):
     """What `compare` found.
 
         comparison = overfocus.compare(["run-a/", "run-b/"])
@@ -61,6 +62,14 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(self.names)}; {len(self._alignment.images)} images)"
+
+    def _shown_runs(self) -> "tuple[Sequence[Run], Sequence[str]]":
+        return self.runs, self.names
+
+    def _repr_html_(self) -> str:
+        from overfocus.figures.notebook import comparison_html
+
+        return comparison_html(self)
 
     @property
     def baseline(self) -> str:

@@ -18,6 +18,7 @@ from overfocus.figures.variants import CLEAN, Variant, variants_of
 from overfocus.figures.wording import title_of, unit_of
 
 if TYPE_CHECKING:
+    from overfocus.comparison.comparison import Comparison
     from overfocus.figures.plain_figure import PlainFigure
     from overfocus.run import Run
 
@@ -90,6 +91,18 @@ def run_html(run: "Run") -> str:
     state = "" if run.complete else ", unfinished"
     heading = f"{len(run.images)} images, {len(run.layers)} attention layers{state} · {run.path}"
     return f"<div><p><b>{escaped(run.info['checkpoint']['name'])}</b> · {escaped(heading)}</p>{means_html(run)}</div>"
+
+
+def comparison_html(comparison: "Comparison") -> str:
+    """The verdicts on each model, in words."""
+    heading = f"{', '.join(comparison.names[1:])} against {comparison.baseline}, {len(comparison.images)} images"
+    rows = "".join(
+        f"<tr><th>{escaped(verdict.model)}</th><td>{escaped(verdict.asked)}</td><td><b>{escaped(verdict.answer)}</b></td>"
+        f"<td>{escaped(verdict.sentence)}</td></tr>"
+        for verdict in comparison.verdicts
+    )
+    notes = "".join(f"<p>{escaped(note)}</p>" for note in comparison.notes)
+    return f"<div><p><b>{escaped(heading)}</b></p><table><tbody>{rows}</tbody></table>{notes}</div>"
 
 
 def means_html(run: "Run") -> str:

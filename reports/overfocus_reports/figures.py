@@ -116,13 +116,16 @@ def keep(draw: "Callable[[], Figure]", metric: str, across: str, what: str, fold
 
 
 def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: float) -> None:
-    """Write image-<number>.png for each displayed image: clean, then the corruptions at the severity of `picked`.
+    """Write image-<number>.png for each displayed image: of one model clean, then the corruptions at the severity of `picked`;
+    of several a row for each, clean and `picked`.
 
     `high` is the upper end of the colour scale, in powers of two of uniform attention; it is the same for all files.
     """
     first = models[0]
     variants = first.statistics.variants
-    shown = [CLEAN, *[variant for variant in variants if variant.severity == picked.severity]][:MOST_COLUMNS]
+    shown = list(dict.fromkeys([CLEAN, picked]))
+    if len(models) == 1:
+        shown = [CLEAN, *[variant for variant in variants if variant.severity and variant.severity == picked.severity]]
     place = first.statistics.layers.index(first.focus)
     layers = [
         model.statistics.layers[same_depth(place, len(first.statistics.layers), len(model.statistics.layers))] for model in models
@@ -131,7 +134,7 @@ def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: fl
     with styled():
         for image in first.run.displayed:
             if len(models) == 1:
-                figure = image_figure(maps[0], image, shown, layers[0], high)
+                figure = image_figure(maps[0], image, shown[:MOST_COLUMNS], layers[0], high)
             else:
                 figure = image_rows_figure(maps, [model.name for model in models], [image] * len(models), shown, layers, high)
             figure.savefig(folder / f"image-{image}.png", dpi=110)

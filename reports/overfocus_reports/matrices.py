@@ -101,10 +101,11 @@ def matrices_of(displayed: Displayed, room: int) -> Matrices:
     """
     images, numbers = displayed.run.displayed, displayed.shown
     samples = sample_matrices(displayed)
-    details = choose_details(samples, len(images) * len(numbers), room)
+    known: dict[tuple[int, int], float] = {}
+    details = choose_details(samples, len(images) * len(numbers), room, known)
     if any(sample and (detail is None or detail.key_block > 1) for sample, detail in zip(samples, details, strict=True)):
         numbers = displayed.middle
-        details = choose_details(samples, len(images) * len(numbers), room)
+        details = choose_details(samples, len(images) * len(numbers), room, known)
     shapes = [sample[0][0] if sample else None for sample in samples]
     described = [shape.describe(detail) if shape and detail else None for shape, detail in zip(shapes, details, strict=True)]
     encoded: dict[int, dict[int, list[str | None]]] = {}
@@ -134,17 +135,27 @@ def sample_matrices(displayed: Displayed) -> list[list[Sample]]:
     ]
 
 
-def choose_details(samples: list[list[Sample]], matrices_per_layer: int, room: int) -> list[Detail | None]:
+def choose_details(
+    samples: list[list[Sample]], matrices_per_layer: int, room: int, known: dict[tuple[int, int], float] | None = None
+) -> list[Detail | None]:
     """The finest detail of each layer with which all matrices together take at most `room` characters of base64.
 
-    The layer that takes most gives way first, one step of the ladder at a time.
+    The layer that takes most gives way first, one step of the ladder at a time. `known` keeps the sizes found, by layer and
+    step, for another choice from the same samples.
     """
+    known = {} if known is None else known
+
+    def size(layer: int, step: int) -> float:
+        if (layer, step) not in known:
+            known[layer, step] = sample_size(samples[layer], LADDER[step])
+        return known[layer, step]
+
     steps = [0 if kept else len(LADDER) - 1 for kept in samples]
-    sizes = [sample_size(kept, LADDER[step]) for kept, step in zip(samples, steps, strict=True)]
+    sizes = [size(layer, step) for layer, step in enumerate(steps)]
     while sum(sizes) * matrices_per_layer > room:
         heaviest = int(np.argmax(sizes))
         steps[heaviest] += 1
-        sizes[heaviest] = sample_size(samples[heaviest], LADDER[steps[heaviest]])
+        sizes[heaviest] = size(heaviest, steps[heaviest])
     return [LADDER[step] for step in steps]
 
 

@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from overfocus.comparison.comparison import Comparison
 from overfocus.errors import RunError
+from overfocus.run import Run
 
 
 def test_table_of_means(run):
@@ -56,3 +58,16 @@ def test_pyplot_stays_out(run):
     )
     done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True, cwd=".")
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_comparison_shows_its_verdicts_and_all_models(run, tmp_path, synthetic_run):
+    other = Run(synthetic_run(tmp_path / "other", layers=6))
+    comparison = Comparison([run, other], ["plain <b>", "deep"])
+    text = comparison._repr_html_()
+    assert "plain &lt;b&gt;" in text
+    assert comparison.verdicts[0].answer in text.replace("&#x27;", "'")
+    labels = [line.get_label() for line in comparison.plot_layers("gini").axes[0].lines]
+    assert {"plain <b>, clean", "deep, clean"} <= set(labels)
+    assert len(comparison.plot_stability().axes) == 3
+    shown = comparison.show("folder/picture 1.png", corruption="fog", severity=1)
+    assert [axes.get_title() for axes in shown.axes[:4]] == ["clean", "fog 1", "", ""]

@@ -45,7 +45,7 @@ function amountTicks() {
 }
 
 function differenceTicks() {
-  const sizes = [1, 4, 16, 64, 256].filter((size) => size <= differenceLimit);
+  const sizes = (differenceLimit > 16 ? [1, 8, 64] : [1, 4, 16]).filter((size) => size <= differenceLimit); // more would overlap
   const values = [...sizes.map((size) => -size).reverse(), 0, ...sizes];
   return values.map((value) => ({ share: differenceShare(value), label: `${value > 0 ? "+" : value < 0 ? "−" : ""}${multipleLabel(Math.abs(value))}` }));
 }
