@@ -1,0 +1,72 @@
+"""`overfocus compare`: what it prints, where it writes, and what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from typer.testing import Result
+
+Program = Callable[..., Result]
+FEW = ["--corruption", "fog", "--severity", 3, "--workers", 0, "--no-report"]
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with other weights."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("checkpoint") / "other.pth"
+    torch.save({"arch": "test_vit", "state_dict": timm.create_model("test_vit").state_dict()}, path)
+    return path
+
+
+def test_checkpoints_then_their_runs(overfocus: Program, checkpoint: Path, other: Path, photos: Path) -> None:
+    result = overfocus("compare", checkpoint, other, "--images", photos, *FEW)
+    assert result.exit_code == 0, result.stderr
+    assert "other against small, 3 images" in result.stdout
+    assert "Does it overfocus less? can't tell" in result.stdout
+    assert "(chance 0.050)" in result.stdout
+    (folder,) = Path("overfocus-comparison").iterdir()
+    assert folder.name.startswith("small-")
+    assert f"comparison: {folder}" in result.stdout
+    runs = [folder / "runs" / name for name in ("small", "other")]
+    assert all((run / "run.json").is_file() for run in runs)
+
+    found = json.loads(overfocus("compare", *runs, "--output", "saved", "--no-report", "--json").stdout)
+    assert (found["comparison"], found["report"], found["baseline"], found["images"]) == ("saved", None, "small", 3)
+    assert {row["corruption"] for row in found["table"]} == {"clean", "fog", "all"}
+    assert Path("saved", "comparison.parquet").is_file()
+
+    markdown = overfocus("compare", *runs, "--output", "saved", "--no-report", "--format", "markdown").stdout
+    assert markdown.startswith("| Metric | Layers | Corruption | Model |")
+    latex = overfocus("compare", *runs, "--output", "saved", "--no-report", "--format", "latex").stdout
+    assert latex.startswith("\\begin{tabular}")
+
+
+def test_what_it_refuses(overfocus: Program, checkpoint: Path) -> None:
+    for arguments, complaint in (
+        ([checkpoint], "overfocus: expected at least two checkpoints or run folders, a baseline and another; got one\n"),
+        (["nowhere.pth", "nowhere.pth"], "overfocus: nowhere.pth: expected a checkpoint file or folder, found nothing there"),
+    ):
+        result = overfocus("compare", *arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(complaint)
+        assert result.stdout == ""
+    assert overfocus("compare", checkpoint, checkpoint, "--format", "word").exit_code == 2
+
+
+def test_ablation(overfocus: Program, checkpoint: Path, photos: Path) -> None:
+    command = ["ablate", checkpoint, "--images", photos, "--corruption", "fog", "--fraction", 0.1, "--workers", 0]
+    result = overfocus(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "test_vit, 3 images" in result.stdout
+    assert "On clean images, predictions of test_vit" in result.stdout
+    assert "10 (10 %)" in result.stdout
+    (folder,) = Path("overfocus-ablation").iterdir()
+    assert f"ablation: {folder}" in result.stdout
+    assert overfocus(*command).stderr.startswith(f"overfocus: {folder}: holds an ablation already")
+    found = json.loads(overfocus(*command, "--overwrite", "--json").stdout)
+    assert {row["k"] for row in found["table"]} == {0, 10}
+    assert {row["against"] for row in found["differences"]} == {"random", "bottom"}
