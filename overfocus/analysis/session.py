@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from overfocus.preprocessing import Preprocess
 
 PACKS_PER_TURN = 4
-"""Where several models take turns, each measures so many packs at a time: a turn costs some milliseconds."""
+"""Where several models take turns, each measures so many packs at a time: a turn costs some milliseconds. In the first turns
+it is one, so that the models do not wait long for the first pictures."""
 
 
 def continue_runs(
@@ -41,19 +42,19 @@ def continue_runs(
     """
     variants = list_variants(settings.corruptions, settings.severities)
     packing = pack_variants(len(variants), settings.batch_size)
-    together = packing.images * (PACKS_PER_TURN if len(runs) > 1 else 1)
+    most = packing.images * (PACKS_PER_TURN if len(runs) > 1 else 1)
     sizes = dict.fromkeys(InputSize.of(run.loaded.preprocess) for run in runs)
     sizes.pop(InputSize.of(preprocess), None)
     dataset = GroupDataset(sources, variants, preprocess, settings.seed, settings.max_pixels, sizes)
     turns = Turns([Turn(run, settings) for run in runs])
     start = min(turn.recorder.done for turn in turns.turns)
     with (
-        GroupLoader(dataset, start, workers=settings.workers, together=together) as groups,
+        GroupLoader(dataset, start, workers=settings.workers, together=most) as groups,
         turns,
         progress_bar(len(sources), start, show=progress) as show,
     ):
         try:
-            for chunk in _chunks(groups, together, turns):
+            for chunk in _chunks(groups, packing.images, most, turns):
                 unreadable = [group for group in chunk if not group.pictures]
                 if settings.strict and unreadable:
                     raise ImageError(str(unreadable[0].reason))
@@ -74,8 +75,8 @@ def continue_runs(
             ) from error
 
 
-def _chunks(groups: GroupLoader, size: int, turns: Turns) -> Iterator[list[Group]]:
-    """The groups in lists of `size`; the time to wait for them is shared by the runs."""
+def _chunks(groups: GroupLoader, size: int, most: int, turns: Turns) -> Iterator[list[Group]]:
+    """The groups in lists of `size`, later of twice as many up to `most`; the time to wait for them is shared by the runs."""
     while True:
         began = time.perf_counter()
         chunk = list(islice(groups, size))
@@ -83,3 +84,4 @@ def _chunks(groups: GroupLoader, size: int, turns: Turns) -> Iterator[list[Group
         if not chunk:
             return
         yield chunk
+        size = min(2 * size, most)

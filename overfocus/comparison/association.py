@@ -8,6 +8,7 @@ Sources: N. A. Obuchowski, "Nonparametric analysis of clustered ROC curve data",
 """
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,23 +36,23 @@ def auroc(
 ) -> Estimate:
     """Chance that a picture where it happened has a higher value than one where it did not, ties counted half.
 
-    0 … 1; 0.5 says that the value tells nothing. `images` numbers the image of each picture. NaN where it always or never
-    happened.
+    0 … 1; 0.5 says that the value tells nothing. `images` is the number of each picture's image, from 0.
+    NaN where it always or never happened.
     """
     number, positives = len(values), int(happened.sum())
     negatives = number - positives
     if not positives or not negatives:
         return UNDEFINED
-    together = stats.rankdata(values)
+    together = _mid_ranks(values)
     placement = np.empty(number)
-    placement[happened] = (together[happened] - stats.rankdata(values[happened])) / negatives
-    placement[~happened] = 1 - (together[~happened] - stats.rankdata(values[~happened])) / positives
+    placement[happened] = (together[happened] - _mid_ranks(values[happened])) / negatives
+    placement[~happened] = 1 - (together[~happened] - _mid_ranks(values[~happened])) / positives
     area = float(placement[happened].mean())
     influence = (placement - area) * np.where(happened, number / positives, number / negatives)
     error = _standard_error(influence, images)
     if not 0 < area < 1 or not error > 0:
         return Estimate(area, math.nan, math.nan)
-    centre, half = special.logit(area), _quantile(images) * error / (area * (1 - area))
+    centre, half = special.logit(area), _quantile(_count(images)) * error / (area * (1 - area))
     return Estimate(area, float(special.expit(centre - half)), float(special.expit(centre + half)))
 
 
@@ -61,7 +62,7 @@ def spearman(
     """Spearman's rank correlation, average ranks for ties; −1 … 1. NaN where one of the two is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return UNDEFINED
-    u, v = (stats.rankdata(values) / len(values) - 0.5 - 0.5 / len(values) for values in (first, second))
+    u, v = (_mid_ranks(values) / len(values) - 0.5 - 0.5 / len(values) for values in (first, second))
     u_variance, v_variance, covariance = (float(product.mean()) for product in (u * u, v * v, u * v))
     correlation = covariance / math.sqrt(u_variance * v_variance)
     # Ranks change with the sample, too: the second terms are what a picture does to the ranks of the others.
@@ -72,7 +73,7 @@ def spearman(
     error = _standard_error(influence, images)
     if not abs(correlation) < 1 or not error > 0:
         return Estimate(correlation, math.nan, math.nan)
-    centre, half = math.atanh(correlation), _quantile(images) * error / (1 - correlation**2)
+    centre, half = math.atanh(correlation), _quantile(_count(images)) * error / (1 - correlation**2)
     return Estimate(correlation, math.tanh(centre - half), math.tanh(centre + half))
 
 
@@ -84,8 +85,15 @@ def share(happened: Bool[np.ndarray, "pictures"], images: Int[np.ndarray, "pictu
     error = _standard_error(happened - part, images)
     if not 0 < part < 1 or not error > 0:
         return Estimate(part, math.nan, math.nan)
-    centre, half = special.logit(part), _quantile(images) * error / (part * (1 - part))
+    centre, half = special.logit(part), _quantile(_count(images)) * error / (part * (1 - part))
     return Estimate(part, float(special.expit(centre - half)), float(special.expit(centre + half)))
+
+
+def _mid_ranks(values: Array) -> Array:
+    """Ranks from 1, the mean of theirs for equal values: `scipy.stats.rankdata`, which takes milliseconds to begin."""
+    _, place, often = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Array = (np.cumsum(often) - (often - 1) / 2)[place]
+    return ranks
 
 
 def _share_above(values: Array, weights: Array) -> Array:
@@ -99,12 +107,19 @@ def _share_above(values: Array, weights: Array) -> Array:
 
 def _standard_error(influence: Array, images: Array) -> float:
     """Of an estimate whose change by each picture is `influence` over their number; NaN for a single image."""
-    numbers, place = np.unique(images, return_inverse=True)
-    if len(numbers) < 2:
+    number = _count(images)
+    if number < 2:
         return math.nan
-    sums = np.bincount(place, influence)
-    return float(math.sqrt((sums**2).sum() * len(numbers) / (len(numbers) - 1)) / len(influence))
+    sums = np.bincount(images, influence)
+    return math.sqrt(float((sums**2).sum()) * number / (number - 1)) / len(influence)
 
 
-def _quantile(images: Array) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(np.unique(images)) - 1))
+def _count(images: Array) -> int:
+    """How many images there are."""
+    return int(np.count_nonzero(np.bincount(images)))
+
+
+@cache
+def _quantile(images: int) -> float:
+    """How many standard errors the interval reaches to either side."""
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, images - 1))

@@ -40,7 +40,10 @@ def bootstrap_intervals(
         block = columns[start : start + _COLUMNS_PER_BLOCK]
         means = _resampled_means(values[:, block], known[:, block], resamples, seed)
         tail = (1 - CONFIDENCE) / 2
-        ends = np.nanquantile(means, [tail, 1 - tail], axis=1)
+        ends = np.quantile(means, [tail, 1 - tail], axis=1)
+        holes = np.isnan(ends[0])  # of resamples that drew no value
+        if holes.any():
+            ends[:, holes] = np.nanquantile(means[holes], [tail, 1 - tail], axis=1)
         # What single precision leaves of an exact zero must not look like a side of it.
         ends[np.abs(ends) < 1e-6 * np.nanmax(np.abs(values[:, block]), axis=0)] = 0
         low[block], high[block] = ends
