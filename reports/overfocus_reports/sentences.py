@@ -11,7 +11,7 @@ FLAT = 0.8
 
 def sentences_of(summary: "Summary") -> list[str]:
     """What the run says: where attention overfocuses, what survives, whether the predictions follow."""
-    found = concentration_sentences(summary.ranked)
+    found = concentration_sentences(summary.ranked) + norm_sentence(summary)
     if summary.survival:
         found += survival_sentences(list(summary.survival))
         found += flat_sentence(summary)
@@ -43,6 +43,27 @@ def concentration_sentences(ranked: list["LayerSummary"]) -> list[str]:
         even = f"layer {last.layer.number} ({percent(last.concentration['top_share'].mean)})"
         found.append(f"{following[0].upper()}{following[1:]} follow; the most even is {even}.")
     return found
+
+
+def norm_sentence(summary: "Summary") -> list[str]:
+    """Whether patch tokens of outlying norm (artefacts, Darcet et al. 2024) are there, and what attention they receive."""
+    known = [row for row in summary.layers if row.norms["outlier_share"]]
+    if not known:
+        return []
+    worst = max(known, key=lambda row: row.norms["outlier_share"].mean)
+    share, received = worst.norms["outlier_share"], worst.norms["outlier_received"]
+    if not share.mean:
+        largest = max(known, key=lambda row: row.norms["norm_ratio"].mean)
+        ratio = largest.norms["norm_ratio"].mean
+        return [
+            "No patch token leaves a layer with an outlying norm (more than 3 times the median); the largest is "
+            f"{ratio:.1f} times the median on average, in layer {largest.layer.number}."
+        ]
+    found = (
+        f"Tokens of outlying norm (more than 3 times the median) are most frequent behind layer {worst.layer.number}: "
+        f"{percent(share.mean)} of the patches"
+    )
+    return [found + (f", which receive {percent(received.mean)} of its attention." if received else ".")]
 
 
 def survival_sentences(survival: list["Survival"]) -> list[str]:

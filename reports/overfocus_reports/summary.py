@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from overfocus.run import Run
 
 CONCENTRATION = ("top_share", "max_ratio", "gini", "effective_tokens")
+NORMS = ("norm_ratio", "outlier_share", "outlier_received")
 STABILITY = tuple(name for name, metric in CATALOGUE.items() if metric.group == "stability")
 PREDICTION = ("agreement", "confidence_drop", "correct", "output_cosine")
 
@@ -27,6 +28,8 @@ class LayerSummary:
     layer: Layer
     concentration: dict[str, Interval]
     """top_share, max_ratio, gini and effective_tokens, over images."""
+    norms: dict[str, Interval]
+    """norm_ratio, outlier_share and outlier_received, over images; NaN where the run holds none."""
 
     @property
     def uniform_share(self) -> float:
@@ -87,13 +90,19 @@ def summarise(run: "Run") -> Summary:
         RunError: the run holds no rows yet.
     """
     layers, variants, table = layers_of(run), variants_of(run), run.table
-    clean = table[table["severity"] == CLEAN.severity].groupby(["layer", "image"], sort=False)[list(CONCENTRATION)].mean()
+    names = [*CONCENTRATION, *NORMS]
+    rows = table[table["severity"] == CLEAN.severity]
+    clean = rows.groupby(["layer", "image"], sort=False)[[name for name in names if name in table]].mean().reindex(columns=names)
     summary = Summary(
         model=str(run.info["checkpoint"]["name"]),
         images=int(table["image"].nunique()),
         skipped_images=len(run.info["skipped"]),
         layers=tuple(
-            LayerSummary(layer, {name: interval_of(clean.loc[layer.number][name], name) for name in CONCENTRATION})
+            LayerSummary(
+                layer,
+                {name: interval_of(clean.loc[layer.number][name], name) for name in CONCENTRATION},
+                {name: interval_of(clean.loc[layer.number][name], name) for name in NORMS},
+            )
             for layer in layers
         ),
         survival=survival_of(run, variants[1:], layers),

@@ -1,13 +1,8 @@
 """The page in a real browser: no errors, no requests, and pickers and explorer that change the pixels they should."""
 
-import base64
 import csv
 import io
 import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,66 +11,14 @@ from PIL import Image
 from overfocus.figures.colours import lookup_table
 from overfocus.run import Run
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Page:
-    """The opened page; remembers what the console said and what was asked of the network."""
-
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.context = browser.new_context(**({"viewport": {"width": 1400, "height": 900}} | options))
-        self.tab = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.tab.on("console", lambda message: self.complaints.append(message.text))
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(path.as_uri())
-        self.settle()
-
-    def settle(self) -> None:
-        """Wait until the explorer shows what is picked."""
-        self.tab.wait_for_function("document.documentElement.dataset.ready === 'yes'")
-        self.tab.wait_for_selector("#versions[aria-busy=false]")
-
-    def pixels(self, role: str, what: str) -> Any:
-        """The pixels of one of the explorer's canvases."""
-        self.settle()
-        selector = f"#versions canvas[data-role={role}][data-what={what}]"
-        address = self.tab.evaluate("selector => document.querySelector(selector).toDataURL('image/png')", selector)
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("RGBA"))
-
-    def line(self, metric: str, part: str) -> str:
-        """The path of a curve."""
-        return str(self.tab.get_attribute(f"#curves-{metric}-{part} path", "d"))
-
-    def text(self, selector: str) -> str:
-        return str(self.tab.inner_text(selector))
-
-
 @pytest.fixture
-def page(browser: Any, drawn: Path) -> Iterator[Page]:
-    opened = Page(browser, drawn)
+def page(open_page, drawn):
+    opened = open_page(drawn)
     yield opened
-    assert opened.complaints == []
-    assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert sum(url.startswith("file:") for url in opened.requests) == 1
-    opened.context.close()
+    opened.close()
 
 
 CANVASES = [(role, what) for role in ("clean", "corrupted", "difference") for what in ("main", "to", "from", "matrix")]
@@ -210,33 +153,27 @@ def test_tables_sort(page):
     assert page.tab.get_attribute("#layer-table thead th:nth-child(6)", "aria-sort") == "ascending"
 
 
-def download(page, figure, format):
-    with page.tab.expect_download() as waiting:
-        page.tab.click(f"[data-figure='{figure}'][data-download={format}]")
-    return Path(waiting.value.path()).read_bytes()
-
-
 @pytest.mark.parametrize("figure", ["curves-gini", "by-severity-top_overlap", "by-layer-top_overlap", "explorer"])
 def test_figures_can_be_kept(page, figure):
     page.settle()
-    svg = download(page, figure, "svg").decode()
+    svg = page.download(figure, "svg").decode()
     assert svg.startswith("<svg")
     assert "var(--" not in svg
-    picture = np.asarray(Image.open(io.BytesIO(download(page, figure, "png"))).convert("RGB"))
+    picture = np.asarray(Image.open(io.BytesIO(page.download(figure, "png"))).convert("RGB"))
     assert min(picture.shape[:2]) > 200
     assert picture.std() > 5
-    rows = list(csv.reader(io.StringIO(download(page, figure, "csv").decode())))
+    rows = list(csv.reader(io.StringIO(page.download(figure, "csv").decode())))
     assert len(rows) > 3
     assert len({len(row) for row in rows}) == 1
 
 
 def test_csv_is_the_table_and_no_formula(page, drawn):
-    rows = list(csv.DictReader(io.StringIO(download(page, "curves-gini", "csv").decode())))
+    rows = list(csv.DictReader(io.StringIO(page.download("curves-gini", "csv").decode())))
     table = Run(drawn.parent).table
     fog = table[(table["corruption"] == "fog") & (table["severity"] == 3) & (table["layer"] == 2)]
     found = [r for r in rows if (r["head"], r["corruption"], r["severity"], r["layer"]) == ("all", "fog", "3", "2")]
     assert float(found[0]["mean"]) == pytest.approx(fog["gini"].mean(), rel=1e-3)
-    names = [row[0] for row in csv.reader(io.StringIO(download(page, "prediction-table", "csv").decode()))]
+    names = [row[0] for row in csv.reader(io.StringIO(page.download("prediction-table", "csv").decode()))]
     assert "'=HYPERLINK(\"x\")&'.png" in names
     assert not any(name.startswith("=") for name in names)
 
@@ -249,11 +186,10 @@ def test_theme_button_changes_the_page(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_narrow_window_needs_no_sideways_scrolling(browser, drawn, scheme):
-    opened = Page(browser, drawn, viewport={"width": 400, "height": 800}, color_scheme=scheme)
+def test_narrow_window_needs_no_sideways_scrolling(open_page, drawn, scheme):
+    opened = open_page(drawn, viewport={"width": 400, "height": 800}, color_scheme=scheme)
     assert opened.tab.evaluate("document.documentElement.scrollWidth") == 400
-    assert opened.complaints == []
-    opened.context.close()
+    opened.close()
 
 
 def test_controls_have_names(page):

@@ -120,3 +120,24 @@ def test_spans():
 @pytest.mark.parametrize(("share", "text"), [(0.051, "5.1\u00a0%"), (0.5, "50\u00a0%"), (0.0, "0\u00a0%"), (0.0999, "10\u00a0%")])
 def test_percent(share, text):
     assert percent(share) == text
+
+
+def with_norms(run, shares, received, ratios):
+    for name, values in (("outlier_share", shares), ("outlier_received", received), ("norm_ratio", ratios)):
+        run.table[name] = run.table["layer"].map(dict(enumerate(values)))
+    return run
+
+
+def test_tokens_of_outlying_norm_are_told_with_what_they_receive(make_run):
+    run = with_norms(make_run(), (0.0, 0.0, 0.02, 0.01), (0.0, 0.0, 0.4, 0.7), (1.5, 2.0, 8.0, 7.0))
+    text = " ".join(summarise(run).sentences)
+    assert f"most frequent behind layer 2: {percent(0.02)} of the patches, which receive {percent(0.4)} of its attention." in text
+
+
+def test_no_outlying_norm_tells_the_largest(make_run):
+    run = with_norms(make_run(), (0.0,) * 4, (0.0,) * 4, (1.5, 2.0, 2.5, 1.25))
+    assert "the largest is 2.5 times the median on average, in layer 2." in " ".join(summarise(run).sentences)
+
+
+def test_runs_without_norms_say_nothing_of_them(run):
+    assert "norm" not in " ".join(summarise(run).sentences)
