@@ -87,6 +87,12 @@ def compare(
     max_pixels: MaxPixels = 100_000_000,
     strict: Strict = False,
     resamples: Annotated[int, typer.Option(metavar="N", min=1, help="Bootstrap resamples behind each interval.")] = 10_000,
+    ablation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="What `overfocus ablate` wrote, to show in the report; repeatable.", show_default=False
+        ),
+    ] = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
@@ -128,7 +134,7 @@ def compare(
         resamples=resamples,
         **asked,
     )
-    report = None if no_report else _drawn(comparison)
+    report = None if no_report else _drawn(comparison, ablation or [])
     if as_json:
         found = {"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()}
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
@@ -141,7 +147,8 @@ def compare(
         typer.echo(comparison.to_markdown() if format is Format.MARKDOWN else comparison.to_latex(), nl=False)
 
 
-def _drawn(comparison: "Comparison") -> Path:
+def _drawn(comparison: "Comparison", ablations: list[Path]) -> Path:
+    from overfocus.ablation.ablation import Ablation
     from overfocus_reports import draw_comparison
 
-    return draw_comparison(comparison)
+    return draw_comparison(comparison, [Ablation(path) for path in ablations])

@@ -19,7 +19,7 @@ STABILITY = ("top_overlap", "attention_cosine", "js_divergence")
 
 def _write_run(
     folder, name="vit", *, images=20, layers=3, grid=(4, 4), variants=(("clean", 0), ("fog", 2), ("fog", 4)), seed=0, shift=0.0,
-    settings=None, names=None, size=32, classifier=True, info=None,
+    settings=None, names=None, size=32, classifier=True, attention=True, info=None,
 ):  # fmt: skip
     """A run folder with random metrics, `shift` added to every one of them."""
     random = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def _write_run(
                 | {"confidence_drop": np.nan if clean else random.normal(), "correct": np.nan if not classifier else 1.0}
                 | {"output_cosine": np.nan if clean else random.uniform()}
             )
-    for kind, table in (("metrics", rows), ("predictions", predictions)):
+    for kind, table in (("metrics", rows), ("predictions", predictions)) if attention else (("predictions", predictions),):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         frame = pd.DataFrame(table)
         if kind == "predictions":
@@ -67,6 +67,9 @@ def _write_run(
         "skipped": [],
         "displayed": [],
     }
+    if not attention:
+        described |= {"kind": "evaluation", "layers": []}
+        del described["pixels"]
     (folder / "run.json").write_text(json.dumps(described | (info or {})))
     return Run(folder)
 

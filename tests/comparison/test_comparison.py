@@ -173,6 +173,17 @@ def test_models_without_classifier(write_run):
     assert not len(comparison.reliability)
 
 
+def test_evaluations_are_compared_by_their_predictions(write_run):
+    evaluations = [write_run("a", attention=False), write_run("b", attention=False, seed=5)]
+    comparison = Comparison(evaluations)
+    assert set(comparison.table["layers"]) == {"output"}
+    assert [verdict.question for verdict in comparison.verdicts] == ["predictions"]
+    assert not len(comparison.fragility)
+    mixed = Comparison([write_run("c"), evaluations[1]])
+    assert set(mixed.table["layers"]) == {"output"}
+    assert set(mixed.fragility["model"]) == {"c"}
+
+
 def test_is_written_and_read_by_others(pair, tmp_path):
     comparison = Comparison(pair, path=tmp_path / "out")
     comparison.write(tmp_path / "out")
