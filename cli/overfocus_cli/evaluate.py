@@ -21,7 +21,7 @@ def evaluate(
         Path,
         typer.Option(
             metavar="FOLDER",
-            help="Class folders, IDX files, a Hugging Face data set, ImageNet-A or -R, or a tree corruption/severity/class.",
+            help="Class folders, IDX files, a Hugging Face data set, ImageNet-A, -R or -P, or a tree corruption/severity/class.",
             show_default=False,
         ),
     ],
@@ -117,6 +117,9 @@ def _described(evaluation: "Evaluation") -> str:
             by_level = dict(zip(part["severity"], part["top1"], strict=True))
             cells = "".join(f"{by_level[level]:9.2%}" if level in by_level else " " * 9 for level in levels)
             lines.append(f"{str(name).replace('_', ' '):24}{cells}{part['top1'].mean():9.2%}")
+    if summary["flips"] is not None:
+        rates = "".join(f"\n{name.replace('_', ' '):24}{rate:9.2%}" for name, rate in summary["flips"]["perturbations"].items())
+        lines.append(f"\nmean flip rate {summary['flips']['mean_flip_rate']:.2%}, not divided by AlexNet's{rates}")
     mce = summary["mce"]
     if mce is not None:
         value = f"mCE {mce['mce']:.1f} %" if mce["mce"] is not None else "mCE not defined"

@@ -10,6 +10,7 @@ from overfocus.corruptions import CORRUPTIONS
 from overfocus.datasets import LabelledImages, open_evaluation_images
 from overfocus.datasets.class_folders import ClassFolders
 from overfocus.errors import ImageError
+from overfocus.evaluation.sequences import FilmFolders, film_folders
 
 C_BAR = (
     "blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout", "cocentric_sine_waves",
@@ -32,7 +33,7 @@ class EvaluationData:
     """A data set to evaluate with."""
 
     layout: str
-    """"images", "ImageNet-A", "ImageNet-R", "ImageNet-C", "ImageNet-C-bar" or "tree of corruptions"."""
+    """"images", "ImageNet-A", "ImageNet-R", "ImageNet-C", "ImageNet-C-bar", "tree of corruptions" or "ImageNet-P"."""
     portions: list[Portion]
     synsets: list[str] | None = None
     """WordNet identifiers that predictions are restricted to (ImageNet-A and -R)."""
@@ -47,8 +48,8 @@ def open_evaluation_data(source: str | Path) -> EvaluationData:
     """Find out what a folder holds.
 
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
-    levels up (ImageNet-C's archives add noise, blur, weather, digital and extra). Its name says whether a folder of pictures is
-    ImageNet-A or -R.
+    levels up (ImageNet-C's archives add noise, blur, weather, digital and extra). Films in perturbation/class are ImageNet-P,
+    with severity 1. Its name says whether a folder of pictures is ImageNet-A or -R.
 
     Raises:
         ImageError: as `open_images`.
@@ -66,6 +67,8 @@ def open_evaluation_data(source: str | Path) -> EvaluationData:
             for severity in sorted(_subfolders(path), key=lambda path: int(path.name))
         ]
         return EvaluationData(layout, portions)
+    if folder.is_dir() and (perturbations := film_folders(folder)):
+        return EvaluationData("ImageNet-P", [Portion(path.name, 1, FilmFolders(path)) for path in perturbations])
     images = open_evaluation_images(folder)
     portions = [Portion("clean", 0, images)]
     for letter in ("a", "r"):

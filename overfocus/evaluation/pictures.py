@@ -11,6 +11,7 @@ from overfocus.analysis.variants import CLEAN, Variant
 from overfocus.corruptions import corrupt
 from overfocus.errors import ImageError
 from overfocus.evaluation.layouts import Portion
+from overfocus.evaluation.sequences import FilmFolders
 from overfocus.preprocessing import Preprocess
 
 
@@ -32,6 +33,7 @@ class Pictures:
 
     item: Item
     pixels: UInt8[np.ndarray, "variants height width 3"] | None = None
+    """The variants of a picture, or the frames of a film."""
     reason: str | None = None
 
 
@@ -51,8 +53,11 @@ class PictureDataset(Dataset[list[Pictures]]):
         return [self._read(self.items[number]) for number in numbers]
 
     def _read(self, item: Item) -> Pictures:
+        images = self.portions[item.portion].images
         try:
-            picture = self.portions[item.portion].images.image(item.index)
+            if isinstance(images, FilmFolders):
+                return Pictures(item, np.stack([self.preprocess.resize(frame) for frame in images.frames(item.index)]))
+            picture = images.image(item.index)
         except ImageError as error:
             return Pictures(item, reason=str(error))
         clean = self.preprocess.resize(picture)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,10 +18,13 @@ from overfocus.evaluation.pictures import Item, PictureDataset, Pictures
 from overfocus.evaluation.plan import EvaluationSettings, ModelUnderTest
 from overfocus.evaluation.recorder import PredictionRecorder
 from overfocus.evaluation.scoring import Array, require_classifier, score
+from overfocus.evaluation.sequences import FilmFolders, flip_rate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+FRAMES = 30
+"""Frames that a film has about."""
 BATCHES_PER_ROUND = 4
 """Batches that each process sends through the models before the results are brought together."""
 
@@ -45,7 +49,7 @@ def evaluate_models(
     """
     from accelerate.utils import gather_object
 
-    together = max(1, settings.batch_size // len(variants))
+    together = max(1, settings.batch_size // (FRAMES if data.layout == "ImageNet-P" else len(variants)))
     block = together * BATCHES_PER_ROUND * accelerator.num_processes
     # whole rounds, so that a continued evaluation has the same batches; what is done in the first is left out when recorded
     start = min(model.done for model in models) // block * block
@@ -124,20 +128,29 @@ def _predict(
     starts = range(0, len(inputs), settings.batch_size)
     logits = torch.cat([_logits(model, inputs[start : start + settings.batch_size]) for start in starts])
     require_classifier(logits, model.loaded.num_classes, model.loaded.source)
-    size = len(variants)
+    sizes = torch.tensor([len(picture.pixels) for picture in readable if picture.pixels is not None], device=logits.device)
     targets = torch.tensor([_target(model, picture.item, data) for picture in readable], device=logits.device)
-    places = torch.arange(len(inputs), device=logits.device)
-    reference = places // size * size if CLEAN in variants and size > 1 else None
-    columns = score(logits, targets.repeat_interleave(size), reference, model.allowed)
-    for place, picture in enumerate(readable):
-        part = slice(place * size, (place + 1) * size)
-        rows.append((picture.item.number, {name: values[part] for name, values in columns.items()}, None))
+    starts_of = sizes.cumsum(0) - sizes
+    reference = starts_of.repeat_interleave(sizes) if CLEAN in variants and len(variants) > 1 else None
+    columns = score(logits, targets.repeat_interleave(sizes), reference, model.allowed)
+    for picture, start, size in zip(readable, starts_of.tolist(), sizes.tolist(), strict=True):
+        cells = {name: values[start : start + size] for name, values in columns.items()}
+        portion = data.portions[picture.item.portion]
+        if isinstance(portion.images, FilmFolders):
+            cells = _as_film(cells, noisy="noise" in portion.corruption)
+        rows.append((picture.item.number, cells, None))
     return rows
 
 
 def _logits(model: ModelUnderTest, inputs: Sequence[Array]) -> Tensor:
     device = next(model.loaded.model.parameters()).device
     return output_tensor(model.loaded.model(model.loaded.preprocess.normalize_batch(inputs, device)))
+
+
+def _as_film(cells: dict[str, Array], *, noisy: bool) -> dict[str, Array]:
+    """The row of a film: its first frame, and as agreement the share of the others that do not flip."""
+    first = {name: values[:1] for name, values in cells.items()}
+    return first | {"agreement": np.array([1 - flip_rate(cells["predicted"].astype(int), noisy=noisy)])}
 
 
 def _target(model: ModelUnderTest, item: Item, data: EvaluationData) -> int:

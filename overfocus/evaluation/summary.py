@@ -13,7 +13,8 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
     """Write evaluation.json and evaluation.csv into the run folder.
 
     evaluation.json: data (layout, images, how corruptions were made), clean and corrupted (means over corruptions and
-    severities of top1, top5, ece, nll), per_corruption (top-1 means over severities), mce (as `CorruptionError`), notes.
+    severities of top1, top5, ece, nll), per_corruption (top-1 means over severities), flips (of films), mce (as
+    `CorruptionError`), notes. Of a film, the figures are those of its first frame.
     evaluation.csv is `Evaluation.table`.
     """
     info, table = evaluation.run.info, evaluation.table
@@ -40,13 +41,23 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
         "per_corruption": {
             str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["top1"].mean().items()
         },
-        "mce": corruption_error(errors, clean_error, made=made, imagenet=imagenet, baseline=by).as_dict() if errors else None,
+        "flips": _flips(evaluation) if made == "ImageNet-P" else None,
+        "mce": corruption_error(errors, clean_error, made=made, imagenet=imagenet, baseline=by).as_dict()
+        if errors and made != "ImageNet-P"
+        else None,
         "notes": info["notes"],
     }
     with atomic_file(evaluation.path / "evaluation.json") as file:
         file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
     with atomic_file(evaluation.path / "evaluation.csv") as file:
         file.write(table.to_csv(index=False).encode())
+
+
+def _flips(evaluation: Evaluation) -> dict[str, Any]:
+    """Flip rate of each perturbation and their mean, shares of 0 … 1; not divided by AlexNet's."""
+    films = evaluation.run.predictions.groupby("corruption", sort=False)["agreement"].mean()
+    rates = {str(name): 1 - float(value) for name, value in films.items()}
+    return {"mean_flip_rate": sum(rates.values()) / len(rates), "perturbations": rates}
 
 
 def _means(table: Any) -> dict[str, float] | None:

@@ -185,7 +185,7 @@ def _checked(name: str, value: Any) -> Any:
     if name not in types:
         near = difflib.get_close_matches(name, types, n=1)
         raise TrainingError(
-            f"no setting {name!r} in a recipe{f'; did you mean {near[0]}?' if near else ''} There are {', '.join(types)}"
+            f"no setting {name!r} in a recipe; {f'did you mean {near[0]}? ' if near else ''}There are {', '.join(types)}"
         )
     expected = types[name]
     if isinstance(value, str) and expected is not str:

@@ -1,0 +1,63 @@
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import overfocus
+from overfocus.evaluation.evaluate import evaluate
+from overfocus.evaluation.layouts import open_evaluation_data
+from overfocus.evaluation.sequences import FilmFolders, flip_rate
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=30))
+def test_flip_rate_by_counting(classes: list[int]) -> None:
+    steps = sum(first != second for first, second in pairwise(classes))
+    assert flip_rate(classes, noisy=False) == pytest.approx(steps / (len(classes) - 1))
+    assert flip_rate(classes, noisy=True) == pytest.approx(sum(other != classes[0] for other in classes[1:]) / (len(classes) - 1))
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    cv2 = pytest.importorskip("cv2")
+    random = np.random.default_rng(0)
+    for perturbation in ("gaussian_noise", "tilt"):
+        for label, length in (("red", 5), ("blue", 8), ("green", 3)):
+            folder = tmp_path / "films" / perturbation / label
+            folder.mkdir(parents=True)
+            writer = cv2.VideoWriter(str(folder / "0.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
+            for _ in range(length):
+                writer.write(random.integers(0, 256, (32, 32, 3), np.uint8))
+            writer.release()
+    return tmp_path / "films"
+
+
+def test_films_are_evaluated_frame_by_frame(checkpoint: Path, films: Path, tmp_path: Path) -> None:
+    assert open_evaluation_data(films).layout == "ImageNet-P"
+    (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu", batch_size=40)
+    loaded = overfocus.load_model(checkpoint)
+    rates: dict[str, list[float]] = {}
+    for perturbation in ("gaussian_noise", "tilt"):
+        images = FilmFolders(films / perturbation)
+        for index in range(3):
+            frames = torch.stack([loaded.preprocess(frame) for frame in images.frames(index)])
+            with torch.no_grad():
+                classes = loaded.model(frames).argmax(-1).tolist()
+            reference = [classes[0]] * (len(classes) - 1) if perturbation == "gaussian_noise" else classes[:-1]
+            flips = [one != other for one, other in zip(classes[1:], reference, strict=True)]
+            rates.setdefault(perturbation, []).append(sum(flips) / len(flips))
+    expected = {name: pytest.approx(sum(values) / 3) for name, values in rates.items()}
+    assert evaluation.summary["flips"]["perturbations"] == expected
+    assert evaluation.summary["flips"]["mean_flip_rate"] == pytest.approx(sum(map(sum, rates.values())) / 6)
+    assert evaluation.summary["mce"] is None
+
+
+def test_a_film_that_is_none_is_left_out(checkpoint: Path, films: Path, tmp_path: Path) -> None:
+    (films / "tilt" / "red" / "0.avi").write_bytes(b"nothing")
+    (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu")
+    (skipped,) = evaluation.run.skipped
+    assert "expected a film of at least two frames, got 0" in skipped["reason"]
+    assert len(evaluation.run.predictions) == 5
