@@ -1,4 +1,4 @@
-"""`overfocus report`: draw the pictures and the page again from a saved run."""
+"""`overfocus report`: draw the pictures and the page again from a saved run or comparison."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,36 @@ from overfocus_cli.options import AsJson
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Folders that `overfocus analyze` wrote.", show_default=False)
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER…", help="What `overfocus analyze` or `overfocus compare` wrote.", show_default=False),
     ],
+    ablation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="What `overfocus ablate` wrote, to show with a comparison; repeatable.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the report of a saved run again.
+    """Draw the report of saved runs and comparisons again.
 
-    Writes figures and report.html into the run's folder; neither the model nor the images are needed.
+    Writes figures and report.html into each folder; neither the models nor the images are needed.
 
     Example: overfocus report overfocus-run/*
     """
-    from overfocus.run import Run
-    from overfocus_reports import draw_report
-
-    drawn = [str(draw_report(Run(path))) for path in runs]
+    drawn = [str(_drawn(folder, ablation or [])) for folder in folders]
     typer.echo(json.dumps(drawn, indent=2) if as_json else "\n".join(drawn))
+
+
+def _drawn(folder: Path, ablations: list[Path]) -> Path:
+    from overfocus.comparison.reading import is_comparison, read_comparison
+    from overfocus.run import Run
+    from overfocus_reports import draw_comparison, draw_report
+
+    if not is_comparison(folder):
+        return draw_report(Run(folder))
+
+    from overfocus.ablation.ablation import Ablation
+
+    return draw_comparison(read_comparison(folder), [Ablation(path) for path in ablations])

@@ -14,7 +14,7 @@ from overfocus.figures.publication import draw
 from overfocus.figures.received import ReceivedMaps
 from overfocus.figures.selection import common_variants, pick_corruptions, pick_image, pick_layers, pick_severity
 from overfocus.figures.style import styled
-from overfocus.figures.variants import CLEAN, Variant, variants_of
+from overfocus.figures.variants import CLEAN, Variant
 from overfocus.figures.wording import title_of, unit_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 WIDTH = 9.0
 """Inches of a figure in a notebook."""
-COLUMNS = ("top_share", "effective_tokens", "top_overlap", "js_divergence", "received_shift", "agreement")
+COLUMNS = ("top_share", "effective_tokens", "top_overlap", "js_divergence", "received_shift")
+PREDICTED = ("correct", "agreement")
 
 
 def plot_layers(
@@ -89,7 +90,8 @@ def show(
 def run_html(run: "Run") -> str:
     """What the run is, and the means of a few metrics over images and layers, for clean pictures and each corruption."""
     state = "" if run.complete else ", unfinished"
-    heading = f"{len(run.images)} images, {len(run.layers)} attention layers{state} · {run.path}"
+    layers = f", {len(run.layers)} attention layers" if run.layers else ""
+    heading = f"{len(run.images)} images{layers}{state} · {run.path}"
     return f"<div><p><b>{escaped(run.info['checkpoint']['name'])}</b> · {escaped(heading)}</p>{means_html(run)}</div>"
 
 
@@ -111,19 +113,20 @@ def means_html(run: "Run") -> str:
         table, predictions = run.table, run.predictions
     except RunError:  # a run that was only just begun
         return ""
-    if not len(table):
-        return ""
     known = [name for name in COLUMNS if name in table and table[name].notna().any()]
-    predicted = [name for name in COLUMNS if name in predictions and predictions[name].notna().any()]
+    predicted = [name for name in PREDICTED if name in predictions and predictions[name].notna().any()]
     by = ["corruption", "severity"]
-    means = table.groupby(by)[known].mean().join(predictions.groupby(by)[predicted].mean())
-    head = "".join(f"<th>{escaped(title_of(name))}<br><small>{escaped(unit_of(name))}</small></th>" for name in known + predicted)
+    means = predictions.groupby(by, sort=False)[predicted].mean().join(table.groupby(by)[known].mean())
+    head = "".join(f"<th>{escaped(title_of(name))}<br><small>{escaped(_unit(name))}</small></th>" for name in known + predicted)
     rows = ""
-    for variant in variants_of(run):
-        values = means.xs((variant.corruption, variant.severity)).to_dict()
-        rows += f"<tr><th>{escaped(variant.label)}</th>"
+    for (corruption, severity), values in zip(means.index, means.to_dict("records"), strict=True):
+        rows += f"<tr><th>{escaped(Variant(str(corruption), int(severity)).label)}</th>"
         rows += "".join(f"<td>{_number(float(values[name]))}</td>" for name in known + predicted) + "</tr>"
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _unit(name: str) -> str:
+    return "share of images" if name in PREDICTED else unit_of(name)
 
 
 def escaped(value: object) -> str:

@@ -30,8 +30,12 @@ def draw_report(run: "Run", *, megabytes: float = PAGE_MEGABYTES) -> Path:
     `megabytes` is what the page may weigh: the pictures and attention matrices in it are as fine as that allows.
 
     Raises:
-        RunError: the run holds no results yet, or its folder cannot be written.
+        RunError: the run holds no results yet or no attention, or its folder cannot be written.
     """
+    if not len(run.table):
+        raise RunError(
+            f"{run.path}: this run measured predictions only, so there is no attention to draw; `overfocus compare` compares it"
+        )
     models = [Model(run, str(run.info["checkpoint"]["name"]))]
     return write_page(models, run.path, megabytes, {}, {})
 

@@ -73,7 +73,7 @@ class SharedRun(Run):
 
 def shared_runs(runs: Sequence[Run]) -> list[Run]:
     """Each run restricted to the images and versions that all have; a single run as it is."""
-    if len(runs) == 1:
+    if len(runs) < 2:
         return list(runs)
     keys = [image_keys(run) for run in runs]
     common = [key for key in keys[0] if all(key in others for others in keys)]

@@ -83,3 +83,10 @@ def test_size_follows_the_room_given(make_run):
 def test_unfinished_run_says_so(make_run):
     run = make_run(overrides={"status": "running"})
     assert "unfinished run" in draw_report(run).read_text()
+
+
+def test_a_run_without_attention(make_run):
+    run = make_run(images=1, layers=1)
+    run.info["kind"] = "evaluation"
+    with pytest.raises(RunError, match="measured predictions only"):
+        draw_report(run)

@@ -6,6 +6,7 @@ function buildDifferences() {
   const { columns, names } = data.differences;
   const groups = [...new Set(columns.layers)].filter((group) => names.layers[group] !== "output");
   byId("difference-layers").append(...groups.map((group) => make("option", { value: group }, layersInWords[names.layers[group]] ?? names.layers[group])));
+  byId("difference-layers").parentElement.hidden = !groups.length;
   for (const id of ["difference-layers", "difference-version"]) byId(id).addEventListener("change", drawDifferences);
   registerFigure("difference-table", { csv: differencesTable });
   whenPicked(["variant"], drawDifferences);
