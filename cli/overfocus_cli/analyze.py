@@ -127,8 +127,9 @@ def default_output(checkpoint: str | None, measured: dict[str, Any], root: str =
     """
     from hashlib import sha256
 
+    from overfocus.checkpoints.source_name import source_name
+
     path = Path(checkpoint or "fashion_mnist_vit")
     where = str(path.absolute()) if path.exists() else checkpoint
-    name = path.name.removesuffix(".tar").rpartition(".")[0] if path.is_file() else path.name
     digits = sha256(json.dumps([where, measured], sort_keys=True).encode()).hexdigest()[:6]
-    return Path(root) / f"{name or path.name}-{digits}"
+    return Path(root) / f"{source_name(path)}-{digits}"

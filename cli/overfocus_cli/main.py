@@ -1,6 +1,7 @@
 """Where the program begins: the commands it has, and how trouble is told."""
 
 import os
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -77,4 +78,5 @@ def run() -> None:
     # Threads of OpenMP that spin while they wait take the core from the processes that read and corrupt images, and on a
     # busy machine from each other; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.formatwarning = lambda message, *_: f"overfocus: warning: {' '.join(str(message).split())}\n"
     app()

@@ -83,7 +83,7 @@ class Sites:
 def find_sites(model: nn.Module, inputs: Tensor, layers: list[int] | None) -> Sites:
     """Run the model once to see which attention it has; `layers` are those asked for, negative ones counted from the end.
 
-    A module that looks like attention but showed none is warned of.
+    A module that looks like attention but showed none is warned of; a gate, such as TAP's, is none.
 
     Raises:
         CaptureError: no attention over tokens was found.
@@ -102,6 +102,7 @@ def find_sites(model: nn.Module, inputs: Tensor, layers: list[int] | None) -> Si
         raise CaptureError(
             f"no attention over tokens was found in {type(model).__name__} ({reasons}); `overfocus inspect` lists its sites"
         )
+    silent = [site for site in silent if site.kind != "gating"]
     if silent:
         names = ", ".join(site.module for site in silent[:4]) + (" …" if len(silent) > 4 else "")
         warnings.warn(

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING
+
+from overfocus.checkpoints.source_name import source_name
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -24,7 +25,7 @@ def display_names(runs: Sequence["Run"]) -> tuple[str, ...]:
 
 def distinct_names(architectures: Sequence[str], sources: Sequence[str], folders: Sequence[str] = ()) -> tuple[str, ...]:
     """The first of architectures, names of the checkpoint files and folders that differ for all; else numbered: a, a (2)."""
-    for names in (architectures, [_stem(source) for source in sources], folders):
+    for names in (architectures, [source_name(source) for source in sources], folders):
         if len(set(names)) == len(architectures) and all(names):
             return tuple(names)
     seen: Counter[str] = Counter()
@@ -33,11 +34,3 @@ def distinct_names(architectures: Sequence[str], sources: Sequence[str], folders
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return tuple(unique)
-
-
-def _stem(source: str) -> str:
-    """A file's name without its endings."""
-    name = PurePath(source).name
-    for ending in (".tar", ".pth", ".pt", ".safetensors", ".bin", ".ckpt"):
-        name = name.removesuffix(ending)
-    return name

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from overfocus.analysis.settings import choose_device, choose_workers
 from overfocus.analysis.variants import CLEAN, list_variants
+from overfocus.checkpoints.source_name import source_name
 from overfocus.corruptions import GROUPS, check_severity, resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.evaluation.evaluation import Evaluation
 from overfocus.evaluation.layouts import choose_portions, open_evaluation_data
 from overfocus.evaluation.summary import write_summary
 from overfocus.training.extra import require_extra
+from overfocus.training.memory import memory_told
 
 if TYPE_CHECKING:
     from overfocus.analysis.variants import Variant
@@ -143,8 +145,7 @@ def _folders(output: Path, sources: Sequence[str | Path]) -> list[Path]:
         return [output]
     names: list[str] = []
     for source in sources:
-        path = Path(source)
-        name = path.parent.name if path.stem == "model" and path.parent.name else path.name.removesuffix(path.suffix)
+        name = source_name(source)
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return [output / name for name in names]
 
@@ -188,5 +189,6 @@ def _run_all(
         if not entry.complete:
             groups.setdefault(geometry, []).append(entry)
     for group in groups.values():
-        evaluate_models(group, data, items, variants, settings, accelerator, progress=progress)
+        with memory_told(f"try a smaller batch_size than {settings.batch_size}", RunError):
+            evaluate_models(group, data, items, variants, settings, accelerator, progress=progress)
     accelerator.wait_for_everyone()

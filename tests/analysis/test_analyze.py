@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from overfocus import CaptureError, ImageError, Run, RunError, corrupt
 from overfocus.checkpoints.save import save_checkpoint
 from overfocus.metrics import METRICS, STABILITY
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.models import add_tap
 
 OPTIONS = {"corruptions": ["gaussian_noise", "fog"], "severities": [2, 4], "batch_size": 8, "workers": 0, "device": "cpu"}
 KEYS = ["image", "corruption", "severity", "layer"]
@@ -316,6 +318,17 @@ def test_silent_attention_module_is_warned_of(photos, tmp_path, make_loaded):
     with pytest.warns(UserWarning, match=r"1 attention modules gave no map and are not measured: blocks\.1\.attn"):
         run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     assert [row["module"] for row in run.info["coverage"] if not row["captured"]] == ["blocks.1.attn"]
+
+
+def test_the_gate_of_tap_is_named_but_not_warned_of(photos, tmp_path, make_loaded):
+    loaded = make_loaded()
+    add_tap(loaded.model, branches=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    gates = [row for row in run.info["coverage"] if row["kind"] == "gating"]
+    assert len(gates) == len(loaded.model.blocks)
+    assert not any(row["captured"] for row in gates)
 
 
 def test_weights_that_are_not_numbers(photos, tmp_path, make_loaded):
