@@ -1,19 +1,16 @@
 """Read, resize and corrupt images in worker processes while the model runs."""
 
-import contextlib
-import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from overfocus.analysis.pixels import InputSize
 from overfocus.analysis.variants import CLEAN, Variant
+from overfocus.analysis.workers import one_opencv_thread, start_worker, unchanged
 from overfocus.corruptions import corrupt, prepare_corruptions
 from overfocus.errors import ImageError, RunError
 from overfocus.images.reading import MAX_PIXELS, read_image
@@ -94,10 +91,10 @@ class GroupLoader:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=max(2, -(-PACKS_AHEAD * together // workers)) if workers else None,
-            worker_init_fn=_start_worker,
-            collate_fn=_unchanged,
+            worker_init_fn=start_worker,
+            collate_fn=unchanged,
         )
-        with _one_opencv_thread():
+        with one_opencv_thread():
             self._groups: Iterator[Group] | None = iter(loader)
 
     def __iter__(self) -> Iterator[Group]:
@@ -121,36 +118,3 @@ class GroupLoader:
 
     def __exit__(self, *error: object) -> None:
         self._groups = None
-
-
-@contextlib.contextmanager
-def _one_opencv_thread() -> Iterator[None]:
-    """Have OpenCV end its threads in this process while it is forked: a copy would wait forever for threads that it has not."""
-    import cv2
-
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-
-
-def _unchanged(group: Any) -> Any:
-    """Leave arrays as they are: as tensors they would need shared memory, of which containers have little."""
-    return group
-
-
-def _start_worker(_number: int) -> None:
-    """Leave Ctrl-C to the main process and, as far as the system has priorities, the cores to the model.
-
-    The workers take what the model leaves idle, and all when it waits for them. Pictures are small: threads would cost more
-    than they give.
-    """
-    import cv2
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "nice"):
-        os.nice(10)
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from overfocus.analysis.measuring import output_tensor, precision
 from overfocus.analysis.progress import progress_bar
 from overfocus.analysis.variants import CLEAN, Variant
+from overfocus.analysis.workers import one_opencv_thread, start_worker, unchanged
 from overfocus.corruptions import prepare_corruptions
 from overfocus.evaluation.layouts import EvaluationData
 from overfocus.evaluation.pictures import Item, PictureDataset, Pictures
@@ -96,16 +97,19 @@ def _rounds(
         parts = [list(mine[place : place + together]) for place in range(0, len(mine), together)]
         batches += parts
         sizes.append(len(parts))
-    loader = iter(
-        DataLoader(
-            dataset,
-            sampler=batches,
-            batch_size=None,
-            num_workers=min(workers, len(batches)),
-            prefetch_factor=4 if min(workers, len(batches)) else None,
-            collate_fn=_unchanged,
+    workers = min(workers, len(batches))
+    with one_opencv_thread():
+        loader = iter(
+            DataLoader(
+                dataset,
+                sampler=batches,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                worker_init_fn=start_worker,
+                collate_fn=unchanged,
+            )
         )
-    )
     for size in sizes:
         yield [next(loader) for _ in range(size)]
 
@@ -156,8 +160,3 @@ def _as_film(cells: dict[str, Array], *, noisy: bool) -> dict[str, Array]:
 def _target(model: ModelUnderTest, item: Item, data: EvaluationData) -> int:
     images = data.portions[item.portion].images
     return model.class_ids.get(images.class_names[int(images.labels[item.index])], -1)
-
-
-def _unchanged(pictures: Any) -> Any:
-    """Leave arrays as they are: as tensors they would need shared memory, of which containers have little."""
-    return pictures

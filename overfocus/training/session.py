@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from overfocus.analysis.description import describe_versions
 from overfocus.analysis.settings import choose_workers
+from overfocus.analysis.workers import start_worker
 from overfocus.checkpoints.save import save_checkpoint
 from overfocus.errors import TrainingError
 from overfocus.training.augmentation import Augmentation
@@ -251,6 +252,7 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
 def _loader(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         dataset,
+        worker_init_fn=start_worker,
         batch_sampler=batch_sampler,
         num_workers=workers,
         prefetch_factor=4 if workers else None,

@@ -146,7 +146,7 @@ def show_waiting(arguments: argparse.Namespace) -> None:
 def compare_evaluation(arguments: argparse.Namespace) -> None:
     """Pictures per second of `evaluate` and of the plain forward."""
     with tempfile.TemporaryDirectory() as name:
-        folder = photographs(Path(name) / "data", 32)
+        folder = photographs(Path(name) / "data", 84)
         torch.manual_seed(0)
         model = timm.create_model(arguments.model, num_classes=2).eval()
         path = save_checkpoint(

@@ -232,3 +232,10 @@ def test_two_processes_give_the_table_of_one(checkpoint: Path, pictures: Path, t
         subprocess.run(command, env=environment, check=True)
     one, two = (overfocus.Run(tmp_path / name).predictions for name in ("one", "two"))
     pd.testing.assert_frame_equal(one, two, check_exact=False, atol=1e-6)
+
+
+def test_workers_change_nothing(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    alone, helped = (
+        evaluate(checkpoint, pictures, tmp_path / f"run{workers}", **(QUICK | {"workers": workers}))[0] for workers in (0, 2)
+    )
+    pd.testing.assert_frame_equal(alone.run.predictions, helped.run.predictions)
