@@ -48,7 +48,7 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
                 "figure_name": name,
                 "table_name": f"{name}-table",
                 "columns": [str(column).replace("_", " ") for column in table.columns],
-                "rows": [list(row) for row in table.astype(object).itertuples(index=False)],
+                "rows": table.astype(object).where(table.notna(), None).to_numpy().tolist(),
             }
         )
     return found

@@ -19,7 +19,6 @@ from overfocus_reports.shared_run import shared_runs
 
 if TYPE_CHECKING:
     from overfocus.ablation.ablation import Ablation
-
     from overfocus.comparison.comparison import Comparison
 
 
@@ -62,7 +61,8 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
     }
     payload = {
         "differences": differences_payload(comparison.table, colours),
-        "figureTables": {"reliability": fragility["table"]} if fragility else {},
+        "figureTables": {part["figure_name"]: [part["columns"], *part["rows"]] for part in ablated}
+        | ({"reliability": fragility["table"]} if fragility else {}),
     }
     if models:
         room = PAGE_MEGABYTES + MODEL_MEGABYTES * (len(models) - 1) if megabytes is None else megabytes

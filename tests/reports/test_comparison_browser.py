@@ -126,6 +126,8 @@ def test_differences_follow_their_selectors(page):
 
 def test_everything_can_be_kept(page):
     assert b"<image" in page.download("side", "svg")
+    received = list(csv.DictReader(io.StringIO(page.download("side", "csv").decode())))
+    assert len(received) == 3 * 2 * 36
     assert Image.open(io.BytesIO(page.download("reliability", "png"))).width > 500
     names = {row["model"] for row in csv.DictReader(io.StringIO(page.download("difference-table", "csv").decode()))}
     assert names == {"<script>alert(3)</script>", "'=1+1&\"'</option>"}

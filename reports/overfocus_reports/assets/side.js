@@ -14,10 +14,13 @@ function buildSide() {
     byId("side").append(make("article", { style: `--key: ${data.modelColours[number]}` }, make("h4", {}, parts.name), parts.said, make("div", { class: "trio" }, ...figures), parts.note));
   });
   byId("side-what").addEventListener("change", drawExplorer);
-  registerFigure("side", { svg: sideFigure });
+  registerFigure("side", { svg: sideFigure, csv: sideTable });
 }
 
+let sideDrawn = [];
+
 function drawSide(models) {
+  sideDrawn = models;
   const what = byId("side-what").value;
   models.forEach((drawn, number) => {
     const parts = sideParts[number];
@@ -31,6 +34,21 @@ function drawSide(models) {
       parts[role].nextElementSibling.textContent = role === "difference" ? "difference" : data.variants[version.variant].label;
     }
   });
+}
+
+// Received attention of every patch in every model, clean and corrupted.
+function sideTable() {
+  const rows = [["model", "image", "layer", "corruption", "severity", "row", "column", "received attention, × uniform"]];
+  for (const { model, image, layer, clean, corrupted } of sideDrawn) {
+    for (const version of [clean, corrupted].filter((one) => one?.received)) {
+      const { corruption, severity } = data.variants[version.variant];
+      const { columns, values } = version.received;
+      values.forEach((value, place) =>
+        rows.push([data.models[model].name, nameOf(image), layer.number, corruption, severity, Math.floor(place / columns) + 1, (place % columns) + 1, value]),
+      );
+    }
+  }
+  return rows;
 }
 
 // The panel as it stands: a row of canvases for each model, with the colour scale.
