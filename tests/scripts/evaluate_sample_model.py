@@ -16,7 +16,7 @@ from overfocus.samples import sample_checkpoint
 def count_right() -> int:
     """Test images whose most probable class is their label."""
     loaded = load_model(sample_checkpoint())
-    images, labels = fashion_mnist("test")
+    images, labels = fashion_mnist("validation")
     right = 0
     for start in range(0, len(images), 500):
         pixels = [loaded.preprocess.resize(Image.fromarray(image)) for image in images[start : start + 500]]

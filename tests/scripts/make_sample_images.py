@@ -20,7 +20,7 @@ SHORTER_SIDE = 320
 
 def write_fashion_mnist(folder: Path) -> None:
     """Write 28×28 grey PNGs as folder/class name/number in the test set.png."""
-    images, labels = fashion_mnist("test")
+    images, labels = fashion_mnist("validation")
     for label, name in enumerate(CLASS_NAMES):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for index in np.flatnonzero(labels == label)[: 4 if label < 2 else 3]:
