@@ -1,12 +1,16 @@
 """Hidden keys are out of the attention, in whatever way a model spells it, as if it never had them."""
 
+import importlib
+
 import pytest
+import timm
 import torch
 
 import overfocus
 from overfocus import CaptureError
 from overfocus.ablation.masking import hide_keys
 from overfocus.ablation.sites import KeySite, find_key_sites, ranks
+from overfocus.capturing.sources import Arrangement
 
 FAMILIES = ["vit", "swin", "cait", "beit", "encoder", "spelled"]
 
@@ -124,3 +128,45 @@ def test_equal_tokens_keep_their_order():
 def test_a_model_without_attention_is_refused():
     with pytest.raises(CaptureError, match="no attention over tokens was found in Conv2d: nothing to take out"):
         find_key_sites(torch.nn.Conv2d(3, 4, 1), torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("axes", "sizes"),
+    [
+        ((("image",), ("head",)), ((-1,), (3,))),
+        ((("image", "head"),), ((-1, 3),)),
+        ((("head",), ("image",)), ((3,), (-1,))),
+        ((("image", "window"), ("head",)), ((-1, 4), (3,))),
+        ((("image",), ("window",), ("head", "window")), ((-1,), (2,), (3, 2))),
+    ],
+)
+def test_unfolding_is_the_way_back(axes, sizes):
+    """Keys laid out as the model has them, then folded as capture folds weights, are the same for every head."""
+    arrangement = Arrangement(axes, sizes, key_order=torch.tensor([2, 0, 3, 1]))
+    keys = torch.arange(2 * arrangement.windows * 4.0).reshape(-1, 4)
+    folded = arrangement.fold(arrangement.unfold(keys, 5))
+    assert torch.equal(folded, keys[:, None, None].expand(-1, 3, 1, 4))
+    assert (arrangement.unfold(keys, 5)[..., 4] == 1).all()  # a key that is none of the map stays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "swinv2_tiny_window8_256", "pvt_v2_b0",
+        "xcit_nano_12_p16_224", "maxvit_nano_rw_256", "crossvit_tiny_240", "levit_128s", "convit_tiny", "volo_d1_224", "mvitv2_tiny",
+        "tiny_vit_5m_224", "tap_fan_tiny_12_p16_224", "tap_rvt_tiny", "fan_swin_tiny_patch4_window7_224",
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_families(name):
+    importlib.import_module("overfocus.models")
+    model = timm.create_model(name).eval()
+    pictures = torch.randn(2, *model.default_cfg["input_size"])
+    _, sites = find_key_sites(model, pictures)
+    hidden = [ranks(site.received, descending=True) < max(1, site.tokens // 20) for site in sites]
+    with overfocus.capture(model) as captured, hide_keys(model, sites, hidden):
+        assert torch.isfinite(model(pictures)).all()
+    maps = [attention for attention in captured.maps if attention.kind != "channel"]
+    for attention, site, keys in zip(maps, sites, hidden, strict=True):
+        assert attention.weights[..., site.key_prefix_tokens :].movedim(-1, 1)[keys].abs().max() < 1e-6
