@@ -49,6 +49,13 @@ def test_every_file_in_the_readme_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_every_script_in_the_readme_exists() -> None:
+    scripts = re.findall(r"python (tests/\S+\.py)", README)
+    assert scripts
+    for path in scripts:
+        assert (ROOT / path).is_file(), path
+
+
 @pytest.mark.slow
 def test_examples_print_what_the_readme_says(examples: ModuleType, tmp_path: Path) -> None:
     """Words with digits aside: numbers may differ in the last digit between machines, checksums altogether."""
@@ -62,11 +69,12 @@ def test_examples_print_what_the_readme_says(examples: ModuleType, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(timm.create_model("deit_tiny_patch16_224").state_dict(), "deit.pth")
     Path("photos").symlink_to(sample_images((3, 224, 224)))
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["loss"].requires_grad
     assert len(names["run"].table) == len(names["run"].images) * 2 * len(names["captured"].maps)
