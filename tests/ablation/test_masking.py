@@ -154,8 +154,8 @@ def test_unfolding_is_the_way_back(axes, sizes):
     "name",
     [
         "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "swinv2_tiny_window8_256", "pvt_v2_b0",
-        "xcit_nano_12_p16_224", "maxvit_nano_rw_256", "crossvit_tiny_240", "levit_128s", "convit_tiny", "volo_d1_224", "mvitv2_tiny",
-        "tiny_vit_5m_224", "tap_fan_tiny_12_p16_224", "tap_rvt_tiny", "fan_swin_tiny_patch4_window7_224",
+        "xcit_nano_12_p16_224", "maxvit_nano_rw_256", "crossvit_tiny_240", "levit_128s", "convit_tiny", "volo_d1_224",
+        "mvitv2_tiny", "tiny_vit_5m_224", "tap_fan_tiny_12_p16_224", "tap_rvt_tiny", "fan_swin_tiny_patch4_window7_224",
     ],
 )  # fmt: skip
 @torch.no_grad()
