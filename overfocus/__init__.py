@@ -7,7 +7,7 @@ Names are imported when they are first used, so that `import overfocus` costs no
 import importlib
 from typing import TYPE_CHECKING
 
-from overfocus.errors import CaptureError, CheckpointError, CorruptionError, ImageError, OverfocusError, RunError
+from overfocus.errors import CaptureError, CheckpointError, CorruptionError, ImageError, OverfocusError, RunError, TrainingError
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
@@ -21,26 +21,33 @@ if TYPE_CHECKING:
     from overfocus.comparison.compare import compare
     from overfocus.comparison.comparison import Comparison
     from overfocus.corruptions import corrupt
+    from overfocus.evaluation.evaluate import evaluate
+    from overfocus.evaluation.evaluation import Evaluation
     from overfocus.rollout import attention_rollout
     from overfocus.run import Run
+    from overfocus.training.train import Training, train
     from overfocus.verification import verify
 
 _HOME = {
     "Ablation": "overfocus.ablation.ablation",
     "AttentionMap": "overfocus.attention",
     "Comparison": "overfocus.comparison.comparison",
+    "Evaluation": "overfocus.evaluation.evaluation",
     "LoadedModel": "overfocus.checkpoints.load",
     "Run": "overfocus.run",
+    "Training": "overfocus.training.train",
     "attention_rollout": "overfocus.rollout",
     "ablate": "overfocus.ablation.ablate",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
     "compare": "overfocus.comparison.compare",
     "corrupt": "overfocus.corruptions",
+    "evaluate": "overfocus.evaluation.evaluate",
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",
     "metrics": "overfocus",
     "models": "overfocus",
+    "train": "overfocus.training.train",
     "verify": "overfocus.verification",
 }
 
@@ -51,11 +58,14 @@ __all__ = [
     "CheckpointError",
     "Comparison",
     "CorruptionError",
+    "Evaluation",
     "ImageError",
     "LoadedModel",
     "OverfocusError",
     "Run",
     "RunError",
+    "Training",
+    "TrainingError",
     "__version__",
     "ablate",
     "analyze",
@@ -63,10 +73,12 @@ __all__ = [
     "capture",
     "compare",
     "corrupt",
+    "evaluate",
     "load_model",
     "losses",
     "metrics",
     "models",
+    "train",
     "verify",
 ]
 
