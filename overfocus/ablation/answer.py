@@ -36,7 +36,8 @@ def _sentence(row: dict[Any, Any], table: pd.DataFrame, quantity: str, model: st
         claim = "cannot be told to hang on the most attended tokens"
     kept = "keep their class" if quantity == "agreement" else "is the cosine of the outputs"
     numbers = (
-        f"without the top {row['k']} ({100 * row['fraction']:.0f} %) {decimal(top)} {kept}, without as many random ones {decimal(other)} "
+        f"without the top {row['k']} ({100 * row['fraction']:.0f} %) {decimal(top)} {kept}, without as many random ones "
+        f"{decimal(other)} "
         f"(difference {decimal(row['difference'], sign=True)}, 95 % interval {decimal(row['low'], sign=True)} … "
         f"{decimal(row['high'], sign=True)})"
     )
