@@ -7,6 +7,7 @@ from overfocus.figures.colours import INK
 
 STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of files and models may hold dollar signs
     "svg.hashsalt": "overfocus",
     "font.size": 9.0,
     "font.family": "sans-serif",

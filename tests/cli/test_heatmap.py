@@ -79,3 +79,9 @@ def test_missing_picture_and_folder_in_the_way(overfocus, checkpoint, photos):
     result = overfocus("heatmap", checkpoint, photos / "dog", "--layer", "0", "--output", photos / "file")
     assert result.exit_code == 1
     assert "choose another output folder" in result.stderr
+
+
+def test_names_are_no_formulas(overfocus, checkpoint, photos):
+    odd = (photos / "dog" / "three.png").rename(photos / r"$\frac{.png")
+    result = overfocus("heatmap", checkpoint, odd, "--layer", "0")
+    assert result.exit_code == 0, repr(result.exception)

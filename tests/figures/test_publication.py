@@ -137,3 +137,10 @@ def test_the_most_overfocused_layer(run):
     clean = run.table[run.table["severity"] == 0].groupby("layer")["top_share"].mean()
     assert most_overfocused(layer_statistics(run)) == clean.argmax()
     assert [same_depth(place, 4, 7) for place in range(4)] == [0, 2, 4, 6]
+
+
+def test_names_are_no_formulas(run, other, tmp_path):
+    with paper():
+        figure = draw("layers", [run, other], [r"$\frac{broken$", "a_b$^$"], metrics=["gini"])
+        texts = save_figure(figure, tmp_path / "figure.svg").read_text()
+    assert r"$\frac{broken$, clean" in texts
