@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from overfocus.analysis.workers import start_worker
 from overfocus.datasets import LabelledImages
 from overfocus.errors import ImageError
 from overfocus.preprocessing import Preprocess
@@ -125,3 +127,16 @@ class PlainImages(Dataset[Sample]):
             return self.preprocess(self.images.image(index)), int(self.images.labels[index])
         except ImageError as error:
             return error
+
+
+def make_loader(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> DataLoader[Any]:
+    """Batches of a dataset in the order of `batch_sampler`, made by `workers` processes (in this one if 0)."""
+    return DataLoader(
+        dataset,
+        worker_init_fn=start_worker,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        collate_fn=collate,
+        pin_memory=pin,
+    )

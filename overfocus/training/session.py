@@ -1,28 +1,23 @@
 """One session of a training: assembled, continued where the last one stopped, and its result written."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from overfocus.analysis.description import describe_versions
 from overfocus.analysis.settings import choose_workers
-from overfocus.analysis.workers import start_worker
-from overfocus.checkpoints.save import save_checkpoint
 from overfocus.errors import TrainingError
 from overfocus.training.augmentation import Augmentation
 from overfocus.training.classification import Classification
-from overfocus.training.curves import draw_curves
 from overfocus.training.diversity import Diversity
 from overfocus.training.folder import open_folder, write_info
 from overfocus.training.initialisation import fill_from
 from overfocus.training.launch import make_accelerator, processes_started, start_trackers, unused_parameters
-from overfocus.training.log import Log, read_log
+from overfocus.training.log import Log
 from overfocus.training.loop import Pace, Trainer, validate
 from overfocus.training.material import Material, gather
 from overfocus.training.memory import memory_told
@@ -30,7 +25,8 @@ from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.progress import progress_display
 from overfocus.training.randomness import seed_all
 from overfocus.training.recipe import Recipe
-from overfocus.training.samples import AugmentedImages, Batch, PlainImages, StepOrder, collate
+from overfocus.training.result import write_result
+from overfocus.training.samples import AugmentedImages, Batch, PlainImages, StepOrder, make_loader
 from overfocus.training.settings import TrainingSettings
 from overfocus.training.state import read_state
 from overfocus.version import __version__
@@ -143,7 +139,7 @@ def _run(request: Request) -> None:
     if trainer.step < trainer.pace.steps or not (folder / "model.safetensors").is_file():
         _take_steps(trainer, material, request, order, settings)
         if accelerator.is_main_process:
-            _write_result(trainer, material, request, folder)
+            write_result(trainer, material, seed=request.seed, folder=folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -230,7 +226,7 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
     accelerator = trainer.accelerator
     workers = choose_workers(request.workers)
     augmented = AugmentedImages(material.images, Augmentation(material.preprocess, request.recipe), request.seed)
-    batches: Iterator[Batch] = iter(_loader(augmented, workers, batch_sampler=order, pin=accelerator.device.type == "cuda"))
+    batches: Iterator[Batch] = iter(make_loader(augmented, workers, batch_sampler=order, pin=accelerator.device.type == "cuda"))
     log = Log(request.output / "log.csv", trainer.step) if accelerator.is_main_process else None
     start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
 
@@ -239,7 +235,7 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
         assert images is not None
         mine = range(accelerator.process_index, len(images), accelerator.num_processes)
         sampler = [list(mine[start : start + 2 * order.batch_size]) for start in range(0, len(mine), 2 * order.batch_size)]
-        loader = _loader(
+        loader = make_loader(
             PlainImages(images, material.preprocess), workers, batch_sampler=sampler, pin=accelerator.device.type == "cuda"
         )
         return validate(accelerator, trainer.objective, model, loader)
@@ -247,43 +243,3 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
     shown = None if accelerator.is_main_process else False
     with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:
         trainer.run(batches, validated, show, log)
-
-
-def _loader(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        worker_init_fn=start_worker,
-        batch_sampler=batch_sampler,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        collate_fn=collate,
-        pin_memory=pin,
-    )
-
-
-def _write_result(trainer: Trainer, material: Material, request: Request, folder: Path) -> None:
-    """model.safetensors, curves.png, and the status in training.json."""
-    info = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    log = read_log(folder / "log.csv")
-    last = log.iloc[-1]
-    described = {
-        "recipe": json.dumps(asdict(request.recipe)),
-        "seed": str(request.seed),
-        "training_images": str(len(material.chosen)),
-        "weights": "averaged (EMA)" if trainer.average is not None else "last step",
-    }
-    if last.notna()["validation_accuracy"]:
-        described["validation_accuracy"] = f"{last['validation_accuracy']:.5f}"
-    architecture = material.architecture
-    save_checkpoint(
-        trainer.result,
-        folder / "model.safetensors",
-        architecture=architecture.name,
-        model_args=architecture.arguments,
-        tap=architecture.tap,
-        class_names=material.class_names,
-        preprocess=material.preprocess,
-        extra=described,
-    )
-    draw_curves(folder / "log.csv", folder / "curves.png")
-    write_info(folder, info | {"status": "complete"})
