@@ -1,15 +1,14 @@
 """`capture(model)`: attention maps of everything a model runs inside the block."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from overfocus.attention import AttentionMap
 from overfocus.capturing.coverage import Site
+from overfocus.capturing.eager import eager
 from overfocus.capturing.norms import TokenNorms
 from overfocus.capturing.recorder import Recorder
 
@@ -82,9 +81,7 @@ def capture(
     recorder = captured.recorder
     recorder.stack.watch(recorder.enter, recorder.leave)
     try:
-        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"), recorder.mode:
-            # torch warns that global hooks fire for compiled wrappers too; ours look at the modules inside only
-            warnings.filterwarnings("ignore", message="Using `torch.compile")
+        with eager(), recorder.mode:
             try:
                 yield captured
             finally:

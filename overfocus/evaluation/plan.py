@@ -14,6 +14,7 @@ from torch import Tensor
 from overfocus.analysis.description import describe_checkpoint, describe_versions
 from overfocus.analysis.folder import RunFolder
 from overfocus.analysis.labels import IMAGENET_CLASSES, match_labels
+from overfocus.analysis.pixels import describe_pixels
 from overfocus.checkpoints.load import LoadedModel
 from overfocus.errors import RunError
 from overfocus.evaluation.layouts import EvaluationData
@@ -102,6 +103,7 @@ def open_model(
         "overfocus": __version__,
         "settings": asdict(settings),
         "checkpoint": describe_checkpoint(loaded),
+        "pixels": describe_pixels(loaded.preprocess),
         "class_names": classes.names,
         "images": [
             {"image": number, "name": name, "label": label, "width": None, "height": None}

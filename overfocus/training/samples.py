@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from overfocus.analysis.workers import start_worker
+from overfocus.analysis.workers import one_opencv_thread, start_worker
 from overfocus.datasets import LabelledImages
 from overfocus.errors import ImageError
 from overfocus.preprocessing import Preprocess
@@ -129,9 +129,9 @@ class PlainImages(Dataset[Sample]):
             return error
 
 
-def make_loader(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> DataLoader[Any]:
+def load_batches(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> Iterator[Batch]:
     """Batches of a dataset in the order of `batch_sampler`, made by `workers` processes (in this one if 0)."""
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         worker_init_fn=start_worker,
         batch_sampler=batch_sampler,
@@ -140,3 +140,5 @@ def make_loader(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) ->
         collate_fn=collate,
         pin_memory=pin,
     )
+    with one_opencv_thread():
+        return iter(loader)

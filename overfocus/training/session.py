@@ -1,6 +1,6 @@
 """One session of a training: assembled, continued where the last one stopped, and its result written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from overfocus.training.progress import progress_display
 from overfocus.training.randomness import seed_all
 from overfocus.training.recipe import Recipe
 from overfocus.training.result import write_result
-from overfocus.training.samples import AugmentedImages, Batch, PlainImages, StepOrder, make_loader
+from overfocus.training.samples import AugmentedImages, PlainImages, StepOrder, load_batches
 from overfocus.training.settings import TrainingSettings
 from overfocus.training.state import read_state
 from overfocus.version import __version__
@@ -226,7 +226,8 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
     accelerator = trainer.accelerator
     workers = choose_workers(request.workers)
     augmented = AugmentedImages(material.images, Augmentation(material.preprocess, request.recipe), request.seed)
-    batches: Iterator[Batch] = iter(make_loader(augmented, workers, batch_sampler=order, pin=accelerator.device.type == "cuda"))
+    pin = accelerator.device.type == "cuda"
+    batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
     log = Log(request.output / "log.csv", trainer.step) if accelerator.is_main_process else None
     start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
 
@@ -235,10 +236,8 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
         assert images is not None
         mine = range(accelerator.process_index, len(images), accelerator.num_processes)
         sampler = [list(mine[start : start + 2 * order.batch_size]) for start in range(0, len(mine), 2 * order.batch_size)]
-        loader = make_loader(
-            PlainImages(images, material.preprocess), workers, batch_sampler=sampler, pin=accelerator.device.type == "cuda"
-        )
-        return validate(accelerator, trainer.objective, model, loader)
+        plain = load_batches(PlainImages(images, material.preprocess), workers, batch_sampler=sampler, pin=pin)
+        return validate(accelerator, trainer.objective, model, plain)
 
     shown = None if accelerator.is_main_process else False
     with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:

@@ -1,6 +1,7 @@
 """Captures beside and inside each other, in other threads, and of forwards that raise: nothing mixes, nothing stays."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -192,6 +193,38 @@ def test_threads_capture_for_themselves(make_vit, family):
     assert errors == []
     depths = {0: 1, 1: 2, 2: 3, 3: 2}
     assert found == {number: {tuple(f"blocks.{block}.attn" for block in range(depth))} for number, depth in depths.items()}
+
+
+def test_captures_that_overlap_in_threads_leave_compilation_and_warnings_as_they_were(make_vit):
+    filters = list(warnings.filters)
+    first_began, second_began, first_ended = (threading.Event() for _ in range(3))
+
+    def first():
+        with overfocus.capture(make_vit()):
+            first_began.set()
+            second_began.wait(10)
+        first_ended.set()
+
+    def second():
+        first_began.wait(10)
+        with overfocus.capture(make_vit()):
+            second_began.set()
+            first_ended.wait(10)
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    compiled = []
+
+    def backend(module, _):
+        compiled.append(module)
+        return module.forward
+
+    torch.compile(lambda values: values + 1, backend=backend)(torch.ones(2))
+    assert compiled
+    assert list(warnings.filters) == filters
 
 
 def test_nothing_of_the_model_is_changed(make_vit, family):
