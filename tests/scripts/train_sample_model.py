@@ -3,8 +3,8 @@
     nice python tests/scripts/train_sample_model.py --output overfocus/samples/fashion_mnist_vit.safetensors
     nice python tests/scripts/train_sample_model.py --tap 4 --adl 1 --output overfocus/samples/fashion_mnist_tap_adl.safetensors
 
-Nine epochs, at some 200 images a second on two cores about three quarters of an hour each. The same line continues an interrupted training, whose folder is the
-output's name without its ending. Prints the accuracy on the 10,000 test images.
+Nine epochs; at some 200 images a second on two cores about three quarters of an hour each. The same line continues an
+interrupted training, whose folder is the output's name without its ending. Prints the accuracy on the 10,000 test images.
 """
 
 import argparse
