@@ -1,27 +1,19 @@
 """What a classifier is trained for: cross-entropy, with images blended by mixup and cutmix."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from overfocus.training.objective import Part
 from overfocus.training.patch_augmentation import augment_patches
 from overfocus.training.recipe import Recipe
 
 
-class Part(NamedTuple):
-    """One forward of a step."""
-
-    inputs: Float[Tensor, "batch channels height width"]
-    targets: Tensor
-    diversified: bool
-    """Whether the attention diversification loss is taken of it."""
-
-
 class Classification:
     """Soft or hard cross-entropy of the logits."""
+
+    sums = 3
 
     def __init__(self, recipe: Recipe, num_classes: int, patch_size: int = 16) -> None:
         from timm.data import Mixup
@@ -41,24 +33,36 @@ class Classification:
             else None
         )
 
-    def parts(self, images: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"]) -> list[Part]:
-        """The forwards of a batch, in order; their losses are added. Draws from the global generators."""
-        targets: Tensor = labels
+    def network(self, model: nn.Module) -> nn.Module:
+        """All of the model."""
+        return model
+
+    def parts(self, images: Float[Tensor, "batch channels height width"], targets: Int[Tensor, " batch"]) -> list[Part]:
+        """One forward, or with RVT's patch augmentation two. Draws from the global generators."""
         if self._mixup is not None:
-            images, targets = self._mixup(images, labels)
+            images, targets = self._mixup(images, targets)
         part = Part(images, targets, True)
         if not self.recipe.patch_augmentation:
             return [part]
         # RVT's step: the augmented pictures with the plain criterion, then the others with ADL
         return [Part(augment_patches(images, self.patch_size), targets, False), part]
 
-    def loss(self, logits: Float[Tensor, "batch classes"], targets: Tensor) -> Float[Tensor, ""]:
+    def loss(self, output: Float[Tensor, "batch classes"], targets: Tensor) -> Float[Tensor, ""]:
         """Mean cross-entropy over the batch; `targets` are classes or shares of classes."""
         if targets.ndim == 2:
-            return torch.sum(-targets * F.log_softmax(logits.float(), dim=-1), dim=-1).mean()
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+            return torch.sum(-targets * F.log_softmax(output.float(), dim=-1), dim=-1).mean()
+        return F.cross_entropy(output.float(), targets, label_smoothing=self.recipe.label_smoothing)
 
-    def score(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, " 2"]:
-        """Sums over a validation batch: cross-entropy without smoothing, and images classified right."""
-        right = (logits.argmax(-1) == labels).sum()
-        return torch.stack([F.cross_entropy(logits.float(), labels, reduction="sum"), right.float()])
+    def right(self, output: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " 2"]:
+        """Images classified right, and all."""
+        right = (output.argmax(-1) == targets).float()
+        return torch.stack([right.sum(), torch.ones_like(right).sum()])
+
+    def score(self, output: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " 3"]:
+        """Sum of the cross-entropy without smoothing, images classified right, and all."""
+        return torch.cat([F.cross_entropy(output.float(), targets, reduction="sum")[None], self.right(output, targets)])
+
+    def summarise(self, sums: Float[Tensor, " 3"]) -> dict[str, float]:
+        """validation_loss and validation_accuracy."""
+        loss, right, count = sums.tolist()
+        return {"validation_loss": loss / count, "validation_accuracy": right / count}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from overfocus.errors import TrainingError
-from overfocus.training.classification import Classification
 from overfocus.training.diversity import Diversity
 from overfocus.training.log import Log
+from overfocus.training.objective import Objective
 from overfocus.training.optimisation import LearningRate
 from overfocus.training.randomness import STEP, derived_seed, seed_all
 from overfocus.training.recipe import Recipe
@@ -54,7 +54,7 @@ class Trainer:
         optimizer: Any,
         rate: LearningRate,
         recipe: Recipe,
-        objective: Classification,
+        objective: Objective,
         diversity: Diversity,
         pace: Pace,
         seed: int,
@@ -73,8 +73,8 @@ class Trainer:
         self.seed = seed
         self.folder = folder
         self.step = 0
-        self._sums = torch.zeros(4, device=accelerator.device)
-        """Loss, ADL and share of right ones, summed over forwards, and the forwards."""
+        self._sums = torch.zeros(5, device=accelerator.device)
+        """Loss and ADL, summed over forwards, and the forwards; right answers to the last part of each batch, and answers."""
 
     @property
     def result(self) -> nn.Module:
@@ -167,9 +167,9 @@ class Trainer:
             waited += time.perf_counter() - began
             if isinstance(batch, Exception):
                 raise batch
-            images, labels = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+            images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
             seed_all(derived_seed(self.seed, STEP, self.step, number, self.accelerator.process_index))
-            self._accumulate(images, labels, last=number == self.recipe.accumulation - 1)
+            self._accumulate(images, targets, last=number == self.recipe.accumulation - 1)
         if self.recipe.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
@@ -178,27 +178,28 @@ class Trainer:
             self.average.update(self.bare, step=self.step + 1)
         return waited
 
-    def _accumulate(self, images: Tensor, labels: Tensor, *, last: bool) -> None:
+    def _accumulate(self, images: Tensor, targets: Tensor, *, last: bool) -> None:
         """Add the gradients of one batch."""
-        parts = self.objective.parts(images, labels)
+        parts = self.objective.parts(images, targets)
+        network = self.objective.network(self.bare)
         for number, part in enumerate(parts):
             synchronises = last and number == len(parts) - 1
             with nullcontext() if synchronises else self.accelerator.no_sync(self.model):
-                with self.diversity.watch(self.bare, active=part.diversified) as adl:
-                    logits = self.model(part.inputs)
-                    task = self.objective.loss(logits, part.targets)
+                with self.diversity.watch(network, active=part.diversified) as adl:
+                    output = self.model(part.inputs)
+                    task = self.objective.loss(output, part.targets)
                     diversification = None if adl is None else adl.loss()
                 loss = task
                 if diversification is not None:
                     if number == len(parts) - 1 and last and self.diversity.due(self.step):
-                        measured = self.diversity.measure(task, diversification, self.bare)
+                        measured = self.diversity.measure(task, diversification, network)
                         self.diversity.learn(float(self.accelerator.reduce(measured, "mean")))
                     loss = task + self.diversity.weight(self.step) * diversification
                 self.accelerator.backward(loss / self.recipe.accumulation)
         with torch.no_grad():
-            right = (logits.argmax(-1) == labels).float().mean()
-            adl_value = torch.zeros_like(right) if diversification is None else diversification.float()
-            self._sums += torch.stack([task.float(), adl_value, right, torch.ones_like(right)])
+            adl_value = torch.zeros_like(task) if diversification is None else diversification
+            losses = torch.stack([task, adl_value, torch.ones_like(task)]).float()
+            self._sums += torch.cat([losses, self.objective.right(output, targets)])
 
     def _check(self) -> None:
         """Raise unless the losses since the last row are numbers."""
@@ -211,38 +212,36 @@ class Trainer:
     def _row(self, rate: float) -> dict[str, Any]:
         """The row of the log since the one before, over all processes."""
         sums = self.accelerator.reduce(self._sums, "sum")
-        loss, adl, right = (sums[:3] / sums[3]).tolist()
+        loss, adl, forwards, right, answers = sums.tolist()
         self._sums.zero_()
         diversified = self.recipe.diversified
         return {
             "step": self.step,
             "epoch": self.step / self.pace.steps_per_epoch,
-            "loss": loss,
-            "adl": adl if diversified else None,
+            "loss": loss / forwards,
+            "adl": adl / forwards if diversified else None,
             "adl_weight": self.diversity.weight(self.step - 1) if diversified else None,
-            "accuracy": right,
+            "accuracy": right / answers if answers else None,
             "learning_rate": rate,
         }
 
 
 @torch.no_grad()
-def validate(
-    accelerator: "Accelerator", objective: Classification, model: nn.Module, batches: Iterable[Batch]
-) -> dict[str, float]:
-    """Loss and accuracy over the batches of all processes.
+def validate(accelerator: "Accelerator", objective: Objective, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    """What the objective says of the batches of all processes.
 
     Raises:
         ImageError: a picture cannot be read.
     """
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(objective.sums, dtype=torch.float64)
     for batch in batches:
         if isinstance(batch, Exception):
             raise batch
-        images, labels = (tensor.to(accelerator.device, non_blocking=True) for tensor in batch)
+        images, targets = (tensor.to(accelerator.device, non_blocking=True) for tensor in batch)
         with accelerator.autocast():
-            logits = model(images)
-        sums[:2] += objective.score(logits, labels).cpu()
-        sums[2] += len(labels)
-    loss, right, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").tolist()
-    return {"validation_loss": loss / count, "validation_accuracy": right / count}
+            output = model(images)
+        sums += objective.score(output, targets).cpu()
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
+    return objective.summarise(sums)

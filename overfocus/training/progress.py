@@ -30,7 +30,7 @@ def progress_display(steps: int, done: int, *, show: bool | None) -> Iterator[Ca
 
         def update(row: dict[str, Any]) -> None:
             progress.update(task, completed=row["step"], state=describe_row(row))
-            if show and not bar and "validation_accuracy" in row:
+            if show and not bar and "validation_loss" in row:
                 print(f"epoch {row['epoch']:g}  {describe_row(row)}", file=sys.stderr, flush=True)
 
         yield update
@@ -41,11 +41,14 @@ def describe_row(row: dict[str, Any]) -> str:
     parts = [f"loss {row['loss']:.3f}"]
     if row.get("adl") is not None:
         parts.append(f"ADL {row['adl']:.3f} × {row['adl_weight']:.3g}")
+    if row.get("accuracy") is not None:
+        parts.append(f"accuracy {row['accuracy']:.1%}")
     parts += [
-        f"accuracy {row['accuracy']:.1%}",
         f"rate {row['learning_rate']:.2e}",
         f"{row['images_per_second']:.0f} images/s",
     ]
     if "validation_accuracy" in row:
         parts.append(f"validation {row['validation_accuracy']:.2%}")
+    elif "validation_loss" in row:
+        parts.append(f"validation loss {row['validation_loss']:.3f}")
     return "  ".join(parts)

@@ -29,8 +29,8 @@ class Draw:
     """In the data set."""
 
 
-Sample = tuple[Tensor, int] | ImageError
-Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]] | ImageError
+Sample = tuple[Tensor, Tensor | int] | ImageError
+Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch *target"]] | ImageError
 
 
 class AugmentedImages(Dataset[Sample]):
@@ -108,8 +108,8 @@ def collate(samples: list[Sample]) -> Batch:
     for sample in samples:
         if isinstance(sample, ImageError):
             return sample
-    pictures, labels = zip(*(sample for sample in samples if not isinstance(sample, ImageError)), strict=True)
-    return torch.stack(pictures), torch.tensor(labels)
+    pictures, targets = zip(*(sample for sample in samples if not isinstance(sample, ImageError)), strict=True)
+    return torch.stack(pictures), torch.stack([torch.as_tensor(target) for target in targets])
 
 
 class PlainImages(Dataset[Sample]):

@@ -48,8 +48,13 @@ def test_mixed_targets_have_the_labels_of_both_pictures() -> None:
 
 def test_validation_sums_have_no_smoothing() -> None:
     logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1])
-    loss, right = Classification(SMALL, 2).score(logits, labels).tolist()
-    assert right == 2
+    objective = Classification(SMALL, 2)
+    loss, right, count = objective.score(logits, labels).tolist()
+    assert (right, count) == (2, 3)
+    assert objective.summarise(torch.tensor([loss, right, count])) == {
+        "validation_loss": pytest.approx(loss / 3),
+        "validation_accuracy": pytest.approx(2 / 3),
+    }
     assert loss == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(3)), rel=1e-6)
 
 
