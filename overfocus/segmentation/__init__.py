@@ -1,0 +1,1 @@
+"""Predictions of segmentation models, pixel by pixel: class maps, sliding windows, test-time augmentation, scores."""
