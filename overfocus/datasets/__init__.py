@@ -1,5 +1,21 @@
-"""Labelled pictures to train on and to evaluate with: class folders, IDX files, Hugging Face data sets."""
+"""Pictures to train on and to evaluate with, with a class each or one for each pixel."""
 
 from overfocus.datasets.labelled import LabelledImages, open_evaluation_images, open_images
+from overfocus.datasets.segmented import (
+    SegmentedImages,
+    SegmentedPortion,
+    is_segmented,
+    open_segmented_images,
+    open_segmented_portions,
+)
 
-__all__ = ["LabelledImages", "open_evaluation_images", "open_images"]
+__all__ = [
+    "LabelledImages",
+    "SegmentedImages",
+    "SegmentedPortion",
+    "is_segmented",
+    "open_evaluation_images",
+    "open_images",
+    "open_segmented_images",
+    "open_segmented_portions",
+]
