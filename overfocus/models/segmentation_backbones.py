@@ -68,6 +68,11 @@ class TimmLevels(nn.Module):
             self.indices = [(len(described) * part + 3) // 4 - 1 for part in (1, 2, 3, 4)]
         self.channels = tuple(described[index]["num_chs"] for index in self.indices)
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters with more than one axis that take no weight decay."""
+        listed = getattr(self.model, "no_weight_decay", set)
+        return {f"model.{name}" for name in listed()}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of the blocks for the backward pass."""
         model: Any = self.model
@@ -75,7 +80,6 @@ class TimmLevels(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> list[Tensor]:
         model: Any = self.model
-        levels: list[Tensor] = model.forward_intermediates(
-            images, indices=self.indices, output_fmt="NCHW", intermediates_only=True
-        )
-        return levels
+        each = sorted(set(self.indices))  # of fewer than four layers some are levels twice
+        levels: list[Tensor] = model.forward_intermediates(images, indices=each, output_fmt="NCHW", intermediates_only=True)
+        return [levels[each.index(index)] for index in self.indices]

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-IGNORED = 255
-"""Value of pixels in a mask that do not count."""
+from overfocus.datasets.masks import IGNORED
 
 Array = np.ndarray[Any, Any]
 

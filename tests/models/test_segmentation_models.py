@@ -159,3 +159,15 @@ def test_number_of_classes_can_be_changed() -> None:
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 2, 8, 8)
     assert model.get_classifier().out_channels == 2
     assert model.decode_head.conv_seg.weight.shape == (2, 256, 1, 1)
+
+
+def test_fewer_than_four_layers_are_levels_more_than_once() -> None:
+    backbone = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=0)
+    levels = TimmLevels(backbone).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        first, second = backbone.eval().forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
+        found = levels(images)
+    assert levels.indices == [0, 0, 1, 1]
+    for level, expected in zip(found, (first, first, second, second), strict=True):
+        torch.testing.assert_close(level, expected)
