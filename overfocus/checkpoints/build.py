@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,12 +14,15 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from overfocus.checkpoints.fit import trunk
 from overfocus.checkpoints.messages import first_line
 from overfocus.errors import CheckpointError, OverfocusError
 
 Convert = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 UNREGISTERED = "VisionTransformer"
 """Architecture of a model made by `timm.models.vision_transformer.VisionTransformer(**model_args)` rather than by name."""
+SEGFORMER = "_segformer"
+"""Behind the name of a backbone: this one under the SegFormer head, where no architecture of that name is registered."""
 
 _BUILDING = threading.Lock()
 
@@ -32,19 +36,45 @@ def build(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None
     import overfocus.models  # registers our architectures with timm
 
     try:
-        if name == UNREGISTERED:
-            model: nn.Module = vision_transformer.VisionTransformer(**arguments)
+        with _recorded_conversion() as recorded:
+            model = create(name, arguments, pretrained=True)
+        if name.removesuffix(SEGFORMER) == UNREGISTERED:
             convert: Convert = _convert_vit
         else:
-            with _recorded_conversion() as recorded:
-                model = timm.create_model(name, pretrained=True, **arguments)
             convert = _with_two_arguments(recorded[0]) if recorded and recorded[0] is not None else lambda state, _: state
+        if trunk(model)[1]:
+            convert = partial(_convert_trunk, convert)
         if tap is not None:
             model = overfocus.models.add_tap(model, **tap)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError, OverfocusError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
         raise CheckpointError(f"{name} cannot be built with {given}: {first_line(error)}") from error
     return model, convert
+
+
+def is_architecture(name: str) -> bool:
+    """Whether `create` makes a model of this name."""
+    import overfocus.models  # noqa: F401  registers our architectures with timm
+
+    backbone = name.removesuffix(SEGFORMER)
+    return name == UNREGISTERED or bool(timm.is_model(name)) or (backbone != name and is_architecture(backbone))
+
+
+def create(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """A model by a name that timm or overfocus registers, "VisionTransformer", or either of them with `_segformer` behind it.
+
+    Whatever timm raises about arguments that do not fit goes through.
+    """
+    from overfocus.models.segmentation import segmentation_model
+
+    backbone = name.removesuffix(SEGFORMER)
+    if name == UNREGISTERED:
+        return vision_transformer.VisionTransformer(**arguments)
+    if backbone == name or timm.is_model(name):
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+        return model
+    head = {key: arguments[key] for key in ("num_classes", "in_chans") if key in arguments}
+    return segmentation_model(create(backbone, {**arguments, "num_classes": 0}, pretrained=pretrained), **head)
 
 
 def skeleton(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> nn.Module:
@@ -72,6 +102,14 @@ def _with_two_arguments(convert: Callable[..., dict[str, Tensor]]) -> Convert:
     if len(inspect.signature(convert).parameters) > 1:
         return convert
     return lambda state, _: convert(state)
+
+
+def _convert_trunk(convert: Convert, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The conversion of a backbone on its part of the weights of a segmentation model."""
+    backbone, front = trunk(model)
+    inside = {name.removeprefix(front): tensor for name, tensor in state.items() if name.startswith(front)}
+    beside = {name: tensor for name, tensor in state.items() if not name.startswith(front)}
+    return {**{front + name: tensor for name, tensor in convert(inside, backbone).items()}, **beside}
 
 
 def _convert_vit(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -55,6 +55,13 @@ def class_names_for(hints: Hints, model: nn.Module) -> list[str] | None:
     return [str(info.index_to_description(index)) for index in range(classes)]
 
 
+def class_colours_for(hints: Hints, model: nn.Module) -> list[list[int]] | None:
+    """The checkpoint's own colours of the classes, None where it has none for them."""
+    if hints.class_colours is None or len(hints.class_colours) != int(getattr(model, "num_classes", 0) or 0):
+        return None
+    return [list(colour) for colour in hints.class_colours]
+
+
 def _input_channels(model: nn.Module) -> int:
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     return first.in_channels

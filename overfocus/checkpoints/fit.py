@@ -12,6 +12,17 @@ from overfocus.checkpoints.tables import square_side
 _FALLBACK_CLASSIFIERS = ("head", "head.fc", "fc", "classifier")
 
 
+def trunk(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that takes the image, and what stands before its parameters' names.
+
+    That is the backbone in a segmentation model with one of timm, else the model itself.
+    """
+    from overfocus.models.segmentation_backbones import TimmLevels
+
+    backbone = getattr(model, "backbone", None)
+    return (backbone.model, "backbone.model.") if isinstance(backbone, TimmLevels) else (model, "")
+
+
 def classifiers(model: nn.Module) -> tuple[str, ...]:
     """Names of the classifier's layers as timm knows them."""
     known = getattr(model, "pretrained_cfg", {}).get("classifier") or _FALLBACK_CLASSIFIERS
@@ -29,9 +40,10 @@ def classes_in(tensors: Mapping[str, Tensor], model: nn.Module) -> int:
 
 def channels_in(tensors: Mapping[str, Tensor], model: nn.Module) -> int | None:
     """Input channels of the first convolution in a state dict, None where it is not found."""
+    model, front = trunk(model)
     known = getattr(model, "pretrained_cfg", {}).get("first_conv") or "patch_embed.proj"
     names = (known,) if isinstance(known, str) else tuple(known)
-    weight = tensors.get(f"{names[0]}.weight")
+    weight = tensors.get(f"{front}{names[0]}.weight")
     ours = dict(model.named_parameters()).get(f"{names[0]}.weight")
     if weight is None or ours is None or weight.ndim != 4 or weight.shape[1] == ours.shape[1]:
         return None
@@ -40,11 +52,12 @@ def channels_in(tensors: Mapping[str, Tensor], model: nn.Module) -> int | None:
 
 def takes_image_size(model: nn.Module) -> bool:
     """Whether the architecture is built for one image size, given as `img_size`."""
-    return "img_size" in inspect.signature(type(model).__init__).parameters
+    return "img_size" in inspect.signature(type(trunk(model)[0]).__init__).parameters
 
 
 def image_size_of(model: nn.Module) -> tuple[int, int]:
     """(height, width) that a model was built for, or timm's default for it."""
+    model, _ = trunk(model)
     embed = getattr(model, "patch_embed", None)
     size = getattr(embed, "img_size", None) or getattr(model, "img_size", None)
     if size is None:
@@ -58,6 +71,8 @@ def image_size_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int,
     `model` is the architecture at its default size: its own table and patch grid tell how many prefix tokens the table
     counts and how large a patch is.
     """
+    model, front = trunk(model)
+    tensors = {name.removeprefix(front): tensor for name, tensor in tensors.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if is_table(name)}
     height, width = image_size_of(model)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
@@ -88,6 +103,8 @@ def image_size_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int,
 
 def window_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int, int] | None:
     """(window in a state dict, window of the architecture) where Swin's relative tables say that they differ."""
+    model, front = trunk(model)
+    tensors = {name.removeprefix(front): tensor for name, tensor in tensors.items()}
     if "window_size" not in inspect.signature(type(model).__init__).parameters:
         return None
     for name, tensor in model.state_dict().items():

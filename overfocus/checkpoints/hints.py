@@ -32,6 +32,8 @@ class Hints:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     """Of `PREPROCESSING` and `input_size` (channels, height, width), what is known."""
     class_names: tuple[str, ...] | None = None
+    class_colours: tuple[tuple[int, int, int], ...] | None = None
+    """RGB of 0 … 255, of a segmentation's classes."""
     tap: dict[str, Any] | None = None
     """Arguments of `overfocus.models.add_tap`, where TAP was added to the architecture."""
 
@@ -52,6 +54,7 @@ def hints_of_content(content: Mapping[str, Any]) -> Hints:
         model_args,
         _preprocessing(arguments),
         _class_names(dict(content)) or _class_names(_plain(content.get("meta"))) or _class_names(arguments),
+        _colours(_plain(content.get("meta")).get("PALETTE")),
     )
 
 
@@ -84,14 +87,15 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
 def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
     """What the metadata of a safetensors file says (format: `overfocus.checkpoints.save`)."""
     values: dict[str, Any] = {}
-    for key in (*PREPROCESSING, "input_size", "model_args", "class_names", "tap"):
+    for key in (*PREPROCESSING, "input_size", "model_args", "class_names", "class_colours", "tap"):
         if key in metadata:
             try:
                 values[key] = json.loads(metadata[key])
             except json.JSONDecodeError:
                 values[key] = metadata[key]
     preprocessing, class_names = _preprocessing(values), _class_names(values)
-    understood = {**preprocessing, "class_names": class_names}
+    colours = _colours(values.get("class_colours"))
+    understood = {**preprocessing, "class_names": class_names, "class_colours": colours}
     understood |= {key: values[key] for key in ("model_args", "tap") if isinstance(values.get(key), dict)}
     for key in values:
         if understood.get(key) is None:
@@ -102,6 +106,7 @@ def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
         values.get("model_args", {}),
         preprocessing,
         class_names,
+        colours,
         values.get("tap"),
     )
 
@@ -160,6 +165,16 @@ def _class_names(values: Mapping[str, Any]) -> tuple[str, ...] | None:
         if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
             return tuple(names)
     return None
+
+
+def _colours(value: object) -> tuple[tuple[int, int, int], ...] | None:
+    """A list of [red, green, blue]; None for anything else."""
+    rows = value if isinstance(value, (list, tuple)) and value else None
+    if rows is None or not all(isinstance(row, (list, tuple)) and len(row) == 3 for row in rows):
+        return None
+    if not all(isinstance(part, int) and 0 <= part <= 255 for row in rows for part in row):
+        return None
+    return tuple((red, green, blue) for red, green, blue in rows)
 
 
 def _numbered(names: Mapping[Any, Any]) -> bool:

@@ -92,9 +92,7 @@ def _strip(
     """Take wrapper words off the front as long as most of the values stand behind one."""
     prefix, alternative = "", None
     left_out: list[str] = []
-    while (wrapper := _wrapper(tensors, use_ema)) is not None:
-        if is_whole(tensors):
-            return tensors, prefix, tuple(left_out), alternative
+    while not is_whole(tensors) and (wrapper := _wrapper(tensors, use_ema)) is not None:
         word, other = wrapper
         if other is not None:
             alternative = f"{prefix}{other}."
@@ -102,6 +100,8 @@ def _strip(
         left_out += [prefix + name for name in tensors if not name.startswith(beside)]
         tensors = {name.removeprefix(beside[0]): tensor for name, tensor in tensors.items() if name.startswith(beside[0])}
         prefix += beside[0]
+    if is_whole(tensors):
+        return tensors, prefix, tuple(left_out), alternative
     left_out += [prefix + name for name in tensors if name.startswith(_BESIDE)]
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_BESIDE)}
     return tensors, prefix, tuple(left_out), alternative

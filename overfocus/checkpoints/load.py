@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.build import build, skeleton
-from overfocus.checkpoints.data_config import class_names_for, preprocess_for
+from overfocus.checkpoints.build import SEGFORMER, build, is_architecture, skeleton
+from overfocus.checkpoints.data_config import class_colours_for, class_names_for, preprocess_for
 from overfocus.checkpoints.facts import attends
 from overfocus.checkpoints.fingerprint import is_classifier
 from overfocus.checkpoints.fit import classifiers, fitting_arguments
@@ -57,7 +57,7 @@ def load_model(
     if path.exists() or path.suffix in _SUFFIXES:
         file, hints = _read(path)
         state = find_state_dict(
-            file.content, use_ema=use_ema, is_whole=lambda tensors: known_by_shapes(tensors) is not None, path=path
+            file.content, use_ema=use_ema, is_whole=lambda tensors: _is_segmentation(tensors, hints), path=path
         )
         loaded = _load(file, hints, state, recognise(state.tensors, hints, model, path), size, num_classes)
     else:
@@ -113,7 +113,16 @@ def _load(
         unexpected_keys=[*filled.unexpected, *state.left_out],
         notes=[*_weights_notes(state), *recognised.notes, *notes, *filled.notes, *assumed],
         class_names=class_names_for(hints, model),
+        class_colours=class_colours_for(hints, model),
     )
+
+
+def _is_segmentation(tensors: Mapping[str, Tensor], hints: Hints) -> bool:
+    """Whether tensors `backbone.*` and `decode_head.*` are one model, as the checkpoint says or their shapes show."""
+    if not all(any(name.startswith(front) for name in tensors) for front in ("backbone.", "decode_head.")):
+        return False
+    said = any(name.endswith(SEGFORMER) and is_architecture(name) for name, _ in hints.architectures)
+    return said or known_by_shapes(tensors) is not None
 
 
 def _outline(

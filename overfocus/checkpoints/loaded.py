@@ -28,6 +28,8 @@ class LoadedModel:
     notes: list[str]
     """What a user should know: assumptions, resampled tables, other architectures that fit."""
     class_names: list[str] | None = field(repr=False)
+    class_colours: list[list[int]] | None = field(default=None, repr=False)
+    """RGB of 0 … 255 of each class, where a segmentation's checkpoint says it."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import timm
 from huggingface_hub import constants as hub
 from torch import nn
 
-from overfocus.checkpoints.build import skeleton
+from overfocus.checkpoints.build import create, is_architecture, skeleton
 from overfocus.checkpoints.data_config import class_names_for, preprocess_for
 from overfocus.checkpoints.fit import takes_image_size
 from overfocus.checkpoints.hints import PREPROCESSING, Hints
@@ -25,9 +25,7 @@ _HUB = ("hf_hub:", "hf-hub:")
 
 def require_known(name: str) -> None:
     """Raise a `CheckpointError` that lists the nearest names unless timm or overfocus knows the architecture."""
-    import overfocus.models  # noqa: F401  registers our architectures with timm
-
-    if not timm.is_model(name.partition(".")[0]):
+    if not is_architecture(name.partition(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         nearest = f"the nearest are {', '.join(near)}" if near else "`overfocus list models` lists them"
         raise CheckpointError(f"{name!r} is no file, and no architecture of timm {timm.__version__} or overfocus; {nearest}")
@@ -68,7 +66,7 @@ def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int |
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     try:
         with _hub_as_reachable() as reachable:
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+            model = create(name, arguments, pretrained=pretrained)
     except Exception as error:  # hub clients raise whatever their network layer does
         if not pretrained:
             raise CheckpointError(f"{name}: the model cannot be built ({first_line(error)})") from error

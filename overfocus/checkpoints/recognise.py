@@ -10,7 +10,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from overfocus.checkpoints.build import UNREGISTERED
+from overfocus.checkpoints.build import is_architecture
 from overfocus.checkpoints.fingerprint import Shape, is_tap
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up
@@ -48,9 +48,7 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints, model: str | None, pa
     Raises:
         CheckpointError: the name is unknown, nothing fits, or several fit that attend differently.
     """
-    import overfocus.models  # noqa: F401  registers our architectures with timm
-
-    named = [(name, origin) for name, origin in hints.architectures if name == UNREGISTERED or timm.is_model(name)]
+    named = [(name, origin) for name, origin in hints.architectures if is_architecture(name)]
     if model is not None:
         require_known(model)
         arguments = hints.model_args if any(name == model for name, _ in named) else {}

@@ -8,6 +8,7 @@ and holds JSON:
     model_args      arguments of that function, e.g. {"img_size": 32, "patch_size": 4, "in_chans": 1, "embed_dim": 96}
     tap             arguments of `overfocus.models.add_tap`, where TAP was added to the architecture afterwards
     class_names     list of names, one per class
+    class_colours   list of [red, green, blue] of 0 … 255, one per class, for pictures of segmentations
     input_size      [channels, height, width]
     mean, std       one value per channel, of pixels in [0, 1]
     interpolation   "bicubic", "bilinear" or "nearest"
@@ -31,7 +32,7 @@ from torch import nn
 from overfocus.preprocessing import Preprocess
 from overfocus.version import __version__
 
-_RESERVED = ("format", "architecture", "model_args", "tap", "class_names", "input_size", "overfocus")
+_RESERVED = ("format", "architecture", "model_args", "tap", "class_names", "class_colours", "input_size", "overfocus")
 
 
 def save_checkpoint(
@@ -42,6 +43,7 @@ def save_checkpoint(
     model_args: Mapping[str, Any] | None = None,
     tap: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    class_colours: Sequence[Sequence[int]] | None = None,
     preprocess: Preprocess | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> Path:
@@ -55,6 +57,7 @@ def save_checkpoint(
     """
     metadata = {"format": "pt", "overfocus": __version__, "architecture": architecture}
     described: dict[str, Any] = {"model_args": model_args, "tap": tap, "class_names": class_names}
+    described["class_colours"] = class_colours
     if preprocess is not None:
         described |= {
             "input_size": preprocess.input_size,

@@ -46,7 +46,7 @@ class SegmentationModel(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters with more than one axis that take no weight decay."""
-        return {"backbone.cls_token"}
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> Float[Tensor, "batch num_classes rows columns"]:
         logits: Tensor = self.decode_head(self.backbone(images))
@@ -79,7 +79,12 @@ def segmentation_model(
     """
     if isinstance(backbone, str):
         backbone = timm.create_model(backbone, pretrained=pretrained, in_chans=in_chans, num_classes=0, **arguments)
-    return SegmentationModel(TimmLevels(backbone), num_classes, in_chans)
+    model: Any = SegmentationModel(TimmLevels(backbone), num_classes, in_chans)
+    known = getattr(backbone, "pretrained_cfg", None) or {}
+    model.pretrained_cfg = {key: known[key] for key in ("input_size", "mean", "std", "interpolation") if known.get(key)}
+    model.pretrained_cfg |= {"crop_pct": 1.0, "classifier": "decode_head.linear_pred"}
+    made: SegmentationModel = model
+    return made
 
 
 for _name, _out_block in OUT_BLOCKS.items():
