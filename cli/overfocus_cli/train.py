@@ -38,10 +38,18 @@ def train(
         str | None,
         typer.Option(metavar="CHECKPOINT", help="Weights to start from: a checkpoint or a timm name.", show_default=False),
     ] = None,
-    recipe: Annotated[
+    objective: Annotated[
         str,
-        typer.Option(metavar="NAME", help="fan, rvt (the paper's), finetune, small, or a YAML file; all settings of it follow."),
-    ] = "small",
+        typer.Option(metavar="NAME", help="supervised, or mae: a masked autoencoder without labels, for --init (--recipe mae)."),
+    ] = "supervised",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="fan, rvt (the paper's), finetune, small, mae, or a YAML file. Default: small, or mae for that objective.",
+            show_default=False,
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -162,6 +170,7 @@ def train(
         tap=tap,
         tap_pooling=tap_pooling,
         validation=validation,
+        objective=objective,
         recipe=recipe,
         changes=changes,
         image_size=image_size,

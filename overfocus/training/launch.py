@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from overfocus.analysis.measuring import output_tensor
 from overfocus.errors import TrainingError
 from overfocus.preprocessing import Preprocess
 from overfocus.training.recipe import Recipe
@@ -64,7 +65,7 @@ def start_trackers(accelerator: "Accelerator", settings: dict[str, Any], step: i
 def unused_parameters(model: nn.Module, preprocess: Preprocess) -> bool:
     """Whether the model has parameters that its output does not depend on; torch must be told so for several processes."""
     model.eval()
-    model(torch.zeros(1, *preprocess.input_size)).float().sum().backward()
+    torch.autograd.backward(output_tensor(model(torch.zeros(1, *preprocess.input_size))).float().sum())
     unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     model.zero_grad()
     return unused

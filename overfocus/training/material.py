@@ -42,9 +42,10 @@ def gather(
     tap: Mapping[str, Any] | None,
     image_size: int | None,
     class_names: Sequence[str] | None,
+    labelled: bool,
     limit: int | None,
 ) -> Material:
-    """Open the data and find architecture and preprocessing.
+    """Open the data and find architecture and preprocessing; without classes unless the pictures are to be `labelled`.
 
     A model for pictures of one channel gets the mean and standard deviation of the data, and so does one whose own are not
     known; others keep those that they were designed or trained with.
@@ -56,15 +57,7 @@ def gather(
     if images is None:
         raise ImageError(f"{data}: there is nothing to train on, only a part for validation")
     held_out = open_images(data, "validation") if validation is None else open_evaluation_images(validation)
-    names = _named(images, class_names)
-    if held_out is not None and len(held_out.class_names) > len(names):
-        raise ImageError(f"{validation or data}: validates {len(held_out.class_names)} classes, but {len(names)} are trained")
-    if held_out is not None and class_names is None and held_out.class_names != names[: len(held_out.class_names)]:
-        strange = sorted(set(held_out.class_names) - set(names)) or held_out.class_names
-        raise ImageError(
-            f"{validation or data}: classes differ from those trained (for instance {strange[0]!r}); name them alike"
-        )
-
+    names = _named(images, held_out, class_names, source=validation or data) if labelled else []
     loaded = None if init is None else load_initial(init, model)
     arguments, added = dict(model_args), tap
     if model is None:
@@ -88,12 +81,19 @@ def gather(
     return Material(images, _spread(len(images), limit), held_out, names, architecture, preprocess, loaded)
 
 
-def _named(images: LabelledImages, class_names: Sequence[str] | None) -> list[str]:
-    if class_names is None:
-        return list(images.class_names)
-    if len(class_names) < len(images.class_names):
-        raise TrainingError(f"expected names for {len(images.class_names)} classes, got {len(class_names)}")
-    return list(class_names)
+def _named(
+    images: LabelledImages, held_out: LabelledImages | None, class_names: Sequence[str] | None, *, source: Path
+) -> list[str]:
+    """Names of the classes, the same in both parts of the data; `source` is where the part for validation comes from."""
+    names = list(class_names or images.class_names)
+    if len(names) < len(images.class_names):
+        raise TrainingError(f"expected names for {len(images.class_names)} classes, got {len(names)}")
+    if held_out is not None and len(held_out.class_names) > len(names):
+        raise ImageError(f"{source}: validates {len(held_out.class_names)} classes, but {len(names)} are trained")
+    if held_out is not None and class_names is None and held_out.class_names != names[: len(held_out.class_names)]:
+        strange = sorted(set(held_out.class_names) - set(names)) or held_out.class_names
+        raise ImageError(f"{source}: classes differ from those trained (for instance {strange[0]!r}); name them alike")
+    return names
 
 
 def _preprocess(architecture: Architecture, image_size: tuple[int, int] | None, images: LabelledImages) -> Preprocess:

@@ -1,6 +1,6 @@
 """What a model is trained for, as the training loop sees it."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -29,15 +29,15 @@ class Objective(Protocol):
         """The forwards of a batch, in order; their losses are added. May draw from the global generators."""
         ...
 
-    def loss(self, output: Tensor, targets: Tensor) -> Float[Tensor, ""]:
+    def loss(self, output: Any, targets: Tensor) -> Float[Tensor, ""]:
         """Mean loss of one forward."""
         ...
 
-    def right(self, output: Tensor, targets: Tensor) -> Float[Tensor, " 2"]:
+    def right(self, output: Any, targets: Tensor) -> Float[Tensor, " 2"]:
         """How many answers to a training batch are right, and of how many; 0 of 0 where nothing can be right."""
         ...
 
-    def score(self, output: Tensor, targets: Tensor) -> Float[Tensor, " sums"]:
+    def score(self, output: Any, targets: Tensor) -> Float[Tensor, " sums"]:
         """What `summarise` needs of a validation batch, to be added up over batches and processes."""
         ...
 

@@ -73,6 +73,11 @@ class Recipe:
     """Decay of the moving average of the weights per step; the averaged ones are then validated and saved."""
     ema_warmup: bool = False
     """Let the decay rise from 0, for short trainings."""
+    masking: float = 0.75
+    """Share of the patches that a masked autoencoder does not see; this and the next two matter to `objective` mae alone."""
+    decoder_width: int = 128
+    decoder_depth: int = 2
+
     precision: str = "auto"
     """"auto": bfloat16 on a GPU that has it, else float32."""
 
@@ -94,6 +99,8 @@ class Recipe:
             raise TrainingError(f"adl must be a weight from 0 on or auto, got {self.adl!r}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.decoder_width < 32 or self.decoder_width % 32:
+            raise TrainingError(f"decoder_width must be a multiple of 32, got {self.decoder_width}")
         if self.mixed and self.batch_size % 2:
             raise TrainingError(
                 f"mixup and cutmix pair the images of a batch; expected an even batch_size, got {self.batch_size}"
@@ -127,7 +134,8 @@ class Recipe:
 
 
 _RANGES: dict[str, tuple[float, float, str]] = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulation", "repeated_augmentation", "reference_batch"), (1, 1e12, "from 1 on")),
+    **dict.fromkeys(("epochs", "batch_size", "accumulation", "repeated_augmentation"), (1, 1e12, "from 1 on")),
+    **dict.fromkeys(("reference_batch", "decoder_depth"), (1, 1e12, "from 1 on")),
     **dict.fromkeys(("learning_rate", "clip_norm", "adl_threshold"), (0, 1e12, "above 0")),
     **dict.fromkeys(
         ("weight_decay", "warmup_epochs", "warmup_rate", "minimum_rate", "cooldown_epochs", "mixup", "cutmix", "adl_warmup"),
@@ -136,6 +144,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "color_jitter": (0, 1e12, "from 0 on"),
     **dict.fromkeys(("flip", "erasing", "mix_probability", "mix_switch"), (0, 1, "from 0 to 1")),
     **dict.fromkeys(("drop_path", "label_smoothing"), (0, 0.999, "from 0 to below 1")),
+    "masking": (0, 0.999, "above 0 and below 1"),
     **dict.fromkeys(("layer_decay", "crop_scale", "adl_share"), (0, 1, "above 0 and at most 1")),
     "crop_ratio": (0, 1e12, "above 0"),
     "ema_decay": (0, 0.9999999, "above 0 and below 1"),

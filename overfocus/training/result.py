@@ -23,16 +23,17 @@ def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Pat
         "training_images": str(len(material.chosen)),
         "weights": "averaged (EMA)" if trainer.average is not None else "last step",
     }
-    if last.notna()["validation_accuracy"]:
-        described["validation_accuracy"] = f"{last['validation_accuracy']:.5f}"
+    for name in ("validation_loss", "validation_accuracy"):
+        if last.notna()[name]:
+            described[name] = f"{last[name]:.5f}"
     architecture = material.architecture
     save_checkpoint(
-        trainer.result,
+        trainer.objective.network(trainer.result),
         folder / "model.safetensors",
         architecture=architecture.name,
         model_args=architecture.arguments,
         tap=architecture.tap,
-        class_names=material.class_names,
+        class_names=material.class_names or None,
         preprocess=material.preprocess,
         extra=described,
     )

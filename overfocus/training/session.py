@@ -19,8 +19,11 @@ from overfocus.training.initialisation import fill_from
 from overfocus.training.launch import make_accelerator, processes_started, start_trackers, unused_parameters
 from overfocus.training.log import Log
 from overfocus.training.loop import Pace, Trainer, validate
+from overfocus.training.masked_autoencoder import MaskedAutoencoder
+from overfocus.training.masked_autoencoding import MaskedAutoencoding
 from overfocus.training.material import Material, gather
 from overfocus.training.memory import memory_told
+from overfocus.training.objective import Objective
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.progress import progress_display
 from overfocus.training.randomness import seed_all
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of training.json."""
+SUPERVISED, MASKED_AUTOENCODING = "supervised", "mae"
+OBJECTIVES = (SUPERVISED, MASKED_AUTOENCODING)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Request:
     init: str | None
     tap: dict[str, Any] | None
     validation: Path | None
+    objective: str
     recipe: Recipe
     image_size: int | None
     class_names: list[str] | None
@@ -87,6 +93,7 @@ def _run(request: Request) -> None:
         tap=request.tap,
         image_size=request.image_size,
         class_names=request.class_names,
+        labelled=request.objective == SUPERVISED,
         limit=request.limit,
     )
     recipe, folder = request.recipe, request.output
@@ -119,7 +126,7 @@ def _run(request: Request) -> None:
         optimizer=prepared_optimizer,
         rate=rate,
         recipe=recipe,
-        objective=Classification(recipe, len(material.class_names)),
+        objective=_objective(model, material, recipe),
         diversity=Diversity(recipe, order.steps_per_epoch),
         pace=Pace(
             steps_per_epoch=order.steps_per_epoch,
@@ -150,9 +157,13 @@ def _build(material: Material, request: Request) -> tuple[nn.Module, list[str]]:
     initial = material.initial
     model = material.architecture.build(drop_path=request.recipe.drop_path, tap_init="default" if initial is None else "identity")
     notes = []
+    recipe = request.recipe
     if initial is not None:
         fresh = fill_from(model, initial, material.class_names)
         notes = [f"start from {initial.source} ({initial.name})" + (f"; new: {', '.join(fresh)}" if fresh else "")]
+    if request.objective == MASKED_AUTOENCODING:
+        size = material.preprocess.input_size
+        model = MaskedAutoencoder(model, size, masking=recipe.masking, width=recipe.decoder_width, depth=recipe.decoder_depth)
     if request.checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise TrainingError(f"{material.architecture.name} has no activation checkpointing; leave it out")
@@ -160,6 +171,12 @@ def _build(material: Material, request: Request) -> tuple[nn.Module, list[str]]:
     if request.compiled and request.recipe.diversified:
         notes.append("torch.compile has no effect where ADL watches the model")
     return model, notes
+
+
+def _objective(model: nn.Module, material: Material, recipe: Recipe) -> Objective:
+    if isinstance(model, MaskedAutoencoder):
+        return MaskedAutoencoding()
+    return Classification(recipe, len(material.class_names))
 
 
 def _order(material: Material, request: Request, accelerator: "Accelerator") -> StepOrder:
@@ -193,6 +210,7 @@ def _settings(material: Material, request: Request, accelerator: "Accelerator") 
     return TrainingSettings(
         recipe=request.recipe,
         architecture=material.architecture,
+        objective=request.objective,
         init=None if material.initial is None else material.initial.sha256 or material.initial.source,
         seed=request.seed,
         images=len(material.chosen),

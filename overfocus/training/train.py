@@ -50,7 +50,8 @@ def train(
     tap: int | None = None,
     tap_pooling: str = "average",
     validation: str | Path | None = None,
-    recipe: str | Path | Recipe = "small",
+    objective: str = "supervised",
+    recipe: str | Path | Recipe | None = None,
     changes: Mapping[str, Any] | None = None,
     image_size: int | None = None,
     class_names: Sequence[str] | None = None,
@@ -83,7 +84,10 @@ def train(
             the number of its branches. On top of trained weights it starts as the identity.
         tap_pooling: "average", "max", "gaussian" or "learned".
         validation: data to validate with; None takes the validation split of `data` if it has one.
-        recipe: "fan", "rvt", "finetune", "small", a YAML file, or a `Recipe`.
+        objective: "supervised", or "mae": a masked autoencoder (He et al. 2022), which needs no labels; its result is the
+            encoder, for `init`. The decoder is the recipe's `decoder_width`, `decoder_depth` and `masking`.
+        recipe: "fan", "rvt", "finetune", "small", "mae", a YAML file, or a `Recipe`;
+            None takes "small", for a masked autoencoder "mae".
         changes: settings of the recipe to replace, by name.
         image_size: side of the model's input in pixels; None takes the model's own.
         class_names: names of the classes, for data that only number them.
@@ -112,10 +116,14 @@ def train(
     for name, value in positive.items():
         if value is not None and value < 1:
             raise TrainingError(f"{name} must be at least 1, got {value}")
+    from overfocus.training.session import MASKED_AUTOENCODING, OBJECTIVES, Request, run_session
+
+    if objective not in OBJECTIVES:
+        raise TrainingError(f"objective must be {' or '.join(OBJECTIVES)}, got {objective!r}")
+    if recipe is None:
+        recipe = "mae" if objective == MASKED_AUTOENCODING else "small"
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     chosen = chosen.changed(changes or {})
-
-    from overfocus.training.session import Request, run_session
 
     request = Request(
         data=Path(data),
@@ -125,6 +133,7 @@ def train(
         init=None if init is None else str(init),
         tap=None if tap is None else {"branches": tap, "pooling": tap_pooling},
         validation=None if validation is None else Path(validation),
+        objective=objective,
         recipe=chosen,
         image_size=image_size,
         class_names=None if class_names is None else list(class_names),

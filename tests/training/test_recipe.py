@@ -8,7 +8,7 @@ from overfocus.training.recipe import Recipe, load_recipe, recipe_names
 
 
 def test_every_recipe_can_be_read() -> None:
-    assert recipe_names() == ["fan", "finetune", "rvt", "small"]
+    assert recipe_names() == ["fan", "finetune", "mae", "rvt", "small"]
     assert all(isinstance(load_recipe(name), Recipe) for name in recipe_names())
 
 
@@ -70,5 +70,5 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(TrainingError, match=words):
             load_recipe(path)
-    with pytest.raises(TrainingError, match="expected fan, finetune, rvt, small or a YAML file"):
+    with pytest.raises(TrainingError, match="expected fan, finetune, mae, rvt, small or a YAML file"):
         load_recipe("big")
