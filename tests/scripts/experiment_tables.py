@@ -151,8 +151,7 @@ def as_markdown(accuracy: pd.DataFrame, attention: pd.DataFrame, sweep: pd.DataF
             chosen = accuracy[
                 (accuracy["variant"] == variant) & (accuracy["images_are"] == kind) & (accuracy["severity"] == severity)
             ].iloc[0]
-            change = "" if variant == BASELINE else f" ({_change(chosen, 100, 1)})"
-            cells.append(f"{chosen['mean']:.1%}{change}")
+            cells.append(f"{chosen['mean']:.1%}" + ("" if variant == BASELINE else f" ({change(chosen, 100, 1)})"))
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -169,8 +168,7 @@ def as_markdown(accuracy: pd.DataFrame, attention: pd.DataFrame, sweep: pd.DataF
             cells = []
             for layer in layers:
                 chosen = part[(part["variant"] == variant) & (part["layer"] == layer)].iloc[0]
-                change = "" if variant == BASELINE else f" ({_change(chosen, 1, 3)})"
-                cells.append(f"{chosen['mean']:.3f}{change}")
+                cells.append(f"{chosen['mean']:.3f}" + ("" if variant == BASELINE else f" ({change(chosen, 1, 3)})"))
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
         lines += ["", f"{words}; in brackets the difference to the baseline, 95 % interval."]
     if len(sweep):
@@ -179,6 +177,7 @@ def as_markdown(accuracy: pd.DataFrame, attention: pd.DataFrame, sweep: pd.DataF
     return "\n".join(lines) + "\n"
 
 
-def _change(chosen: pd.Series, factor: float, digits: int) -> str:
+def change(chosen: pd.Series, factor: float, digits: int) -> str:
+    """A difference with its interval in words, times `factor`."""
     low, high, middle = (factor * chosen[name] for name in ("low", "high", "difference"))
     return f"{middle:+.{digits}f}, {low:+.{digits}f} … {high:+.{digits}f}"

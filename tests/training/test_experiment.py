@@ -1,4 +1,4 @@
-"""The intervals of the experiment, by hand and by simulation."""
+"""The intervals of the experiments, by hand and by simulation."""
 
 import importlib
 from collections.abc import Callable
@@ -46,3 +46,20 @@ def test_the_interval_holds_at_least_what_it_says(
         low, high = crossed_interval(values)
         hits += low <= 0 <= high
     assert 0.94 <= hits / 1000 <= 0.999
+
+
+def test_linearised_iou_has_the_mean_and_the_spread_of_the_iou(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    linearised_iou = importlib.import_module("stamps_tables").linearised_iou
+    random = np.random.default_rng(0)
+    unions = random.integers(0, 400, (200, 4)) * (random.random((200, 4)) < 0.6)
+    unions[:, 3] = 0  # a class that does not occur
+    intersections = (unions * random.random((200, 4))).astype(int)
+
+    def iou(chosen: np.ndarray) -> float:
+        return float((intersections[chosen].sum(0)[:3] / unions[chosen].sum(0)[:3]).mean())
+
+    values = linearised_iou(intersections, unions)
+    assert values.mean() == pytest.approx(iou(np.arange(200)))
+    resampled = [iou(random.integers(0, 200, 200)) for _ in range(3000)]
+    assert values.std() / np.sqrt(200) == pytest.approx(np.std(resampled), rel=0.08)
