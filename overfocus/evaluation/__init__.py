@@ -1,1 +1,1 @@
-"""Accuracy, calibration and corruption errors of classifiers."""
+"""How well classifiers and segmentation models predict, clean and under corruption."""

@@ -1,26 +1,33 @@
-"""`evaluate`: accuracy, calibration and corruption errors of checkpoints on labelled pictures."""
+"""`evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overfocus.analysis.settings import choose_device, choose_workers
 from overfocus.analysis.variants import CLEAN, list_variants
-from overfocus.checkpoints.source_name import source_name
 from overfocus.corruptions import GROUPS, check_severity, resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.evaluation.evaluation import Evaluation
-from overfocus.evaluation.layouts import choose_portions, open_evaluation_data
+from overfocus.evaluation.layouts import choose_portions, open_evaluation_data, open_segmented_data
+from overfocus.evaluation.models import require_task, run_folders, task_of
+from overfocus.evaluation.segmented_summary import write_segmented_summary
 from overfocus.evaluation.summary import write_summary
 from overfocus.training.extra import require_extra
 from overfocus.training.memory import memory_told
 
 if TYPE_CHECKING:
-    from overfocus.analysis.variants import Variant
+    from accelerate import Accelerator
+
+    from overfocus.checkpoints.loaded import LoadedModel
     from overfocus.evaluation.layouts import EvaluationData
     from overfocus.evaluation.plan import EvaluationSettings, ModelUnderTest
+    from overfocus.evaluation.task import Task
+    from overfocus.segmentation.settings import InferenceSettings
 
 ALL_SEVERITIES = (1, 2, 3, 4, 5)
+USUAL_BATCH = 64
+"""Pictures of a classifier in one forward."""
 
 
 def evaluate(
@@ -28,14 +35,20 @@ def evaluate(
     data: str | Path,
     output: str | Path = "overfocus-evaluation",
     *,
+    task: str | None = None,
     corruptions: str | Sequence[str] | None = None,
     severities: int | Sequence[int] | None = None,
     baseline: str | Path | None = None,
     model: str | None = None,
     use_ema: bool = True,
     image_size: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    whole: bool = False,
+    flip: bool = False,
+    scales: float | Sequence[float] | None = None,
     device: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     amp: bool = False,
     workers: int | None = None,
     seed: int = 0,
@@ -43,26 +56,36 @@ def evaluate(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> list[Evaluation]:
-    """Evaluate classifiers; each gets a run folder in `output` that `compare` reads.
+    """Evaluate classifiers or segmentation models; each gets a run folder in `output` that `compare` reads.
 
-    Corruptions are made on the fly from clean pictures, or lie in a tree of ImageNet-C's layout; which of the two it was stands
-    in the results. Pictures whose label means no class of a model do not count. Started by `accelerate launch`, the processes
-    share the pictures. Interrupted, the same call goes on.
+    Corruptions are made on the fly from clean pictures, or lie in a tree of ImageNet-C's or Cityscapes-C's layout; which of the
+    two it was stands in the results. Pictures whose label means no class of a model do not count. Started by
+    `accelerate launch`, the processes share the pictures. Interrupted, the same call goes on.
+
+    Segmentation models see pictures at their own size, in sliding windows where one is larger than the window, and are scored
+    at the size of the masks.
 
     Args:
         checkpoints: files, folders or timm names.
         data: a data set as for `train` (its validation split if it has one), ImageNet-A or -R (told by the folder's name),
-            or a tree corruption/severity/class/picture.
+            or a tree corruption/severity/class/picture; for segmentation Cityscapes, Cityscapes-C, ACDC, or images/ and masks/.
         output: a folder; with several checkpoints each has its run in a folder of it.
+        task: "classification" or "segmentation"; None takes what the checkpoints are for.
         corruptions: names or groups to make on the fly (None: none), or to take of a tree (None: all).
         severities: from 1 to 5; None takes all.
         baseline: a finished evaluation's folder, or a checkpoint, whose errors those of the others are divided by for mCE, where
-            AlexNet's published ones do not fit; None takes the first of several checkpoints.
+            AlexNet's published ones do not fit; None takes the first of several checkpoints. Not for segmentation.
         model: architecture, where the checkpoints do not say it.
         use_ema: take weights averaged over training where a checkpoint holds them.
         image_size: side of the model's input in pixels, instead of the checkpoint's.
+        window: of segmentation: side of the sliding windows in pixels; None takes the model's input size.
+        stride: from one window to the next in pixels; None takes three quarters of the window.
+        whole: take pictures in one forward, whatever their size, instead of windows.
+        flip: average with the prediction of the mirrored picture.
+        scales: sizes at which each picture is seen, relative to its own, and their predictions averaged; None: 1 alone.
         device: "cpu", "cuda"; None takes a CUDA device where there is one.
-        batch_size: pictures in one forward.
+        batch_size: pictures in one forward, or windows of pictures; None takes 64 pictures, or windows of as many pixels together
+            as four of 1024×1024.
         amp: mixed precision.
         workers: processes that read and corrupt; None: by the number of cores; 0 does it in this one.
         seed: of the corruptions.
@@ -75,10 +98,16 @@ def evaluate(
         CheckpointError: a checkpoint cannot be loaded.
         CorruptionError: a corruption or severity does not exist.
         ImageError: the data cannot be read.
-        RunError: a setting is out of range, labels fit no class, or a folder holds something else or cannot be written.
+        RunError: a setting is out of range, labels or masks do not fit the classes, checkpoints and data are for different tasks,
+            or a folder holds something else or cannot be written.
     """
     require_extra()
+    import accelerate
+    import torch
+
+    from overfocus.checkpoints.load import load_model
     from overfocus.evaluation.plan import EvaluationSettings
+    from overfocus.segmentation.settings import InferenceSettings, usual_batch
 
     sources = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     if not sources:
@@ -86,38 +115,53 @@ def evaluate(
     levels = sorted({severities} if isinstance(severities, int) else set(severities or ALL_SEVERITIES))
     for level in levels:
         check_severity(level)
-    opened = open_evaluation_data(data)
+    require_task(task, Path(data))
+    sizes = [1.0] if scales is None else [scales] if isinstance(scales, int | float) else list(scales)
+    inference = InferenceSettings(window, stride, bool(whole), bool(flip), [float(size) for size in sizes])
+    divisor = None if baseline is None or not _is_run(baseline) else Evaluation(baseline)
+    if baseline is not None and divisor is None:
+        sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
+
+    place = str(choose_device(device))
+    accelerator = accelerate.Accelerator(cpu=torch.device(place).type == "cpu")
+    where = str(accelerator.device) if accelerator.num_processes > 1 else place
+    loaded = [load_model(source, model=model, use_ema=use_ema, image_size=image_size, device=where) for source in sources]
+    segmentation = task_of(loaded, task, Path(data)) == "segmentation"
+    _require_options(inference, baseline, segmentation=segmentation)
+    opened: EvaluationData[Any] = open_segmented_data(data, loaded[0].class_names) if segmentation else open_evaluation_data(data)
     names = None if corruptions is None else _names(corruptions, tree=opened.corrupted)
     if opened.corrupted:
         opened = choose_portions(opened, names, levels if severities is not None else None)
-        names = list(dict.fromkeys(portion.corruption for portion in opened.portions))
-        levels = sorted({portion.severity for portion in opened.portions})
-    made = opened.layout if opened.corrupted else "on-the-fly" if names else "none"
+        names = list(dict.fromkeys(portion.corruption for portion in opened.portions if portion.severity))
+        levels = sorted({portion.severity for portion in opened.portions if portion.severity})
+    elif names and opened.layout == "ACDC":
+        raise RunError(f"{data}: the pictures of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
+    usual = usual_batch(loaded[0], window) if segmentation else USUAL_BATCH
     settings = EvaluationSettings(
         images=str(Path(data).absolute()),
         corruptions=names or [],
         severities=levels if names else [],
-        made=made,
+        made=opened.layout if opened.corrupted else "on-the-fly" if names else "none",
         seed=int(seed),
-        batch_size=int(batch_size),
+        batch_size=usual if batch_size is None else int(batch_size),
         limit=limit,
         amp=bool(amp),
-        device=str(choose_device(device)),
+        device=place,
         workers=choose_workers(workers),
         image_size=image_size,
+        inference=inference if segmentation else None,
     )
-    divisor = None if baseline is None or not _is_run(baseline) else Evaluation(baseline)
-    if baseline is not None and divisor is None:
-        sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
-    folders = _folders(Path(output), sources)
-    variants = [CLEAN] if opened.corrupted else list_variants(settings.corruptions, settings.severities)
-    _run_all(sources, folders, opened, variants, settings, model=model, use_ema=use_ema, overwrite=overwrite, progress=progress)
+    folders = run_folders(Path(output), sources)
+    _run_all(loaded, folders, opened, settings, accelerator, overwrite=overwrite, progress=progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
         divisor = found[0]
-    if _is_main():
+    if accelerator.is_main_process:
         for evaluation in found:
-            write_summary(evaluation, divisor)
+            if segmentation:
+                write_segmented_summary(evaluation)
+            else:
+                write_summary(evaluation, divisor)
     return found
 
 
@@ -129,66 +173,58 @@ def _names(corruptions: str | Sequence[str], *, tree: bool) -> list[str]:
     return [name for entry in given for name in GROUPS.get(entry, (entry,))]
 
 
-def _is_main() -> bool:
-    from accelerate.state import PartialState
-
-    return bool(PartialState().is_main_process)
-
-
 def _is_run(path: str | Path) -> bool:
     return (Path(path) / "run.json").is_file()
 
 
-def _folders(output: Path, sources: Sequence[str | Path]) -> list[Path]:
-    """The folder of each checkpoint's run: `output`, or for several a folder in it with a name of its own."""
-    if len(sources) == 1:
-        return [output]
-    names: list[str] = []
-    for source in sources:
-        name = source_name(source)
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
-    return [output / name for name in names]
+def _require_options(inference: "InferenceSettings", baseline: str | Path | None, *, segmentation: bool) -> None:
+    """Raise a `RunError` for options of the other task."""
+    from overfocus.segmentation.settings import InferenceSettings
+
+    if segmentation and baseline is not None:
+        raise RunError("a baseline is what mCE is divided by, which segmentation does not have; compare the runs instead")
+    if not segmentation and inference != InferenceSettings():
+        raise RunError("window, stride, whole, flip and scales are for segmentation models, but the checkpoint is a classifier")
 
 
 def _run_all(
-    sources: Sequence[str | Path],
+    loaded: "Sequence[LoadedModel]",
     folders: Sequence[Path],
-    data: "EvaluationData",
-    variants: "Sequence[Variant]",
+    data: "EvaluationData[Any]",
     settings: "EvaluationSettings",
+    accelerator: "Accelerator",
     *,
-    model: str | None,
-    use_ema: bool,
     overwrite: bool,
     progress: bool | None,
 ) -> None:
-    """Evaluate all models, those with the same input geometry together."""
+    """Evaluate all models, those that take the same pictures together."""
     import accelerate
-    import torch
 
-    from overfocus.checkpoints.load import load_model
+    from overfocus.evaluation.classification import Classification
     from overfocus.evaluation.pictures import list_items
     from overfocus.evaluation.plan import open_model
+    from overfocus.evaluation.segmentation import Segmentation
     from overfocus.evaluation.session import evaluate_models
 
-    accelerator = accelerate.Accelerator(cpu=torch.device(settings.device).type == "cpu")
-    where = str(accelerator.device) if accelerator.num_processes > 1 else settings.device
+    variants = [CLEAN] if data.corrupted else list_variants(settings.corruptions, settings.severities)
     items, images = list_items(data.portions, settings.limit)
-    models = []
-    for source, folder in zip(sources, folders, strict=True):
-        loaded = load_model(source, model=model, use_ema=use_ema, image_size=settings.image_size, device=where)
-        models.append(open_model(loaded, folder, data, images, settings, overwrite=overwrite, main=accelerator.is_main_process))
+    labels = list(dict.fromkeys(label for _, label in images if label is not None))
+    segmentation = settings.inference is not None
+    task: Task = Segmentation(data, variants, settings) if segmentation else Classification(data, labels, variants, settings)
+    main = accelerator.is_main_process
+    models = [
+        open_model(one, folder, task, images, settings, overwrite=overwrite, main=main)
+        for one, folder in zip(loaded, folders, strict=True)
+    ]
     if accelerator.num_processes > 1:
         done = accelerate.utils.broadcast_object_list([[entry.done for entry in models], [entry.complete for entry in models]])
         for entry, number, complete in zip(models, *done, strict=True):
             entry.info |= {"done": number, "status": "complete" if complete else "running"}
-    groups: dict[tuple[object, ...], list[ModelUnderTest]] = {}
+    groups: dict[object, list[ModelUnderTest]] = {}
     for entry in models:
-        preprocess = entry.loaded.preprocess
-        geometry = (preprocess.input_size[1:], preprocess.interpolation, preprocess.crop_pct, preprocess.crop_mode)
         if not entry.complete:
-            groups.setdefault(geometry, []).append(entry)
+            groups.setdefault(task.geometry(entry.loaded), []).append(entry)
     for group in groups.values():
         with memory_told(f"try a smaller batch_size than {settings.batch_size}", RunError):
-            evaluate_models(group, data, items, variants, settings, accelerator, progress=progress)
+            evaluate_models(group, task, items, settings, accelerator, progress=progress)
     accelerator.wait_for_everyone()

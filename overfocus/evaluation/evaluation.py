@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Evaluation:
-    """Accuracy, calibration and corruption errors of one checkpoint.
+    """Accuracy, calibration and corruption errors of one checkpoint; IoU where it is a segmentation model.
 
     Raises:
         RunError: the folder holds no finished evaluation.
@@ -31,13 +31,21 @@ class Evaluation:
 
     @cached_property
     def table(self) -> "pd.DataFrame":
-        """One row per corruption × severity: images, top1, top5, ece, nll; ("clean", 0) without corruption."""
+        """One row per corruption × severity; ("clean", 0) without corruption.
+
+        Columns: images, top1, top5, ece, nll; of segmentation images, miou, pixel_accuracy, image_iou, agreement, and "iou …" for
+        each class.
+        """
+        if self.run.info.get("task") == "segmentation":
+            from overfocus.evaluation.segmented_results import measure_segmentation
+
+            return measure_segmentation(self.run.predictions, self.run.class_names or [])
         from overfocus.evaluation.results import measure_predictions
 
         return measure_predictions(self.run.predictions)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The content of evaluation.json: data and how they were corrupted, clean figures, means, mCE and what it is."""
+        """The content of evaluation.json: data and how they were corrupted, clean figures, means and what each is over."""
         content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
         return content

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from overfocus.corruptions import CORRUPTIONS
 from overfocus.datasets import LabelledImages, open_evaluation_images
 from overfocus.datasets.class_folders import ClassFolders
+from overfocus.datasets.segmented import SegmentedImages, open_segmented_portions
 from overfocus.errors import ImageError
 from overfocus.evaluation.sequences import FilmFolders, film_folders
 
@@ -19,22 +21,29 @@ C_BAR = (
 """Corruptions of ImageNet-C-bar (Mintun, Kirillov, Xie, "On Interaction Between Augmentations and Corruptions", 2021)."""
 
 
+Images = TypeVar("Images", LabelledImages, SegmentedImages)
+
+
 @dataclass(frozen=True)
-class Portion:
-    """Pictures that share a corruption and severity; ("clean", 0) for those that nothing was done to."""
+class Portion(Generic[Images]):
+    """Pictures that share a corruption and severity; ("clean", 0) for those that nothing was done to.
+
+    A condition of ACDC is ("ACDC fog", 0) and so on: real weather, not a corruption.
+    """
 
     corruption: str
     severity: int
-    images: LabelledImages
+    images: Images
 
 
 @dataclass(frozen=True)
-class EvaluationData:
+class EvaluationData(Generic[Images]):
     """A data set to evaluate with."""
 
     layout: str
-    """"images", "ImageNet-A", "ImageNet-R", "ImageNet-C", "ImageNet-C-bar", "tree of corruptions" or "ImageNet-P"."""
-    portions: list[Portion]
+    """"images", "ImageNet-A", "ImageNet-R", "ImageNet-C", "ImageNet-C-bar", "tree of corruptions" or "ImageNet-P"; of pictures
+    with masks "images", "Cityscapes", "Cityscapes-C" or "ACDC"."""
+    portions: list[Portion[Images]]
     synsets: list[str] | None = None
     """WordNet identifiers that predictions are restricted to (ImageNet-A and -R)."""
 
@@ -44,7 +53,7 @@ class EvaluationData:
         return any(portion.severity for portion in self.portions)
 
 
-def open_evaluation_data(source: str | Path) -> EvaluationData:
+def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     """Find out what a folder holds.
 
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
@@ -61,7 +70,7 @@ def open_evaluation_data(source: str | Path) -> EvaluationData:
         layout = next((kind for kind, known in kinds.items() if names <= known), "tree of corruptions")
         order = [*CORRUPTIONS, *C_BAR]
         trees.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
-        portions = [
+        portions: list[Portion[LabelledImages]] = [
             Portion(path.name, int(severity.name), ClassFolders(severity))
             for path in trees
             for severity in sorted(_subfolders(path), key=lambda path: int(path.name))
@@ -78,14 +87,26 @@ def open_evaluation_data(source: str | Path) -> EvaluationData:
     return EvaluationData("images", portions)
 
 
-def choose_portions(data: EvaluationData, corruptions: Sequence[str] | None, severities: Sequence[int] | None) -> EvaluationData:
-    """The part of a tree with the corruptions and severities asked for; None for all there are.
+def open_segmented_data(source: str | Path, class_names: Sequence[str] | None) -> EvaluationData[SegmentedImages]:
+    """Pictures with masks; `class_names` for those that do not say what their classes are called.
+
+    Raises:
+        ImageError: as `open_segmented_images`.
+    """
+    found = open_segmented_portions(source, class_names=class_names)
+    return EvaluationData(found[0].layout, [Portion(part.corruption, part.severity, part.images) for part in found])
+
+
+def choose_portions(
+    data: EvaluationData[Images], corruptions: Sequence[str] | None, severities: Sequence[int] | None
+) -> EvaluationData[Images]:
+    """The part of a tree with the corruptions and severities asked for, and its clean pictures; None for all there are.
 
     Raises:
         ImageError: the tree does not hold one of them.
     """
-    there = {portion.corruption for portion in data.portions}
-    levels = {portion.severity for portion in data.portions}
+    there = {portion.corruption for portion in data.portions if portion.severity}
+    levels = {portion.severity for portion in data.portions if portion.severity}
     if missing := [name for name in corruptions or () if name not in there]:
         raise ImageError(f"the tree holds no {missing[0]}; it has {', '.join(sorted(there))}")
     if absent := [level for level in severities or () if level not in levels]:
@@ -93,7 +114,8 @@ def choose_portions(data: EvaluationData, corruptions: Sequence[str] | None, sev
     kept = [
         portion
         for portion in data.portions
-        if (corruptions is None or portion.corruption in corruptions) and (severities is None or portion.severity in severities)
+        if not portion.severity
+        or ((corruptions is None or portion.corruption in corruptions) and (severities is None or portion.severity in severities))
     ]
     return EvaluationData(data.layout, kept, data.synsets)
 

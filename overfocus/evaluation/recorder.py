@@ -7,23 +7,20 @@ from typing import Any
 import numpy as np
 
 from overfocus.analysis.recorder import SECONDS_PER_PART
-from overfocus.analysis.variants import Variant
-from overfocus.evaluation.layouts import EvaluationData
+from overfocus.analysis.variants import CLEAN, Variant
 from overfocus.evaluation.pictures import Item
 from overfocus.evaluation.plan import ModelUnderTest
-from overfocus.evaluation.scoring import COLUMNS, Array
-
-Row = tuple[int, dict[str, Array] | None, str | None]
+from overfocus.evaluation.task import Array, Row, Task
 
 
 class PredictionRecorder:
     """Collects the rows of one model in the order of the items and writes them in parts; run.json follows each part."""
 
-    def __init__(self, model: ModelUnderTest, data: EvaluationData, items: Sequence[Item], variants: Sequence[Variant]) -> None:
+    def __init__(self, model: ModelUnderTest, task: Task, items: Sequence[Item]) -> None:
         self._model = model
-        self._data = data
+        self._data = task.data
         self._items = items
-        self._variants = variants
+        self._variants = task.variants
         self._waiting: list[tuple[int, dict[str, Array]]] = []
         self._skipped: list[dict[str, Any]] = []
         self.reached = model.done
@@ -73,7 +70,7 @@ class PredictionRecorder:
         rows = [(self._items[number], place) for number, _ in self._waiting for place in range(len(self._variants))]
         images = [info["images"][item.image] for item, _ in rows]
         marks = [self._variant(item, place) for item, place in rows]
-        values = {name: np.concatenate([columns[name] for _, columns in self._waiting]) for name in COLUMNS}
+        values = {name: np.concatenate([columns[name] for _, columns in self._waiting]) for name in self._waiting[0][1]}
         predicted = values.pop("predicted").astype(np.int64)
         table = {
             "image": pyarrow.array([image["image"] for image in images], pyarrow.int64()),
@@ -84,8 +81,11 @@ class PredictionRecorder:
             "predicted": pyarrow.array(predicted),
             "predicted_name": pyarrow.array([names[number] if names else None for number in predicted], pyarrow.string()),
         }
-        return pyarrow.table(table | {name: pyarrow.array(column, from_pandas=True) for name, column in values.items()})
+        # counts by class are lists: an array of rows
+        cells = {name: column if column.ndim == 1 else list(column) for name, column in values.items()}
+        return pyarrow.table(table | {name: pyarrow.array(column, from_pandas=True) for name, column in cells.items()})
 
     def _variant(self, item: Item, place: int) -> Variant:
         portion = self._data.portions[item.portion]
-        return (portion.corruption, portion.severity) if portion.severity else self._variants[place]
+        own = portion.corruption, portion.severity
+        return self._variants[place] if own == CLEAN else own

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import overfocus
 from overfocus.errors import OverfocusError, RunError
 from overfocus.evaluation import session
+from overfocus.evaluation.classification import ClassPredictor
 from overfocus.evaluation.evaluate import evaluate
 from overfocus_cli.main import app
 
@@ -97,7 +98,7 @@ def test_a_continued_evaluation_ends_with_the_same_table(
     monkeypatch.setattr(session, "BATCHES_PER_ROUND", 1)
     monkeypatch.setattr("overfocus.evaluation.recorder.SECONDS_PER_PART", 0.0)
     (whole,) = evaluate(checkpoint, pictures, tmp_path / "whole", **QUICK)
-    original = session._predict
+    original = ClassPredictor.__call__
     calls: list[int] = []
 
     def interrupted(*arguments: Any) -> Any:
@@ -107,13 +108,13 @@ def test_a_continued_evaluation_ends_with_the_same_table(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "_predict", interrupted)
+        patch.setattr(ClassPredictor, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
     assert overfocus.Run(tmp_path / "parts").info["done"] == 6
     (parts,) = evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
     pd.testing.assert_frame_equal(whole.run.predictions, parts.run.predictions)
-    monkeypatch.setattr(session, "_predict", interrupted)
+    monkeypatch.setattr(ClassPredictor, "__call__", interrupted)
     calls[:] = [1] * 3
     assert evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)[0].run.complete
 

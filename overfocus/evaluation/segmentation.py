@@ -1,0 +1,198 @@
+"""Evaluating segmentation models: pictures at their own size, a class for each pixel."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from overfocus.analysis.variants import CLEAN, Variant
+from overfocus.checkpoints.loaded import LoadedModel
+from overfocus.corruptions import corrupt
+from overfocus.datasets.segmented import SegmentedImages
+from overfocus.errors import ImageError, RunError
+from overfocus.evaluation.layouts import EvaluationData, Portion
+from overfocus.evaluation.pictures import Item, Pictures
+from overfocus.evaluation.plan import EvaluationSettings
+from overfocus.evaluation.task import Batching, Description, Row
+from overfocus.segmentation.prediction import class_map, pixel_confidence
+from overfocus.segmentation.scores import pixel_scores
+from overfocus.segmentation.settings import InferenceSettings
+
+OWN_SIZE = "the picture's own"
+"""Stands in run.json's `pixels` for the size at which pictures are corrupted."""
+
+
+class Segmentation:
+    """The task of one evaluation."""
+
+    def __init__(self, data: EvaluationData[SegmentedImages], variants: Sequence[Variant], settings: EvaluationSettings) -> None:
+        self.data = data
+        self.variants = variants
+        self.settings = settings
+        self.inference = settings.inference or InferenceSettings()
+
+    @property
+    def class_names(self) -> list[str]:
+        """Those of the masks."""
+        return list(self.data.portions[0].images.class_names)
+
+    def describe(self, loaded: LoadedModel) -> Description:
+        """Classes and their colours, and how pictures go through the model.
+
+        Raises:
+            RunError: model and masks have other classes, or the window does not fit the model.
+        """
+        names = self.class_names
+        if loaded.num_classes != len(names):
+            raise RunError(
+                f"{loaded.source}: predicts {loaded.num_classes} classes, the masks have {len(names)} "
+                f"({', '.join(names[:3])} …); evaluate it on masks of the classes that it was trained on"
+            )
+        own = loaded.class_names
+        if own is not None and own != names and not all(name.isdecimal() for name in names):
+            place = next(number for number, pair in enumerate(zip(own, names, strict=True)) if len(set(pair)) > 1)
+            raise RunError(
+                f"{loaded.source}: its class {place} is {own[place]}, that of the masks {names[place]}; "
+                "give the masks' classes.txt the order of the model"
+            )
+        inference = self.inference.for_model(loaded, self.settings.batch_size)
+        return Description(
+            fixed={
+                "task": "segmentation",
+                "pixels": {"height": OWN_SIZE, "width": OWN_SIZE},
+                "class_names": own or names,
+                "class_colours": [[int(part) for part in colour] for colour in self.data.portions[0].images.colours],
+            },
+            found={"inference": self.inference.describe(inference), "notes": []},
+        )
+
+    def geometry(self, loaded: LoadedModel) -> int:
+        """All see the same pictures; they are normalised for each model."""
+        del loaded
+        return 0
+
+    def batching(self) -> Batching:
+        """As many variants as go through a model at a time: all those of a large picture would take gigabytes."""
+        size, count = self.settings.batch_size, len(self.variants)
+        pieces = tuple(range(start, min(start + size, count)) for start in range(0, count, size))
+        return Batching(max(1, size // count), pieces, prefetched=2)
+
+    def reader(self, loaded: LoadedModel) -> "SegmentationReader":
+        """Corrupts pictures at their own size."""
+        del loaded
+        return SegmentationReader(self.data.portions, self.variants, self.settings.seed)
+
+    def predictor(self, loaded: LoadedModel) -> "PixelPredictor":
+        """Whole pictures or sliding windows, as the settings say."""
+        return PixelPredictor(loaded, self)
+
+
+@dataclass(frozen=True)
+class SegmentationReader:
+    """Reads pictures with their masks."""
+
+    portions: Sequence[Portion[SegmentedImages]]
+    variants: Sequence[Variant]
+    seed: int
+
+    def __call__(self, item: Item, places: range) -> Pictures:
+        images = self.portions[item.portion].images
+        try:
+            clean = np.asarray(images.image(item.index).convert("RGB"))
+        except ImageError as error:
+            return Pictures(item, reason=str(error))
+        try:
+            mask = images.mask(item.index)
+        except ImageError as error:
+            return Pictures(item, reason=str(error), fatal=True)
+        chosen = [self.variants[place] for place in places]
+        pixels = [clean if variant == CLEAN else corrupt(clean, *variant, seed=self.seed) for variant in chosen]
+        return Pictures(item, np.stack(pixels), mask=mask, places=places)
+
+
+class _CleanPrediction(NamedTuple):
+    """What a model says of a picture without corruption, to compare with."""
+
+    item: int
+    classes: UInt8[Tensor, "height width"]
+    on_host: UInt8[np.ndarray, "height width"]
+    confidence: float
+
+
+class PixelPredictor:
+    """Sends pictures through one segmentation model."""
+
+    def __init__(self, loaded: LoadedModel, task: Segmentation) -> None:
+        self.loaded = loaded
+        self.task = task
+        self.inference = task.inference.for_model(loaded, task.settings.batch_size)
+        self.device = next(loaded.model.parameters()).device
+        self._clean: _CleanPrediction | None = None
+
+    def __call__(self, pictures: Sequence[Pictures]) -> list[Row]:
+        """The columns of the predictions table of each picture that could be read.
+
+        The variants of a picture may come in several calls, the clean one first.
+
+        Raises:
+            RunError: the window that was asked for is larger than a picture.
+        """
+        rows: dict[int, list[dict[str, object]]] = {}
+        for picture, place, logits in self._logits([picture for picture in pictures if picture.pixels is not None]):
+            rows.setdefault(picture.item.number, []).append(self._score(picture, place, logits))
+        read: list[Row] = [
+            (number, {name: np.array([cells[name] for cells in variants]) for name in variants[0]}, None)
+            for number, variants in rows.items()
+        ]
+        return read + [(picture.item.number, None, picture.reason) for picture in pictures if picture.pixels is None]
+
+    def _logits(self, pictures: Sequence[Pictures]) -> Iterator[tuple[Pictures, int, Tensor]]:
+        """Picture, place of the variant and logits; pictures of one size go through the model together."""
+        variants = [
+            (picture, place, pixels)
+            for picture in pictures
+            if picture.pixels is not None
+            for place, pixels in zip(picture.places, picture.pixels, strict=True)
+        ]
+        for (height, width), group in groupby(variants, key=lambda variant: variant[2].shape[:2]):
+            same = list(group)
+            self.task.inference.require_room(self._name(same[0][0]), (height, width))
+            together = max(1, self.inference.together // self.inference.windows((height, width)))
+            for start in range(0, len(same), together):
+                part = same[start : start + together]
+                inputs = self.loaded.preprocess.normalize_batch([pixels for _, _, pixels in part], self.device)
+                logits = self.inference.logits(self.loaded.model, inputs)
+                yield from ((picture, place, one) for (picture, place, _), one in zip(part, logits, strict=True))
+
+    def _score(self, picture: Pictures, place: int, logits: Tensor) -> dict[str, object]:
+        """The row of one variant."""
+        assert picture.mask is not None
+        height, width = picture.mask.shape
+        classes = class_map(logits[None], (height, width))[0]
+        predicted = classes.cpu().numpy()
+        confidence = pixel_confidence(logits, (height, width))
+        compared = self._clean if self._clean is not None and self._clean.item == picture.item.number else None
+        if self.task.variants[place] == CLEAN:
+            self._clean, compared = _CleanPrediction(picture.item.number, classes, predicted, confidence), None
+        drop = np.nan
+        if compared is not None:
+            drop = compared.confidence - pixel_confidence(logits, (height, width), compared.classes)
+        clean = None if compared is None else compared.on_host
+        scores = pixel_scores(predicted, picture.mask, clean, self.loaded.num_classes)
+        return {
+            "predicted": int(np.bincount(predicted.ravel()).argmax()),
+            "confidence": confidence,
+            "agreement": scores.agreement,
+            "confidence_drop": drop,
+            "correct": scores.pixel_accuracy,
+            "image_iou": scores.image_iou,
+            "intersections": scores.intersections,
+            "unions": scores.unions,
+        }
+
+    def _name(self, picture: Pictures) -> str:
+        return self.task.data.portions[picture.item.portion].images.name(picture.item.index)

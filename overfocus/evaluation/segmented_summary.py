@@ -1,0 +1,65 @@
+"""The figures of an evaluation of a segmentation model in one file, each average beside what it is over."""
+
+import json
+from dataclasses import asdict
+from math import isnan
+from typing import Any
+
+from overfocus.atomic import atomic_file
+from overfocus.evaluation.evaluation import Evaluation
+from overfocus.evaluation.segmented_results import IOU, average_conditions, average_corruptions
+
+
+def write_segmented_summary(evaluation: Evaluation) -> None:
+    """Write evaluation.json and evaluation.csv into the run folder.
+
+    evaluation.json: task, data (path, images, how corruptions were made, skipped pictures), inference (in words), clean (miou,
+    pixel_accuracy, image_iou, per_class), conditions (the same for each of ACDC's), per_corruption (mIoU, mean over the
+    severities measured), averages (each with a name, what it is the mean of, the mIoU or null and what is missing for it), notes.
+    evaluation.csv is `Evaluation.table`.
+    """
+    info, table = evaluation.run.info, evaluation.table
+    corrupted = table[table["severity"] > 0]
+    rows = {str(row["corruption"]): row for row in table[table["severity"] == 0].to_dict("records")}
+    clean = rows.pop("clean", None)
+    mious = {
+        (str(name), int(severity)): float(miou)
+        for name, severity, miou in zip(corrupted["corruption"], corrupted["severity"], corrupted["miou"], strict=True)
+    }
+    averages = average_corruptions(mious)
+    if rows:
+        averages += average_conditions(evaluation.run.predictions, {name: float(row["miou"]) for name, row in rows.items()})
+    made = info["settings"]["made"]
+    notes = list(info["notes"])
+    if made == "on-the-fly":
+        notes.append("corrupted on the fly, as RGB pictures at their own size: near to, but not the published Cityscapes-C")
+    content: dict[str, Any] = {
+        "task": "segmentation",
+        "checkpoint": info["checkpoint"]["source"],
+        "model": info["checkpoint"]["name"],
+        "data": {
+            "images": len(info["images"]),
+            "path": info["settings"]["images"],
+            "corruptions": made,
+            "skipped": len(info["skipped"]),
+        },
+        "inference": info["inference"],
+        "clean": None if clean is None else _scores(clean),
+        "conditions": {name: _scores(row) for name, row in rows.items()} or None,
+        "per_corruption": {
+            str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["miou"].mean().items()
+        },
+        "averages": [asdict(average) for average in averages],
+        "notes": notes,
+    }
+    with atomic_file(evaluation.path / "evaluation.json") as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    with atomic_file(evaluation.path / "evaluation.csv") as file:
+        file.write(table.to_csv(index=False).encode())
+
+
+def _scores(row: dict[Any, Any]) -> dict[str, Any]:
+    """One row of the table; null for classes that do not occur."""
+    scores: dict[str, Any] = {name: float(row[name]) for name in ("miou", "pixel_accuracy", "image_iou")}
+    values = {str(name).removeprefix(IOU): float(value) for name, value in row.items() if str(name).startswith(IOU)}
+    return scores | {"per_class": {name: None if isnan(value) else value for name, value in values.items()}}
