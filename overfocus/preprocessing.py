@@ -60,6 +60,22 @@ class Preprocess:
         """Resize and crop to the model's input size; 8-bit RGB, not normalised."""
         return np.array(self._geometry(image.convert("RGB")), dtype=np.uint8)
 
+    def resize_mask(self, mask: UInt8[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "height width"]:
+        """The class of each pixel of what `resize` makes of a picture: the nearest pixel's; 255 where it pads."""
+        from timm.data.transforms_factory import create_transform
+
+        steps = create_transform(
+            input_size=(3, *self.input_size[1:]),
+            interpolation="nearest",
+            mean=(1.0, 1.0, 1.0),  # timm pads with the mean, here 255
+            std=(1.0, 1.0, 1.0),
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            use_prefetcher=True,
+        )
+        geometry = type(steps)(steps.transforms[:-1])
+        return np.array(geometry(Image.fromarray(mask).convert("RGB")), dtype=np.uint8)[..., 0]
+
     def normalize(self, pixels: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "channels height width"]:
         """Scale 8-bit RGB to [0, 1], subtract the mean and divide by the standard deviation of each channel."""
         return self.normalize_batch([pixels])[0]

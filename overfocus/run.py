@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
 from overfocus.figures.notebook_methods import NotebookMethods
+from overfocus.segmented_run import SegmentedRun
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -34,7 +35,7 @@ class DisplayedImage:
     """Weights averaged over heads, by layer; layers of more than 1024 queries are left out."""
 
 
-class Run(NotebookMethods):
+class Run(SegmentedRun, NotebookMethods):
     """What `analyze` measured.
 
     Rows of the tables are sorted by image, then corruption (clean first, then as asked for), severity and layer, however

@@ -43,7 +43,8 @@ Images = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PATH",
-        help="Folder (its sub-folders are labels), picture or text list of pictures; repeatable. Without it, bundled ones.",
+        help="Folder (its sub-folders are labels), picture or text list of pictures; repeatable. For segmentation also a data "
+        "set with masks. Without it, bundled ones.",
         show_default=False,
     ),
 ]
@@ -69,6 +70,12 @@ PerHead = Annotated[bool, typer.Option("--per-head", help="A row for each head i
 TopFraction = Annotated[float, typer.Option(metavar="SHARE", help="Share of tokens that count as the most attended.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the corruptions.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", help="Pictures in one forward.")]
+ModelBatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", metavar="N", help="Pictures in one forward. Default: 16, and 4 for segmentation.", show_default=False
+    ),
+]
 Amp = Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")]
 Workers = Annotated[
     int | None,

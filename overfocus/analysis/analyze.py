@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from overfocus.analysis.preparation import choose_images, load_for_run, open_run, place_of
+from overfocus.analysis.preparation import choose_images, fit_batches, load_for_run, open_run, place_of
 from overfocus.analysis.session import continue_runs
-from overfocus.analysis.settings import choose_settings
+from overfocus.analysis.settings import DEFAULT_BATCH_SIZE, choose_settings
 from overfocus.images.reading import MAX_PIXELS
 from overfocus.run import Run
 
@@ -27,7 +27,7 @@ def analyze(
     use_ema: bool = True,
     image_size: int | None = None,
     device: str | torch.device | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     amp: bool = False,
     workers: int | None = None,
     seed: int = 0,
@@ -50,7 +50,8 @@ def analyze(
 
     Args:
         checkpoint: a file, a hub folder, a timm name or a `LoadedModel`; None takes the bundled one.
-        images: a folder (class sub-folders give labels), picture files, a text list, or None for the bundled samples.
+        images: a folder (class sub-folders give labels), picture files, a text list, or None for the bundled samples; for a
+            segmentation model also a data set with masks to score against (Cityscapes, ACDC, images/ beside masks/).
         corruptions: names or groups of `overfocus.corruptions`; None takes one of each group, an empty list none.
         severities: from 1 to 5; None takes 1, 3 and 5.
         output: the run folder.
@@ -59,6 +60,7 @@ def analyze(
         image_size: side of the model's input in pixels, instead of the checkpoint's.
         device: "cpu", "cuda", "cuda:1"; None takes a CUDA device where there is one, and a `LoadedModel` where it is.
         batch_size: pictures that go through the model at once; a corrupted one needs its clean one beside it, so at least two.
+            None takes 16, and 4 for segmentation.
         amp: mixed precision, bfloat16 (float16 on a GPU without it); the metrics are computed in float32.
         workers: processes that read and corrupt images beside the model; 0 does it in this one.
         seed: of the corruptions.
@@ -85,7 +87,7 @@ def analyze(
         corruptions=corruptions,
         severities=severities,
         device=place_of(checkpoint, device),
-        batch_size=batch_size,
+        batch_size=DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
         amp=amp,
         workers=workers,
         seed=seed,
@@ -100,6 +102,7 @@ def analyze(
         strict=strict,
     )
     loaded = load_for_run(checkpoint, settings.device, model=model, use_ema=use_ema, image_size=image_size)
+    settings = fit_batches(settings, batch_size, [loaded])
     sources = choose_images(images, loaded, limit)
     run = open_run(Path(output), loaded, sources, settings, loaded.preprocess, overwrite=overwrite)
     if run.info["status"] != "complete":

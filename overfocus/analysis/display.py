@@ -7,7 +7,6 @@ from PIL import Image
 
 from overfocus.analysis.settings import Settings
 from overfocus.errors import ImageError
-from overfocus.images.reading import read_image
 from overfocus.images.sources import ImageSource
 
 
@@ -34,7 +33,8 @@ def choose_displayed(sources: Sequence[ImageSource], settings: Settings) -> Disp
         stop = (number + 1) * len(sources) // wanted if example else len(sources)
         for place in range(start, stop):
             try:
-                picture = read_image(sources[place].path, settings.max_pixels)
+                picture = sources[place].read(settings.max_pixels)
+                sources[place].read_mask()
             except ImageError as error:
                 if settings.strict:
                     raise

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _OURS = re.compile(
-    r"run\.json|report\.html|(metrics|predictions)/part-\d+\.parquet|maps/(received|image)-\d+\.npz|maps/windows\.npz|figures/[^/]+\.png|(.*/)?\.[^/]+\.unfinished"
+    r"run\.json|report\.html|(metrics|predictions|attention_by_class)/part-\d+\.parquet|maps/(received|image|classes)-\d+\.npz|maps/windows\.npz|figures/[^/]+\.png|(.*/)?\.[^/]+\.unfinished"
 )
 """Files of a run, and what an interrupted writing of one may leave; nothing else is ever deleted."""
 
@@ -80,9 +80,10 @@ class RunFolder:
 
         self._write(name, lambda file: pyarrow.parquet.write_table(table, file))
 
-    def write_arrays(self, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray[Any, Any]], *, compressed: bool = False) -> None:
         """Write an NPZ file."""
-        self._write(name, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        save = np.savez_compressed if compressed else np.savez
+        self._write(name, lambda file: save(file, allow_pickle=False, **arrays))
 
     def _write(self, name: str, content: Callable[[IO[bytes]], object]) -> None:
         """Write a file under a temporary name and rename it when all of it is on the disk."""
@@ -127,9 +128,11 @@ class RunFolder:
         if after is None:
             check_ours(self.path)
         else:
-            for kind, prefix in (("metrics", "part-"), ("predictions", "part-"), ("maps", "received-")):
+            parts = ("metrics", "part-"), ("predictions", "part-"), ("attention_by_class", "part-"), ("maps", "received-")
+            for kind, prefix in parts:
                 kept.update(committed_parts(self.path / kind, prefix, after).values())
-            kept.update(self.path / "maps" / f"image-{number}.npz" for number in after["displayed"])
+            for kind in ("image", "classes"):
+                kept.update(self.path / "maps" / f"{kind}-{number}.npz" for number in after["displayed"])
             kept.update(self.path / name for name in ("run.json", "report.html", "maps/windows.npz"))
             kept.update(self.path.glob("figures/*.png"))
         try:

@@ -13,7 +13,7 @@ from overfocus.analysis.variants import CLEAN, Variant
 from overfocus.analysis.workers import one_opencv_thread, start_worker, unchanged
 from overfocus.corruptions import corrupt, prepare_corruptions
 from overfocus.errors import ImageError, RunError
-from overfocus.images.reading import MAX_PIXELS, read_image
+from overfocus.images.reading import MAX_PIXELS
 from overfocus.images.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Group:
     """The same corrupted pictures for each input size; empty where the image could not be read."""
     size: tuple[int, int] | None = None
     """(width, height) of the file."""
+    mask: UInt8[np.ndarray, "height width"] | None = None
+    """The class of each pixel at the first input size, where it is known."""
     reason: str | None = None
 
 
@@ -62,14 +64,15 @@ class GroupDataset(Dataset[Group]):
 
     def __getitem__(self, index: int) -> Group:
         try:
-            image = read_image(self.sources[index].path, self.max_pixels)
+            image, mask = self.sources[index].read(self.max_pixels), self.sources[index].read_mask()
         except ImageError as error:
             return Group(index, reason=str(error))
         clean = self.preprocess.resize(image)
         pictures = np.stack(
             [clean if variant == CLEAN else corrupt(clean, *variant, seed=self.seed) for variant in self.variants]
         )
-        return Group(index, {size: size.fit(pictures) for size in self.sizes}, image.size)
+        mask = None if mask is None else self.preprocess.resize_mask(mask)
+        return Group(index, {size: size.fit(pictures) for size in self.sizes}, image.size, mask)
 
 
 class GroupLoader:

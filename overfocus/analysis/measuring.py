@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from overfocus.analysis.pixelwise import pixel_predictions
 from overfocus.analysis.stopwatch import Stopwatch
 from overfocus.attention import TOKEN_KINDS, AttentionMap
 from overfocus.capturing import capture
@@ -18,6 +19,7 @@ from overfocus.metrics import measure
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.metrics.norms import norm_metrics
 from overfocus.metrics.prediction import agreement, confidence_drop
+from overfocus.segmentation.prediction import is_segmentation
 
 MOST_QUERIES = 1024
 """Layers with more queries than this are left out of the full maps of displayed images."""
@@ -38,8 +40,11 @@ class BatchResult:
     """Received attention by layer, where the patch grid of the image is known."""
     attention: dict[int, Float[np.ndarray, "shown windows queries keys"]]
     """Mean over heads of the weights of the pictures to show, by layer; float16."""
-    predictions: dict[str, Float[np.ndarray, "pictures"]]
-    """predicted (a class number), confidence, agreement, confidence_drop, output_cosine; NaN where undefined."""
+    predictions: dict[str, Array]
+    """predicted (a class number), confidence, agreement, confidence_drop, output_cosine; NaN where undefined. Of segmentation
+    correct, image_iou, intersections and unions as well."""
+    class_maps: UInt8[np.ndarray, "shown height width"] | None = None
+    """The class of each pixel of the pictures to show; of segmentation only."""
 
 
 @dataclass
@@ -99,8 +104,11 @@ class Measurer:
         inputs: Float[Tensor, "pictures channels height width"],
         reference: Int[Tensor, "pictures"],
         shown: Sequence[slice] = (),
+        masks: Sequence[UInt8[np.ndarray, "height width"] | None] | None = None,
     ) -> BatchResult:
         """Measure one batch; `reference` is the place of each picture's clean counterpart, `shown` the pictures to keep maps of.
+
+        `masks` are the right classes of each picture's pixels, where they are known.
 
         Raises:
             CaptureError: the attention holds NaN or is none, or other layers ran than in the first batch.
@@ -113,12 +121,28 @@ class Measurer:
             self._add_norms(list(measured.values()))
             if sorted(measured) != self.layers:
                 raise CaptureError(f"expected attention of layers {self.layers} in every batch, got that of {sorted(measured)}")
+            predictions, class_maps = self._predictions(output, inputs.shape[2:], reference, masks)
             return BatchResult(
                 values={number: _host(layer.values) for number, layer in measured.items()},
                 received={number: _host(layer.received) for number, layer in measured.items() if layer.received is not None},
                 attention={number: _host(layer.attention) for number, layer in measured.items() if layer.attention is not None},
-                predictions={name: _host(value) for name, value in _predictions(output, reference, self.num_classes).items()},
+                predictions=predictions,
+                class_maps=None
+                if class_maps is None
+                else np.concatenate([class_maps[:0], *(class_maps[part] for part in shown)]),
             )
+
+    def _predictions(
+        self,
+        output: Tensor,
+        size: Sequence[int],
+        reference: Int[Tensor, "pictures"],
+        masks: Sequence[UInt8[np.ndarray, "height width"] | None] | None,
+    ) -> tuple[dict[str, Array], UInt8[np.ndarray, "pictures height width"] | None]:
+        if is_segmentation(self.model, output):
+            height, width = size
+            return pixel_predictions(output, (height, width), reference, masks or [None] * len(output))
+        return {name: _host(value) for name, value in _predictions(output, reference, self.num_classes).items()}, None
 
     def _measure_map(self, attention: AttentionMap) -> _MeasuredLayer | None:
         """Measure one map; called by `capture` while its layer runs."""

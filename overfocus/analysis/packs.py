@@ -1,6 +1,6 @@
 """Images in all their variants as batches for the model, and what the batches gave put together again by image."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,9 +8,11 @@ import torch
 
 from overfocus.analysis.groups import Group
 from overfocus.analysis.measuring import Array, BatchResult, Measurer
-from overfocus.analysis.parts import ImageResult
+from overfocus.analysis.parts import ClassShares, ImageResult
 from overfocus.analysis.pixels import InputSize
+from overfocus.analysis.pixelwise import Mask
 from overfocus.analysis.variants import Packing
+from overfocus.metrics.class_shares import class_areas, received_shares
 
 if TYPE_CHECKING:
     from overfocus.preprocessing import Preprocess
@@ -39,6 +41,7 @@ class PackMeasurer:
         results = []
         for place, group in enumerate(groups):
             assert group.size is not None
+            mask = self._mask(group)
             result = ImageResult(
                 image=group.image,
                 size=group.size,
@@ -50,9 +53,14 @@ class PackMeasurer:
                     name: self._joined([batch.predictions[name] for batch in batches], place) for name in batches[0].predictions
                 },
             )
+            if mask is not None:
+                result.class_shares = self._class_shares(mask, result.received)
             if group.image in shown:
                 at = shown.index(group.image)
                 result.pictures = group.pictures[self.input_size]
+                maps = [batch.class_maps for batch in batches if batch.class_maps is not None]
+                if maps:
+                    result.class_maps, result.mask = self._joined(maps, at), mask
                 result.attention = {
                     layer: self._joined([batch.attention[layer] for batch in batches], at) for layer in batches[0].attention
                 }
@@ -67,7 +75,22 @@ class PackMeasurer:
         size = len(members)
         reference = torch.arange(len(pictures), device=device) // size * size
         shown = [slice(place * size, (place + 1) * size) for place, group in enumerate(groups) if group.image in self.displayed]
-        return self.measurer.measure(inputs, reference, shown)
+        masks = [mask for group in groups for mask in [self._mask(group)] * size]
+        return self.measurer.measure(inputs, reference, shown, masks)
+
+    def _mask(self, group: Group) -> Mask | None:
+        return None if group.mask is None else self.input_size.fit_mask(group.mask)
+
+    @staticmethod
+    def _class_shares(mask: Mask, received: Mapping[int, Array]) -> dict[int, ClassShares]:
+        """The attention that each class of the mask receives, by layer; layers of one grid share the mask's areas on it."""
+        grids = {profile.shape[1:] for profile in received.values()}
+        of_grid = {grid: class_areas(mask, grid) for grid in grids}
+        found = {}
+        for layer, profile in received.items():
+            classes, areas = of_grid[profile.shape[1:]]
+            found[layer] = ClassShares(classes, areas.mean((1, 2)), received_shares(profile, areas))
+        return found
 
     def _joined(self, arrays: Sequence[Array], place: int) -> Array:
         """The variants of the image at `place` from the arrays of its batches; the clean one is in each and counts once."""

@@ -2,17 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 
 from overfocus.analysis.variants import Variant
+from overfocus.segmented_run import CLASS_SHARE_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow
 
 Array = np.ndarray[Any, Any]
+
+
+class ClassShares(NamedTuple):
+    """The received attention of one image in one layer, by class of its mask."""
+
+    classes: Int[np.ndarray, " classes"]
+    area: Float[np.ndarray, " classes"]
+    """Share of the picture's area."""
+    received: Float[np.ndarray, "variants classes"]
+    """Share of the received attention."""
 
 
 @dataclass
@@ -31,11 +42,18 @@ class ImageResult:
     """Only of displayed images."""
     attention: dict[int, Array] = field(default_factory=dict)
     """(variants, windows, queries, keys) by layer; only of displayed images."""
+    class_shares: dict[int, ClassShares] = field(default_factory=dict)
+    """By layer; empty where the image has no mask."""
+    class_maps: UInt8[np.ndarray, "variants height width"] | None = None
+    """Predicted class of each pixel; only of displayed images of segmentation models."""
+    mask: UInt8[np.ndarray, "height width"] | None = None
+    """The right classes beside `class_maps`, where they are known."""
 
     @property
     def bytes(self) -> int:
         """Memory that the arrays take."""
-        arrays = [*self.values.values(), *self.received.values(), *self.attention.values()]
+        shown = [array for array in (self.pictures, self.class_maps, self.mask) if array is not None]
+        arrays = [*self.values.values(), *self.received.values(), *self.attention.values(), *shown]
         return sum(array.nbytes for array in arrays)
 
 
@@ -83,13 +101,48 @@ class Tables:
         names = [
             self.class_names[number] if self.class_names and there else None for number, there in zip(numbers, known, strict=True)
         ]
-        labels = [self.images[result.image]["label"] for result in results]
-        truth = np.repeat([self.class_ids.get(label, -1) if label is not None else -1 for label in labels], len(self.variants))
-        values["correct"] = np.where(known & (truth >= 0), numbers == truth, np.nan)
+        if "correct" not in values:
+            labels = [self.images[result.image]["label"] for result in results]
+            truth = np.repeat(
+                [self.class_ids.get(label, -1) if label is not None else -1 for label in labels], len(self.variants)
+            )
+            values["correct"] = np.where(known & (truth >= 0), numbers == truth, np.nan)
         columns = {"predicted": pyarrow.array(numbers, mask=~known), "predicted_name": pyarrow.array(names, pyarrow.string())}
-        for name in ("confidence", "agreement", "confidence_drop", "correct", "output_cosine"):
-            columns[name] = pyarrow.array(values[name].astype(np.float64), from_pandas=True)
+        for name in ("confidence", "agreement", "confidence_drop", "correct", "output_cosine", "image_iou"):
+            if name in values:
+                columns[name] = pyarrow.array(values[name].astype(np.float64), from_pandas=True)
+        for name in ("intersections", "unions"):
+            if name in values:
+                columns[name] = pyarrow.array(list(values[name]), pyarrow.list_(pyarrow.int64()))
         return pyarrow.table(self._identity(results, 1) | columns)
+
+    def class_shares(self, results: Sequence[ImageResult]) -> "pyarrow.Table":
+        """One row per image × variant × layer × class in the image's mask."""
+        import pyarrow
+
+        modules = {layer["layer"]: layer["module"] for layer in self.layers}
+        rows = [
+            (
+                result.image, self.images[result.image]["name"], corruption, severity, layer, modules[layer], int(number),
+                self.class_names[number] if self.class_names else None, float(share), float(area),
+            )
+            for result in results
+            for place, (corruption, severity) in enumerate(self.variants)
+            for layer, shares in sorted(result.class_shares.items())
+            for number, area, share in zip(shares.classes, shares.area, shares.received[place], strict=True)
+        ]  # fmt: skip
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(CLASS_SHARE_COLUMNS)
+        return pyarrow.table(
+            {
+                name: pyarrow.array(values, getattr(pyarrow, kind)())
+                for (name, kind), values in zip(CLASS_SHARE_COLUMNS.items(), columns, strict=True)
+            }
+        )
+
+    def class_maps(self, result: ImageResult) -> dict[str, Array]:
+        """Predicted and right class of each pixel of one displayed image."""
+        assert result.class_maps is not None
+        return self._variants(1) | {"predicted": result.class_maps} | ({} if result.mask is None else {"truth": result.mask})
 
     def received(self, results: Sequence[ImageResult]) -> dict[str, Array]:
         """Received attention of every picture, one array per layer."""

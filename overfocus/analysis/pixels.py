@@ -30,6 +30,12 @@ class InputSize(NamedTuple):
         size = self.width, self.height
         return np.stack([np.asarray(Image.fromarray(pixels).resize(size, method)) for pixels in pictures])
 
+    def fit_mask(self, mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "new_height new_width"]:
+        """Resize a mask that was prepared for another model, each pixel taking the class of the nearest."""
+        if mask.shape == (self.height, self.width):
+            return mask
+        return np.asarray(Image.fromarray(mask).resize((self.width, self.height), Image.Resampling.NEAREST))
+
 
 def describe_pixels(preprocess: Preprocess) -> dict[str, Any]:
     """For run.json: the geometry at which the images of a run are corrupted."""

@@ -1,6 +1,7 @@
 """What comes before the measuring: the model loaded, the images found, the run folder opened."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,13 @@ from overfocus.analysis.description import describe_checkpoint, describe_version
 from overfocus.analysis.display import choose_displayed
 from overfocus.analysis.folder import RunFolder
 from overfocus.analysis.labels import Classes, match_labels
+from overfocus.analysis.masked import MaskedSource, masked_sources
 from overfocus.analysis.measuring import precision
 from overfocus.analysis.pixels import describe_pixels
+from overfocus.analysis.pixelwise import BATCH_SIZE, SEGMENTATION, predicts_pixels
 from overfocus.analysis.settings import Settings, choose_device
 from overfocus.analysis.turns import ModelRun
+from overfocus.datasets.class_colours import class_colours
 from overfocus.errors import RunError
 from overfocus.images.sources import ImageSource, find_images
 from overfocus.run import FORMAT
@@ -71,10 +75,25 @@ def choose_images(
 ) -> list[ImageSource]:
     """The images that a run takes; the bundled ones that suit the model where `images` is None.
 
+    For a segmentation model a data set with masks gives these too; sub-folders of pictures mean nothing for it.
+
     Raises:
         ImageError: there are none.
     """
-    return _spread(find_images(images, loaded.input_size), limit)
+    if not predicts_pixels(loaded):
+        return _spread(find_images(images, loaded.input_size), limit)
+    masked = masked_sources(images, loaded)
+    if masked is not None:
+        return _spread(masked, limit)
+    unlabelled = [replace(source, label=None) for source in find_images(images, loaded.input_size)]
+    return _spread(unlabelled, limit)
+
+
+def fit_batches(settings: Settings, asked: int | None, models: "Sequence[LoadedModel]") -> Settings:
+    """The settings with a batch size that suits the models, where none was asked for."""
+    if asked is None and any(predicts_pixels(loaded) for loaded in models):
+        return replace(settings, batch_size=min(settings.batch_size, BATCH_SIZE))
+    return settings
 
 
 def open_run(
@@ -93,7 +112,8 @@ def open_run(
         CaptureError: the model has no attention over tokens.
         ImageError: no image can be read.
     """
-    classes = match_labels((source.label for source in sources), loaded.class_names, loaded.num_classes)
+    segmented = predicts_pixels(loaded)
+    classes = _classes_of_pixels(loaded, sources) if segmented else _classes_of_images(loaded, sources)
     wanted = {
         "format": FORMAT,
         "overfocus": __version__,
@@ -101,6 +121,7 @@ def open_run(
         "checkpoint": describe_checkpoint(loaded),
         "pixels": describe_pixels(preprocess),
         "class_names": classes.names,
+        **(_describe_pixels_task(loaded, classes) if segmented else {}),
         "images": [_describe_image(number, source) for number, source in enumerate(sources)],
     }
     run_folder = RunFolder(folder)
@@ -110,10 +131,26 @@ def open_run(
     return ModelRun(run_folder, info, loaded, classes.ids)
 
 
-def _spread(sources: list[ImageSource], limit: int | None) -> list[ImageSource]:
+def _classes_of_images(loaded: "LoadedModel", sources: Sequence[ImageSource]) -> Classes:
+    return match_labels((source.label for source in sources), loaded.class_names, loaded.num_classes)
+
+
+def _classes_of_pixels(loaded: "LoadedModel", sources: Sequence[ImageSource]) -> Classes:
+    """The classes as the model names them, or else the data set, where it has as many."""
+    there = sources[0].images.class_names if isinstance(sources[0], MaskedSource) else None
+    names = loaded.class_names or (there if there and len(there) == loaded.num_classes else None)
+    return Classes(list(names) if names else None, {})
+
+
+def _describe_pixels_task(loaded: "LoadedModel", classes: Classes) -> dict[str, Any]:
+    names = classes.names or [str(number) for number in range(loaded.num_classes)]
+    return {"task": SEGMENTATION, "class_colours": class_colours(names).tolist()}
+
+
+def _spread(sources: Sequence[ImageSource], limit: int | None) -> list[ImageSource]:
     """At most `limit` of the images, spread evenly, so that a list sorted by class gives all classes."""
     if limit is None or limit >= len(sources):
-        return sources
+        return list(sources)
     return [sources[number * len(sources) // limit] for number in range(limit)]
 
 

@@ -74,5 +74,9 @@ class PartRecorder:
         for result in results:
             if result.pictures is not None:
                 self._folder.write_arrays(f"maps/image-{result.image}.npz", self._tables.displayed(result))
+            if result.class_maps is not None:
+                self._folder.write_arrays(f"maps/classes-{result.image}.npz", self._tables.class_maps(result), compressed=True)
+        if any(result.class_shares for result in results):
+            self._folder.write_table(f"attention_by_class/part-{number}.parquet", self._tables.class_shares(results))
         self._folder.write_table(f"predictions/part-{number}.parquet", self._tables.predictions(results))
         self._folder.write_table(f"metrics/part-{number}.parquet", self._tables.metrics(results))

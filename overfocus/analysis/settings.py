@@ -15,6 +15,8 @@ DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compressio
 """One of each group: noise, blur, weather, digital."""
 DEFAULT_SEVERITIES = (1, 3, 5)
 
+DEFAULT_BATCH_SIZE = 16
+
 MAY_CHANGE = ("images", "workers", "strict", "max_pixels")
 """Settings that a continued run may change: its tables do not depend on them. The images themselves are compared one by one."""
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from overfocus.analysis.preparation import choose_images, load_for_run, open_run, place_of
+from overfocus.analysis.preparation import choose_images, fit_batches, load_for_run, open_run, place_of
 from overfocus.analysis.session import continue_runs
-from overfocus.analysis.settings import Settings, choose_settings
+from overfocus.analysis.settings import DEFAULT_BATCH_SIZE, Settings, choose_settings
 from overfocus.comparison.comparison import Comparison
 from overfocus.comparison.names import distinct_names
 from overfocus.corruptions import resolve_corruptions
@@ -35,7 +35,7 @@ def compare(
     use_ema: bool = True,
     image_size: int | None = None,
     device: str | torch.device | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     amp: bool = False,
     workers: int | None = None,
     seed: int = 0,
@@ -107,7 +107,7 @@ def compare(
         corruptions=corruptions,
         severities=severities,
         device=place_of(sources[0], device),
-        batch_size=batch_size,
+        batch_size=DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
         amp=amp,
         workers=workers,
         seed=seed,
@@ -122,6 +122,7 @@ def compare(
         strict=strict,
     )
     checkpoints = _load(sources, settings, model, use_ema=use_ema)
+    settings = fit_batches(settings, batch_size, checkpoints)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     shown = choose_images(images, checkpoints[0], limit)
     preprocess = checkpoints[0].preprocess

@@ -52,6 +52,11 @@ class PictureMasks:
         """One picture as RGB."""
         return read_image(self._entries[index].picture)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of one picture."""
+        width, height = picture_size(self._entries[index].picture)
+        return height, width
+
     def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """The class of each pixel of a picture, `IGNORED` where none counts.
 
@@ -71,6 +76,10 @@ class PictureMasks:
                 else f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, which is no label id of Cityscapes"
             )
         return numbers
+
+    def path(self, index: int) -> Path:
+        """The file of a picture."""
+        return self._entries[index].picture
 
     def name(self, index: int) -> str:
         """Path below the folder of the pictures."""

@@ -53,12 +53,24 @@ class SegmentedImages(Protocol):
         """
         ...
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of that picture, told from its header.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        ...
+
     def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """The class of each pixel of that picture; `IGNORED` where none counts.
 
         Raises:
             ImageError: it cannot be read, has another size than the picture, or holds a number that is no class.
         """
+        ...
+
+    def path(self, index: int) -> Path:
+        """The file of a picture."""
         ...
 
     def name(self, index: int) -> str:

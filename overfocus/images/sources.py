@@ -5,8 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
 from overfocus.errors import ImageError
-from overfocus.images.reading import EXTENSIONS
+from overfocus.images.reading import EXTENSIONS, MAX_PIXELS, read_image
 
 LIST_EXTENSIONS = (".txt", ".lst", ".list", ".tsv")
 """Endings of text files that list pictures."""
@@ -20,6 +24,18 @@ class ImageSource:
     name: str
     """Path relative to the folder that was given, with forward slashes; the file's name where a file was given."""
     label: str | None = None
+
+    def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The picture as 8-bit RGB.
+
+        Raises:
+            ImageError: it cannot be read, or is larger than `max_pixels`.
+        """
+        return read_image(self.path, max_pixels)
+
+    def read_mask(self) -> UInt8[np.ndarray, "height width"] | None:
+        """The class of each pixel; None where they are not known."""
+        return None
 
 
 def find_images(

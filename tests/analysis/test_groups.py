@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from overfocus import RunError, corrupt
-from overfocus.analysis import groups
 from overfocus.analysis.groups import GroupDataset, GroupLoader
 from overfocus.analysis.pixels import InputSize
+from overfocus.images import sources
 from overfocus.images.sources import find_images
 
 VARIANTS = [("clean", 0), ("glass_blur", 3), ("impulse_noise", 2)]
@@ -67,7 +67,7 @@ def test_groups_come_in_order_from_where_the_run_stopped(dataset, workers, start
 def test_killed_worker_is_told_in_one_line(dataset, monkeypatch):
     import signal
 
-    monkeypatch.setattr(groups, "read_image", lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(sources, "read_image", lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL))
     with (
         GroupLoader(dataset, 0, workers=1, together=1) as loader,
         pytest.raises(RunError, match=r"a process that prepares images ended \(DataLoader worker.*try fewer workers"),
