@@ -40,12 +40,13 @@ class LabelledImages(Protocol):
         ...
 
 
-def open_images(source: str | Path, split: str) -> LabelledImages | None:
+def open_images(source: str | Path, split: str, *, labelled: bool = True) -> LabelledImages | None:
     """The pictures of a split, "train" or "validation"; None where the data set has no part of that kind.
 
     - A folder of class folders: each folder in it is a class, pictures may lie deeper. Where it holds `train` beside `val`,
       `validation`, `valid` or `test`, these are its splits; otherwise all of it is for training.
     - IDX files, gzipped or not: a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same of `t10k-`.
+    - Without `labelled`, any folder of pictures, with `train` and `val` in it or not.
     - A folder that Hugging Face `datasets` wrote (`save_to_disk`) or reads (parquet files); needs that package.
 
     Raises:
@@ -61,23 +62,25 @@ def open_images(source: str | Path, split: str) -> LabelledImages | None:
     from overfocus.datasets.class_folders import ClassFolders
     from overfocus.datasets.hub import is_hub_folder, open_hub_split
     from overfocus.datasets.idx import is_idx_folder, open_idx_split
+    from overfocus.datasets.unlabelled import UnlabelledImages
 
     if is_idx_folder(folder):
         return open_idx_split(folder, split)
     if is_hub_folder(folder):
         return open_hub_split(folder, split)
     parts = {part: [folder / name for name in names if (folder / name).is_dir()] for part, names in SPLITS.items()}
+    pictures = ClassFolders if labelled else UnlabelledImages
     if all(parts.values()):
-        return ClassFolders(parts[split][0])
-    return ClassFolders(folder) if split == "train" else None
+        return pictures(parts[split][0])
+    return pictures(folder) if split == "train" else None
 
 
-def open_evaluation_images(source: str | Path) -> LabelledImages:
+def open_evaluation_images(source: str | Path, *, labelled: bool = True) -> LabelledImages:
     """The pictures to evaluate with: the validation split where the data set has one, else all of it.
 
     Raises:
         ImageError: as `open_images`.
     """
-    images = open_images(source, "validation") or open_images(source, "train")
+    images = open_images(source, "validation", labelled=labelled) or open_images(source, "train", labelled=labelled)
     assert images is not None  # a data set without splits is one for training
     return images

@@ -53,10 +53,13 @@ def gather(
     Raises:
         ImageError, CheckpointError, TrainingError: as `train` says.
     """
-    images = open_images(data, "train")
+    images = open_images(data, "train", labelled=labelled)
     if images is None:
         raise ImageError(f"{data}: there is nothing to train on, only a part for validation")
-    held_out = open_images(data, "validation") if validation is None else open_evaluation_images(validation)
+    if validation is None:
+        held_out = open_images(data, "validation", labelled=labelled)
+    else:
+        held_out = open_evaluation_images(validation, labelled=labelled)
     names = _named(images, held_out, class_names, source=validation or data) if labelled else []
     loaded = None if init is None else load_initial(init, model)
     arguments, added = dict(model_args), tap

@@ -212,6 +212,14 @@ def test_a_continued_autoencoder_ends_the_same(train_tiny: Callable[..., Trainin
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
 
 
+def test_pictures_need_no_labels(train_tiny: Callable[..., Training]) -> None:
+    data = Path(str(files("overfocus.samples") / "photographs"))  # one folder of pictures
+    changes = {"mixup": 0, "epochs": 1, "warmup_epochs": 0, "batch_size": 4, "decoder_width": 32, "auto_augment": None}
+    training = train_tiny("mae", changes, data=data, objective="mae", recipe="mae", model_args=SMALL)
+    assert training.info["settings"]["class_names"] == []
+    assert load_model(training.checkpoint).input_size == (3, 32, 32)
+
+
 def test_another_objective_does_not_continue_it(train_tiny: Callable[..., Training]) -> None:
     train_tiny("mae", {"mixup": 0, "decoder_width": 32}, objective="mae", model_args=SMALL, recipe="mae")
     with pytest.raises(TrainingError, match="objective mae there, supervised asked for"):
