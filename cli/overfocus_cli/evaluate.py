@@ -1,4 +1,4 @@
-"""`overfocus evaluate`: accuracy, calibration and corruption errors of checkpoints."""
+"""`overfocus evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overfocus_cli.options import AsJson, Device, ImageSize, Model, NoEma
+from overfocus_cli.segmentation_table import print_segmentation
 
 if TYPE_CHECKING:
     from overfocus.evaluation.evaluation import Evaluation
@@ -21,10 +22,17 @@ def evaluate(
         Path,
         typer.Option(
             metavar="FOLDER",
-            help="Class folders, IDX files, a Hugging Face data set, ImageNet-A, -R or -P, or a tree corruption/severity/class.",
+            help="Class folders, IDX files, a Hugging Face data set, ImageNet-A, -R or -P, or a tree corruption/severity/class. "
+            "For segmentation: Cityscapes, Cityscapes-C, ACDC, or images/ beside masks/.",
             show_default=False,
         ),
     ],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="classification or segmentation. Default: what the checkpoint is for.", show_default=False
+        ),
+    ] = None,
     corruption: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,10 +61,45 @@ def evaluate(
     model: Model = None,
     no_ema: NoEma = False,
     image_size: ImageSize = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Segmentation: side of the sliding windows. Default: the model's input size.",
+            show_default=False,
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Segmentation: from window to window. Default: three quarters of the window.",
+            show_default=False,
+        ),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Segmentation: every picture in one forward, whatever its size.")
+    ] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="Segmentation: average with the mirrored picture.")] = False,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="Segmentation: average over sizes of the picture, e.g. 0.5,0.75,1,1.25.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Take at most this many images.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the corruptions.")] = 0,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures in one forward.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Pictures, or windows of pictures, in one forward. Default: 64, or as many windows as four of 1024×1024.",
+            show_default=False,
+        ),
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")] = False,
     workers: Annotated[
         int | None,
@@ -64,24 +107,31 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate classifiers: accuracy, calibration, accuracy under corruption, mCE.
+    """Evaluate classifiers (accuracy, calibration, mCE) or segmentation models (mIoU, pixel accuracy), clean and corrupted.
 
     The same command continues an interrupted evaluation. Several GPUs: accelerate launch -m overfocus evaluate …
 
     Example: overfocus evaluate baseline.pth robust.pth --data val/ --corruption common
     """
+    sizes = _numbers(scales)
     from overfocus.evaluation.evaluate import evaluate as evaluate_checkpoints
 
     found = evaluate_checkpoints(
         list(checkpoints),
         data,
         output,
+        task=task,
         corruptions=corruption or None,
         severities=severity or None,
         baseline=baseline,
         model=model,
         use_ema=not no_ema,
         image_size=image_size,
+        window=window,
+        stride=stride,
+        whole=whole,
+        flip=flip,
+        scales=sizes,
         device=device,
         batch_size=batch_size,
         amp=amp,
@@ -96,7 +146,24 @@ def evaluate(
         typer.echo(json.dumps([{"run": str(entry.path)} | entry.summary for entry in found], ensure_ascii=False, indent=2))
         return
     for entry in found:
-        typer.echo(_described(entry))
+        if entry.summary.get("task") == "segmentation":
+            print_segmentation(entry)
+        else:
+            typer.echo(_described(entry))
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    """The numbers in "0.5,1".
+
+    Raises:
+        typer.BadParameter: something in it is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers such as 0.5,1,1.5, got {text!r}", param_hint="--scales") from None
 
 
 def _described(evaluation: "Evaluation") -> str:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from overfocus.corruptions import CORRUPTIONS
 from overfocus.datasets import LabelledImages, open_evaluation_images
 from overfocus.datasets.class_folders import ClassFolders
+from overfocus.datasets.mask_folders import CLASSES
 from overfocus.datasets.segmented import SegmentedImages, open_segmented_portions
 from overfocus.errors import ImageError
 from overfocus.evaluation.sequences import FilmFolders, film_folders
@@ -93,7 +94,8 @@ def open_segmented_data(source: str | Path, class_names: Sequence[str] | None) -
     Raises:
         ImageError: as `open_segmented_images`.
     """
-    found = open_segmented_portions(source, class_names=class_names)
+    named = (Path(source) / CLASSES).is_file()
+    found = open_segmented_portions(source, class_names=None if named else class_names)
     return EvaluationData(found[0].layout, [Portion(part.corruption, part.severity, part.images) for part in found])
 
 

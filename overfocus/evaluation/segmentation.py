@@ -24,6 +24,10 @@ from overfocus.segmentation.settings import InferenceSettings
 
 OWN_SIZE = "the picture's own"
 """Stands in run.json's `pixels` for the size at which pictures are corrupted."""
+NOT_PUBLISHED = (
+    "Cityscapes was corrupted on the fly, as RGB pictures; published scores on Cityscapes-C rest on files that were corrupted as "
+    "BGR and with other random numbers, so that these are near to but not on that benchmark"
+)
 
 
 class Segmentation:
@@ -60,6 +64,7 @@ class Segmentation:
                 "give the masks' classes.txt the order of the model"
             )
         inference = self.inference.for_model(loaded, self.settings.batch_size)
+        published = self.data.layout == "Cityscapes" and self.settings.corruptions
         return Description(
             fixed={
                 "task": "segmentation",
@@ -67,7 +72,7 @@ class Segmentation:
                 "class_names": own or names,
                 "class_colours": [[int(part) for part in colour] for colour in self.data.portions[0].images.colours],
             },
-            found={"inference": self.inference.describe(inference), "notes": []},
+            found={"inference": self.inference.describe(inference), "notes": [NOT_PUBLISHED] if published else []},
         )
 
     def geometry(self, loaded: LoadedModel) -> int:

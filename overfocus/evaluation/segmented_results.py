@@ -31,7 +31,7 @@ class Average:
     miou: float | None
     """None where something of it was not measured."""
     missing: list[str]
-    """What was not: "fog 3"."""
+    """What was not: "fog 3", "snow 1–5"."""
 
 
 def measure_segmentation(predictions: "pd.DataFrame", class_names: Sequence[str]) -> "pd.DataFrame":
@@ -77,10 +77,13 @@ def average_corruptions(mious: Mapping[tuple[str, int], float]) -> list[Average]
     if not any(
         set(measured) == set(parts) and average.miou is not None for (*_, parts), average in zip(wanted, found, strict=True)
     ):
-        levels = sorted({level for found in measured.values() for level in found})
-        shown = ", ".join(map(str, levels))
-        label = f"the {len(measured)} corruptions measured" if len(measured) > 1 else next(iter(measured)).replace("_", " ")
-        found.append(_average("measured", f"{label} at severit{'ies' if len(levels) > 1 else 'y'} {shown}", measured, mious))
+        choices = {_levels(levels) for levels in measured.values()}
+        where = "the severities measured of each"
+        if len(choices) == 1:
+            levels = choices.pop()
+            where = f"severities {levels}" if len(levels) > 1 else f"severity {levels}"
+        names = f"the {len(measured)} corruptions measured" if len(measured) > 1 else next(iter(measured)).replace("_", " ")
+        found.append(_average("measured", f"{names}, at {where}", measured, mious))
     return found
 
 
@@ -97,10 +100,15 @@ def average_conditions(predictions: "pd.DataFrame", mious: Mapping[str, float]) 
 
 
 def _average(name: str, label: str, parts: Mapping[str, Sequence[int]], mious: Mapping[tuple[str, int], float]) -> Average:
-    missing = [
-        f"{corruption} {level}" for corruption, levels in parts.items() for level in levels if (corruption, level) not in mious
-    ]
+    absent = {corruption: [level for level in levels if (corruption, level) not in mious] for corruption, levels in parts.items()}
+    missing = [f"{corruption} {_levels(levels)}" for corruption, levels in absent.items() if levels]
     if missing:
         return Average(name, label, None, missing)
     means = [np.mean([mious[corruption, level] for level in levels]) for corruption, levels in parts.items()]
     return Average(name, label, float(np.mean(means)), [])
+
+
+def _levels(levels: Sequence[int]) -> str:
+    """Severities in words: "1–5", "2, 4"."""
+    whole = len(levels) > 2 and list(levels) == list(range(levels[0], levels[-1] + 1))
+    return f"{levels[0]}–{levels[-1]}" if whole else ", ".join(map(str, levels))

