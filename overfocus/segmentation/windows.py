@@ -51,13 +51,15 @@ def sliding_logits(
             total[number, :, top : top + window[0], left : left + window[1]] += upsample(part[None], window)[0]
     assert total is not None  # there is a picture, so there is a window
     # windows form a grid: how many lie on a pixel is the product of how many lie on its row and on its column
-    rows, columns = (_covering(*axis, total) for axis in ((height, tops, window[0]), (width, lefts, window[1])))
-    return total.div_(rows[:, None]).div_(columns)
+    for axis, length, starts in ((2, height, tops), (3, width, lefts)):
+        if len(starts) > 1:
+            total /= _covering(length, starts, window[axis - 2]).to(total).view(-1, *[1] * (3 - axis))
+    return total
 
 
-def _covering(length: int, starts: list[int], window: int, like: Tensor) -> Float[Tensor, " length"]:
+def _covering(length: int, starts: list[int], window: int) -> Float[Tensor, " length"]:
     """How many windows lie on each place of an axis."""
     count = torch.zeros(length)
     for start in starts:
         count[start : start + window] += 1
-    return count.to(like)
+    return count
