@@ -1,4 +1,4 @@
-"""`overfocus train`: train or fine-tune a classifier, with TAP and ADL where asked for."""
+"""`overfocus train`: train or fine-tune a classifier or segmentation model, with TAP and ADL where asked for."""
 
 import json
 import os
@@ -15,16 +15,21 @@ def train(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="Folder of class folders (or of train/ and val/ with them), of IDX files, or a Hugging Face data set.",
+            help="Folder of class folders (or of train/ and val/ with them), of IDX files, or a Hugging Face data set. For "
+            "segmentation: Cityscapes, ACDC, or images/ beside masks/.",
             show_default=False,
         ),
     ],
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the training.")] = Path("overfocus-training"),
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="classification, or segmentation: a class for every pixel.")
+    ] = "classification",
     model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Architecture: a name of timm or overfocus, or VisionTransformer. Default: that of --init.",
+            help="Architecture: a name of timm or overfocus, or VisionTransformer; for segmentation it gets the SegFormer head. "
+            "Default: that of --init.",
             show_default=False,
         ),
     ] = None,
@@ -46,7 +51,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="fan, rvt (the paper's), finetune, small, mae, or a YAML file. Default: small, or mae for that objective.",
+            help="fan, rvt, segmentation (the paper's), finetune, small, segmentation_small, mae, or a YAML file. "
+            "Default: small, segmentation_small or mae, by task and objective.",
             show_default=False,
         ),
     ] = None,
@@ -78,6 +84,9 @@ def train(
         str | None, typer.Option(metavar="N,N,…", help="Only these layers, e.g. 3,4,-1. Default: all.", show_default=False)
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Default: the recipe's.", show_default=False)] = None,
+    iterations: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps to take, in place of epochs.", show_default=False)
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(metavar="N", help="Images in one forward of one process. Default: the recipe's.", show_default=False),
@@ -138,7 +147,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the training that the output folder holds.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train or fine-tune a classifier; the result, model.safetensors, goes into `overfocus analyze` as it is.
+    """Train or fine-tune a classifier or segmentation model; its model.safetensors goes into `overfocus analyze` as it is.
 
     The same command continues an interrupted training. Several GPUs or machines: accelerate launch -m overfocus train …
 
@@ -147,6 +156,7 @@ def train(
     changes: dict[str, Any] = _pairs(setting, "--set")
     named = {
         "epochs": epochs,
+        "iterations": iterations,
         "batch_size": batch_size,
         "accumulation": accumulation,
         "learning_rate": learning_rate,
@@ -164,6 +174,7 @@ def train(
     training = train_model(
         data,
         output,
+        task=task,
         model=model,
         model_args={name: _literal(value) for name, value in _pairs(model_arg, "--model-arg").items()},
         init=init,

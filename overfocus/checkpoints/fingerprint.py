@@ -37,6 +37,11 @@ def is_classifier(name: str) -> bool:
     return _CLASSIFIER.match(name) is not None
 
 
+def is_head(name: str) -> bool:
+    """Whether a parameter belongs to a classification head or to the head of a segmentation model."""
+    return is_classifier(name) or name.startswith("decode_head.")
+
+
 def is_table(name: str) -> bool:
     """Whether a tensor is a position table, the size of which follows the image or window size."""
     return _TABLE.search(name) is not None

@@ -9,7 +9,11 @@ from overfocus.datasets.segmented import (
     open_segmented_portions,
 )
 
+Images = LabelledImages | SegmentedImages
+"""Pictures to train on, whatever the task."""
+
 __all__ = [
+    "Images",
     "LabelledImages",
     "SegmentedImages",
     "SegmentedPortion",

@@ -15,6 +15,10 @@ from overfocus.losses.row_alignment import row_alignment
 DIVERSIFIED_KINDS = ("global", "window", "pooled")
 
 
+class NoAttentionError(OverfocusError):
+    """A model has no attention between tokens, or has not run."""
+
+
 class Diversification:
     """Computes the loss of the forwards that a `diversify` block has seen."""
 
@@ -27,13 +31,13 @@ class Diversification:
         """The loss of the forwards since the block began or since `loss` was last called; carries gradients.
 
         Raises:
-            OverfocusError: the model has not run, or has no attention between tokens.
+            NoAttentionError: the model has not run, or has no attention between tokens.
             ValueError: a layer does not exist.
         """
         maps = [attention for attention in self._captured.maps if attention.kind in DIVERSIFIED_KINDS]
         self._captured.clear()
         if not maps:
-            raise OverfocusError(
+            raise NoAttentionError(
                 "expected attention between tokens to diversify, got none; run the model inside the block, before adl.loss()"
             )
         return mean_over_layers([self._alignment(attention) for attention in self._chosen(maps)])

@@ -27,19 +27,13 @@ class Architecture:
         Raises:
             TrainingError: there is no such architecture, or it does not take the arguments.
         """
-        import timm
-        from timm.models.vision_transformer import VisionTransformer
-
         import overfocus.models
-        from overfocus.checkpoints.build import UNREGISTERED
+        from overfocus.checkpoints.build import create
 
         arguments = dict(self.arguments) | ({"drop_path_rate": drop_path} if drop_path else {})
         try:
-            if self.name == UNREGISTERED:
-                model: nn.Module = VisionTransformer(**arguments)
-            else:
-                require_registered(self.name)
-                model = timm.create_model(self.name, **arguments)
+            require_registered(self.name)
+            model = create(self.name, arguments)
             if self.tap is not None:
                 overfocus.models.add_tap(model, **self.tap, init=tap_init)
         except TrainingError:
@@ -67,10 +61,10 @@ def require_registered(name: str) -> None:
     """Raise a `TrainingError` that names the nearest unless timm or overfocus knows the architecture."""
     import timm
 
-    import overfocus.models  # noqa: F401  registers our architectures with timm
-    from overfocus.checkpoints.build import UNREGISTERED
+    from overfocus.checkpoints.build import SEGFORMER, UNREGISTERED, is_architecture
 
-    if name != UNREGISTERED and not timm.is_model(name.partition(".")[0]):
+    if not is_architecture(name.partition(".")[0]):
+        name = name.removesuffix(SEGFORMER)
         near = difflib.get_close_matches(name, [*timm.list_models(), UNREGISTERED], n=4, cutoff=0.5)
         nearest = f"the nearest are {', '.join(near)}" if near else "`overfocus list models` lists them"
         raise TrainingError(f"no architecture {name!r}; {nearest}")
@@ -92,14 +86,13 @@ def choose_architecture(
     Raises:
         TrainingError: there is no such architecture, or it does not take the arguments.
     """
-    from overfocus.checkpoints.build import UNREGISTERED
     from overfocus.checkpoints.fit import takes_image_size
     from overfocus.checkpoints.tap import tap_branches
 
     require_registered(name)
     given: dict[str, Any] = {"num_classes": classes, "in_chans": channels} | dict(arguments)
     outline = Architecture(name, given).outline()
-    if image_size is not None and (name == UNREGISTERED or takes_image_size(outline)):
+    if image_size is not None and takes_image_size(outline):
         given["img_size"] = image_size
     if tap is not None and tap_branches(outline.state_dict()) is not None:
         given["num_scales"] = tap["branches"]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from overfocus.datasets import LabelledImages
+from overfocus.datasets import Images
 from overfocus.errors import ImageError, TrainingError
 from overfocus.preprocessing import Preprocess
 from overfocus.training.recipe import Recipe
@@ -52,15 +52,15 @@ class Augmentation:
                 f"{recipe.interpolation!r}): {str(error) or type(error).__name__}"
             ) from error
 
-    def __call__(self, picture: Image.Image) -> Float[Tensor, "channels height width"]:
+    def __call__(self, picture: Image.Image, label: int) -> tuple[Float[Tensor, "channels height width"], int]:
         image: Any = picture.convert("L" if self.preprocess.channels == 1 else "RGB")
         for step in self._steps:
             image = step(image)
         result: Tensor = image
-        return result
+        return result, label
 
 
-def measure_statistics(images: LabelledImages, preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure_statistics(images: Images, preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of values in [0, 1], over pictures spread evenly over the data set."""
     unscaled = Preprocess(
         preprocess.input_size,

@@ -15,6 +15,7 @@ def draw_curves(log: Path, picture: Path) -> None:
     panels = [
         ("loss", {"loss": "training", "validation_loss": "validation"}),
         ("accuracy", {"accuracy": "training", "validation_accuracy": "validation"}),
+        ("mean IoU", {"validation_miou": "validation"}),
         ("attention diversification loss", {"adl": "training"}),
         ("learning rate", {"learning_rate": "highest of the groups"}),
     ]
@@ -29,7 +30,7 @@ def draw_curves(log: Path, picture: Path) -> None:
                     known["epoch"], known[column], label=label, marker="o" if "validation" in column else None, markersize=3
                 )
         axes.set(title=title, xlabel="epoch")
-        if title == "accuracy":
+        if title in ("accuracy", "mean IoU"):
             axes.set_ylim(0, 1)
         if len(columns) > 1:
             axes.legend(frameon=False)

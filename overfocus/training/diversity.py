@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from overfocus.errors import TrainingError
 from overfocus.losses import Diversification, diversify
+from overfocus.losses.diversify import NoAttentionError
 from overfocus.training.recipe import Recipe
 
 PROBE_EVERY = 50
@@ -38,20 +39,13 @@ class Diversity:
         return full * (min(1.0, step / self._warmup) if self._warmup else 1.0)
 
     @contextmanager
-    def watch(self, model: nn.Module, *, active: bool) -> Iterator[Diversification | None]:
-        """What `model` attends to inside the block, where ADL takes part.
-
-        Raises:
-            TrainingError: the model has no such layers.
-        """
+    def watch(self, model: nn.Module, *, active: bool) -> Iterator["Watched | None"]:
+        """What `model` attends to inside the block, where ADL takes part."""
         if not (active and self.recipe.diversified):
             yield None
             return
         with diversify(model, self.recipe.adl_layers, self.recipe.adl_threshold) as adl:
-            try:
-                yield adl
-            except ValueError as error:
-                raise TrainingError(f"adl_layers: {error}") from error
+            yield Watched(adl, type(model).__name__)
 
     def due(self, step: int) -> bool:
         """Whether `measure` is to be called at this step."""
@@ -79,3 +73,27 @@ class Diversity:
             return
         before = measured if self.estimate is None else self.estimate
         self.estimate = math.exp(_MEMORY * math.log(before) + (1 - _MEMORY) * math.log(measured))
+
+
+class Watched:
+    """ADL of a forward."""
+
+    def __init__(self, adl: Diversification, model: str) -> None:
+        self._adl = adl
+        self._model = model
+
+    def loss(self) -> Tensor:
+        """The loss, before λ.
+
+        Raises:
+            TrainingError: the model has no such layers, or no attention between tokens at all.
+        """
+        try:
+            return self._adl.loss()
+        except ValueError as error:
+            raise TrainingError(f"adl_layers: {error}") from error
+        except NoAttentionError as error:
+            raise TrainingError(
+                f"adl: no layer of {self._model} attends between tokens, so there is nothing to diversify; leave adl at 0 or "
+                "choose another model"
+            ) from error

@@ -1,35 +1,43 @@
 """Trained weights to start from."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from overfocus.checkpoints.fingerprint import is_tap
-from overfocus.checkpoints.fit import classifiers
+from overfocus.checkpoints.build import SEGFORMER
+from overfocus.checkpoints.fingerprint import is_classifier, is_tap
+from overfocus.checkpoints.fit import classifiers, trunk
 from overfocus.checkpoints.hints import hints_of_metadata
 from overfocus.checkpoints.load import LoadedModel, load_model
 from overfocus.checkpoints.read import read_checkpoint
 from overfocus.checkpoints.tap import added_tap
 from overfocus.errors import CheckpointError, TrainingError
+from overfocus.models.segmentation import SegmentationModel
 from overfocus.training.architecture import Architecture
 
 _DERIVED = ("num_classes", "in_chans", "img_size", "num_scales")
 """Arguments that follow from the data or from what is asked for."""
 
 
-def load_initial(source: str, model: str | None, image_size: tuple[int, int] | None = None) -> LoadedModel:
+def load_initial(
+    source: str, model: str | None, image_size: tuple[int, int] | None = None, *, use_ema: bool = True
+) -> LoadedModel:
     """A checkpoint or timm model; `model` helps where the checkpoint does not say what it is.
+
+    A backbone to put under a segmentation head is loaded as the classifier that it was trained as.
 
     Raises:
         CheckpointError: it cannot be read or recognised.
     """
     try:
-        return load_model(source, image_size=image_size)
-    except CheckpointError:
-        if model is None:
-            raise
-        return load_model(source, model=model, image_size=image_size)
+        return load_model(source, image_size=image_size, use_ema=use_ema)
+    except CheckpointError as error:
+        for name in () if model is None else dict.fromkeys((model, model.removesuffix(SEGFORMER))):
+            with contextlib.suppress(CheckpointError):
+                return load_model(source, model=name, image_size=image_size, use_ema=use_ema)
+        raise error from None
 
 
 def describe_architecture(loaded: LoadedModel) -> Architecture:
@@ -52,7 +60,13 @@ def fill_from(model: nn.Module, loaded: LoadedModel, class_names: Sequence[str])
         TrainingError: the checkpoint is of another architecture.
     """
     given = dict(loaded.model.state_dict())
-    heads = tuple(f"{name}." for name in classifiers(model))
+    if isinstance(model, SegmentationModel) and not isinstance(loaded.model, SegmentationModel):
+        given = _as_backbone(given, model)
+        heads: tuple[str, ...] = ("decode_head.",)
+    else:
+        heads = tuple(f"{name}." for name in classifiers(model))
+        if isinstance(model, SegmentationModel):
+            heads += ("decode_head.conv_seg.",)
     same = loaded.num_classes == len(class_names) and loaded.class_names in (None, list(class_names))
     if not same:
         given = {name: tensor for name, tensor in given.items() if not name.startswith(heads)}
@@ -66,4 +80,23 @@ def fill_from(model: nn.Module, loaded: LoadedModel, class_names: Sequence[str])
             "leave --model out to take the checkpoint's architecture"
         )
     model.load_state_dict(given, strict=False)
-    return sorted({"TAP" if is_tap(name) else name.rpartition(".")[0] for name in missing})
+    return sorted({_part(name) for name in missing})
+
+
+def _as_backbone(given: dict[str, Tensor], model: SegmentationModel) -> dict[str, Tensor]:
+    """A classifier's weights named as in the backbone of a segmentation model, without classifier and last norm."""
+    front = trunk(model)[1] or "backbone."
+    own = model.state_dict()
+    unneeded = ("norm.", "fc_norm.", "head.", "head_dist.")
+    return {
+        front + name: tensor
+        for name, tensor in given.items()
+        if front + name in own or not (is_classifier(name) or name.startswith(unneeded))
+    }
+
+
+def _part(name: str) -> str:
+    """What a new weight belongs to, in words for the user."""
+    if is_tap(name):
+        return "TAP"
+    return "decode_head" if name.startswith("decode_head.") else name.rpartition(".")[0]

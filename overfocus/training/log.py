@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "step", "epoch", "loss", "adl", "adl_weight", "accuracy", "learning_rate", "images_per_second", "waiting",
-    "validation_loss", "validation_accuracy",
+    "validation_loss", "validation_accuracy", "validation_miou",
 )  # fmt: skip
 """step and epoch count what is done; loss is the task's alone (with label smoothing), adl and accuracy those of the training
-pictures (of 0 … 1), all three means since the row before; waiting is the share of time that was spent waiting for pictures."""
+pictures (of 0 … 1; of pixels, where these have classes), all three means since the row before; validation_miou is the mean
+IoU over the classes of the whole validation set; waiting is the share of time that was spent waiting for pictures."""
 
 
 class Log:

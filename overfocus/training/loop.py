@@ -125,7 +125,7 @@ class Trainer:
             waited += self._take_step(batches)
             self.step += 1
             taken += 1
-            epoch_ends = self.step % self.pace.steps_per_epoch == 0
+            epoch_ends = self.step % self.pace.steps_per_epoch == 0 or self.step == self.pace.steps
             logs = epoch_ends or self.step % self.pace.log_every == 0
             saves = epoch_ends or self.step % self.pace.save_every == 0
             if logs or saves:

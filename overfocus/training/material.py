@@ -8,24 +8,30 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from overfocus.checkpoints.build import SEGFORMER
+from overfocus.checkpoints.fit import takes_image_size
 from overfocus.checkpoints.load import LoadedModel
-from overfocus.datasets import LabelledImages, open_evaluation_images, open_images
+from overfocus.datasets import Images, is_segmented, open_evaluation_images, open_images, open_segmented_images
+from overfocus.datasets.class_colours import class_colours
 from overfocus.errors import ImageError, TrainingError
 from overfocus.preprocessing import Preprocess
 from overfocus.training.architecture import Architecture, choose_architecture
 from overfocus.training.augmentation import measure_statistics
 from overfocus.training.initialisation import describe_architecture, load_initial
+from overfocus.training.request import SEGMENTATION
 
 
 @dataclass(frozen=True)
 class Material:
     """The data of a training and the model that fits them."""
 
-    images: LabelledImages
+    images: Images
     chosen: Int[np.ndarray, "images"]
     """Numbers of the pictures to train on."""
-    validation: LabelledImages | None
+    validation: Images | None
     class_names: list[str]
+    class_colours: list[list[int]] | None
+    """RGB of each class, where its pixels have classes."""
     architecture: Architecture
     preprocess: Preprocess
     initial: LoadedModel | None
@@ -42,8 +48,10 @@ def gather(
     tap: Mapping[str, Any] | None,
     image_size: int | None,
     class_names: Sequence[str] | None,
+    task: str,
     labelled: bool,
     limit: int | None,
+    use_ema: bool = True,
 ) -> Material:
     """Open the data and find architecture and preprocessing; without classes unless the pictures are to be `labelled`.
 
@@ -53,24 +61,20 @@ def gather(
     Raises:
         ImageError, CheckpointError, TrainingError: as `train` says.
     """
-    images = open_images(data, "train", labelled=labelled)
-    if images is None:
-        raise ImageError(f"{data}: there is nothing to train on, only a part for validation")
-    if validation is None:
-        held_out = open_images(data, "validation", labelled=labelled)
-    else:
-        held_out = open_evaluation_images(validation, labelled=labelled)
+    images, held_out = _open(data, validation, class_names, task, labelled=labelled)
     names = _named(images, held_out, class_names, source=validation or data) if labelled else []
-    loaded = None if init is None else load_initial(init, model)
+    if model is not None:
+        model = _of_task(model, task)
+    loaded = None if init is None else load_initial(init, model, use_ema=use_ema)
     arguments, added = dict(model_args), tap
     if model is None:
         assert loaded is not None
         known = describe_architecture(loaded)
-        model, arguments, added = known.name, known.arguments | arguments, tap or known.tap
+        model, arguments, added = _of_task(known.name, task), known.arguments | arguments, tap or known.tap
     channels = int(arguments.pop("in_chans", images.channels if loaded is None else loaded.input_size[0]))
     if channels not in (1, 3):
         raise TrainingError(f"in_chans must be 1 (grey) or 3 (RGB), got {channels}")
-    if loaded is not None and image_size is None and "img_size" not in arguments:
+    if loaded is not None and image_size is None and "img_size" not in arguments and _keeps_size(model, arguments, loaded):
         image_size = loaded.input_size[1] if loaded.input_size[1] == loaded.input_size[2] else None
     architecture = choose_architecture(
         model, classes=len(names), channels=channels, image_size=image_size, arguments=arguments, tap=added
@@ -79,14 +83,66 @@ def gather(
     preprocess = _preprocess(architecture, size, images)
     if loaded is not None and init is not None:
         if loaded.input_size[1:] != preprocess.input_size[1:]:
-            loaded = load_initial(init, model, preprocess.input_size[1:])
+            loaded = load_initial(init, model, preprocess.input_size[1:], use_ema=use_ema)
         preprocess = loaded.preprocess
-    return Material(images, _spread(len(images), limit), held_out, names, architecture, preprocess, loaded)
+    colours = None
+    if task == SEGMENTATION:
+        preprocess = replace(preprocess, crop_pct=1.0)
+        colours = class_colours(names).tolist()
+    return Material(images, _spread(len(images), limit), held_out, names, colours, architecture, preprocess, loaded)
 
 
-def _named(
-    images: LabelledImages, held_out: LabelledImages | None, class_names: Sequence[str] | None, *, source: Path
-) -> list[str]:
+def _open(
+    data: Path, validation: Path | None, class_names: Sequence[str] | None, task: str, *, labelled: bool
+) -> tuple[Images, Images | None]:
+    """The pictures to train on and those to validate with."""
+    images: Images | None
+    held_out: Images | None
+    if task == SEGMENTATION:
+        names = None if class_names is None else list(class_names)
+        images = open_segmented_images(data, "train", class_names=names)
+        held_out = open_segmented_images(validation or data, "validation", class_names=names)
+        if held_out is None and validation is not None:
+            held_out = open_segmented_images(validation, "train", class_names=names)
+    else:
+        if labelled and is_segmented(data):
+            raise TrainingError(
+                f"{data}: holds pictures with masks; train on them with --task {SEGMENTATION} (task={SEGMENTATION!r})"
+            )
+        images = open_images(data, "train", labelled=labelled)
+        if validation is None:
+            held_out = open_images(data, "validation", labelled=labelled)
+        else:
+            held_out = open_evaluation_images(validation, labelled=labelled)
+    if images is None:
+        raise ImageError(f"{data}: there is nothing to train on, only a part for validation")
+    return images, held_out
+
+
+def _of_task(name: str, task: str) -> str:
+    """The architecture for a task: for segmentation the named one with a segmentation head on it.
+
+    Raises:
+        TrainingError: a segmentation model is to be trained as a classifier.
+    """
+    if task == SEGMENTATION:
+        return name if name.endswith(SEGFORMER) else name.partition(".")[0] + SEGFORMER
+    if name.endswith(SEGFORMER):
+        raise TrainingError(f"{name} is a segmentation model; train it with --task {SEGMENTATION}")
+    return name
+
+
+def _keeps_size(model: str, arguments: Mapping[str, Any], loaded: LoadedModel) -> bool:
+    """Whether the input size of the checkpoint to start from is that of the model to train.
+
+    A classifier's is not, where the segmentation model is made for a size of its own and takes any.
+    """
+    if not model.endswith(SEGFORMER) or loaded.name.endswith(SEGFORMER):
+        return True
+    return takes_image_size(Architecture(model, dict(arguments)).outline())
+
+
+def _named(images: Images, held_out: Images | None, class_names: Sequence[str] | None, *, source: Path) -> list[str]:
     """Names of the classes, the same in both parts of the data; `source` is where the part for validation comes from."""
     names = list(class_names or images.class_names)
     if len(names) < len(images.class_names):
@@ -99,7 +155,7 @@ def _named(
     return names
 
 
-def _preprocess(architecture: Architecture, image_size: tuple[int, int] | None, images: LabelledImages) -> Preprocess:
+def _preprocess(architecture: Architecture, image_size: tuple[int, int] | None, images: Images) -> Preprocess:
     """Of the architecture; mean and standard deviation of the data where none is known."""
     from overfocus.checkpoints.data_config import preprocess_for
     from overfocus.checkpoints.hints import Hints

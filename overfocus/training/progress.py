@@ -49,6 +49,8 @@ def describe_row(row: dict[str, Any]) -> str:
     ]
     if "validation_accuracy" in row:
         parts.append(f"validation {row['validation_accuracy']:.2%}")
+        if "validation_miou" in row:
+            parts.append(f"mIoU {row['validation_miou']:.2%}")
     elif "validation_loss" in row:
         parts.append(f"validation loss {row['validation_loss']:.3f}")
     return "  ".join(parts)

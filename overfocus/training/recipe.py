@@ -1,14 +1,14 @@
 """How a model is trained: the settings that a recipe file holds, named as in the file."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from overfocus.errors import TrainingError
+from overfocus.training.setting_values import checked
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -21,7 +21,9 @@ class Recipe:
         TrainingError: a value is out of range.
     """
 
-    epochs: int
+    epochs: int | None = None
+    iterations: int | None = None
+    """Steps to take; in place of `epochs`."""
     batch_size: int
     """Images in one forward of one process."""
     accumulation: int = 1
@@ -36,17 +38,25 @@ class Recipe:
     """Not applied to biases, norms and what the model excepts (class token, position table)."""
     layer_decay: float | None = None
     """Factor on the learning rate from each layer to the one before it, for fine-tuning."""
+    head_rate: float = 1.0
+    """Factor on the learning rate of the classifier, or of all of a segmentation head."""
     clip_norm: float | None = None
     """Longest gradient; longer ones are scaled down."""
     schedule: str = "cosine"
     """A name that timm.scheduler knows, or "none"."""
+    power: float = 1.0
+    """Of the schedule "poly"."""
     warmup_epochs: float = 0.0
+    warmup_iterations: int | None = None
+    """Steps of the warm-up; in place of `warmup_epochs`."""
     warmup_rate: float = 1e-6
     """Learning rate at the first step of the warm-up."""
     minimum_rate: float = 1e-6
     cooldown_epochs: int = 0
     """Epochs at `minimum_rate`, after the others."""
 
+    init_ema: bool = True
+    """Start from the weights averaged over training, where the checkpoint to start from holds them beside others."""
     drop_path: float = 0.0
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the picture's area that a random crop takes."""
@@ -68,6 +78,13 @@ class Recipe:
     mix_switch: float = 0.5
     """Probability of cutmix where both are on."""
     label_smoothing: float = 0.0
+
+    resize_scale: tuple[float, float] = (0.5, 2.0)
+    """Segmentation: factor on the picture's size, before a crop of the model's input size."""
+    largest_share: float = 0.75
+    """Segmentation: crops are tried until no class takes more of its pixels than this, ten at most."""
+    photometric: bool = False
+    """Segmentation: change brightness, contrast, saturation and hue."""
 
     ema_decay: float | None = None
     """Decay of the moving average of the weights per step; the averaged ones are then validated and saved."""
@@ -101,11 +118,20 @@ class Recipe:
             raise TrainingError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.decoder_width < 32 or self.decoder_width % 32:
             raise TrainingError(f"decoder_width must be a multiple of 32, got {self.decoder_width}")
+        if (self.epochs is None) == (self.iterations is None):
+            raise TrainingError("expected either epochs or iterations in a recipe")
+        if self.head_rate != 1 and self.schedule == "none":
+            raise TrainingError("head_rate needs a schedule; constant keeps the learning rates as they are")
         if self.mixed and self.batch_size % 2:
             raise TrainingError(
                 f"mixup and cutmix pair the images of a batch; expected an even batch_size, got {self.batch_size}"
             )
-        if self.warmup_epochs >= self.epochs and self.schedule != "none":
+        if (
+            self.epochs is not None
+            and self.warmup_iterations is None
+            and self.warmup_epochs >= self.epochs
+            and self.schedule != "none"
+        ):
             raise TrainingError(
                 f"a warm-up of {self.warmup_epochs:g} epochs leaves nothing of {self.epochs}; lower warmup_epochs or train longer"
             )
@@ -130,13 +156,25 @@ class Recipe:
         Raises:
             TrainingError: there is no such setting, or its value makes no sense.
         """
-        return replace(self, **{name: _checked(name, value) for name, value in changes.items()})
+        given = {name: checked(name, value, _types()) for name, value in changes.items()}
+        for one, other in _ALTERNATIVES:  # what is asked for takes the place of what the recipe had
+            if given.get(one) is not None and other not in given:
+                given[other] = None if other != "warmup_epochs" else 0.0
+        return replace(self, **given)
 
 
+_ALTERNATIVES = (
+    ("epochs", "iterations"), ("iterations", "epochs"),
+    ("warmup_epochs", "warmup_iterations"), ("warmup_iterations", "warmup_epochs"),
+)  # fmt: skip
 _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("epochs", "batch_size", "accumulation", "repeated_augmentation"), (1, 1e12, "from 1 on")),
     **dict.fromkeys(("reference_batch", "decoder_depth"), (1, 1e12, "from 1 on")),
-    **dict.fromkeys(("learning_rate", "clip_norm", "adl_threshold"), (0, 1e12, "above 0")),
+    "iterations": (1, 1e12, "from 1 on"),
+    **dict.fromkeys(
+        ("learning_rate", "clip_norm", "adl_threshold", "head_rate", "power", "resize_scale"), (0, 1e12, "above 0")
+    ),
+    "warmup_iterations": (0, 1e12, "from 0 on"),
     **dict.fromkeys(
         ("weight_decay", "warmup_epochs", "warmup_rate", "minimum_rate", "cooldown_epochs", "mixup", "cutmix", "adl_warmup"),
         (0, 1e12, "from 0 on"),
@@ -145,7 +183,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("flip", "erasing", "mix_probability", "mix_switch"), (0, 1, "from 0 to 1")),
     **dict.fromkeys(("drop_path", "label_smoothing"), (0, 0.999, "from 0 to below 1")),
     "masking": (0, 0.999, "above 0 and below 1"),
-    **dict.fromkeys(("layer_decay", "crop_scale", "adl_share"), (0, 1, "above 0 and at most 1")),
+    **dict.fromkeys(("layer_decay", "crop_scale", "adl_share", "largest_share"), (0, 1, "above 0 and at most 1")),
     "crop_ratio": (0, 1e12, "above 0"),
     "ema_decay": (0, 0.9999999, "above 0 and below 1"),
 }  # fmt: skip
@@ -176,62 +214,12 @@ def load_recipe(name: str | Path) -> Recipe:
         raise TrainingError(f"{name}: expected YAML, got {' '.join(str(error).split())[:120]}") from None
     if not isinstance(content, dict):
         raise TrainingError(f"{name}: expected settings such as `epochs: 10`, got {type(content).__name__}")
-    required = [field.name for field in fields(Recipe) if field.name in ("epochs", "batch_size", "learning_rate")]
-    if missing := [name for name in required if name not in content]:
-        raise TrainingError(f"{name}: expected {', '.join(required)} in a recipe, {', '.join(missing)} is missing")
-    return Recipe(**{str(key): _checked(str(key), value) for key, value in content.items()})
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The value of a setting in its type; a text is read as YAML first.
-
-    Raises:
-        TrainingError: there is no such setting, or its value is of another type.
-    """
-    import yaml
-
-    types = _types()
-    if name not in types:
-        near = difflib.get_close_matches(name, types, n=1)
-        raise TrainingError(
-            f"no setting {name!r} in a recipe; {f'did you mean {near[0]}? ' if near else ''}There are {', '.join(types)}"
-        )
-    expected = types[name]
-    if isinstance(value, str) and expected is not str:
-        value = yaml.safe_load(value)
-    if isinstance(value, str) and value != "auto" and expected not in (str, str | None):
-        value = _number(value)
-    wanted = get_args(expected) if get_args(expected) and not _is_pair(expected) else (expected,)
-    if value is None and type(None) in wanted:
-        return None
-    for part in wanted:
-        if _is_pair(part) and isinstance(value, Sequence) and not isinstance(value, str):
-            inner = get_args(part)[0]
-            length = None if Ellipsis in get_args(part) else len(get_args(part))
-            if length in (None, len(value)) and all(isinstance(entry, int | inner) for entry in value):
-                return tuple(inner(entry) for entry in value)
-        elif part is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        elif part in (int, bool, str) and type(value) is part:
-            return value
-    raise TrainingError(f"{name}: expected {_described(wanted)}, got {value!r}")
-
-
-def _number(text: str) -> Any:
-    """A text as a number where it is one: YAML reads 1e-3 as text for want of a dot."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _is_pair(kind: Any) -> bool:
-    return getattr(kind, "__origin__", None) is tuple
-
-
-def _described(kinds: Sequence[Any]) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    return " or ".join(words.get(kind, "a list of numbers") for kind in kinds)
+    missing = [key for key in ("batch_size", "learning_rate") if key not in content]
+    if not {"epochs", "iterations"} & set(content):
+        missing = ["epochs (or iterations)", *missing]
+    if missing:
+        raise TrainingError(f"{name}: expected epochs, batch_size and learning_rate in a recipe, {', '.join(missing)} is missing")
+    return Recipe(**{str(key): checked(str(key), value, _types()) for key, value in content.items()})
 
 
 @cache

@@ -23,7 +23,7 @@ def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Pat
         "training_images": str(len(material.chosen)),
         "weights": "averaged (EMA)" if trainer.average is not None else "last step",
     }
-    for name in ("validation_loss", "validation_accuracy"):
+    for name in ("validation_loss", "validation_accuracy", "validation_miou"):
         if last.notna()[name]:
             described[name] = f"{last[name]:.5f}"
     architecture = material.architecture
@@ -34,6 +34,7 @@ def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Pat
         model_args=architecture.arguments,
         tap=architecture.tap,
         class_names=material.class_names or None,
+        class_colours=material.class_colours,
         preprocess=material.preprocess,
         extra=described,
     )

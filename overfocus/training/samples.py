@@ -1,20 +1,20 @@
 """The pictures of a training in the order in which it sees them, augmented in worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from overfocus.analysis.workers import one_opencv_thread, start_worker
-from overfocus.datasets import LabelledImages
+from overfocus.datasets import Images
 from overfocus.errors import ImageError
 from overfocus.preprocessing import Preprocess
-from overfocus.training.augmentation import Augmentation
 from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_all
 
 
@@ -29,25 +29,31 @@ class Draw:
     """In the data set."""
 
 
-Sample = tuple[Tensor, Tensor | int] | ImageError
-Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch *target"]] | ImageError
+Target = int | UInt8[Tensor, "height width"]
+"""What is known of a picture: its class, or that of each pixel."""
+Sample = tuple[Float[Tensor, "channels height width"], Target] | ImageError
+Batch = tuple[Float[Tensor, "batch channels height width"], Tensor] | ImageError
+"""Pictures and their targets, int64 (batch,) or uint8 (batch, height, width)."""
 
 
 class AugmentedImages(Dataset[Sample]):
-    """Pictures by `Draw`; the augmentation depends on the draw and the seed alone."""
+    """Pictures by `Draw`; the augmentation depends on the draw and the seed alone.
 
-    def __init__(self, images: LabelledImages, augmentation: Augmentation, seed: int) -> None:
+    `augmentation` takes a picture and its class, or the mask as an array, to a sample.
+    """
+
+    def __init__(self, images: Images, augmentation: Callable[[Image.Image, Any], Sample], seed: int) -> None:
         self.images = images
         self.augmentation = augmentation
         self.seed = seed
 
     def __getitem__(self, draw: Draw) -> Sample:
         try:
-            picture = self.images.image(draw.index)
+            picture, target = read(self.images, draw.index)
         except ImageError as error:
             return error
         seed_all(derived_seed(self.seed, AUGMENTATION, draw.epoch, draw.position))
-        return self.augmentation(picture), int(self.images.labels[draw.index])
+        return self.augmentation(picture, target)
 
 
 class StepOrder(Sampler[list[Draw]]):
@@ -113,9 +119,9 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 class PlainImages(Dataset[Sample]):
-    """Pictures by number, preprocessed as for use."""
+    """Pictures by number: those with a class preprocessed as for use, those with a mask normalised at their own size."""
 
-    def __init__(self, images: LabelledImages, preprocess: Preprocess) -> None:
+    def __init__(self, images: Images, preprocess: Preprocess) -> None:
         self.images = images
         self.preprocess = preprocess
 
@@ -124,9 +130,36 @@ class PlainImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            return self.preprocess(self.images.image(index)), int(self.images.labels[index])
+            picture, target = read(self.images, index)
         except ImageError as error:
             return error
+        if isinstance(target, int):
+            return self.preprocess(picture), target
+        return self.preprocess.normalize(np.array(picture.convert("RGB"))), torch.from_numpy(target)
+
+    def batches(self, size: int, process: int, processes: int) -> list[list[int]]:
+        """The numbers of one process in batches of up to `size` pictures that have the same size in pixels."""
+        mine = range(process, len(self), processes)
+        groups: list[list[int]] = []
+        before: tuple[int, int] | None = None
+        for index in mine:
+            pixels = None if hasattr(self.images, "labels") else self.images.size(index)
+            if groups and len(groups[-1]) < size and pixels == before:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+            before = pixels
+        return groups
+
+
+def read(images: Images, index: int) -> tuple[Image.Image, int | UInt8[np.ndarray, "height width"]]:
+    """A picture, and its class or mask.
+
+    Raises:
+        ImageError: one of them cannot be read.
+    """
+    picture = images.image(index)
+    return picture, int(images.labels[index]) if hasattr(images, "labels") else images.mask(index)
 
 
 def load_batches(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> Iterator[Batch]:

@@ -1,7 +1,5 @@
 """One session of a training: assembled, continued where the last one stopped, and its result written."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,23 +9,18 @@ from torch import nn
 from overfocus.analysis.description import describe_versions
 from overfocus.analysis.settings import choose_workers
 from overfocus.errors import TrainingError
-from overfocus.training.augmentation import Augmentation
-from overfocus.training.classification import Classification
+from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
 from overfocus.training.diversity import Diversity
 from overfocus.training.folder import open_folder, write_info
-from overfocus.training.initialisation import fill_from
 from overfocus.training.launch import make_accelerator, processes_started, start_trackers, unused_parameters
 from overfocus.training.log import Log
 from overfocus.training.loop import Pace, Trainer, validate
-from overfocus.training.masked_autoencoder import MaskedAutoencoder
-from overfocus.training.masked_autoencoding import MaskedAutoencoding
 from overfocus.training.material import Material, gather
 from overfocus.training.memory import memory_told
-from overfocus.training.objective import Objective
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.progress import progress_display
-from overfocus.training.randomness import seed_all
 from overfocus.training.recipe import Recipe
+from overfocus.training.request import SEGMENTATION, SUPERVISED, Request
 from overfocus.training.result import write_result
 from overfocus.training.samples import AugmentedImages, PlainImages, StepOrder, load_batches
 from overfocus.training.settings import TrainingSettings
@@ -39,37 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of training.json."""
-SUPERVISED, MASKED_AUTOENCODING = "supervised", "mae"
-OBJECTIVES = (SUPERVISED, MASKED_AUTOENCODING)
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `train`, which says what each means."""
-
-    data: Path
-    output: Path
-    model: str | None
-    model_args: dict[str, Any]
-    init: str | None
-    tap: dict[str, Any] | None
-    validation: Path | None
-    objective: str
-    recipe: Recipe
-    image_size: int | None
-    class_names: list[str] | None
-    limit: int | None
-    seed: int
-    device: str | None
-    workers: int | None
-    checkpointing: bool
-    compiled: bool
-    log_every: int
-    save_every: int | None
-    validate_every: int | None
-    trackers: Sequence[str] | None
-    overwrite: bool
-    progress: bool | None
 
 
 def run_session(request: Request) -> None:
@@ -93,11 +55,13 @@ def _run(request: Request) -> None:
         tap=request.tap,
         image_size=request.image_size,
         class_names=request.class_names,
+        task=request.task,
         labelled=request.objective == SUPERVISED,
         limit=request.limit,
+        use_ema=request.recipe.init_ema,
     )
     recipe, folder = request.recipe, request.output
-    model, notes = _build(material, request)
+    model, notes = build_model(material, request)
     has_unused = processes_started() > 1 and unused_parameters(model, material.preprocess)
     accelerator = make_accelerator(
         recipe,
@@ -110,7 +74,7 @@ def _run(request: Request) -> None:
     order = _order(material, request, accelerator)
     optimizer = make_optimizer(model, recipe, order.images_per_step)
     rate = LearningRate(optimizer, recipe, order.steps_per_epoch)
-    order.epochs = rate.epochs
+    order.epochs = -(-rate.steps // order.steps_per_epoch)
     settings = _settings(material, request, accelerator)
     if accelerator.is_main_process:
         _enter(folder, settings, notes, overwrite=request.overwrite)
@@ -126,11 +90,11 @@ def _run(request: Request) -> None:
         optimizer=prepared_optimizer,
         rate=rate,
         recipe=recipe,
-        objective=_objective(model, material, recipe),
+        objective=choose_objective(model, material, request),
         diversity=Diversity(recipe, order.steps_per_epoch),
         pace=Pace(
             steps_per_epoch=order.steps_per_epoch,
-            steps=order.epochs * order.steps_per_epoch,
+            steps=rate.steps,
             log_every=request.log_every,
             save_every=request.save_every or order.steps_per_epoch,
             validate_every=request.validate_every and request.validate_every * order.steps_per_epoch
@@ -151,34 +115,6 @@ def _run(request: Request) -> None:
     accelerator.end_training()
 
 
-def _build(material: Material, request: Request) -> tuple[nn.Module, list[str]]:
-    """The model to train, the same for the same seed, and what a user should know of its start."""
-    seed_all(request.seed)
-    initial = material.initial
-    model = material.architecture.build(drop_path=request.recipe.drop_path, tap_init="default" if initial is None else "identity")
-    notes = []
-    recipe = request.recipe
-    if initial is not None:
-        fresh = fill_from(model, initial, material.class_names)
-        notes = [f"start from {initial.source} ({initial.name})" + (f"; new: {', '.join(fresh)}" if fresh else "")]
-    if request.objective == MASKED_AUTOENCODING:
-        size = material.preprocess.input_size
-        model = MaskedAutoencoder(model, size, masking=recipe.masking, width=recipe.decoder_width, depth=recipe.decoder_depth)
-    if request.checkpointing:
-        if not hasattr(model, "set_grad_checkpointing"):
-            raise TrainingError(f"{material.architecture.name} has no activation checkpointing; leave it out")
-        getattr(model, "set_grad_checkpointing")(True)  # noqa: B009  # torch says it is a tensor
-    if request.compiled and request.recipe.diversified:
-        notes.append("torch.compile has no effect where ADL watches the model")
-    return model, notes
-
-
-def _objective(model: nn.Module, material: Material, recipe: Recipe) -> Objective:
-    if isinstance(model, MaskedAutoencoder):
-        return MaskedAutoencoding()
-    return Classification(recipe, len(material.class_names))
-
-
 def _order(material: Material, request: Request, accelerator: "Accelerator") -> StepOrder:
     recipe = request.recipe
     order = StepOrder(
@@ -186,7 +122,7 @@ def _order(material: Material, request: Request, accelerator: "Accelerator") -> 
         batch_size=recipe.batch_size,
         accumulation=recipe.accumulation,
         repeats=recipe.repeated_augmentation,
-        epochs=recipe.epochs,
+        epochs=recipe.epochs or 1,
         seed=request.seed,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
@@ -210,6 +146,7 @@ def _settings(material: Material, request: Request, accelerator: "Accelerator") 
     return TrainingSettings(
         recipe=request.recipe,
         architecture=material.architecture,
+        task=request.task,
         objective=request.objective,
         init=None if material.initial is None else material.initial.sha256 or material.initial.source,
         seed=request.seed,
@@ -243,7 +180,7 @@ def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwr
 def _take_steps(trainer: Trainer, material: Material, request: Request, order: StepOrder, settings: TrainingSettings) -> None:
     accelerator = trainer.accelerator
     workers = choose_workers(request.workers)
-    augmented = AugmentedImages(material.images, Augmentation(material.preprocess, request.recipe), request.seed)
+    augmented = AugmentedImages(material.images, choose_augmentation(material, request.recipe), request.seed)
     pin = accelerator.device.type == "cuda"
     batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
     log = Log(request.output / "log.csv", trainer.step) if accelerator.is_main_process else None
@@ -252,10 +189,12 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
     def validated(model: nn.Module) -> dict[str, float]:
         images = material.validation
         assert images is not None
-        mine = range(accelerator.process_index, len(images), accelerator.num_processes)
-        sampler = [list(mine[start : start + 2 * order.batch_size]) for start in range(0, len(mine), 2 * order.batch_size)]
-        plain = load_batches(PlainImages(images, material.preprocess), workers, batch_sampler=sampler, pin=pin)
-        return validate(accelerator, trainer.objective, model, plain)
+        plain = PlainImages(images, material.preprocess)
+        sampler = plain.batches(2 * order.batch_size, accelerator.process_index, accelerator.num_processes)
+        held_out = load_batches(plain, workers, batch_sampler=sampler, pin=pin)
+        if request.task == SEGMENTATION:
+            model = InWindows(model, material.preprocess.input_size[1:], together=2 * order.batch_size)
+        return validate(accelerator, trainer.objective, model, held_out)
 
     shown = None if accelerator.is_main_process else False
     with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:

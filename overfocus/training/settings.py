@@ -16,6 +16,7 @@ class TrainingSettings:
 
     recipe: Recipe
     architecture: Architecture
+    task: str
     objective: str
     init: str | None
     seed: int

@@ -44,6 +44,7 @@ def train(
     data: str | Path,
     output: str | Path = "overfocus-training",
     *,
+    task: str = "classification",
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     init: str | Path | None = None,
@@ -68,26 +69,29 @@ def train(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Training:
-    """Train or fine-tune a classifier, and write checkpoints, a log, curves and the trained model into a folder.
+    """Train or fine-tune a classifier or segmentation model; write checkpoints, a log, curves and the trained model to a folder.
 
     Interrupted at any moment, the same call continues from the last checkpoint; in one process its weights end the same, bit
     for bit, as those of a training that was never interrupted. Started by `accelerate launch`, every process takes its share
     of each step.
 
     Args:
-        data: a folder of class folders (or of `train` and `val` with class folders), IDX files, or a Hugging Face data set.
+        data: a folder of class folders (or of `train` and `val` with class folders), IDX files, or a Hugging Face data set; for
+            segmentation `images/` beside `masks/`, Cityscapes or ACDC (`overfocus.datasets.open_segmented_images`).
         output: the folder of the training.
-        model: a name of timm or overfocus, or "VisionTransformer"; None takes the architecture of `init`.
+        task: "classification", or "segmentation": a class for every pixel.
+        model: a name of timm or overfocus, or "VisionTransformer"; None takes the architecture of `init`. For segmentation it
+            gets the SegFormer head (`tap_fan_base_16_p4_hybrid` and `tap_fan_base_16_p4_hybrid_segformer` are the same).
         model_args: arguments of the model, such as {"patch_size": 4, "embed_dim": 96}.
-        init: a checkpoint or timm name whose weights to start from.
+        init: a checkpoint or timm name whose weights to start from; a classifier's go into the backbone of a segmentation model.
         tap: put token-aware average pooling with this number of branches in front of the attention; for a model that has it,
             the number of its branches. On top of trained weights it starts as the identity.
         tap_pooling: "average", "max", "gaussian" or "learned".
         validation: data to validate with; None takes the validation split of `data` if it has one.
         objective: "supervised", or "mae": a masked autoencoder (He et al. 2022), which needs no labels; its result is the
             encoder, for `init`. The decoder is the recipe's `decoder_width`, `decoder_depth` and `masking`.
-        recipe: "fan", "rvt", "finetune", "small", "mae", a YAML file, or a `Recipe`;
-            None takes "small", for a masked autoencoder "mae".
+        recipe: "fan", "rvt", "finetune", "small", "mae", "segmentation" (the paper's), "segmentation_small", a YAML file, or a
+            `Recipe`; None takes "small", for a masked autoencoder "mae", for segmentation "segmentation_small".
         changes: settings of the recipe to replace, by name.
         image_size: side of the model's input in pixels; None takes the model's own.
         class_names: names of the classes, for data that only number them.
@@ -116,18 +120,19 @@ def train(
     for name, value in positive.items():
         if value is not None and value < 1:
             raise TrainingError(f"{name} must be at least 1, got {value}")
-    from overfocus.training.session import MASKED_AUTOENCODING, OBJECTIVES, Request, run_session
+    from overfocus.training.request import Request, default_recipe, require_known
+    from overfocus.training.session import run_session
 
-    if objective not in OBJECTIVES:
-        raise TrainingError(f"objective must be {' or '.join(OBJECTIVES)}, got {objective!r}")
+    require_known(task, objective)
     if recipe is None:
-        recipe = "mae" if objective == MASKED_AUTOENCODING else "small"
+        recipe = default_recipe(task, objective)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     chosen = chosen.changed(changes or {})
 
     request = Request(
         data=Path(data),
         output=Path(output),
+        task=task,
         model=model,
         model_args=dict(model_args or {}),
         init=None if init is None else str(init),

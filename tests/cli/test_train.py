@@ -48,7 +48,10 @@ def test_train_with_tap_and_adl_and_fine_tune_the_result(data: Path, tmp_path: P
     ("options", "words"),
     [
         (["--set", "mixups=1"], "no setting 'mixups' in a recipe; did you mean mixup?"),
-        (["--recipe", "huge"], "no recipe 'huge'; expected fan, finetune, rvt, small or a YAML file"),
+        (
+            ["--recipe", "huge"],
+            "no recipe 'huge'; expected fan, finetune, mae, rvt, segmentation, segmentation_small, small or a YAML",
+        ),
         (["--tap", "0"], "tap must be at least 1, got 0"),
     ],
 )

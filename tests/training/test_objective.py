@@ -82,7 +82,7 @@ def test_rvt_takes_adl_of_the_plain_pictures_only() -> None:
 def test_learning_rate_is_warmed_up_and_follows_a_cosine() -> None:
     recipe = SMALL.changed({"epochs": 10, "warmup_epochs": 2, "warmup_rate": 1e-5, "minimum_rate": 1e-6, "cooldown_epochs": 1})
     rate = LearningRate(make_optimizer(small_vit(), recipe, 100), recipe, steps_per_epoch=5)
-    assert rate.epochs == 11
+    assert rate.steps == 55
     top = recipe.learning_rate
     for step in range(55):
         low, half_turn = 1e-6, math.pi * min(step, 50) / 50

@@ -8,7 +8,7 @@ from overfocus.training.recipe import Recipe, load_recipe, recipe_names
 
 
 def test_every_recipe_can_be_read() -> None:
-    assert recipe_names() == ["fan", "finetune", "mae", "rvt", "small"]
+    assert recipe_names() == ["fan", "finetune", "mae", "rvt", "segmentation", "segmentation_small", "small"]
     assert all(isinstance(load_recipe(name), Recipe) for name in recipe_names())
 
 
@@ -41,8 +41,8 @@ def test_changes_are_read_as_in_a_file() -> None:
     ("changes", "words"),
     [
         ({"learning_rat": 1}, "did you mean learning_rate?"),
-        ({"epochs": "1.5"}, "epochs: expected a whole number, got 1.5"),
-        ({"epochs": "many"}, "epochs: expected a whole number, got 'many'"),
+        ({"epochs": "1.5"}, "epochs: expected a whole number or null, got 1.5"),
+        ({"epochs": "many"}, "epochs: expected a whole number or null, got 'many'"),
         ({"flip": "2"}, "flip must be from 0 to 1, got 2"),
         ({"crop_scale": "[0.5]"}, "crop_scale: expected a list of numbers, got [0.5]"),
         ({"crop_scale": "[0, 1]"}, "crop_scale must be above 0 and at most 1, got 0"),
@@ -70,5 +70,7 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(TrainingError, match=words):
             load_recipe(path)
-    with pytest.raises(TrainingError, match="expected fan, finetune, mae, rvt, small or a YAML file"):
+    with pytest.raises(
+        TrainingError, match="expected fan, finetune, mae, rvt, segmentation, segmentation_small, small or a YAML file"
+    ):
         load_recipe("big")

@@ -95,7 +95,7 @@ def test_without_augmentation_the_picture_is_that_of_the_preprocessing() -> None
     recipe = load_recipe("small").changed({"crop_scale": [1, 1], "crop_ratio": [1, 1], "flip": 0, "interpolation": "bicubic"})
     preprocess = Preprocess((3, 16, 16), crop_pct=1.0)
     picture = NoisePictures(1).image(0)
-    assert torch.allclose(Augmentation(preprocess, recipe)(picture), preprocess(picture), atol=1e-6)
+    assert torch.allclose(Augmentation(preprocess, recipe)(picture, 0)[0], preprocess(picture), atol=1e-6)
 
 
 def test_statistics_are_those_of_all_pixels() -> None:
