@@ -1,6 +1,5 @@
 """What a run of a segmentation model holds beside that of a classifier: class maps, and attention by class of the masks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,20 +81,3 @@ class SegmentedRun:
 
     def _read(self, kind: str) -> "pd.DataFrame":
         raise NotImplementedError
-
-
-def set_iou(predictions: "pd.DataFrame", corruption: str, severity: int, images: Sequence[int] | None = None) -> float:
-    """The mIoU of a version of the images: intersections and unions added up over them; NaN without masks.
-
-    `predictions` is the table of a run; `images` takes some of its images only.
-    """
-    from overfocus.segmentation.scores import mean_iou
-
-    if "intersections" not in predictions:
-        return float("nan")
-    rows = predictions[(predictions["corruption"] == corruption) & (predictions["severity"] == severity)]
-    if images is not None:
-        rows = rows[rows["image"].isin(images)]
-    if not len(rows):
-        return float("nan")
-    return float(mean_iou(np.stack(rows["intersections"].to_list()).sum(0), np.stack(rows["unions"].to_list()).sum(0)))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from overfocus_reports.summary import Summary
 
 _PREDICTION = {"agreement": "same class", "correct": "accuracy"}
+_PIXELS = {"agreement": "same pixels", "correct": "pixel accuracy", "image_iou": "image IoU"}
 
 
 def print_summary(summary: "Summary") -> None:
@@ -18,7 +19,9 @@ def print_summary(summary: "Summary") -> None:
 
     console = Console(highlight=False)
     counted = f"{summary.images} images" + (f", {summary.skipped_images} left out" if summary.skipped_images else "")
-    if summary.clean_accuracy:
+    if summary.clean_iou == summary.clean_iou:
+        counted += f", mIoU of the clean ones {_percent(summary.clean_iou)}"
+    elif summary.clean_accuracy:
         counted += f", {_percent(summary.clean_accuracy.mean)} of the clean ones classified right"
     console.print(f"\n[bold]{summary.model}[/bold], {counted}\n")
     for sentence in summary.sentences:
@@ -42,8 +45,11 @@ def print_summary(summary: "Summary") -> None:
     if not summary.survival:
         return
 
-    known = {name: heading for name, heading in _PREDICTION.items() if any(kept.prediction[name] for kept in summary.survival)}
-    columns = known.values() if known else ["output cosine"]  # a model without classifier
+    headings = _PIXELS if summary.segmented else _PREDICTION
+    known = {name: heading for name, heading in headings.items() if any(kept.prediction[name] for kept in summary.survival)}
+    columns = [*known.values()] if known else ["output cosine"]  # a model without classifier
+    scored = summary.clean_iou == summary.clean_iou  # masks of a segmentation data set
+    columns += ["mIoU (set)"] if scored else []
     survival = _table("What survives", "corruption", "top-k kept", "(chance)", "cosine", "moved", *columns)
     for kept in summary.survival:
         output = _number(kept.prediction["output_cosine"].mean, ".3f")
@@ -54,6 +60,7 @@ def print_summary(summary: "Summary") -> None:
             _number(kept.stability["attention_cosine"].mean, ".3f"),
             _percent(kept.stability["received_shift"].mean),
             *([_percent(kept.prediction[name].mean) for name in known] or [output]),
+            *([_percent(kept.set_iou)] if scored else []),
         )
     console.print()
     console.print(survival)
@@ -89,13 +96,17 @@ def summary_as_json(summary: "Summary") -> dict[str, Any]:
             for row in summary.layers
         ],
         "clean_accuracy": _interval(summary.clean_accuracy),
+        **({"clean_miou": _plain(summary.clean_iou)} if summary.segmented else {}),
         "corruptions": [
             {
                 "corruption": kept.variant.corruption,
                 "severity": kept.variant.severity,
                 "chance_top_overlap": kept.chance,
                 **_intervals(kept.stability),
-                **_intervals(kept.prediction),
+                **_intervals(
+                    {name: value for name, value in kept.prediction.items() if name != "image_iou" or summary.segmented}
+                ),
+                **({"miou": _plain(kept.set_iou)} if summary.segmented else {}),
             }
             for kept in summary.survival
         ],
@@ -108,7 +119,11 @@ def _intervals(values: "dict[str, Interval]") -> dict[str, Any]:
 
 def _interval(value: "Interval") -> dict[str, float | int | None]:
     ends = {"mean": value.mean, "low": value.low, "high": value.high}
-    return {name: None if math.isnan(number) else number for name, number in ends.items()} | {"count": value.count}
+    return {name: _plain(number) for name, number in ends.items()} | {"count": value.count}
+
+
+def _plain(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _percent(share: float) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WIDTH = 9.0
 """Inches of a figure in a notebook."""
 COLUMNS = ("top_share", "effective_tokens", "top_overlap", "js_divergence", "received_shift")
-PREDICTED = ("correct", "agreement")
+PREDICTED = ("correct", "image_iou", "agreement")
 
 
 def plot_layers(
@@ -117,7 +117,9 @@ def means_html(run: "Run") -> str:
     predicted = [name for name in PREDICTED if name in predictions and predictions[name].notna().any()]
     by = ["corruption", "severity"]
     means = predictions.groupby(by, sort=False)[predicted].mean().join(table.groupby(by)[known].mean())
-    head = "".join(f"<th>{escaped(title_of(name))}<br><small>{escaped(_unit(name))}</small></th>" for name in known + predicted)
+    head = "".join(
+        f"<th>{escaped(title_of(name))}<br><small>{escaped(_unit(name, run))}</small></th>" for name in known + predicted
+    )
     rows = ""
     for (corruption, severity), values in zip(means.index, means.to_dict("records"), strict=True):
         rows += f"<tr><th>{escaped(Variant(str(corruption), int(severity)).label)}</th>"
@@ -125,8 +127,10 @@ def means_html(run: "Run") -> str:
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _unit(name: str) -> str:
-    return "share of images" if name in PREDICTED else unit_of(name)
+def _unit(name: str, run: "Run") -> str:
+    if name not in PREDICTED:
+        return unit_of(name)
+    return "mean of images" if name == "image_iou" else "share of pixels" if run.segmented else "share of images"
 
 
 def escaped(value: object) -> str:

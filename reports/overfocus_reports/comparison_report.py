@@ -14,7 +14,7 @@ from overfocus_reports.fragility import fragility_part
 from overfocus_reports.model import Model
 from overfocus_reports.page import render
 from overfocus_reports.payload import hexadecimal
-from overfocus_reports.report import MODEL_MEGABYTES, PAGE_MEGABYTES, unwritable, write_page, write_text
+from overfocus_reports.report import room_of, unwritable, write_page, write_text
 from overfocus_reports.shared_run import shared_runs
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = (), *, megabytes: float | None = None) -> Path:
     """Write figures/*.png and report.html into the comparison's folder and return the path of the page.
 
-    `megabytes` is what the page may weigh with up to eight displayed images; by default 3 and 1.5 for each model after the
-    first. Runs without attention (of `overfocus evaluate`) are compared by their predictions only.
+    `megabytes` is what the page may weigh with up to eight displayed images; by default 3, 1.5 for each model after the first
+    and 5 for each segmentation model. Runs without attention (of `overfocus evaluate`) are compared by their predictions only.
 
     Raises:
         RunError: the comparison has no folder, or it cannot be written.
@@ -65,14 +65,14 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
         | ({"reliability": fragility["table"]} if fragility else {}),
     }
     if models:
-        room = PAGE_MEGABYTES + MODEL_MEGABYTES * (len(models) - 1) if megabytes is None else megabytes
+        room = room_of(models) if megabytes is None else megabytes
         return write_page(models, path, room, context, payload)
     return write_text(path, render(without_models() | context, bare_payload() | payload))
 
 
 def without_models() -> dict[str, Any]:
     """What the templates need where no run measured attention."""
-    return {"models": [], "statistics": None, "stability": [], "classified": True, "labelled": True}
+    return {"models": [], "statistics": None, "stability": [], "classified": True, "labelled": True, "segmented": False}
 
 
 def bare_payload() -> dict[str, Any]:

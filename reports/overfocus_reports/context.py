@@ -32,6 +32,7 @@ def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -
         "figures": drawn,
         "classified": any(model.classified for model in models),
         "labelled": is_labelled(models),
+        "segmented": any(model.run.segmented for model in models),
         "comparison": None,
     }
 

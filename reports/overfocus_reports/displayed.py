@@ -18,6 +18,8 @@ RECEIVED = Codes(per_octave=18)
 """Scale of the received attention: steps of 4 %, up to 256 times uniform."""
 PICTURES = ((224, 85), (224, 75), (192, 72), (160, 68), (128, 62), (112, 55), (96, 50))
 """Longest side in pixels and JPEG quality, from the finest that is tried."""
+LARGE_PICTURES = ((1024, 82), (768, 82), (640, 80), (512, 78), (448, 76), (384, 74), (320, 72), *PICTURES)
+"""The same for segmentation, where single pixels are looked at."""
 MANY = 128
 """Pictures above which only the middle severity of each corruption is shown."""
 SHEET = 256
@@ -53,8 +55,9 @@ class Displayed:
     def pictures(self, room: int) -> dict[int, dict[int, str]]:
         """Image → variant → data URI, as fine as `room` characters allow."""
         pixels = {image: self.run.maps(image, ()).pictures for image in self.run.displayed}
-        longest, quality = PICTURES[-1]
-        for longest, quality in PICTURES:
+        sizes = LARGE_PICTURES if self.run.segmented else PICTURES
+        longest, quality = sizes[-1]
+        for longest, quality in sizes:
             sample = [
                 len(picture_uri(kept[number], longest, quality)) for kept in list(pixels.values())[:2] for number in self.shown
             ]

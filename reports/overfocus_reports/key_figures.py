@@ -37,13 +37,27 @@ def key_figures_of(summary: "Summary") -> list[KeyFigure]:
     moved = mean_of(summary, lambda row: row.stability["received_shift"])
     if not math.isnan(moved):
         found.append(KeyFigure("Attention moved", percent(moved), "to other patches, under corruption"))
+    found += iou_figures(summary)
     same = mean_of(summary, lambda row: row.prediction["agreement"])
-    if not math.isnan(same):
+    if not math.isnan(same) and summary.segmented:
+        found.append(KeyFigure("Pixels that keep their class", percent(same), "under corruption"))
+    elif not math.isnan(same):
         found.append(KeyFigure("Predictions kept", percent(same), "under corruption"))
     cosine = mean_of(summary, lambda row: row.prediction["output_cosine"])
     if math.isnan(same) and not math.isnan(cosine):
         found.append(KeyFigure("Output cosine", f"{cosine:.2f}", "to the clean output, under corruption"))
     return found
+
+
+def iou_figures(summary: "Summary") -> list[KeyFigure]:
+    """The mIoU of segmentation, where there are masks."""
+    if math.isnan(summary.clean_iou):
+        return []
+    scores = [row.set_iou for row in summary.survival]
+    if not scores:
+        return [KeyFigure("mIoU (set)", percent(summary.clean_iou), "of clean images")]
+    value = f"{percent(summary.clean_iou)} → {percent(sum(scores) / len(scores))}"
+    return [KeyFigure("mIoU (set), clean → corrupted", value, "corrupted: mean over corruptions and severities")]
 
 
 def mean_of(summary: "Summary", value: "Callable[[Survival], Interval]") -> float:

@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from overfocus_reports.sentences import percent
 
-STYLES = ("base.css", "controls.css", "panels.css", "explorer.css", "comparison.css", "print.css")
+STYLES = ("base.css", "controls.css", "panels.css", "explorer.css", "segmentation.css", "comparison.css", "print.css")
 SCRIPTS = (
     "data.js", "state.js", "colour.js", "decode.js", "download.js", "tables.js", "pickers.js", "curves.js", "heatmaps.js",
-    "tokens.js", "canvas.js", "explorer.js", "token_listening.js", "side.js", "matrix.js", "gallery.js", "predictions.js",
-    "differences.js", "theme.js", "start.js",
+    "tokens.js", "canvas.js", "explorer.js", "token_listening.js", "side.js", "matrix.js", "gallery.js", "segmentation.js",
+    "predictions.js", "differences.js", "theme.js", "start.js",
 )  # fmt: skip
 """In the order in which they stand in the page."""
 

@@ -20,6 +20,7 @@ from overfocus_reports.extremes import ImageValues
 from overfocus_reports.gallery import gallery
 from overfocus_reports.model import Model
 from overfocus_reports.predictions import predictions
+from overfocus_reports.segmentation import segmentation_payload
 
 
 def shared_payload(models: Sequence[Model], picked: Variant) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def model_payload(model: Model) -> dict[str, Any]:
         "focus": statistics.layers.index(model.focus),
         "metrics": {metric: metric_payload(statistics, metric) for metric in statistics.metrics},
         "sheets": model.displayed.sheets(),
+        "segmentation": segmentation_payload(model.run, model.displayed),
         "worst": worst_payload(model.values, model.run.displayed),
         "gallery": gallery(model.run, model.displayed, model.values, model.focus),
         "predictions": predictions(model.run, statistics.variants, model.values, model.run.displayed),

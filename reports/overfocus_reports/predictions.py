@@ -40,4 +40,17 @@ def predictions(run: "Run", variants: list[Variant], values: ImageValues, first:
         "confidence": confidence,
         "moved": [[number(float(moved), 3) for moved in row] for row in values.over_layers[RANKED_BY][:, places]],
         "left": len(ordered) - len(kept),
+    } | pixel_scores(run, table, variants, kept)
+
+
+def pixel_scores(run: "Run", table: pd.DataFrame, variants: list[Variant], images: list[int]) -> dict[str, Any]:
+    """Of segmentation: shares of the pixels that keep their class, and each image's own mean IoU, as (variants, images)."""
+    if not run.segmented:
+        return {}
+    rows = [
+        pd.MultiIndex.from_tuples([(variant.corruption, variant.severity, image) for image in images]) for variant in variants
+    ]
+    return {
+        name: [[number(float(value), 3) for value in table[column].reindex(index).astype("float64")] for index in rows]
+        for name, column in (("kept", "agreement"), ("iou", "image_iou"))
     }

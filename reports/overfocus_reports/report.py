@@ -20,14 +20,19 @@ PAGE_MEGABYTES = 3.0
 """What the page is meant to weigh with up to eight displayed images; each further one adds an eighth."""
 MODEL_MEGABYTES = 1.5
 """What each further model adds."""
+SEGMENTED_MEGABYTES = 5.0
+"""What pictures and class maps of segmentation add, large as they are."""
 PICTURES_SHARE = 0.35
 """Of the room that pictures and attention matrices have together."""
+SEGMENTED_SHARE = 0.85
+"""The same for segmentation, whose attention matrices are too large to be kept."""
 
 
-def draw_report(run: "Run", *, megabytes: float = PAGE_MEGABYTES) -> Path:
+def draw_report(run: "Run", *, megabytes: float | None = None) -> Path:
     """Write figures/*.png and report.html into the run's folder and return the path of the page.
 
-    `megabytes` is what the page may weigh: the pictures and attention matrices in it are as fine as that allows.
+    `megabytes` is what the page may weigh, by default 3, and 8 for segmentation: the pictures and attention matrices in it are
+    as fine as that allows.
 
     Raises:
         RunError: the run holds no results yet or no attention, or its folder cannot be written.
@@ -37,7 +42,13 @@ def draw_report(run: "Run", *, megabytes: float = PAGE_MEGABYTES) -> Path:
             f"{run.path}: this run measured predictions only, so there is no attention to draw; `overfocus compare` compares it"
         )
     models = [Model(run, str(run.info["checkpoint"]["name"]))]
-    return write_page(models, run.path, megabytes, {}, {})
+    return write_page(models, run.path, room_of(models) if megabytes is None else megabytes, {}, {})
+
+
+def room_of(models: Sequence[Model]) -> float:
+    """Megabytes that a page may weigh unless told."""
+    segmented = sum(model.run.segmented for model in models)
+    return PAGE_MEGABYTES + MODEL_MEGABYTES * (len(models) - 1) + SEGMENTED_MEGABYTES * segmented
 
 
 def write_page(models: Sequence[Model], path: Path, megabytes: float, context: dict[str, Any], payload: dict[str, Any]) -> Path:
@@ -87,7 +98,8 @@ def page_of(models: Sequence[Model], folder: Path, room: int, context: dict[str,
     payload = shared | {"models": parts, "images": images_payload(models, parts)} | payload
     context = template_context(models, drawn, picked) | context
     spent = len(render(context, payload))
-    pictures(models, parts, round(PICTURES_SHARE * (room - spent)))
+    share = SEGMENTED_SHARE if context["segmented"] else PICTURES_SHARE
+    pictures(models, parts, round(share * (room - spent)))
     spent += sum(len(json_for_html(part["pictures"])) for part in parts)
     for model, part in zip(models, parts, strict=True):
         matrices = matrices_of(model.displayed, max(0, room - spent) // len(models))

@@ -1,5 +1,6 @@
 """The summary in words. Each sentence states numbers of the run; none judges by a threshold that nobody measured."""
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def prediction_sentences(summary: "Summary") -> list[str]:
             "The model has no classifier; its output keeps a cosine of "
             f"{cosine:.2f} to the clean one under {worst.variant.words}."
         ]
+    if summary.segmented:
+        return pixel_sentences(summary, known)
     worst = min(known, key=lambda row: row.prediction["agreement"].mean)
     agreement = worst.prediction["agreement"]
     changed = round(agreement.count * (1 - agreement.mean))
@@ -122,6 +125,18 @@ def prediction_sentences(summary: "Summary") -> list[str]:
     right = worst.prediction["correct"]
     if right and summary.clean_accuracy:
         found += f"; {percent(summary.clean_accuracy.mean)} of them are classified right when clean, {percent(right.mean)} then"
+    return [found + "."]
+
+
+def pixel_sentences(summary: "Summary", known: list["Survival"]) -> list[str]:
+    """Whether pixels keep their class, and the mIoU its height, under the corruption that changes most."""
+    worst = min(known, key=lambda row: row.prediction["agreement"].mean)
+    kept = worst.prediction["agreement"]
+    most = ", more than under any other" if len(known) > 1 else ""
+    interval = f" ({between(1 - kept.high, 1 - kept.low)})" if kept.count > 1 else ""
+    found = f"Under {worst.variant.words}, {percent(1 - kept.mean)} of an image's pixels change their class{interval}{most}"
+    if not math.isnan(worst.set_iou):
+        found += f"; the mIoU of all images is {percent(summary.clean_iou)} when clean, {percent(worst.set_iou)} then"
     return [found + "."]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from overfocus.figures.variants import Variant, variants_of
 from overfocus.run import DisplayedImage, Run
+from overfocus.segmented_run import ClassMaps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,17 @@ class SharedRun(Run):
         places = [kept.variants.index((variant.corruption, variant.severity)) for variant in self.variants]
         attention = {layer: weights[places] for layer, weights in kept.attention.items()}
         return DisplayedImage([kept.variants[place] for place in places], kept.pictures[places], attention)
+
+    @cached_property
+    def attention_by_class(self) -> "pd.DataFrame":
+        """Rows of the shared images and variants."""
+        return self._shared(self.run.attention_by_class)
+
+    def class_maps(self, image: int) -> ClassMaps:
+        """As `Run.class_maps`, by shared number, with the shared variants in their order."""
+        kept = self.run.class_maps(self.numbers[image])
+        places = [kept.variants.index((variant.corruption, variant.severity)) for variant in self.variants]
+        return ClassMaps([kept.variants[place] for place in places], kept.predicted[places], kept.truth)
 
     def _shared(self, table: "pd.DataFrame") -> "pd.DataFrame":
         shared_of = {number: shared for shared, number in self.numbers.items()}

@@ -1,8 +1,10 @@
 """A run in a few numbers and sentences: the one source of what the report's first lines and the terminal's table say."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from overfocus.figures.layers import Layer, layers_of
@@ -10,6 +12,7 @@ from overfocus.figures.variants import CLEAN, Variant, variants_of
 from overfocus.intervals import Interval, interval_of
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus_reports.key_figures import KeyFigure, key_figures_of
+from overfocus_reports.segmentation import set_scores
 from overfocus_reports.sentences import sentences_of
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 CONCENTRATION = ("top_share", "max_ratio", "gini", "effective_tokens")
 NORMS = ("norm_ratio", "outlier_share", "outlier_received")
 STABILITY = tuple(name for name, metric in CATALOGUE.items() if metric.group == "stability")
-PREDICTION = ("agreement", "confidence_drop", "correct", "output_cosine")
+PREDICTION = ("agreement", "confidence_drop", "correct", "output_cosine", "image_iou")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ class Survival:
     stability: dict[str, Interval]
     """The five stability metrics: over images, each image averaged over layers first."""
     prediction: dict[str, Interval]
-    """agreement, confidence_drop, correct and output_cosine, over images; NaN where the model or the labels give none."""
+    """agreement, confidence_drop, correct, output_cosine and image_iou, over images; NaN where the model or the labels give
+    none."""
+    set_iou: float
+    """Of segmentation: mIoU of all images together; NaN without masks."""
     chance: float
     """top_overlap of a random choice of tokens, k/N averaged over layers."""
     weakest_layer: Layer | None
@@ -69,6 +75,10 @@ class Summary:
     survival: tuple[Survival, ...]
     """In the order that was asked for, severities rising."""
     clean_accuracy: Interval
+    segmented: bool = False
+    """Whether predictions are classes of pixels: agreement and correct are shares of an image's pixels then."""
+    clean_iou: float = math.nan
+    """Of segmentation: mIoU of all clean images together; NaN without masks."""
     sentences: tuple[str, ...] = ()
 
     @property
@@ -93,6 +103,7 @@ def summarise(run: "Run") -> Summary:
     names = [*CONCENTRATION, *NORMS]
     rows = table[table["severity"] == CLEAN.severity]
     clean = rows.groupby(["layer", "image"], sort=False)[[name for name in names if name in table]].mean().reindex(columns=names)
+    scores = set_scores(run) if run.segmented else pd.Series(dtype="float64")
     summary = Summary(
         model=str(run.info["checkpoint"]["name"]),
         images=int(table["image"].nunique()),
@@ -105,14 +116,16 @@ def summarise(run: "Run") -> Summary:
             )
             for layer in layers
         ),
-        survival=survival_of(run, variants[1:], layers),
+        survival=survival_of(run, variants[1:], layers, scores),
         clean_accuracy=prediction_intervals(run.predictions, CLEAN)["correct"],
+        segmented=run.segmented,
+        clean_iou=float(scores.get((CLEAN.corruption, CLEAN.severity), math.nan)),
     )
     return replace(summary, sentences=tuple(sentences_of(summary)))
 
 
-def survival_of(run: "Run", variants: list[Variant], layers: list[Layer]) -> tuple[Survival, ...]:
-    """One row per corruption and severity."""
+def survival_of(run: "Run", variants: list[Variant], layers: list[Layer], scores: "pd.Series[float]") -> tuple[Survival, ...]:
+    """One row per corruption and severity; `scores` are the mIoU of segmentation."""
     chance = sum(layer.top / layer.tokens for layer in layers) / len(layers)
     by_number = {layer.number: layer for layer in layers}
     groups: dict[Any, pd.DataFrame] = dict(iter(run.table.groupby(["corruption", "severity"], sort=False)))
@@ -126,6 +139,7 @@ def survival_of(run: "Run", variants: list[Variant], layers: list[Layer]) -> tup
                 variant=variant,
                 stability={name: interval_of(per_image[name], name) for name in STABILITY},
                 prediction=prediction_intervals(run.predictions, variant),
+                set_iou=float(scores.get((variant.corruption, variant.severity), math.nan)),
                 chance=chance,
                 weakest_layer=by_number[int(shift.index[int(shift.argmax())])] if len(shift) else None,
             )
@@ -136,4 +150,5 @@ def survival_of(run: "Run", variants: list[Variant], layers: list[Layer]) -> tup
 def prediction_intervals(predictions: pd.DataFrame, variant: Variant) -> dict[str, Interval]:
     """Mean and interval of every prediction metric for one corruption and severity."""
     rows = predictions[(predictions["corruption"] == variant.corruption) & (predictions["severity"] == variant.severity)]
-    return {name: interval_of(pd.to_numeric(rows[name]).astype("Float64"), name) for name in PREDICTION}
+    found = {name: rows[name] if name in rows else pd.Series(np.nan, rows.index) for name in PREDICTION}
+    return {name: interval_of(pd.to_numeric(values).astype("Float64"), name) for name, values in found.items()}

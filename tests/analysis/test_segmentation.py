@@ -11,7 +11,6 @@ import overfocus
 from overfocus import ImageError, RunError
 from overfocus.analysis import recorder
 from overfocus.models.segmentation import segmentation_model
-from overfocus.segmented_run import set_iou
 
 CLASSES = ["background", "thing", "sky"]
 
@@ -112,21 +111,6 @@ def test_truth_goes_through_the_geometry_of_the_picture(segmenter, masked, tmp_p
     np.testing.assert_array_equal(truth, expected)
 
 
-def test_set_iou_adds_up_over_images(segmenter, masked, tmp_path):
-    run = analyze(segmenter, masked, tmp_path / "run")
-    maps = [run.class_maps(image) for image in run.displayed]
-    ratios = []
-    for number in range(3):
-        ours = [kept.predicted[1] == number for kept in maps]
-        there = [kept.truth == number for kept in maps]
-        counted = [kept.truth != 255 for kept in maps]
-        both = sum((a & b).sum() for a, b in zip(ours, there, strict=True))
-        either = sum(((a | b) & c).sum() for a, b, c in zip(ours, there, counted, strict=True))
-        ratios.append(both / either)
-    assert set_iou(run.predictions, "gaussian_noise", 2) == pytest.approx(np.mean(ratios))
-    assert set_iou(run.predictions, "clean", 0) != set_iou(run.predictions, "clean", 0, [1])
-
-
 def test_attention_by_class(segmenter, masked, tmp_path):
     run = analyze(segmenter, masked, tmp_path / "run")
     table = run.attention_by_class
@@ -198,7 +182,6 @@ def test_pictures_without_masks(segmenter, photos, tmp_path):
     assert run.predictions["correct"].isna().all()
     assert run.predictions["image_iou"].isna().all()
     assert run.predictions.query("severity > 0")["agreement"].between(0, 1).all()
-    assert np.isnan(set_iou(run.predictions, "clean", 0))
     assert run.attention_by_class.empty
     assert list(run.attention_by_class.columns[-2:]) == ["received_share", "area_share"]
     assert run.class_maps(0).truth is None

@@ -15,9 +15,9 @@ function cells(rows, columns, values, colourOf) {
   return canvas;
 }
 
-function drawPicture(canvas, picture, grey) {
+function drawPicture(canvas, picture, grey, side = 448) {
   const context = canvas.getContext("2d");
-  const longest = 448 / Math.max(picture.width, picture.height);
+  const longest = side / Math.max(picture.width, picture.height);
   canvas.width = Math.round(picture.width * longest);
   canvas.height = Math.round(picture.height * longest);
   context.imageSmoothingEnabled = picture.width > 96;

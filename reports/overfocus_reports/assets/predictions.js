@@ -11,14 +11,24 @@ const sayPrediction = (found) => (found ? `${found.name}${known(found.confidence
 
 // "lynx (42 %)" for the clean image; with "was …" where the corruption changed it.
 function predictionText(image, variant, model = state.model) {
+  if (modelOf(model).segmentation) return pixelText(image, variant, model);
   const [clean, now] = [predictionOf(image, 0, model), predictionOf(image, variant, model)];
   if (!now) return "";
   return variant && clean && clean.name !== now.name ? `${sayPrediction(now)}, was ${clean.name}` : sayPrediction(now);
 }
 
+// Of segmentation: "12 % of the pixels change, IoU 44 %".
+function pixelText(image, variant, model) {
+  const { kept, iou, images } = modelOf(model).predictions;
+  const place = images.indexOf(image);
+  if (place < 0) return "";
+  const changed = known(kept[variant][place]) ? [`${percent(1 - kept[variant][place])} of the pixels change`] : [];
+  return [...changed, ...(known(iou[variant][place]) ? [`IoU ${percent(iou[variant][place])}`] : [])].join(", ");
+}
+
 function buildPredictions() {
   const { left } = modelOf().predictions;
-  const notes = [];
+  const notes = segmented ? ["Classes are those of most pixels; confidence is the mean over pixels, IoU the mean over an image's classes."] : [];
   if (!data.classified) notes.push("The model has no classifier, so it predicts nothing.");
   if (left) notes.push(`${left} more images are in predictions/*.parquet.`);
   byId("prediction-note").textContent = notes.join(" ");
@@ -44,13 +54,21 @@ function drawPredictions() {
     if (variant && classified) {
       const same = clean && after ? clean.name === after.name : null;
       cells.push(cell(after?.name, after?.name ?? "–"), cell(after?.confidence, percent(after?.confidence)));
-      cells.push(cell(same === null ? "" : Number(same), same === null ? "–" : same ? "✓ same" : "✗ changed", { class: same === false ? "changed" : null }));
+      if (segmented) cells.push(pixelCell(image, variant, "kept"));
+      else cells.push(cell(same === null ? "" : Number(same), same === null ? "–" : same ? "✓ same" : "✗ changed", { class: same === false ? "changed" : null }));
     }
+    if (segmented) cells.push(pixelCell(image, 0, "iou"), ...(variant ? [pixelCell(image, variant, "iou")] : []));
     if (variant) cells.push(cell(movedOf(image, variant), percent(movedOf(image, variant))));
     return make("tr", { class: image === state.image ? "current" : null }, ...cells);
   });
   byId("prediction-table").tBodies[0].replaceChildren(...rows);
 }
+
+const pixelCell = (image, variant, score) => {
+  const { images, [score]: values } = modelOf().predictions;
+  const value = values?.[variant][images.indexOf(image)];
+  return make("td", { "data-value": value ?? "" }, percent(value));
+};
 
 const movedOf = (image, variant) => {
   const place = modelOf().predictions.images.indexOf(image);

@@ -13,6 +13,7 @@ function start() {
       buildExplorer();
       registerFigure("explorer", { svg: explorerFigure, csv: explorerTable });
     }
+    buildSegmentation();
     buildPredictions();
     buildGallery();
   }
