@@ -107,6 +107,11 @@ class Inference:
         return size, window, _smaller(window, self.stride)
 
 
+def usual_stride(window: Size) -> Size:
+    """Three quarters of a window, as in the paper's evaluation."""
+    return max(1, window[0] * 3 // 4), max(1, window[1] * 3 // 4)
+
+
 def only_size(model: nn.Module) -> Size | None:
     """(height, width) of the one input that a model takes, as timm's patch embeddings demand it; None where it takes any."""
     for module in model.modules():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.errors import RunError
-from overfocus.segmentation.inference import Inference, only_size
+from overfocus.segmentation.inference import Inference, only_size, usual_stride
 
 LARGEST_BATCH = 64
 _PIXELS_PER_BATCH = 4 * 1024 * 1024
@@ -60,7 +60,7 @@ class InferenceSettings:
                 f"{loaded.source}: the model takes {only[1]}×{only[0]} pixels only, got windows of {width}×{height}; "
                 "leave the window out, or load it for another size with image_size (--image-size)"
             )
-        stride = (self.stride or max(1, height * 3 // 4), self.stride or max(1, width * 3 // 4))
+        stride = usual_stride((height, width)) if self.stride is None else (self.stride, self.stride)
         if stride[0] > height or stride[1] > width:
             raise RunError(
                 f"{loaded.source}: a stride of {self.stride} pixels between windows of {width}×{height} would leave pixels out; "

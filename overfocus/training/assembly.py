@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from overfocus.errors import TrainingError
-from overfocus.segmentation.inference import Inference, only_size
+from overfocus.segmentation.inference import Inference, only_size, usual_stride
 from overfocus.training.augmentation import Augmentation
 from overfocus.training.classification import Classification
 from overfocus.training.initialisation import fill_from
@@ -60,15 +60,12 @@ def choose_augmentation(material: Material, recipe: Recipe) -> Callable[[Any, An
 
 
 class InWindows(nn.Module):
-    """A segmentation model that takes pictures of any size: larger ones than it was trained at in sliding windows.
-
-    Windows overlap by a quarter, as in the paper's evaluation.
-    """
+    """A segmentation model that takes pictures of any size: larger ones than it was trained at in sliding windows."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int], together: int) -> None:
         super().__init__()
         self.model = model
-        self._inference = Inference(size, (max(1, size[0] * 3 // 4), max(1, size[1] * 3 // 4)), together, only=only_size(model))
+        self._inference = Inference(size, usual_stride(size), together, only=only_size(model))
 
     def forward(self, images: Tensor) -> Tensor:
         return self._inference.logits(self.model, images)

@@ -15,9 +15,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from overfocus.datasets.masks import IGNORED
+from overfocus.errors import TrainingError
 from overfocus.preprocessing import Preprocess
 from overfocus.training.recipe import Recipe
 
+_INTERPOLATIONS = ("bilinear", "bicubic")
 _ATTEMPTS = 10
 """Crops that are tried until none of the classes takes more than its largest share."""
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32 / 255, 0.5, 0.5, 18 / 180
@@ -36,6 +38,11 @@ class MaskAugmentation:
 
     preprocess: Preprocess
     recipe: Recipe
+
+    def __post_init__(self) -> None:
+        known = (*_INTERPOLATIONS, "random")
+        if self.recipe.interpolation not in known:
+            raise TrainingError(f"no interpolation {self.recipe.interpolation!r} for segmentation; there are {', '.join(known)}")
 
     def __call__(
         self, picture: Image.Image, mask: Mask
@@ -61,7 +68,7 @@ class MaskAugmentation:
         size = [max(1, round(factor * height)), max(1, round(factor * width))]
         if size == [height, width]:
             return image, classes
-        kinds = ["bilinear", "bicubic"] if self.recipe.interpolation == "random" else [self.recipe.interpolation]
+        kinds = _INTERPOLATIONS if self.recipe.interpolation == "random" else (self.recipe.interpolation,)
         scaled = F.resize(image, size, InterpolationMode(random.choice(kinds)), antialias=True)
         # torchvision takes masks by the rounded-down place, half a pixel off the picture
         plain = F.resize(tv_tensors.Image(classes), size, InterpolationMode.NEAREST_EXACT)

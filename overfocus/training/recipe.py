@@ -118,6 +118,10 @@ class Recipe:
             raise TrainingError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.decoder_width < 32 or self.decoder_width % 32:
             raise TrainingError(f"decoder_width must be a multiple of 32, got {self.decoder_width}")
+        for name in ("crop_scale", "crop_ratio", "resize_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise TrainingError(f"{name} must go from small to large, got {low} to {high}")
         if (self.epochs is None) == (self.iterations is None):
             raise TrainingError("expected either epochs or iterations in a recipe")
         if self.head_rate != 1 and self.schedule == "none":

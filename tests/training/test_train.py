@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,28 +18,9 @@ import overfocus
 from overfocus.errors import ImageError, OverfocusError, TrainingError
 from overfocus.training.loop import Trainer
 from overfocus.training.train import Training, train
+from tests.training.stopping import StoppedError, same_weights, stop_at
 
 Train = Callable[..., Training]
-
-
-class StoppedError(Exception):
-    """Raised by tests where a kill would come."""
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = Trainer._take_step
-
-    def take_step(trainer: Trainer, batches: Iterator[Any]) -> float:
-        if trainer.step == step:
-            raise StoppedError
-        return original(trainer, batches)
-
-    monkeypatch.setattr(Trainer, "_take_step", take_step)
-
-
-def same_weights(one: Training, other: Training) -> bool:
-    first, second = load_file(one.checkpoint), load_file(other.checkpoint)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_result_goes_into_analyze_as_it_is(train_tiny: Train, shapes_folder: Path, tmp_path: Path) -> None:
