@@ -58,6 +58,12 @@ def align(
     if normalised:
         notes.append("the models have different numbers of tokens: metrics whose range depends on it are rescaled to that range")
     panels = [read_panel(run, normalised=normalised) for run in runs]
+    if measured and panels[0].pixels is not None:
+        notes.append(
+            "a prediction is a class for each pixel: it counts as flipped where more pixels change theirs than in the model's "
+            "median corrupted picture"
+        )
+    _require_same_classes(panels, names)
     images, missing = _common_images(panels, names)
     variants, absent = _common_variants(panels, names, corruptions, severities)
     return Alignment([panel.select(images, variants) for panel in panels], normalised, notes + missing + absent)
@@ -93,11 +99,23 @@ def _check_settings(runs: Sequence["Run"], names: Sequence[str]) -> None:
             )
 
 
+def _require_same_classes(panels: Sequence[Panel], names: Sequence[str]) -> None:
+    """Raise `RunError` where only some models predict pixels, or not the same number of classes."""
+    classes = [0 if panel.pixels is None else panel.pixels.shape[-1] for panel in panels]
+    for name, count in zip(names[1:], classes[1:], strict=True):
+        if count != classes[0]:
+            ours, theirs = (
+                f"{number} classes of pixels" if number else "one class for an image" for number in (count, classes[0])
+            )
+            raise RunError(f"{name} predicts {ours}, {names[0]} {theirs}; runs compare only where they answer the same question")
+
+
 def _input_notes(runs: Sequence["Run"], names: Sequence[str]) -> list[str]:
     notes = []
     for run, name in zip(runs, names, strict=True):
         geometry, (_, height, width) = pixel_geometry(run), run.info["checkpoint"]["input_size"]
-        if (geometry["height"], geometry["width"]) != (height, width):
+        whole = isinstance(geometry["height"], str)  # pictures at their own size, not at the model's
+        if not whole and (geometry["height"], geometry["width"]) != (height, width):
             notes.append(
                 f"{name} takes {height}×{width} pixels: pictures were corrupted at {geometry['height']}×{geometry['width']} "
                 "and resized for it"

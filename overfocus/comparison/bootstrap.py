@@ -63,7 +63,7 @@ def _resampled_means(values: Array, known: Array, resamples: int, seed: int) -> 
     present = known[:, incomplete].astype(np.float32)
     means = np.empty((values.shape[1], resamples), np.float32)
     done = 0
-    for counts in _resample_counts(len(values), resamples, seed):
+    for counts in resample_counts(len(values), resamples, seed):
         drawn = slice(done, done + len(counts))
         means[:, drawn] = scaled.T @ counts.T
         if len(incomplete):
@@ -76,7 +76,7 @@ def _resampled_means(values: Array, known: Array, resamples: int, seed: int) -> 
     return back
 
 
-def _resample_counts(images: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "block images"]]:
+def resample_counts(images: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "block images"]]:
     """How often each resample draws each image, in blocks of resamples; the numbers depend on `seed` and `images` alone."""
     random = np.random.default_rng(seed)
     step = max(1, _COUNTS_PER_BLOCK // images)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from overfocus.comparison.alignment import CLEAN, Alignment
-from overfocus.comparison.paired import holm, paired_differences
+from overfocus.comparison.paired import PairedDifferences, holm, paired_differences
 from overfocus.comparison.panel import LAYER_GROUPS, OUTPUT, Panel, mean_of_known
+from overfocus.comparison.set_iou import MEAN_IOU, set_differences
 from overfocus.metrics.catalogue import CATALOGUE
 
 EVERY = "all"
@@ -21,8 +22,9 @@ COLUMNS = (
 def tabulate_differences(alignment: Alignment, names: Sequence[str], *, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """One row per metric × layers × corruption × severity × model other than the baseline; rows without a value are left out.
 
-    Columns: those of `COLUMNS`; `p_adjusted` is Holm's over the rows of a metric, `chance` the level of an uninformed guess at
-    `top_overlap`, NaN for other metrics.
+    Of segmentation models, "mean_iou" is the mIoU of all images as one set, without a test; "image_iou" the mean of the images'
+    own. Columns: those of `COLUMNS`; `p_adjusted` is Holm's over the rows of a metric, `chance` the level of an uninformed guess
+    at `top_overlap`, NaN for other metrics.
     """
     baseline = alignment.panels[0]
     variants = [*alignment.variants, (EVERY, 0)]
@@ -31,19 +33,34 @@ def tabulate_differences(alignment: Alignment, names: Sequence[str], *, resample
         keys = [key for key in _in_order(panel) if key in baseline.values]
         ours, theirs = (np.concatenate([_with_every(part, key) for key in keys], axis=1) for part in (panel, baseline))
         found = paired_differences(ours, theirs, resamples=resamples, seed=seed)
-        rows = [(*key, *variant, model) for key in keys for variant in variants]
-        frame = pd.DataFrame(rows, columns=["metric", "layers", "corruption", "severity", "model"])
-        for name in ("mean", "baseline_mean", "difference", "low", "high", "p_value", "effect_size", "count"):
-            frame[name] = getattr(found, name)
+        frame = _frame([(*key, *variant, model) for key in keys for variant in variants], found)
         overlap = frame["metric"] == "top_overlap"
         frame["chance"] = frame["layers"].map(panel.chance).where(overlap).astype(float)
         frames.append(frame[frame["count"] > 0])
+        if panel.pixels is not None and baseline.pixels is not None:
+            every = _corrupted(panel)
+            whole = set_differences(panel.pixels, baseline.pixels, every, resamples=resamples, seed=seed)
+            frame = _frame([(MEAN_IOU, OUTPUT, *variant, model) for variant in variants], whole).assign(chance=np.nan)
+            frames.append(frame[frame["count"] > 0])
     table = pd.concat(frames, ignore_index=True)
     adjusted = np.full(len(table), np.nan)
     for members in table.groupby("metric").indices.values():
         adjusted[members] = holm(table["p_value"].to_numpy()[members])
     table["p_adjusted"] = adjusted
     return _sorted(table[list(COLUMNS)], list(names[1:]))
+
+
+def _frame(rows: list[tuple[object, ...]], found: PairedDifferences) -> pd.DataFrame:
+    """Identities of rows beside their numbers."""
+    frame = pd.DataFrame(rows, columns=["metric", "layers", "corruption", "severity", "model"])
+    for name in ("mean", "baseline_mean", "difference", "low", "high", "p_value", "effect_size", "count"):
+        frame[name] = getattr(found, name)
+    return frame
+
+
+def _corrupted(panel: Panel) -> list[int]:
+    """Places of the versions that something was done to."""
+    return [place for place, variant in enumerate(panel.variants) if variant != CLEAN]
 
 
 def _in_order(panel: Panel) -> list[tuple[str, str]]:
@@ -55,9 +72,8 @@ def _in_order(panel: Panel) -> list[tuple[str, str]]:
 
 def _with_every(panel: Panel, key: tuple[str, str]) -> np.ndarray:
     """(images, variants + 1): the values, and each image's mean over its corrupted versions."""
-    corrupted = [place for place, variant in enumerate(panel.variants) if variant != CLEAN]
     values = panel.values[key]
-    return np.column_stack([values, mean_of_known(values[:, corrupted], 1)])
+    return np.column_stack([values, mean_of_known(values[:, _corrupted(panel)], 1)])
 
 
 def _sorted(table: pd.DataFrame, models: list[str]) -> pd.DataFrame:

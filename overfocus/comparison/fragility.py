@@ -31,8 +31,10 @@ class Observations(NamedTuple):
     layers: str
     variant: Variant
     values: Array
+    lost: Array
+    """1 where the predicted class differs from that of the clean image, else 0; of a segmentation model the share of pixels."""
     flipped: Array
-    """Whether the predicted class differs from that of the clean image."""
+    """Whether it differs; of a segmentation model, whether more pixels do than for its median corrupted picture."""
     images: Array
     """Number of the image."""
 
@@ -41,13 +43,14 @@ def tabulate_fragility(alignment: Alignment, names: Sequence[str]) -> pd.DataFra
     """One row per model × metric × layers × corruption × severity: does the metric tell which predictions flip.
 
     Metrics of one map are those of the clean image, metrics of stability those of the corrupted picture. `spearman` is the
-    rank correlation of metric and flip, `auroc` the chance that a picture whose prediction flipped has the higher value;
-    both with 95 % intervals over images. `corruption` "all" (severity 0) takes all corrupted pictures together.
+    rank correlation of metric and flip (of a segmentation model, and the share of pixels that flip), `auroc` the chance that a
+    picture whose prediction flipped has the higher value; both with 95 % intervals over images. `corruption` "all" (severity 0)
+    takes all corrupted pictures together.
     """
     rows = []
     for model, panel in zip(names, alignment.panels, strict=True):
         for seen in _observe(model, panel, [*(variant for variant in panel.variants if variant != CLEAN), (EVERY, 0)]):
-            rank = spearman(seen.values, seen.flipped.astype(float), seen.images)
+            rank = spearman(seen.values, seen.lost, seen.images)
             area = auroc(seen.values, seen.flipped, seen.images)
             identity = (seen.model, seen.metric, seen.layers, *seen.variant)
             rows.append((*identity, *rank, *area, int(seen.flipped.sum()), len(seen.values)))
@@ -79,6 +82,8 @@ def _observe(model: str, panel: Panel, variants: Sequence[Variant]) -> Iterator[
         return
     corrupted = [place for place, variant in enumerate(panel.variants) if variant != CLEAN]
     clean = panel.variants.index(CLEAN) if CLEAN in panel.variants else None
+    changed = 1 - agreement
+    usual = 0.5 if panel.pixels is None else _median(changed[:, corrupted])
     for (metric, layers), values in panel.values.items():
         described = CATALOGUE.get(metric)
         if layers == OUTPUT or described is None:
@@ -93,5 +98,11 @@ def _observe(model: str, panel: Panel, variants: Sequence[Variant]) -> Iterator[
             if not known.any():
                 continue
             images = np.nonzero(known)[0]
-            flipped = agreement[:, chosen][known] == 0
-            yield Observations(model, metric, layers, variant, values[:, chosen][known], flipped, images)
+            lost = changed[:, chosen][known]
+            yield Observations(model, metric, layers, variant, values[:, chosen][known], lost, lost > usual, images)
+
+
+def _median(values: Array) -> float:
+    """Without NaN; NaN where there is nothing else."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else np.nan

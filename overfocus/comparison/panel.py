@@ -25,8 +25,10 @@ LAYER_GROUPS = ("all", "early", "middle", "late")
 """All layers, and the thirds of relative depth."""
 OUTPUT = "output"
 """Stands where a layer group would for what the model puts out."""
-PREDICTION = ("agreement", "confidence_drop", "correct", "output_cosine")
+PREDICTION = ("agreement", "confidence_drop", "correct", "output_cosine", "image_iou")
 """Columns of the predictions table that are compared."""
+PIXEL_COUNTS = ("intersections", "unions")
+"""Columns of the predictions table of a segmentation model that hold numbers of pixels by class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,9 @@ class Panel:
     """(images, variants) by metric and layer group; NaN where undefined."""
     chance: dict[str, float]
     """Chance level of `top_overlap` by layer group, mean over its layers."""
+    pixels: Array | None = None
+    """(2, images, variants, classes): pixels in both mask and prediction, and in either; zeros where no mask is known. None for
+    models that give no class for each pixel."""
 
     def select(self, images: Sequence[ImageKey], variants: Sequence[Variant]) -> "Panel":
         """The values of these images and variants, in this order."""
@@ -46,7 +51,8 @@ class Panel:
         rows = [place[key] for key in images]
         columns = [self.variants.index(variant) for variant in variants]
         kept = {key: values[np.ix_(rows, columns)] for key, values in self.values.items()}
-        return Panel(list(images), list(variants), kept, self.chance)
+        pixels = None if self.pixels is None else self.pixels[:, rows][:, :, columns]
+        return Panel(list(images), list(variants), kept, self.chance, pixels)
 
 
 def read_panel(run: "Run", *, normalised: bool) -> Panel:
@@ -81,7 +87,7 @@ def read_panel(run: "Run", *, normalised: bool) -> Panel:
             means = mean_of_known(by_layer[:, :, members], 2)
             values |= {(name, group): means[:, :, which] for which, name in enumerate(metrics)}
             chance[group] = 0.0 if normalised else _chance([layers[member] for member in members])
-    return Panel(images, variants, values, chance)
+    return Panel(images, variants, values, chance, _pixels(predictions, numbers, place))
 
 
 def group_layers(run: "Run") -> dict[str, list[int]]:
@@ -123,6 +129,18 @@ def _spread(table: pd.DataFrame, columns: pd.DataFrame, images: pd.Index, varian
     values = np.full((len(images), len(variants), columns.shape[1]), np.nan)
     places = variants.get_indexer(pd.MultiIndex.from_frame(table[["corruption", "severity"]]))
     values[images.get_indexer(pd.Index(table["image"])), places] = columns.to_numpy("float64", na_value=np.nan)
+    return values
+
+
+def _pixels(predictions: pd.DataFrame, images: pd.Index, variants: pd.MultiIndex) -> Array | None:
+    """(2, images, variants, classes) from the lists of a segmentation run."""
+    if not set(PIXEL_COUNTS) <= set(predictions.columns):
+        return None
+    rows = images.get_indexer(pd.Index(predictions["image"]))
+    columns = variants.get_indexer(pd.MultiIndex.from_frame(predictions[["corruption", "severity"]]))
+    counts = np.stack([np.stack(predictions[name].to_list()) for name in PIXEL_COUNTS])
+    values = np.zeros((2, len(images), len(variants), counts.shape[2]), np.int64)
+    values[:, rows, columns] = counts
     return values
 
 

@@ -25,6 +25,8 @@ TITLES = {
     "confidence_drop": "Confidence drop",
     "correct": "Accuracy",
     "output_cosine": "Output cosine",
+    "image_iou": "IoU, mean of the images",
+    "mean_iou": "mIoU of the set",
 }
 
 UNITS = {

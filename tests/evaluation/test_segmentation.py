@@ -1,7 +1,10 @@
 """Whole evaluations of a tiny segmentation model."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,3 +291,40 @@ def test_the_command_prints_what_was_found(segmenter: Path, masked: Path, tmp_pa
     assert "mIoU over fog, at severities 2, 5:" in result.output
     wrong = CliRunner().invoke(app, [*arguments, "--scales", "big"])
     assert wrong.exit_code == 2
+
+
+def test_two_evaluations_compare(write_segmenter: Callable[..., Path], masked: Path, tmp_path: Path) -> None:
+    sources = [write_segmenter("first"), write_segmenter("second", seed=1)]
+    first, second = evaluate(sources, masked, tmp_path / "both", **QUICK)
+    comparison = overfocus.compare([first.path, second.path], output=tmp_path / "comparison", resamples=200)
+    table = comparison.table
+    assert set(table["metric"]) == {"agreement", "confidence_drop", "correct", "image_iou", "mean_iou"}
+    (row,) = table.query("metric == 'mean_iou' and corruption == 'clean'").to_dict("records")
+    assert row["mean"] == pytest.approx(second.summary["clean"]["miou"])
+    assert row["baseline_mean"] == pytest.approx(first.summary["clean"]["miou"])
+    assert row["low"] <= row["difference"] <= row["high"]
+    (row,) = table.query("metric == 'correct' and corruption == 'clean'").to_dict("records")
+    assert row["mean"] == pytest.approx(second.run.predictions.query("severity == 0")["correct"].mean())
+    assert comparison.notes == ()
+    printed = CliRunner().invoke(
+        app, ["compare", str(first.path), str(second.path), "--output", str(tmp_path / "again"), "--no-report"]
+    )
+    assert printed.exit_code == 0, printed.output
+    assert "mIoU of the set" in printed.output
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in (".", "cli", "reports")),
+        "OMP_NUM_THREADS": "1",
+    }
+    options = ["evaluate", segmenter, "--data", masked, "--corruption", "fog", "--batch-size", "3", "--device", "cpu"]
+    for name, launcher in (("one", []), ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
+        command = [sys.executable, "-m", *launcher, "overfocus", *map(str, options), "--output", str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True)
+    one, two = (overfocus.Run(tmp_path / name).predictions for name in ("one", "two"))
+    assert len(one) == 5 * 6
+    assert one["name"].tolist() == two["name"].tolist()
+    assert_same(one, two)
