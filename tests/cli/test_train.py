@@ -66,3 +66,64 @@ def test_an_entry_without_an_equals_sign_is_wrong_usage(data: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(data), "--model-arg", "depth"])
     assert result.exit_code == 2
     assert "expected NAME=VALUE, got 'depth'" in result.stderr
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """Pictures of noise whose right half is brighter, which is class 1."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2)):
+        for number in range(count):
+            pixels = random.integers(0, 120, (20, 24, 3)).astype(np.uint8)
+            pixels[:, 12:] += 120
+            mask = np.zeros((20, 24), np.uint8)
+            mask[:, 12:] = 1
+            for kind, content in (("images", pixels), ("masks", mask)):
+                (tmp_path / "masks" / kind / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(content).save(tmp_path / "masks" / kind / split / f"{number}.png")
+    return tmp_path / "masks"
+
+
+def test_train_a_segmentation_model(masks: Path, tmp_path: Path) -> None:
+    command = [
+        "train",
+        str(masks),
+        "--task",
+        "segmentation",
+        "--output",
+        str(tmp_path / "out"),
+        *MODEL,
+        "--tap",
+        "2",
+        "--adl",
+        "1",
+    ]
+    more = ["--iterations", "12", "--batch-size", "4", "--set", "warmup_iterations=2", "--workers", "0", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*command, *more, "--set", "adl_threshold=0.5", "--class-names", "dark,bright"])
+    assert result.exit_code == 0, result.output
+    assert "mIoU" in result.output
+    last = overfocus.load_model(tmp_path / "out" / "model.safetensors")
+    assert (last.name, last.class_names) == ("VisionTransformer_segformer", ["dark", "bright"])
+    again = CliRunner().invoke(app, [*command, *more, "--set", "adl_threshold=0.5", "--class-names", "dark,bright", "--json"])
+    assert again.exit_code == 0, again.output
+    row = json.loads(again.stdout)
+    assert row["step"] == 12
+    assert row["validation_miou"] > 0.5  # one class everywhere would be 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--task", "detection"], "task must be classification or segmentation, got 'detection'"),
+        ([], "holds pictures with masks; train on them with --task segmentation"),
+        (["--task", "segmentation", "--set", "mixup=0.2"], "mixup changes pictures but not their masks"),
+    ],
+)
+def test_what_is_wrong_with_a_segmentation_is_told_in_one_line(
+    masks: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    result = CliRunner().invoke(app, ["train", str(masks), "--output", str(tmp_path / "out"), *MODEL, *QUICK, *options])
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("overfocus: ")
+    assert words in line
