@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PACKS_AHEAD = 3
 """Packs of images that are prepared ahead of the model."""
+BYTES_AHEAD = 256 * 2**20
+"""Memory that these may take together, as pictures of a million pixels would; each worker has one image ahead anyway."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,11 @@ class GroupDataset(Dataset[Group]):
         self.max_pixels = max_pixels
         self.sizes = [InputSize.of(preprocess), *others]
 
+    @property
+    def group_bytes(self) -> int:
+        """Memory that the pictures of one image take."""
+        return len(self.variants) * sum(3 * size.height * size.width for size in self.sizes)
+
     def __len__(self) -> int:
         return len(self.sources)
 
@@ -88,12 +95,13 @@ class GroupLoader:
         indices = range(start, len(dataset))
         workers = min(workers, len(indices))
         prepare_corruptions([name for name, severity in dataset.variants if severity])  # before the workers copy this process
+        ahead = min(max(2 * workers, PACKS_AHEAD * together), BYTES_AHEAD // dataset.group_bytes)
         loader = DataLoader(
             dataset,
             sampler=indices,
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=max(2, -(-PACKS_AHEAD * together // workers)) if workers else None,
+            prefetch_factor=max(1, -(-ahead // workers)) if workers else None,
             worker_init_fn=start_worker,
             collate_fn=unchanged,
         )

@@ -56,7 +56,8 @@ def iou_figures(summary: "Summary") -> list[KeyFigure]:
     scores = [row.set_iou for row in summary.survival]
     if not scores:
         return [KeyFigure("mIoU (set)", percent(summary.clean_iou), "of clean images")]
-    value = f"{percent(summary.clean_iou)} → {percent(sum(scores) / len(scores))}"
+    clean = percent(summary.clean_iou).removesuffix("\u00a0%")
+    value = f"{clean} → {percent(sum(scores) / len(scores))}"
     return [KeyFigure("mIoU (set), clean → corrupted", value, "corrupted: mean over corruptions and severities")]
 
 

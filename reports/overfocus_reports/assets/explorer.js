@@ -94,6 +94,7 @@ async function drawExplorer() {
   };
   explorerDrawn = drawnOf(model);
   for (const role of roles) drawVersion(role, explorerDrawn);
+  byId("versions").classList.toggle("without-matrices", modelOf().layers.every((layer) => !layer.matrix));
   byId("readout").textContent = readout(explorerDrawn);
   if (several) drawSide(models.map(drawnOf));
   byId("versions").setAttribute("aria-busy", "false");

@@ -24,8 +24,8 @@ function buildSegmentation() {
 function segmentedImage(image) {
   const parts = { panels: {}, said: make("p", { class: "counts" }), table: make("table"), note: make("p", { class: "flip-key" }) };
   const panel = (name) => {
-    const canvas = make("canvas", { role: "img", tabindex: "0", "data-panel": name, "aria-label": `${name}, ${nameOf(image)}` });
-    const figure = make("figure", {}, canvas, make("figcaption"));
+    const canvas = make("canvas", { role: "img", tabindex: "0", "aria-label": `${name}, ${nameOf(image)}` });
+    const figure = make("figure", { "data-panel": name }, canvas, make("figcaption"));
     const enlarge = () => figure.classList.toggle("enlarged");
     canvas.addEventListener("click", enlarge);
     canvas.addEventListener("keydown", (event) => {
@@ -103,7 +103,10 @@ function drawSegmentedImage(image, parts, [clean, corrupted], truth) {
     draw("classes-corrupted", corrupted.picture, true, `prediction, ${label}`, classes(corrupted.classes));
     draw("attention-change", clean.picture, true, "where attention moved", attention(minus(corrupted.received, clean.received), differenceColour));
     const flipped = flippedPixels(clean.classes, corrupted.classes, truth);
-    draw("classes-change", clean.picture, true, "pixels that change their class", (canvas) => paintClasses(canvas, flipped, [nothing, ...Object.values(flipColours)], 0.85));
+    draw("classes-change", clean.picture, true, "pixels that change their class", (canvas) => {
+      dim(canvas);
+      paintClasses(canvas, flipped, [nothing, ...Object.values(flipColours)], 1);
+    });
   }
   if (parts.panels.truth) draw("truth", clean.picture, true, "ground truth", (canvas) => truth && paintClasses(canvas, truth, classColours(), opacity));
   parts.said.textContent = segmentedSentence(image, corrupted);
@@ -127,6 +130,13 @@ function paintClasses(canvas, { width, height, values }, colours, opacity) {
   context.globalAlpha = opacity;
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
   context.globalAlpha = 1;
+}
+
+// Darkens a picture, so that single bright pixels show on it.
+function dim(canvas) {
+  const context = canvas.getContext("2d");
+  context.fillStyle = "rgba(0, 0, 0, 0.55)";
+  context.fillRect(0, 0, canvas.width, canvas.height);
 }
 
 // 0 where the class stays, 1 where it was right and is no longer, 2 where it becomes right, 3 for every other change.
