@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from torch import Tensor
 
 from overfocus.analysis.variants import CLEAN, Variant
@@ -18,8 +17,7 @@ from overfocus.evaluation.layouts import EvaluationData, Portion
 from overfocus.evaluation.pictures import Item, Pictures
 from overfocus.evaluation.plan import EvaluationSettings
 from overfocus.evaluation.task import Batching, Description, Row
-from overfocus.segmentation.prediction import class_map, pixel_confidence
-from overfocus.segmentation.scores import pixel_scores
+from overfocus.segmentation.columns import PixelPrediction, pixel_columns, predict_pixels
 from overfocus.segmentation.settings import InferenceSettings
 
 OWN_SIZE = "the picture's own"
@@ -119,15 +117,6 @@ class SegmentationReader:
         return Pictures(item, np.stack(pixels), mask=mask, places=places)
 
 
-class _CleanPrediction(NamedTuple):
-    """What a model says of a picture without corruption, to compare with."""
-
-    item: int
-    classes: UInt8[Tensor, "height width"]
-    on_host: UInt8[np.ndarray, "height width"]
-    confidence: float
-
-
 class PixelPredictor:
     """Sends pictures through one segmentation model."""
 
@@ -136,7 +125,8 @@ class PixelPredictor:
         self.task = task
         self.inference = task.inference.for_model(loaded, task.settings.batch_size)
         self.device = next(loaded.model.parameters()).device
-        self._clean: _CleanPrediction | None = None
+        self._clean: tuple[int, PixelPrediction] | None = None
+        """Number of an item, and what the model says of it without corruption."""
 
     def __call__(self, pictures: Sequence[Pictures]) -> list[Row]:
         """The columns of the predictions table of each picture that could be read.
@@ -146,7 +136,7 @@ class PixelPredictor:
         Raises:
             RunError: the window that was asked for is larger than a picture.
         """
-        rows: dict[int, list[dict[str, object]]] = {}
+        rows: dict[int, list[dict[str, Any]]] = {}
         for picture, place, logits in self._logits([picture for picture in pictures if picture.pixels is not None]):
             rows.setdefault(picture.item.number, []).append(self._score(picture, place, logits))
         read: list[Row] = [
@@ -173,31 +163,18 @@ class PixelPredictor:
                 logits = self.inference.logits(self.loaded.model, inputs)
                 yield from ((picture, place, one) for (picture, place, _), one in zip(part, logits, strict=True))
 
-    def _score(self, picture: Pictures, place: int, logits: Tensor) -> dict[str, object]:
+    def _score(self, picture: Pictures, place: int, logits: Tensor) -> dict[str, Any]:
         """The row of one variant."""
         assert picture.mask is not None
         height, width = picture.mask.shape
-        classes = class_map(logits[None], (height, width))[0]
-        predicted = classes.cpu().numpy()
-        confidence = pixel_confidence(logits, (height, width))
-        compared = self._clean if self._clean is not None and self._clean.item == picture.item.number else None
+        logits = logits.float()
+        prediction = predict_pixels(logits, (height, width))
+        number, clean = picture.item.number, None
         if self.task.variants[place] == CLEAN:
-            self._clean, compared = _CleanPrediction(picture.item.number, classes, predicted, confidence), None
-        drop = np.nan
-        if compared is not None:
-            drop = compared.confidence - pixel_confidence(logits, (height, width), compared.classes)
-        clean = None if compared is None else compared.on_host
-        scores = pixel_scores(predicted, picture.mask, clean, self.loaded.num_classes)
-        return {
-            "predicted": int(np.bincount(predicted.ravel()).argmax()),
-            "confidence": confidence,
-            "agreement": scores.agreement,
-            "confidence_drop": drop,
-            "correct": scores.pixel_accuracy,
-            "image_iou": scores.image_iou,
-            "intersections": scores.intersections,
-            "unions": scores.unions,
-        }
+            self._clean = number, prediction
+        elif self._clean is not None and self._clean[0] == number:
+            clean = self._clean[1]
+        return pixel_columns(logits, prediction, picture.mask, clean)
 
     def _name(self, picture: Pictures) -> str:
         return self.task.data.portions[picture.item.portion].images.name(picture.item.index)

@@ -25,7 +25,7 @@ TITLES = {
     "confidence_drop": "Confidence drop",
     "correct": "Accuracy",
     "output_cosine": "Output cosine",
-    "image_iou": "IoU, mean of the images",
+    "image_iou": "IoU of the images",
     "mean_iou": "mIoU of the set",
 }
 

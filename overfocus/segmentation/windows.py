@@ -48,7 +48,7 @@ def sliding_logits(
         if total is None:
             total = torch.zeros(len(pictures), logits.shape[1], height, width, device=logits.device)
         for (number, top, left), part in zip(chosen, logits, strict=True):
-            total[number, :, top : top + window[0], left : left + window[1]] += upsample(part[None], window)[0]
+            total[number, :, top : top + window[0], left : left + window[1]] += upsample(part[None].float(), window)[0]
     assert total is not None  # there is a picture, so there is a window
     # windows form a grid: how many lie on a pixel is the product of how many lie on its row and on its column
     for axis, length, starts in ((2, height, tops), (3, width, lefts)):

@@ -6,8 +6,7 @@
 Crops of 1024×1024 with a stride of 768, as Cityscapes is evaluated: three a picture. Sliding takes from normalised pixels to a
 logit for every class and pixel and to the class of every pixel; the plain forwards put the same crops through the model in the
 same batches and drop what comes out. Both follow each other in every round of one process. Peak memory is that of one process
-per number of windows, above what it holds with the model built and one crop gone through it. Weights are random: nothing here
-depends on them.
+per number of windows, above what it holds with the model and the picture made. Weights are random: nothing here depends on them.
 """
 
 import argparse
@@ -74,11 +73,12 @@ def print_times(name: str, rounds: int, together: int) -> None:
 
 def print_memory(name: str, together: int) -> None:
     """Peak memory by number of windows, each in a process of its own."""
-    print("peak memory above model and one crop")
-    for stride in STRIDES:
+    print("peak memory above what the model and the picture take")
+    for stride in (0, *STRIDES):
         command = [sys.executable, __file__, "--model", name, "--together", str(together), "--memory", str(stride)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        print(f"  {len(window_starts(WIDTH, CROP, stride)):3} windows {float(done.stdout):8.0f} MB")
+        what = f"{len(window_starts(WIDTH, CROP, stride)):3} windows" if stride else "forward of one crop"
+        print(f"  {what:20} {float(done.stdout):6.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--together", type=int, default=TOGETHER, help="windows in one forward")
     parser.add_argument(
-        "--memory", type=int, metavar="STRIDE", help="print megabytes for windows of this stride and nothing else"
+        "--memory", type=int, metavar="STRIDE", help="print megabytes for windows of this stride (0: a crop) only"
     )
     arguments = parser.parse_args()
     if arguments.memory is None:
@@ -97,11 +97,11 @@ def main() -> None:
             print_memory(arguments.model, arguments.together)
         return
     model, picture = build(arguments.model)
+    small = picture[..., :64, :64]
+    stride, crop = arguments.memory, picture[..., :CROP]
     with torch.no_grad():
-        megabytes = peak_memory(
-            lambda: model(picture[..., :CROP]), lambda: slide(model, picture, arguments.memory, arguments.together)
-        )
-    print(megabytes)
+        run = (lambda: slide(model, picture, stride, arguments.together)) if stride else (lambda: model(crop))
+        print(peak_memory(lambda: model(small), run))
 
 
 if __name__ == "__main__":
