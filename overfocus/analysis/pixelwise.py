@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from overfocus.segmentation.prediction import class_map, is_segmentation, pixel_confidence
-from overfocus.segmentation.scores import pixel_scores
+from overfocus.segmentation.columns import PixelPrediction, pixel_columns, predict_pixels
+from overfocus.segmentation.prediction import is_segmentation
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -46,34 +46,16 @@ def pixel_predictions(
     `reference` is the place of each picture's clean counterpart, `masks` the right classes where they are known. Only one
     picture's logits exist at full size at a time.
     """
-    classes = logits.shape[1]
     rows: list[dict[str, Any]] = []
-    maps: list[Mask] = []
+    seen: list[PixelPrediction] = []
     for place, clean_place in enumerate(reference.tolist()):
         corrupted = clean_place != place
-        predicted = class_map(logits[place, None].float(), size)[0]
-        maps.append(predicted.cpu().numpy())
-        confidence = pixel_confidence(logits[place].float(), size)
-        clean = maps[clean_place] if corrupted else None
-        scores = pixel_scores(maps[place], masks[place], clean, classes)
-        drop = np.nan
-        if clean is not None:
-            there = torch.from_numpy(clean).to(predicted.device)
-            drop = rows[clean_place]["confidence"] - pixel_confidence(logits[place].float(), size, there)
-        rows.append(
-            {
-                "predicted": float(np.bincount(maps[place].ravel(), minlength=classes).argmax()),
-                "confidence": confidence,
-                "agreement": scores.agreement,
-                "confidence_drop": drop,
-                "output_cosine": _cosine(logits[clean_place], logits[place]) if corrupted else np.nan,
-                "correct": scores.pixel_accuracy,
-                "image_iou": scores.image_iou,
-                "intersections": scores.intersections,
-                "unions": scores.unions,
-            }
-        )
-    return {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}, np.stack(maps)
+        own = logits[place].float()
+        seen.append(predict_pixels(own, size))
+        columns = pixel_columns(own, seen[place], masks[place], seen[clean_place] if corrupted else None)
+        rows.append(columns | {"output_cosine": _cosine(logits[clean_place], own) if corrupted else np.nan})
+    table = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+    return table, np.stack([prediction.on_host for prediction in seen])
 
 
 def _cosine(clean: Tensor, corrupted: Tensor) -> float:
