@@ -17,6 +17,9 @@ from overfocus.errors import ImageError
 from overfocus.preprocessing import Preprocess
 from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_all
 
+_PIXELS_TOGETHER = 4 * 1024 * 1024
+"""Of pictures that are validated at their own size in one batch: their logits take a number for each pixel and class."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -138,17 +141,17 @@ class PlainImages(Dataset[Sample]):
         return self.preprocess.normalize(np.array(picture.convert("RGB"))), torch.from_numpy(target)
 
     def batches(self, size: int, process: int, processes: int) -> list[list[int]]:
-        """The numbers of one process in batches of up to `size` pictures that have the same size in pixels."""
-        mine = range(process, len(self), processes)
+        """The numbers of one process in batches of up to `size` pictures of the same height and width; fewer of large ones."""
         groups: list[list[int]] = []
         before: tuple[int, int] | None = None
-        for index in mine:
-            pixels = None if hasattr(self.images, "labels") else self.images.size(index)
-            if groups and len(groups[-1]) < size and pixels == before:
+        for index in range(process, len(self), processes):
+            now = self.preprocess.input_size[1:] if hasattr(self.images, "labels") else self.images.size(index)
+            room = size if hasattr(self.images, "labels") else min(size, _PIXELS_TOGETHER // (now[0] * now[1]))
+            if groups and len(groups[-1]) < room and now == before:
                 groups[-1].append(index)
             else:
                 groups.append([index])
-            before = pixels
+            before = now
         return groups
 
 

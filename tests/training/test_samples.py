@@ -8,7 +8,7 @@ from PIL import Image
 from overfocus.preprocessing import Preprocess
 from overfocus.training.augmentation import Augmentation, measure_statistics
 from overfocus.training.recipe import load_recipe
-from overfocus.training.samples import AugmentedImages, Draw, StepOrder, collate
+from overfocus.training.samples import AugmentedImages, Draw, PlainImages, StepOrder, collate
 
 
 class NoisePictures:
@@ -104,3 +104,37 @@ def test_statistics_are_those_of_all_pixels() -> None:
     mean, std = measure_statistics(images, Preprocess((3, 24, 24), crop_pct=1.0))
     np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), atol=1e-4)
     np.testing.assert_allclose(std, pixels.std((0, 1, 2)), atol=1e-4)
+
+
+class MaskedPictures:
+    """Pictures of given sizes, whose masks are all of class 1."""
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.sizes = sizes
+        self.class_names = ["a", "b"]
+        self.channels = 3
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.sizes[index]
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(np.full((*self.sizes[index], 3), 51, np.uint8))
+
+    def mask(self, index: int) -> Any:
+        return np.ones(self.sizes[index], np.uint8)
+
+
+def test_pictures_are_validated_with_others_of_their_size() -> None:
+    sizes = [(8, 6), (8, 6), (8, 6), (6, 8), (8, 6), (2048, 2048), (2048, 2048), (4096, 4096), (4096, 4096)]
+    plain = PlainImages(MaskedPictures(sizes), Preprocess((3, 16, 16), (0.1,) * 3, (0.5,) * 3))
+    assert plain.batches(2, 0, 1) == [[0, 1], [2], [3], [4], [5], [6], [7], [8]]
+    assert plain.batches(4, 0, 2) == [[0, 2, 4], [6], [8]]
+    assert plain.batches(4, 1, 2) == [[1], [3], [5], [7]]
+    images, masks = collate([plain[0], plain[1]])
+    assert images.shape == (2, 3, 8, 6)
+    assert torch.allclose(images, torch.tensor(0.2))
+    assert torch.equal(masks, torch.ones(2, 8, 6, dtype=torch.uint8))
+    assert PlainImages(NoisePictures(5), Preprocess((3, 16, 16))).batches(2, 0, 1) == [[0, 1], [2, 3], [4]]

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -120,6 +122,27 @@ def test_grey_pictures_and_classes_without_names(train_masks: Train, squares: Pa
     assert (loaded.input_size, loaded.class_names) == ((1, 32, 32), ["0", "1", "2"])
     named = train_masks("named", data=data, class_names=["x", "y", "z"], validation=data)
     assert overfocus.load_model(named.checkpoint).class_names == ["x", "y", "z"]
+
+
+def test_cityscapes_keeps_its_names_and_colours(train_masks: Train, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for split, city, count in (("train", "aachen", 6), ("val", "munster", 2)):
+        for number in range(count):
+            stem = f"{city}_{number:06}_000019"
+            for kind, ending, content in (
+                ("leftImg8bit", "leftImg8bit", random.integers(0, 256, (32, 64, 3))),
+                ("gtFine", "gtFine_labelIds", random.integers(0, 34, (32, 64))),
+            ):
+                (tmp_path / "data" / kind / split / city).mkdir(parents=True, exist_ok=True)
+                path = tmp_path / "data" / kind / split / city / f"{stem}_{ending}.png"
+                Image.fromarray(content.astype(np.uint8)).save(path)
+    training = train_masks(data=tmp_path / "data")
+    loaded = overfocus.load_model(training.checkpoint)
+    assert loaded.num_classes == 19
+    assert loaded.class_names is not None
+    assert loaded.class_colours is not None
+    assert (loaded.class_names[13], loaded.class_colours[13]) == ("car", [0, 0, 142])
+    assert training.log["validation_miou"].iloc[-1] < 0.2  # labels are noise
 
 
 @pytest.mark.slow
