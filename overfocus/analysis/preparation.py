@@ -144,7 +144,7 @@ def _classes_of_pixels(loaded: "LoadedModel", sources: Sequence[ImageSource]) ->
 
 def _describe_pixels_task(loaded: "LoadedModel", classes: Classes) -> dict[str, Any]:
     names = classes.names or [str(number) for number in range(loaded.num_classes)]
-    return {"task": SEGMENTATION, "class_colours": class_colours(names).tolist()}
+    return {"task": SEGMENTATION, "class_colours": loaded.class_colours or class_colours(names).tolist()}
 
 
 def _spread(sources: Sequence[ImageSource], limit: int | None) -> list[ImageSource]:
