@@ -31,8 +31,10 @@ def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | Non
     if place is None:
         return None
     names = class_names or _listed(folder) or _numbered(list(splits.values()))
-    pictures, masks = place
-    return PictureMasks(_pair(pictures, masks), names)
+    opened = PictureMasks(_pair(*place), names)
+    if _hold_zero_and_ignored([entry.mask for pair in splits.values() for entry in _pair(*pair)]):
+        raise ImageError(_nothing_shown(place[1]))
+    return opened
 
 
 def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
@@ -86,7 +88,29 @@ def _numbered(places: list[tuple[Path, Path]]) -> list[str]:
             numbers = read_mask(entry.mask)
             largest = max(largest, int(numbers[numbers != IGNORED].max(initial=0)))
     if largest == 0:
-        raise ImageError(
-            f"{places[0][1]}: the masks hold no class but 0 ({IGNORED} is ignored); expected the numbers 0, 1, … of the classes"
-        )
+        raise ImageError(_nothing_shown(places[0][1]))
     return [str(number) for number in np.arange(largest + 1)]
+
+
+def _hold_zero_and_ignored(masks: list[Path]) -> bool:
+    """Whether all masks hold 0 and `IGNORED` alone, and both: usual in pictures of a foreground, and nothing to learn from.
+
+    One that cannot be read may hold others, and is told of when its turn comes.
+    """
+    ignored = False
+    for mask in masks:
+        try:
+            numbers = read_mask(mask)
+        except ImageError:
+            return False
+        if ((numbers != 0) & (numbers != IGNORED)).any():
+            return False
+        ignored |= bool((numbers == IGNORED).any())
+    return ignored
+
+
+def _nothing_shown(masks: Path) -> str:
+    return (
+        f"{masks}: the masks hold no class but 0 ({IGNORED} is ignored); expected the numbers 0, 1, … of the classes, "
+        f"so that a foreground of {IGNORED} has to become 1"
+    )

@@ -144,6 +144,9 @@ def test_masks_without_classes(tmp_path: Path) -> None:
     write_pair(tmp_path, "x", mask_of(0, 255))
     with pytest.raises(ImageError, match="hold no class but 0"):
         open_segmented_images(tmp_path, "train")
+    (tmp_path / "classes.txt").write_text("background\nbird\n")
+    with pytest.raises(ImageError, match="a foreground of 255 has to become 1"):
+        open_segmented_images(tmp_path, "train")
     (tmp_path / "classes.txt").write_text("one\n")
     with pytest.raises(ImageError, match="expected from 2 to 254 classes, got 1"):
         open_segmented_images(tmp_path, "train")
