@@ -212,6 +212,14 @@ def test_test_time_augmentation_reaches_the_predictions(segmenter: Path, masked:
         evaluate(segmenter, masked, tmp_path / "plain", flip=True, workers=0, device="cpu")
 
 
+def test_mixed_precision_changes_little(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+    plain, mixed = (
+        evaluate(segmenter, masked, tmp_path / str(amp), amp=amp, workers=0, device="cpu")[0] for amp in (False, True)
+    )
+    difference = plain.run.predictions["confidence"] - mixed.run.predictions["confidence"]
+    assert 0 < difference.abs().max() < 0.02
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
