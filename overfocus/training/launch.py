@@ -71,6 +71,18 @@ def unused_parameters(model: nn.Module, preprocess: Preprocess) -> bool:
     return unused
 
 
+def synchronise_norms(model: nn.Module) -> None:
+    """Have batch norms take their statistics over the images of all processes, TAP's predictors excepted, as the paper's do.
+
+    For segmentation, where a GPU holds an image or two. Parameters and their names stay.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+        elif name != "dilation_predictor":
+            synchronise_norms(child)
+
+
 def processes_started() -> int:
     """Processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))

@@ -12,7 +12,7 @@ from overfocus.errors import TrainingError
 from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
 from overfocus.training.diversity import Diversity
 from overfocus.training.folder import open_folder, write_info
-from overfocus.training.launch import make_accelerator, processes_started, start_trackers, unused_parameters
+from overfocus.training.launch import make_accelerator, processes_started, start_trackers, synchronise_norms, unused_parameters
 from overfocus.training.log import Log
 from overfocus.training.loop import Pace, Trainer, validate
 from overfocus.training.material import Material, gather
@@ -71,6 +71,8 @@ def _run(request: Request) -> None:
         compiled=request.compiled,
         has_unused=has_unused,
     )
+    if request.task == SEGMENTATION and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        synchronise_norms(model)
     order = _order(material, request, accelerator)
     optimizer = make_optimizer(model, recipe, order.images_per_step)
     rate = LearningRate(optimizer, recipe, order.steps_per_epoch)

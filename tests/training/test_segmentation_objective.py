@@ -10,7 +10,9 @@ import torch.nn.functional as F
 import overfocus
 from overfocus.checkpoints.build import create
 from overfocus.errors import TrainingError
+from overfocus.models import add_tap
 from overfocus.training.diversity import Diversity
+from overfocus.training.launch import synchronise_norms
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.recipe import load_recipe
 from overfocus.training.segmentation import Segmentation
@@ -105,6 +107,29 @@ def test_backbones_without_attention_have_nothing_to_diversify() -> None:
         with pytest.raises(TrainingError, match="adl: no layer of SegmentationModel attends between tokens") as caught:
             adl.loss()
     assert "\n" not in str(caught.value)
+
+
+def test_synchronised_norms_keep_parameters_and_output() -> None:
+    model = create("fan_tiny_8_p4_hybrid_segformer", {"num_classes": 2}).eval()
+    block = model.backbone.blocks[0]
+    model_of_vit = add_tap(create("VisionTransformer_segformer", VIT).eval(), branches=2)
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = model(images), model_of_vit(images)
+    parameters = dict(model.named_parameters())
+    for one in (model, model_of_vit):
+        synchronise_norms(one)
+    assert isinstance(model.decode_head.linear_fuse.bn, torch.nn.SyncBatchNorm)
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in block.mlp.modules())
+    kinds = {type(module) for module in model_of_vit.backbone.model.blocks[0].dilation_predictor.modules()}
+    assert torch.nn.SyncBatchNorm not in kinds
+    assert torch.nn.BatchNorm2d in kinds
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == {
+        name: id(parameter) for name, parameter in parameters.items()
+    }
+    with torch.no_grad():
+        assert torch.equal(model(images), before[0])
+        assert torch.equal(model_of_vit(images), before[1])
 
 
 def test_the_papers_recipe() -> None:
