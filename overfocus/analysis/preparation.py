@@ -19,6 +19,7 @@ from overfocus.analysis.pixelwise import BATCH_SIZE, SEGMENTATION, predicts_pixe
 from overfocus.analysis.settings import Settings, choose_device
 from overfocus.analysis.turns import ModelRun
 from overfocus.datasets.class_colours import class_colours
+from overfocus.datasets.masks import IGNORED
 from overfocus.errors import RunError
 from overfocus.images.sources import ImageSource, find_images
 from overfocus.run import FORMAT
@@ -143,6 +144,8 @@ def _classes_of_pixels(loaded: "LoadedModel", sources: Sequence[ImageSource]) ->
 
 
 def _describe_pixels_task(loaded: "LoadedModel", classes: Classes) -> dict[str, Any]:
+    if loaded.num_classes > IGNORED:
+        raise RunError(f"expected a model of at most {IGNORED} classes of pixels, as masks can hold, got {loaded.num_classes}")
     names = classes.names or [str(number) for number in range(loaded.num_classes)]
     return {"task": SEGMENTATION, "class_colours": loaded.class_colours or class_colours(names).tolist()}
 

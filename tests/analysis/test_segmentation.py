@@ -238,6 +238,22 @@ def test_other_classes_than_the_models(segmenter, tmp_path, classes, words):
         analyze(segmenter, folder, tmp_path / "run")
 
 
+def test_more_classes_than_a_mask_can_hold(make_loaded, photos, tmp_path):
+    vit = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2)
+    with pytest.raises(RunError, match="at most 255 classes of pixels, as masks can hold, got 300"):
+        analyze(make_loaded(segmentation_model(vit, num_classes=300)), photos, tmp_path / "run")
+
+
+def test_figures_of_a_notebook(segmenter, masked, tmp_path):
+    run = analyze(segmenter, masked, tmp_path / "run")
+    page = run._repr_html_()
+    assert "share of pixels" in page
+    assert "share of images" not in page
+    assert len(run.plot_layers("gini").axes) == 1
+    assert run.plot_stability("top_overlap").axes[0].get_lines()
+    assert [axes.get_title() for axes in run.show(1, severity=4).axes[:3]] == ["clean", "gaussian noise 4", "contrast 4"]
+
+
 def test_a_data_set_comes_alone(segmenter, masked, photos, tmp_path):
     with pytest.raises(ImageError, match="give this data set alone"):
         analyze(segmenter, [masked, photos], tmp_path / "run")

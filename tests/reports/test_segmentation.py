@@ -154,6 +154,23 @@ def test_sentences_speak_of_pixels(segmented):
     assert "classified" not in " ".join(summarise(segmented).sentences)
 
 
+def test_terminal_and_json_give_both_kinds_of_iou(segmented, capsys):
+    from overfocus_cli.summary_table import print_summary, summary_as_json
+
+    summary = summarise(segmented)
+    found = summary_as_json(summary)
+    assert found["clean_miou"] == summary.clean_iou
+    rows = segmented.predictions.query("corruption == 'fog' and severity == 3")
+    row = next(row for row in found["corruptions"] if (row["corruption"], row["severity"]) == ("fog", 3))
+    assert row["image_iou"]["mean"] == pytest.approx(rows["image_iou"].mean())
+    assert row["miou"] != row["image_iou"]["mean"]
+    print_summary(summary)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"mIoU of the clean ones {100 * summary.clean_iou:.1f} %" in printed
+    assert "pixel" in printed
+    assert "classified" not in printed
+
+
 def test_names_cannot_become_markup(segmented):
     page = (segmented.path / "report.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page
