@@ -62,13 +62,14 @@ class Segmentation:
                 "give the masks' classes.txt the order of the model"
             )
         inference = self.inference.for_model(loaded, self.settings.batch_size)
+        colours = [[int(part) for part in colour] for colour in self.data.portions[0].images.colours]
         published = self.data.layout == "Cityscapes" and self.settings.corruptions
         return Description(
             fixed={
                 "task": "segmentation",
                 "pixels": {"height": OWN_SIZE, "width": OWN_SIZE},
                 "class_names": own or names,
-                "class_colours": [[int(part) for part in colour] for colour in self.data.portions[0].images.colours],
+                "class_colours": loaded.class_colours or colours,
             },
             found={"inference": self.inference.describe(inference), "notes": [NOT_PUBLISHED] if published else []},
         )
