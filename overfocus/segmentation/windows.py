@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from overfocus.segmentation.prediction import upsample
 
+_VALUES_AT_A_TIME = 2**22
+
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows begin along an axis; the last one is moved back inside.
@@ -48,13 +50,21 @@ def sliding_logits(
         if total is None:
             total = torch.zeros(len(pictures), logits.shape[1], height, width, device=logits.device)
         for (number, top, left), part in zip(chosen, logits, strict=True):
-            total[number, :, top : top + window[0], left : left + window[1]] += upsample(part[None].float(), window)[0]
+            _add_upsampled(total[number, :, top : top + window[0], left : left + window[1]], part)
     assert total is not None  # there is a picture, so there is a window
     # windows form a grid: how many lie on a pixel is the product of how many lie on its row and on its column
     for axis, length, starts in ((2, height, tops), (3, width, lefts)):
         if len(starts) > 1:
             total /= _covering(length, starts, window[axis - 2]).to(total).view(-1, *[1] * (3 - axis))
     return total
+
+
+def _add_upsampled(place: Float[Tensor, "classes height width"], logits: Float[Tensor, "classes rows columns"]) -> None:
+    """Add logits to a part of the total, some classes at a time: what is upsampled stays in the processor's cache."""
+    height, width = place.shape[1:]
+    step = max(1, _VALUES_AT_A_TIME // (height * width))
+    for start in range(0, len(logits), step):
+        place[start : start + step] += upsample(logits[None, start : start + step].float(), (height, width))[0]
 
 
 def _covering(length: int, starts: list[int], window: int) -> Float[Tensor, " length"]:
