@@ -2,8 +2,8 @@
 
     python tests/benchmarks/segmentation_analysis.py [MODEL]... [--batch-size N] [--image-size PIXELS] [--variants N]
 
-Each number is that of one process of its own: the plain forward of a batch, and `analyze` of one picture in that many variants,
-masks and class maps included. Workers that read and corrupt pictures are processes beside it; the largest is given, and shares
+Each number is that of one process of its own: the plain forward of the largest batch that `analyze` makes, and `analyze` of one
+picture in that many variants, masks and class maps included. Workers that read and corrupt pictures are processes beside it; the largest is given, and shares
 its pages of the model with the main process. Weights are random: memory does not depend on them. On two cores a model takes
 some minutes.
 """
@@ -23,6 +23,8 @@ import torch
 from PIL import Image
 
 import overfocus
+from overfocus.analysis.variants import pack_variants
+from overfocus.corruptions import resolve_corruptions
 
 MODELS = (
     "tap_fan_tiny_8_p4_hybrid_segformer",
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--image-size", type=int, default=1024)
-    parser.add_argument("--variants", type=int, default=2)
+    parser.add_argument("--variants", type=int, default=2, help="the clean picture and up to 15 corruptions of it")
     parser.add_argument("--way", choices=("plain", "analyze"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
@@ -71,19 +73,18 @@ def run(model: str, way: str, arguments: argparse.Namespace) -> dict[str, float]
     loaded = overfocus.load_model(model, pretrained=False, device="cpu", image_size=arguments.image_size)
     began = time.perf_counter()
     if way == "plain":
-        pictures = torch.randn(arguments.batch_size, *loaded.input_size)
+        largest = max(len(batch) for batch in pack_variants(arguments.variants, arguments.batch_size).batches)
+        pictures = torch.randn(largest, *loaded.input_size)
         with torch.no_grad():
             loaded.model(pictures)
     else:
         with tempfile.TemporaryDirectory() as folder:
             data = write_data(Path(folder) / "data", arguments.image_size, loaded.num_classes)
-            corruptions = ["gaussian_noise", "defocus_blur", "fog", "jpeg_compression"]
-            severities = range(1, 2 + (arguments.variants - 2) // len(corruptions))
             overfocus.analyze(
                 loaded,
                 data,
-                corruptions=corruptions[: arguments.variants - 1],
-                severities=list(severities),
+                corruptions=resolve_corruptions("common")[: arguments.variants - 1],
+                severities=[3],
                 output=Path(folder) / "run",
                 batch_size=arguments.batch_size,
                 progress=False,
