@@ -3,9 +3,9 @@
     python tests/benchmarks/segmentation_analysis.py [MODEL]... [--batch-size N] [--image-size PIXELS] [--variants N]
 
 Each number is that of one process of its own: the plain forward of the largest batch that `analyze` makes, and `analyze` of one
-picture in that many variants, masks and class maps included. Workers that read and corrupt pictures are processes beside it; the largest is given, and shares
-its pages of the model with the main process. Weights are random: memory does not depend on them. On two cores a model takes
-some minutes.
+picture in that many variants, masks and class maps included. Workers that read and corrupt pictures are processes beside it; the
+largest is given, and shares its pages of the model with the main process. Weights are random: memory does not depend on them. On
+two cores a model takes some minutes.
 """
 
 import argparse
