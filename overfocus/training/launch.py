@@ -83,6 +83,15 @@ def synchronise_norms(model: nn.Module) -> None:
             synchronise_norms(child)
 
 
+def share_buffers(accelerator: "Accelerator", model: nn.Module) -> None:
+    """Give all processes the first one's running statistics of batch norms, which are those that will be saved."""
+    from accelerate.utils import broadcast
+
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer, from_process=0))
+
+
 def processes_started() -> int:
     """Processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))

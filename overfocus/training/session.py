@@ -12,7 +12,14 @@ from overfocus.errors import TrainingError
 from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
 from overfocus.training.diversity import Diversity
 from overfocus.training.folder import open_folder, write_info
-from overfocus.training.launch import make_accelerator, processes_started, start_trackers, synchronise_norms, unused_parameters
+from overfocus.training.launch import (
+    make_accelerator,
+    processes_started,
+    share_buffers,
+    start_trackers,
+    synchronise_norms,
+    unused_parameters,
+)
 from overfocus.training.log import Log
 from overfocus.training.loop import Pace, Trainer, validate
 from overfocus.training.material import Material, gather
@@ -191,6 +198,7 @@ def _take_steps(trainer: Trainer, material: Material, request: Request, order: S
     def validated(model: nn.Module) -> dict[str, float]:
         images = material.validation
         assert images is not None
+        share_buffers(accelerator, model)
         plain = PlainImages(images, material.preprocess)
         sampler = plain.batches(2 * order.batch_size, accelerator.process_index, accelerator.num_processes)
         held_out = load_batches(plain, workers, batch_sampler=sampler, pin=pin)
