@@ -128,7 +128,7 @@ def evaluate(
     loaded = [load_model(source, model=model, use_ema=use_ema, image_size=image_size, device=where) for source in sources]
     segmentation = task_of(loaded, task, Path(data)) == "segmentation"
     _require_options(inference, baseline, segmentation=segmentation)
-    opened: EvaluationData[Any] = open_segmented_data(data, loaded[0].class_names) if segmentation else open_evaluation_data(data)
+    opened: EvaluationData[Any] = open_segmented_data(data, loaded[0]) if segmentation else open_evaluation_data(data)
     names = None if corruptions is None else _names(corruptions, tree=opened.corrupted)
     if opened.corrupted:
         opened = choose_portions(opened, names, levels if severities is not None else None)

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.corruptions import CORRUPTIONS
 from overfocus.datasets import LabelledImages, open_evaluation_images
 from overfocus.datasets.class_folders import ClassFolders
@@ -88,14 +89,14 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     return EvaluationData("images", portions)
 
 
-def open_segmented_data(source: str | Path, class_names: Sequence[str] | None) -> EvaluationData[SegmentedImages]:
-    """Pictures with masks; `class_names` for those that do not say what their classes are called.
+def open_segmented_data(source: str | Path, loaded: LoadedModel) -> EvaluationData[SegmentedImages]:
+    """Pictures with masks; those that do not say what their classes are called have the model's, or its numbers.
 
     Raises:
         ImageError: as `open_segmented_images`.
     """
-    named = (Path(source) / CLASSES).is_file()
-    found = open_segmented_portions(source, class_names=None if named else class_names)
+    names = loaded.class_names or [str(number) for number in range(loaded.num_classes)]
+    found = open_segmented_portions(source, class_names=None if (Path(source) / CLASSES).is_file() else names)
     return EvaluationData(found[0].layout, [Portion(part.corruption, part.severity, part.images) for part in found])
 
 

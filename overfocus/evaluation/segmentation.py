@@ -54,8 +54,8 @@ class Segmentation:
                 f"{loaded.source}: predicts {loaded.num_classes} classes, the masks have {len(names)} "
                 f"({', '.join(names[:3])} …); evaluate it on masks of the classes that it was trained on"
             )
-        own = loaded.class_names
-        if own is not None and own != names and not all(name.isdecimal() for name in names):
+        own = loaded.class_names if _named(loaded.class_names) else None
+        if own is not None and _named(names) and own != names:
             place = next(number for number, pair in enumerate(zip(own, names, strict=True)) if len(set(pair)) > 1)
             raise RunError(
                 f"{loaded.source}: its class {place} is {own[place]}, that of the masks {names[place]}; "
@@ -93,6 +93,11 @@ class Segmentation:
     def predictor(self, loaded: LoadedModel) -> "PixelPredictor":
         """Whole pictures or sliding windows, as the settings say."""
         return PixelPredictor(loaded, self)
+
+
+def _named(names: Sequence[str] | None) -> bool:
+    """Whether classes have names, not numbers."""
+    return names is not None and not all(name.isdecimal() for name in names)
 
 
 @dataclass(frozen=True)

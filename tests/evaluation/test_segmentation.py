@@ -24,6 +24,7 @@ from overfocus.evaluation.segmentation import PixelPredictor
 from overfocus.segmentation.windows import sliding_logits
 from overfocus_cli.main import app
 
+MASKED = ["ground", "box", "corner"]
 QUICK: dict[str, Any] = {
     "corruptions": ["fog", "gaussian_noise"],
     "severities": [1, 4],
@@ -265,6 +266,18 @@ def test_classes_that_do_not_fit(write_segmenter: Callable[..., Path], masked: P
     swapped = write_segmenter("swapped", class_names=["box", "ground", "corner"])
     with pytest.raises(OverfocusError, match="its class 0 is box, that of the masks ground"):
         evaluate(swapped, masked, tmp_path / "run", **QUICK)
+
+
+def test_classes_without_names(write_segmenter: Callable[..., Path], masked: Path, tmp_path: Path) -> None:
+    numbered = write_segmenter("numbered", class_names=["0", "1", "2"])
+    (evaluation,) = evaluate(numbered, masked, tmp_path / "named", workers=0, device="cpu")
+    assert evaluation.run.class_names == ["ground", "box", "corner"]
+    (masked / "classes.txt").unlink()
+    for path in (masked / "masks").iterdir():  # the last class does not occur
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 2, 0, np.asarray(Image.open(path)))).save(path)
+    for name, names, expected in (("unnamed", None, ["0", "1", "2"]), ("own", MASKED, MASKED)):
+        (evaluation,) = evaluate(write_segmenter(name, class_names=names), masked, tmp_path / name, workers=0, device="cpu")
+        assert evaluation.run.class_names == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])
