@@ -16,7 +16,7 @@ STYLES = ("base.css", "controls.css", "panels.css", "explorer.css", "segmentatio
 SCRIPTS = (
     "data.js", "state.js", "colour.js", "decode.js", "download.js", "tables.js", "pickers.js", "curves.js", "heatmaps.js",
     "tokens.js", "canvas.js", "explorer.js", "token_listening.js", "side.js", "matrix.js", "gallery.js", "segmentation.js",
-    "predictions.js", "differences.js", "theme.js", "start.js",
+    "segmentation_download.js", "predictions.js", "differences.js", "theme.js", "start.js",
 )  # fmt: skip
 """In the order in which they stand in the page."""
 

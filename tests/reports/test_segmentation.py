@@ -1,6 +1,7 @@
 """The report of segmentation models: class maps, flipped pixels, and the words that speak of pixels."""
 
 import base64
+import csv
 import io
 import json
 import re
@@ -239,6 +240,14 @@ def test_panels_in_a_browser(segmented, open_page):
     page.tab.keyboard.press("ArrowLeft")
     page.tab.wait_for_selector("#segmentation-images[aria-busy=false]")
     assert not np.array_equal(attention, page.canvas(f"{article} [data-panel=attention-clean] canvas"))
+    rows = list(csv.DictReader(page.download("segmentation-1", "csv").decode().splitlines()))
+    assert len(rows) == 5 * 3
+    assert float(rows[1]["share of pixels, predicted"]) == pytest.approx((kept.predicted[0] == 1).mean(), abs=1e-3)
+    assert rows[0]["class"] == CLASSES[0]
+    assert rows[2]["share of attention, layer 0"] == ""
+    drawing = page.download("segmentation-1", "svg").decode()
+    assert drawing.count("<image") == 7
+    assert "<img" not in drawing
     page.tab.click(f"{article} [data-panel=truth] canvas")
     assert page.tab.get_attribute(f"{article} [data-panel=truth]", "class") == "enlarged"
     page.close()

@@ -42,7 +42,7 @@ function segmentedImage(image) {
   const legend = make("div", { class: "classes-legend" }, parts.note, make("div", { class: "scroll tall" }, parts.table));
   grid.append(...[truth, legend].filter(Boolean));
   legend.classList.toggle("alone", !truth);
-  parts.article = make("article", { class: "card segmented", "data-image": image }, make("h3", {}, nameOf(image)), parts.said, grid);
+  parts.article = make("article", { class: "card segmented", "data-image": image }, make("div", { class: "head" }, make("h3", {}, nameOf(image)), segmentedDownloads(image)), parts.said, grid);
   return parts;
 }
 
