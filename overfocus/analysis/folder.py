@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.analysis.settings import MAY_CHANGE
+from overfocus.atomic import atomic_file
 from overfocus.errors import RunError
 from overfocus.run import check_ours, committed_parts, read_info
 
@@ -86,18 +87,12 @@ class RunFolder:
         self._write(name, lambda file: save(file, allow_pickle=False, **arrays))
 
     def _write(self, name: str, content: Callable[[IO[bytes]], object]) -> None:
-        """Write a file under a temporary name and rename it when all of it is on the disk."""
         path = self.path / name
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with atomic_file(path) as file:
                 content(file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise RunError(_reason(path, error)) from error
 
     def _probe(self) -> None:

@@ -20,8 +20,6 @@ size follow from the weights.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from overfocus.atomic import atomic_file
 from overfocus.preprocessing import Preprocess
 from overfocus.version import __version__
 
@@ -74,14 +73,8 @@ def save_checkpoint(
     metadata |= extra or {}
     target = Path(path)
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in model.state_dict().items()}
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        Path(temporary).chmod(0o644)  # mkstemp's file is for its owner alone
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic_file(target) as file:
+        save_file(tensors, file.name, metadata=metadata)
     return target
 
 
