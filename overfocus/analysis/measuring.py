@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from overfocus.analysis.heap import give_back_freed_memory
 from overfocus.analysis.pixelwise import pixel_predictions
 from overfocus.analysis.stopwatch import Stopwatch
 from overfocus.attention import TOKEN_KINDS, AttentionMap
@@ -22,7 +23,7 @@ from overfocus.metrics.prediction import agreement, confidence_drop
 from overfocus.segmentation.prediction import is_segmentation
 
 MOST_QUERIES = 1024
-"""Layers with more queries than this are left out of the full maps of displayed images."""
+"""Layers with more queries than this are left out of the full maps of displayed images, and leave much to clear away."""
 
 METRIC_NAMES = [name for name, metric in CATALOGUE.items() if metric.group != "prediction"]
 """Columns of the metrics table, in the order of METRICS.md."""
@@ -160,6 +161,8 @@ class Measurer:
                 reference=self._reference,
                 profiles=grid is not None,
             )
+            if attention.shape[2] > MOST_QUERIES:
+                give_back_freed_memory()
             profile = values.pop("received", None)
             received = None if profile is None or grid is None else profile.reshape(-1, *grid)
             return _MeasuredLayer(self._number, attention.module, _in_columns(values), received, self._kept(attention))

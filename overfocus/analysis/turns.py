@@ -9,11 +9,9 @@ import torch
 
 from overfocus.analysis.folder import RunFolder
 from overfocus.analysis.groups import Group
-from overfocus.analysis.heap import keep_heap_small
 from overfocus.analysis.measuring import METRIC_NAMES, Measurer
 from overfocus.analysis.packs import PackMeasurer
 from overfocus.analysis.parts import Tables
-from overfocus.analysis.pixelwise import SEGMENTATION
 from overfocus.analysis.recorder import PartRecorder
 from overfocus.analysis.settings import Settings
 from overfocus.analysis.stopwatch import Stopwatch
@@ -40,8 +38,6 @@ class Turn:
 
     def __init__(self, run: ModelRun, settings: Settings) -> None:
         info, loaded = run.info, run.loaded
-        if info.get("task") == SEGMENTATION:  # thousands of tokens
-            keep_heap_small()
         variants = list_variants(settings.corruptions, settings.severities)
         self.stopwatch = Stopwatch(info["timing"])
         tables = Tables(

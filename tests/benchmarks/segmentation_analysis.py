@@ -39,9 +39,9 @@ def main() -> None:
     """Print a row for each model and way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=1024)
-    parser.add_argument("--variants", type=int, default=2, help="the clean picture and up to 15 corruptions of it")
+    parser.add_argument("--variants", type=int, default=4, help="the clean picture and up to 15 corruptions of it")
     parser.add_argument("--way", choices=("plain", "analyze"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
