@@ -2,8 +2,8 @@
 
     python tests/scripts/stamps_images.py --output /tmp/stamps/images
 
-Seven kinds of things and the background. A quarter of the cut-outs of each kind and other photographs are kept for validation,
-so that no cut-out and no background is in both parts. Seeded: the same files each time. The cut-outs are GPL; nothing of them is
+Seven kinds of things and the background. A quarter of the cut-outs of each kind and the right third of each photograph are kept
+for validation, so that no pixel is in both parts. Seeded: the same files each time. The cut-outs are GPL; nothing of them is
 part of this project. Layout: images/{train,val}/00000.png, masks/{train,val}/00000.png (class numbers), classes.txt.
 """
 
@@ -28,19 +28,12 @@ KINDS = {
 LEFT_OUT = ("cartoon", "toys", "plastic")
 """Folders of drawings and toys."""
 CLASS_NAMES = ["background", *KINDS]
-PHOTOGRAPHS = {
-    "train": (
-        "astronaut.png",
-        "coffee.png",
-        "brick.png",
-        "grass.png",
-        "ihc.png",
-        "hubble_deep_field.jpg",
-        "camera.png",
-        "coins.png",
-    ),
-    "val": ("chelsea.png", "rocket.jpg", "gravel.png", "motorcycle_left.png", "moon.png", "retina.jpg"),
-}
+PHOTOGRAPHS = (
+    "astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg", "ihc.png",
+    "hubble_deep_field.jpg", "camera.png", "coins.png", "moon.png", "brick.png", "grass.png", "gravel.png",
+)  # fmt: skip
+TRAINED = 2 / 3
+"""The left part of each photograph is for training, the rest for validation."""
 SIDE = 48
 """Pixels."""
 COUNTS = {"train": 4000, "val": 300}
@@ -58,9 +51,14 @@ def cut_outs(split: str) -> dict[str, list[Image.Image]]:
 
 
 def photographs(split: str) -> list[Image.Image]:
-    """The photographs of a part."""
+    """The photographs' parts for a split."""
     folder = Path(skimage.__file__).parent / "data"
-    return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS[split]]
+    parts = []
+    for name in PHOTOGRAPHS:
+        whole = Image.open(folder / name).convert("RGB")
+        edge = round(TRAINED * whole.width)
+        parts.append(whole.crop((0, 0, edge, whole.height) if split == "train" else (edge, 0, whole.width, whole.height)))
+    return parts
 
 
 def compose(
