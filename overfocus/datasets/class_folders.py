@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from overfocus.datasets.picture_files import PictureFiles
 from overfocus.errors import ImageError
-from overfocus.images.reading import EXTENSIONS, read_image
+from overfocus.images.reading import EXTENSIONS
 from overfocus.images.sources import find_images
 
 
-class ClassFolders:
+class ClassFolders(PictureFiles):
     """The classes are the sub-folders in the order of their names.
 
     Raises:
@@ -36,16 +36,4 @@ class ClassFolders:
             raise ImageError(
                 f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in the class folder {which}; add some or remove the folder"
             )
-        self.channels = 3
-        self._sources = sources
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image.Image:
-        """One picture as RGB."""
-        return read_image(self._sources[index].path)
-
-    def name(self, index: int) -> str:
-        """Path below the folder."""
-        return self._sources[index].name
+        super().__init__(sources)

@@ -62,7 +62,7 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     from overfocus.datasets.class_folders import ClassFolders
     from overfocus.datasets.hub import is_hub_folder, open_hub_split
     from overfocus.datasets.idx import is_idx_folder, open_idx_split
-    from overfocus.datasets.unlabelled import UnlabelledImages
+    from overfocus.datasets.picture_files import UnlabelledImages
 
     if is_idx_folder(folder):
         return open_idx_split(folder, split)
