@@ -1,13 +1,12 @@
 """The figures of an evaluation of a segmentation model in one file, each average beside what it is over."""
 
-import json
 from dataclasses import asdict
 from math import isnan
 from typing import Any
 
-from overfocus.atomic import atomic_file
 from overfocus.evaluation.evaluation import Evaluation
 from overfocus.evaluation.segmented_results import IOU, average_conditions, average_corruptions
+from overfocus.evaluation.summary_files import describe_subject, write_files
 
 
 def write_segmented_summary(evaluation: Evaluation) -> None:
@@ -29,17 +28,9 @@ def write_segmented_summary(evaluation: Evaluation) -> None:
     averages = average_corruptions(mious)
     if rows:
         averages += average_conditions(evaluation.run.predictions, {name: float(row["miou"]) for name, row in rows.items()})
-    made = info["settings"]["made"]
     content: dict[str, Any] = {
         "task": "segmentation",
-        "checkpoint": info["checkpoint"]["source"],
-        "model": info["checkpoint"]["name"],
-        "data": {
-            "images": len(info["images"]),
-            "path": info["settings"]["images"],
-            "corruptions": made,
-            "skipped": len(info["skipped"]),
-        },
+        **describe_subject(info),
         "inference": info["inference"],
         "clean": None if clean is None else _scores(clean),
         "conditions": {name: _scores(row) for name, row in rows.items()} or None,
@@ -49,10 +40,7 @@ def write_segmented_summary(evaluation: Evaluation) -> None:
         "averages": [asdict(average) for average in averages],
         "notes": info["notes"],
     }
-    with atomic_file(evaluation.path / "evaluation.json") as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
-    with atomic_file(evaluation.path / "evaluation.csv") as file:
-        file.write(table.to_csv(index=False).encode())
+    write_files(evaluation, content)
 
 
 def _scores(row: dict[Any, Any]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The figures of an evaluation in one file: clean, under each corruption, mCE and what it is relative to."""
 
-import json
 from typing import Any
 
-from overfocus.atomic import atomic_file
 from overfocus.evaluation.corruption_error import corruption_error
 from overfocus.evaluation.evaluation import Evaluation
 from overfocus.evaluation.results import errors_of
+from overfocus.evaluation.summary_files import describe_subject, write_files
 
 
 def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
@@ -28,14 +27,7 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
     imagenet = info["checkpoint"]["num_classes"] == 1000 and info["imagenet_labels"]
     made = info["settings"]["made"]
     content: dict[str, Any] = {
-        "checkpoint": info["checkpoint"]["source"],
-        "model": info["checkpoint"]["name"],
-        "data": {
-            "images": len(info["images"]),
-            "path": info["settings"]["images"],
-            "corruptions": made,
-            "skipped": len(info["skipped"]),
-        },
+        **describe_subject(info),
         "clean": _means(clean),
         "corrupted": _means(corrupted),
         "per_corruption": {
@@ -47,10 +39,7 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
         else None,
         "notes": info["notes"],
     }
-    with atomic_file(evaluation.path / "evaluation.json") as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
-    with atomic_file(evaluation.path / "evaluation.csv") as file:
-        file.write(table.to_csv(index=False).encode())
+    write_files(evaluation, content)
 
 
 def _flips(evaluation: Evaluation) -> dict[str, Any]:

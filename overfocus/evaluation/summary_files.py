@@ -1,0 +1,30 @@
+"""What the summaries of all evaluations have in common: what was evaluated, and the files they go into."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from overfocus.atomic import atomic_file
+from overfocus.evaluation.evaluation import Evaluation
+
+
+def describe_subject(info: Mapping[str, Any]) -> dict[str, Any]:
+    """checkpoint, model and data (path, images, how corruptions were made, skipped pictures) of a run's info."""
+    return {
+        "checkpoint": info["checkpoint"]["source"],
+        "model": info["checkpoint"]["name"],
+        "data": {
+            "images": len(info["images"]),
+            "path": info["settings"]["images"],
+            "corruptions": info["settings"]["made"],
+            "skipped": len(info["skipped"]),
+        },
+    }
+
+
+def write_files(evaluation: Evaluation, content: Mapping[str, Any]) -> None:
+    """Write `content` as evaluation.json and the table as evaluation.csv into the run folder."""
+    with atomic_file(evaluation.path / "evaluation.json") as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    with atomic_file(evaluation.path / "evaluation.csv") as file:
+        file.write(evaluation.table.to_csv(index=False).encode())
