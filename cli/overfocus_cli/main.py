@@ -2,7 +2,9 @@
 
 import os
 import warnings
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -21,19 +23,42 @@ from overfocus_cli.report import report
 from overfocus_cli.train import train
 
 
+UsageError: Any = typer.BadParameter.__base__
+"""click's class, which typer does not export and newer releases bring a copy of their own of."""
+
+
 class OneLineErrors(TyperGroup):
-    """A group whose commands tell what went wrong in one line: exit status 1, or 130 after Ctrl-C."""
+    """A group that tells what went wrong in one line: exit status 1, 2 for wrong usage, or 130 after Ctrl-C."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the options that stand before the command."""
+        with _one_line():
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; `ctx` is click's context, whose class differs between typer's releases."""
-        try:
+        """Read the rest and run the command; `ctx` is click's context, whose class differs between typer's releases."""
+        with _one_line():
             return super().invoke(ctx)
-        except OverfocusError as error:
-            typer.echo(f"overfocus: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            typer.echo("overfocus: interrupted; the same command continues where it stopped", err=True)
-            raise typer.Exit(130) from error
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except OverfocusError as error:
+        _stop(str(error), 1, error)
+    except KeyboardInterrupt as error:
+        _stop("interrupted; the same command continues where it stopped", 130, error)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # what it prints is the help
+            raise
+        command = error.ctx.command_path if error.ctx else "overfocus"
+        _stop(f"{error.format_message().rstrip('.')}; see {command} --help", 2, error)
+
+
+def _stop(message: str, status: int, cause: BaseException) -> NoReturn:
+    typer.echo(f"overfocus: {' '.join(message.split())}", err=True)
+    raise typer.Exit(status) from cause
 
 
 # rich would draw boxes around the help and take a third of its time

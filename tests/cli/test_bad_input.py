@@ -153,18 +153,29 @@ def test_report_of_no_run(overfocus: Program, photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "words"),
     [
-        ["analyse"],
-        ["analyze", "--severity", "high"],
-        ["analyze", "--layers", "first"],
-        ["report"],
-        ["list"],
-        ["inspect", "a", "b"],
+        (["analyse"], "No such command 'analyse'"),
+        (["--colour", "analyze"], "No such option"),
+        (["analyze", "--colour"], "; see overfocus analyze --help\n"),
+        (["analyze", "--severity", "high"], "Invalid value for '--severity'"),
+        (["analyze", "--layers", "first"], "--layers"),
+        (["report"], "Missing argument"),
+        (["list"], "Missing argument"),
+        (["inspect", "a", "b"], "; see overfocus inspect --help\n"),
+        (["train", "photos", "--epochs"], "'--epochs' requires an argument"),
     ],
 )
-def test_wrong_usage_exits_with_two(arguments: list[str], overfocus: Program) -> None:
+def test_wrong_usage_is_told_in_one_line(arguments: list[str], words: str, overfocus: Program) -> None:
     result = overfocus(*arguments)
     assert result.exit_code == 2
-    assert "Usage:" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("overfocus: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_no_command_prints_the_help(overfocus: Program) -> None:
+    result = overfocus()
+    assert "Usage:" in result.output
+    assert "analyze" in result.output
