@@ -15,7 +15,7 @@ from overfocus.analysis.workers import one_opencv_thread, start_worker
 from overfocus.datasets import Images
 from overfocus.errors import ImageError
 from overfocus.preprocessing import Preprocess
-from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_all
+from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_processor
 
 _PIXELS_TOGETHER = 4 * 1024 * 1024
 """Of pictures that are validated at their own size in one batch: their logits take a number for each pixel and class."""
@@ -55,7 +55,7 @@ class AugmentedImages(Dataset[Sample]):
             picture, target = read(self.images, draw.index)
         except ImageError as error:
             return error
-        seed_all(derived_seed(self.seed, AUGMENTATION, draw.epoch, draw.position))
+        seed_processor(derived_seed(self.seed, AUGMENTATION, draw.epoch, draw.position))
         return self.augmentation(picture, target)
 
 

@@ -1,6 +1,8 @@
 """Losses, augmented patches, learning rate and the weight of ADL, against numpy and by hand."""
 
 import math
+import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from overfocus.training.classification import Classification
 from overfocus.training.diversity import PROBE_EVERY, Diversity
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.patch_augmentation import augment_patches
-from overfocus.training.randomness import derived_seed, seed_all
+from overfocus.training.randomness import derived_seed, seed_all, seed_processor
 from overfocus.training.recipe import Recipe, load_recipe
 
 SMALL = load_recipe("small")
@@ -168,3 +170,24 @@ def test_seeds_differ_in_each_part() -> None:
     seeds = {derived_seed(seed, part, number) for seed in range(5) for part in range(5) for number in range(20)}
     assert len(seeds) == 500
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("seeding", [seed_all, seed_processor])
+def test_seeding_fixes_all_that_augmentations_draw_from(seeding: Callable[[int], None]) -> None:
+    def drawn() -> list[float]:
+        return [random.random(), float(np.random.random()), float(torch.rand(()))]  # noqa: NPY002
+
+    seeding(2**62 + 5)
+    first, second = drawn(), drawn()
+    seeding(2**62 + 5)
+    assert drawn() == first != second
+    torch.manual_seed(2**62 + 5)
+    assert float(torch.rand(())) == first[2]
+
+
+@pytest.mark.gpu
+def test_seeding_reaches_the_gpu() -> None:
+    seed_all(3)
+    first = torch.rand(4, device="cuda")
+    seed_all(3)
+    assert torch.equal(torch.rand(4, device="cuda"), first)
