@@ -48,7 +48,8 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="BASELINE OTHER…",
-            help="Checkpoints (files, hub folders, timm names), or folders of saved runs; the first is the baseline.",
+            help="Checkpoints (files, hub folders, timm names), or folders of saved runs; the first is the baseline. "
+            "Default: the two bundled ones.",
             show_default=False,
         ),
     ] = None,

@@ -22,7 +22,6 @@ from overfocus_cli.list_names import list_names
 from overfocus_cli.report import report
 from overfocus_cli.train import train
 
-
 UsageError: Any = typer.BadParameter.__base__
 """click's class, which typer does not export and newer releases bring a copy of their own of."""
 
