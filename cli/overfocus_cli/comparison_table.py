@@ -49,21 +49,22 @@ def print_comparison(comparison: "Comparison") -> None:
     if not len(found):
         return
     found = found.assign(strength=(found["auroc"] - 0.5).abs()).sort_values("strength", ascending=False, kind="stable")
-    told = _table(
-        "What tells that a prediction flips",
-        ["model", "metric"],
-        ["AUROC", "95 % interval", "Spearman", "95 % interval", "flipped"],
-    )
     for name in comparison.names:
+        told = _table(
+            f"What tells that a prediction of {escape(name)} flips",
+            ["metric"],
+            ["AUROC", "95 % interval", "Spearman", "95 % interval", "flipped"],
+        )
         for row in found[found["model"] == name].head(_METRICS_PER_MODEL).to_dict("records"):
             intervals = (
                 [decimal(row[key], sign=key.startswith("s"), places=2) for key in (score, f"{score}_low", f"{score}_high")]
                 for score in ("auroc", "spearman")
             )
             numbers = [text for value, low, high in intervals for text in (value, f"{low} … {high}")]
-            told.add_row(escape(name), metric_label(row["metric"], float("nan")), *numbers, f"{row['flipped']} of {row['count']}")
-    console.print()
-    console.print(told)
+            told.add_row(metric_label(row["metric"], float("nan")), *numbers, f"{row['flipped']:,} of {row['count']:,}")
+        if told.row_count:
+            console.print()
+            console.print(told)
 
 
 def _table(title: str, words: list[str], numbers: list[str]) -> "Table":
