@@ -149,7 +149,8 @@ def train(
 ) -> None:
     """Train or fine-tune a classifier or segmentation model; its model.safetensors goes into `overfocus analyze` as it is.
 
-    The same command continues an interrupted training. Several GPUs or machines: accelerate launch -m overfocus train …
+    The same command continues an interrupted training. Several GPUs or machines: accelerate launch -m overfocus train …; several
+    processes without GPUs: torchrun --nproc-per-node N -m overfocus train … --device cpu
 
     Example: overfocus train photos/ --model vit_small_patch16_224 --recipe finetune --init vit.pth --tap 4 --adl 1
     """

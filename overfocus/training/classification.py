@@ -13,6 +13,7 @@ from overfocus.training.recipe import Recipe
 class Classification:
     """Soft or hard cross-entropy of the logits."""
 
+    unit = "cross-entropy, nats"
     sums = 3
 
     def __init__(self, recipe: Recipe, num_classes: int, patch_size: int = 16) -> None:

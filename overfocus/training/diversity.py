@@ -14,6 +14,8 @@ from overfocus.training.recipe import Recipe
 
 PROBE_EVERY = 50
 """Steps between two measurements of the gradients, with `adl: auto`; each costs two more backward passes."""
+FIRST_PROBES_EVERY = 5
+"""The same until the first measurement that makes sense."""
 HIGHEST = 100.0
 """Largest λ that "auto" takes in."""
 _MEMORY = 0.7
@@ -49,7 +51,8 @@ class Diversity:
 
     def due(self, step: int) -> bool:
         """Whether `measure` is to be called at this step."""
-        return self.recipe.adl == "auto" and step % PROBE_EVERY == 0
+        every = FIRST_PROBES_EVERY if self.estimate is None else PROBE_EVERY
+        return self.recipe.adl == "auto" and step % every == 0
 
     def measure(self, task_loss: Tensor, adl_loss: Tensor, model: nn.Module) -> Tensor:
         """The λ that the gradients of this batch ask for; the graph is kept."""

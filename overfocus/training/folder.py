@@ -14,6 +14,8 @@ _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|c
 def open_folder(folder: Path, *, overwrite: bool) -> dict[str, Any] | None:
     """Make the folder ready; the content of training.json where a training lies there, None for a new one.
 
+    A training without a checkpoint has nothing to go on from, and so does not count: it may have been refused.
+
     Raises:
         TrainingError: it holds other files, or cannot be written.
     """
@@ -21,13 +23,13 @@ def open_folder(folder: Path, *, overwrite: bool) -> dict[str, Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         info = _read(folder / "training.json")
-        if info is not None and not overwrite:
+        if info is not None and not overwrite and (folder / "checkpoint.pt").is_file():
             return info
-        if info is not None:
+        if info is not None or overwrite:
             for path in folder.iterdir():
                 if path.is_file() and _OURS.fullmatch(path.name):
                     path.unlink()
-        elif found and not overwrite:
+        elif found:
             names = ", ".join(path.name for path in found[:3])
             raise TrainingError(
                 f"{folder}: holds other files ({names}); choose another output, or --overwrite to write beside them"
@@ -48,6 +50,12 @@ def write_info(folder: Path, info: dict[str, Any]) -> None:
             file.write(json.dumps(info, indent=1, ensure_ascii=False).encode())
     except OSError as error:
         raise TrainingError(f"{folder}: the output folder cannot be written ({error.strerror}); choose another output") from None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the training in a folder has come to its end, its result written."""
+    info = _read(folder / "training.json")
+    return info is not None and info.get("status") == "complete"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

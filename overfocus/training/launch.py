@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,12 @@ def make_accelerator(
         raise TrainingError(f"device must be cpu or cuda, got {device!r}; CUDA_VISIBLE_DEVICES=1 chooses among several GPUs")
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device cuda cannot be used: torch finds none; leave --device out to train on the processor")
+    if "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "True":
+        warnings.warn(
+            "accelerate launch --cpu starts one process, however many were asked for; on processors start them by "
+            "torchrun --nproc-per-node N -m overfocus train … --device cpu",
+            stacklevel=2,
+        )
     # the state of the accelerator before, in the same program, would decide over precision and device
     AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
     try:

@@ -73,6 +73,8 @@ class Trainer:
         self.seed = seed
         self.folder = folder
         self.step = 0
+        self.saved = 0
+        """Step of the checkpoint; 0 where there is none."""
         self._sums = torch.zeros(5, device=accelerator.device)
         """Loss and ADL, summed over forwards, and the forwards; right answers to the last part of each batch, and answers."""
 
@@ -104,7 +106,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.diversity.estimate = state["adl_estimate"]
         self._sums.copy_(state["sums"])
-        self.step = int(state["step"])
+        self.step = self.saved = int(state["step"])
 
     def run(
         self,
@@ -129,7 +131,7 @@ class Trainer:
             logs = epoch_ends or self.step % self.pace.log_every == 0
             saves = epoch_ends or self.step % self.pace.save_every == 0
             if logs or saves:
-                self._check()
+                self._require_numbers({"loss": self._sums})
             if logs:
                 seconds = time.perf_counter() - began
                 row = self._row(rate) | {
@@ -139,18 +141,21 @@ class Trainer:
                 validates = self.pace.validate_every is not None and self.step % self.pace.validate_every == 0
                 if validates or (self.step == self.pace.steps and self.pace.validate_every is not None):
                     row |= validate(self.result)
+                    self._require_numbers({"validation loss": torch.tensor(row["validation_loss"])})
                 if log is not None:
                     log.add(row)
                 self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=self.step)
                 show(row)
                 began, waited, taken = time.perf_counter(), 0.0, 0
             if saves:
+                self._require_numbers({"weights": torch.stack([weights.detach().sum() for weights in self.bare.parameters()])})
                 self.save()
 
     def save(self) -> None:
         """Replace the checkpoint."""
         if self.accelerator.is_main_process:
             write_state(self.folder / "checkpoint.pt", self.state())
+        self.saved = self.step
 
     @property
     def images_per_step(self) -> int:
@@ -201,13 +206,15 @@ class Trainer:
             losses = torch.stack([task, adl_value, torch.ones_like(task)]).float()
             self._sums += torch.cat([losses, self.objective.right(output, targets)])
 
-    def _check(self) -> None:
-        """Raise unless the losses since the last row are numbers."""
-        if not bool(self._sums.isfinite().all()):
-            raise TrainingError(
-                f"the loss became {float(self._sums[0])} within {self.pace.log_every} steps before step {self.step}; "
-                "the last good checkpoint is kept; try a lower learning_rate, more warmup_epochs, clip_norm 1 or float32"
-            )
+    def _require_numbers(self, values: dict[str, Tensor]) -> None:
+        """Raise a `TrainingError` unless all values, by their name, are finite."""
+        for name, value in values.items():
+            if not bool(value.isfinite().all()):
+                kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
+                raise TrainingError(
+                    f"the {name} became {float(value.sum())} by step {self.step}; {kept}; try another output (or "
+                    "--overwrite) with a lower learning_rate, more warmup_epochs, clip_norm 1 or float32"
+                )
 
     def _row(self, rate: float) -> dict[str, Any]:
         """The row of the log since the one before, over all processes."""

@@ -11,6 +11,7 @@ from overfocus.training.objective import Part
 class MaskedAutoencoding:
     """Mean squared error of the masked patches, each normalised; labels do not count."""
 
+    unit = "squared error, normalised pixels"
     sums = 2
 
     def network(self, model: nn.Module) -> nn.Module:

@@ -18,6 +18,8 @@ class Part(NamedTuple):
 class Objective(Protocol):
     """The loss of a task and how well the task is done."""
 
+    unit: str
+    """What the loss is measured in."""
     sums: int
     """How many numbers `score` gives."""
 

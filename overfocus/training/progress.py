@@ -1,6 +1,7 @@
 """How far a training is: a bar on a terminal, else a line for each epoch."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ def progress_display(steps: int, done: int, *, show: bool | None) -> Iterator[Ca
 
     `show` None shows a bar where standard error is a terminal; True shows it there and lines elsewhere; False nothing.
     """
+    began = time.monotonic()
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -30,8 +33,10 @@ def progress_display(steps: int, done: int, *, show: bool | None) -> Iterator[Ca
 
         def update(row: dict[str, Any]) -> None:
             progress.update(task, completed=row["step"], state=describe_row(row))
-            if show and not bar and "validation_loss" in row:
-                print(f"epoch {row['epoch']:g}  {describe_row(row)}", file=sys.stderr, flush=True)
+            if show and not bar and (row["step"] == steps or float(row["epoch"]).is_integer()):
+                left = (time.monotonic() - began) / (row["step"] - done) * (steps - row["step"])
+                told = f"  {left / 60:.1f} min left" if left else ""
+                print(f"epoch {row['epoch']:g}  {describe_row(row)}{told}", file=sys.stderr, flush=True)
 
         yield update
 

@@ -1,5 +1,6 @@
 """How a model is trained: the settings that a recipe file holds, named as in the file."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -161,6 +162,8 @@ class Recipe:
             TrainingError: there is no such setting, or its value makes no sense.
         """
         given = {name: checked(name, value, _types()) for name, value in changes.items()}
+        if given.get("epochs") is not None and given.get("iterations") is not None:
+            raise TrainingError("expected either epochs or iterations, got both; leave one out")
         for one, other in _ALTERNATIVES:  # what is asked for takes the place of what the recipe had
             if given.get(one) is not None and other not in given:
                 given[other] = None if other != "warmup_epochs" else 0.0
@@ -171,24 +174,25 @@ _ALTERNATIVES = (
     ("epochs", "iterations"), ("iterations", "epochs"),
     ("warmup_epochs", "warmup_iterations"), ("warmup_iterations", "warmup_epochs"),
 )  # fmt: skip
+_LARGEST = sys.float_info.max
 _RANGES: dict[str, tuple[float, float, str]] = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulation", "repeated_augmentation"), (1, 1e12, "from 1 on")),
-    **dict.fromkeys(("reference_batch", "decoder_depth"), (1, 1e12, "from 1 on")),
-    "iterations": (1, 1e12, "from 1 on"),
+    **dict.fromkeys(("epochs", "batch_size", "accumulation", "repeated_augmentation"), (1, _LARGEST, "from 1 on")),
+    **dict.fromkeys(("reference_batch", "decoder_depth"), (1, _LARGEST, "from 1 on")),
+    "iterations": (1, _LARGEST, "from 1 on"),
     **dict.fromkeys(
-        ("learning_rate", "clip_norm", "adl_threshold", "head_rate", "power", "resize_scale"), (0, 1e12, "above 0")
+        ("learning_rate", "clip_norm", "adl_threshold", "head_rate", "power", "resize_scale"), (0, _LARGEST, "above 0")
     ),
-    "warmup_iterations": (0, 1e12, "from 0 on"),
+    "warmup_iterations": (0, _LARGEST, "from 0 on"),
     **dict.fromkeys(
         ("weight_decay", "warmup_epochs", "warmup_rate", "minimum_rate", "cooldown_epochs", "mixup", "cutmix", "adl_warmup"),
-        (0, 1e12, "from 0 on"),
+        (0, _LARGEST, "from 0 on"),
     ),
-    "color_jitter": (0, 1e12, "from 0 on"),
+    "color_jitter": (0, _LARGEST, "from 0 on"),
     **dict.fromkeys(("flip", "erasing", "mix_probability", "mix_switch"), (0, 1, "from 0 to 1")),
     **dict.fromkeys(("drop_path", "label_smoothing"), (0, 0.999, "from 0 to below 1")),
     "masking": (0, 0.999, "above 0 and below 1"),
     **dict.fromkeys(("layer_decay", "crop_scale", "adl_share", "largest_share"), (0, 1, "above 0 and at most 1")),
-    "crop_ratio": (0, 1e12, "above 0"),
+    "crop_ratio": (0, _LARGEST, "above 0"),
     "ema_decay": (0, 0.9999999, "above 0 and below 1"),
 }  # fmt: skip
 

@@ -38,5 +38,5 @@ def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Pat
         preprocess=material.preprocess,
         extra=described,
     )
-    draw_curves(folder / "log.csv", folder / "curves.png")
+    draw_curves(folder / "log.csv", folder / "curves.png", trainer.objective.unit)
     write_info(folder, info | {"status": "complete"})

@@ -21,6 +21,8 @@ class Segmentation:
     Source: Xie et al., "SegFormer", NeurIPS 2021, and the paper's recipe (Guo et al., ICCV 2023).
     """
 
+    unit = "cross-entropy, nats"
+
     def __init__(self, recipe: Recipe, num_classes: int) -> None:
         self.recipe = recipe
         self.num_classes = num_classes

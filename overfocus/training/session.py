@@ -11,7 +11,7 @@ from overfocus.analysis.settings import choose_workers
 from overfocus.errors import TrainingError
 from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
 from overfocus.training.diversity import Diversity
-from overfocus.training.folder import open_folder, write_info
+from overfocus.training.folder import is_complete, open_folder, write_info
 from overfocus.training.launch import (
     make_accelerator,
     processes_started,
@@ -116,7 +116,7 @@ def _run(request: Request) -> None:
     if state is not None:
         trainer.restore(state)
     order.start = trainer.step
-    if trainer.step < trainer.pace.steps or not (folder / "model.safetensors").is_file():
+    if not is_complete(folder):
         _take_steps(trainer, material, request, order, settings)
         if accelerator.is_main_process:
             write_result(trainer, material, seed=request.seed, folder=folder)

@@ -72,8 +72,10 @@ def train(
     """Train or fine-tune a classifier or segmentation model; write checkpoints, a log, curves and the trained model to a folder.
 
     Interrupted at any moment, the same call continues from the last checkpoint; in one process its weights end the same, bit
-    for bit, as those of a training that was never interrupted. Started by `accelerate launch`, every process takes its share
-    of each step.
+    for bit, as those of a training that was never interrupted. Started by `accelerate launch` (on processors `torchrun`), every
+    process takes its share of each step. Two processes then train as one with twice the batch, but for what looks at a batch as
+    a whole: mixup and cutmix pair the pictures of one process, and batch norms, as in TAP's predictors, take the statistics of
+    one process.
 
     Args:
         data: a folder of class folders (or of `train` and `val` with class folders), IDX files, or a Hugging Face data set; for
@@ -120,6 +122,8 @@ def train(
     for name, value in positive.items():
         if value is not None and value < 1:
             raise TrainingError(f"{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise TrainingError(f"seed must be 0 or a positive number, got {seed}")
     from overfocus.training.request import Request, default_recipe, require_known
     from overfocus.training.session import run_session
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from overfocus.errors import TrainingError
 from overfocus.losses import diversify
 from overfocus.training.classification import Classification
-from overfocus.training.diversity import PROBE_EVERY, Diversity
+from overfocus.training.diversity import FIRST_PROBES_EVERY, PROBE_EVERY, Diversity
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.patch_augmentation import augment_patches
 from overfocus.training.randomness import derived_seed, seed_all, seed_processor
@@ -147,6 +147,7 @@ def test_auto_leaves_out_what_makes_no_sense(measured: float) -> None:
     diversity = Diversity(SMALL.changed({"adl": "auto"}), 10)
     diversity.learn(measured)
     assert diversity.weight(5) == 0.0
+    assert [step for step in range(12) if diversity.due(step)] == [0, FIRST_PROBES_EVERY, 2 * FIRST_PROBES_EVERY]
     diversity.learn(3.0)
     diversity.learn(measured)
     assert diversity.weight(5) == pytest.approx(3.0)

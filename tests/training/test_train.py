@@ -1,6 +1,7 @@
 """Whole trainings of a tiny model: what they write, how they go on, what they say when something is wrong."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -152,13 +153,82 @@ def test_loss_that_is_no_number_keeps_the_last_checkpoint(train_tiny: Train, mon
         return original(objective, logits, targets) * (float("nan") if len(calls) > 5 else 1)
 
     monkeypatch.setattr(Classification, "loss", loss)
-    with pytest.raises(TrainingError, match="the loss became nan within 1 steps before step 6; the last good checkpoint is kept"):
+    with pytest.raises(TrainingError, match="the loss became nan by step 6; the checkpoint of step 4 is kept; try"):
         train_tiny(name := "training")
     assert name
     monkeypatch.undo()
     training = train_tiny(name)
     assert training.log["step"].tolist() == list(range(1, 9))
     assert training.log["loss"].notna().all()
+
+
+def test_a_loss_without_bounds_before_any_checkpoint(train_tiny: Train, tmp_path: Path) -> None:
+    diverging = {"optimizer": "sgd", "learning_rate": 1e30, "warmup_epochs": 0, "ema_decay": None}
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) by step 2; there is no checkpoint yet"):
+        train_tiny(changes=diverging)
+    assert not (tmp_path / "training" / "checkpoint.pt").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_kept(train_tiny: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original = Trainer._take_step
+
+    def step(trainer: Trainer, batches: Any) -> float:
+        waited = original(trainer, batches)
+        if trainer.step == 2:
+            next(trainer.bare.parameters()).data[0] = math.inf
+        return waited
+
+    monkeypatch.setattr(Trainer, "_take_step", step)
+    with pytest.raises(TrainingError, match="the weights became inf by step 3; there is no checkpoint yet"):
+        train_tiny(save_every=3)
+    assert not (tmp_path / "training" / "checkpoint.pt").exists()
+
+
+def test_a_validation_loss_that_is_no_number_is_told(train_tiny: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from overfocus.training.classification import Classification
+
+    monkeypatch.setattr(Classification, "score", lambda *_: torch.tensor([math.nan, 1.0, 1.0]))
+    with pytest.raises(TrainingError, match="the validation loss became nan by step 4; there is no checkpoint yet"):
+        train_tiny()
+    assert not (tmp_path / "training" / "model.safetensors").exists()
+
+
+def test_killed_while_its_result_is_written_it_still_ends_whole(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("overfocus.training.result.draw_curves", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny()
+    monkeypatch.undo()
+    training = train_tiny()
+    assert training.info["status"] == "complete"
+    assert (training.path / "curves.png").is_file()
+    assert training.log["step"].tolist() == list(range(1, 9))
+
+
+def test_what_was_refused_before_a_checkpoint_does_not_stand_in_the_way(train_tiny: Train) -> None:
+    with pytest.raises(TrainingError, match="adl_layers"):
+        train_tiny(changes={"adl": 1.0, "adl_layers": [7]})
+    training = train_tiny(changes={"adl": 1.0, "adl_layers": [1]})
+    assert training.info["settings"]["recipe"]["adl_layers"] == [1]
+    assert len(training.log) == 8
+
+
+def test_overwriting_does_not_continue_what_is_there(train_tiny: Train, tmp_path: Path) -> None:
+    other = train_tiny("other", seed=5)
+    (tmp_path / "training").mkdir()
+    shutil.copy(other.path / "checkpoint.pt", tmp_path / "training")
+    with pytest.raises(TrainingError, match=r"holds other files \(checkpoint\.pt\)"):
+        train_tiny()
+    assert len(train_tiny(overwrite=True).log) == 8
+
+
+def test_a_line_for_each_epoch_says_how_long_it_takes(train_tiny: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_tiny(progress=True, validate_every=None)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 2"]
+    assert [line.endswith(" min left") for line in lines] == [True, False]
 
 
 def test_a_corrupt_picture_is_named(train_tiny: Train, shapes_folder: Path, tmp_path: Path) -> None:
@@ -200,6 +270,9 @@ def test_other_errors_are_not_hidden(train_tiny: Train, monkeypatch: pytest.Monk
         ({"model": "vit_tiny_patch16_225", "model_args": {}}, "vit_tiny_patch16_224"),
         ({"model_args": {"deepness": 3}}, "VisionTransformer cannot be built with"),
         ({"tap": 0}, "tap must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be 0 or a positive number, got -1"),
+        ({"changes": {"epochs": 2, "iterations": 3}}, "expected either epochs or iterations, got both; leave one out"),
+        ({"changes": {"learning_rate": math.inf}}, "learning_rate must be above 0, got inf"),
         ({"limit": 5}, "5 pictures do not fill one step of 8"),
         ({"trackers": ["tensorbord"]}, "no tracker 'tensorbord'; accelerate has"),
         ({"device": "tpu"}, "device must be cpu or cuda, got 'tpu'"),
@@ -236,3 +309,16 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "accelerate" else object())
     with pytest.raises(TrainingError, match=re.escape('need accelerate; install them: pip install "overfocus[train]"')):
         train("data", model="VisionTransformer")
+
+
+def test_processes_that_accelerate_does_not_start_are_told(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    line = "--cpu --num_processes 2 --mixed_precision no --dynamo_backend no program.py"
+    asked = launch_command_parser().parse_args(line.split())
+    asked.use_cpu, asked.num_machines, asked.num_cpu_threads_per_process = True, 1, 1
+    for name, value in prepare_simple_launcher_cmd_env(asked)[1].items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(UserWarning, match="accelerate launch --cpu starts one process"):
+        train_tiny(changes={"epochs": 1})
