@@ -11,7 +11,7 @@ from overfocus.analysis.preparation import choose_images, fit_batches, load_for_
 from overfocus.analysis.session import continue_runs
 from overfocus.analysis.settings import DEFAULT_BATCH_SIZE, Settings, choose_settings
 from overfocus.comparison.comparison import Comparison
-from overfocus.comparison.names import distinct_names
+from overfocus.comparison.names import distinct_names, folder_names
 from overfocus.corruptions import resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.images.reading import MAX_PIXELS
@@ -77,8 +77,6 @@ def compare(
         from overfocus.samples import sample_checkpoints
 
         sources = sample_checkpoints()
-        if len(sources) < 2:
-            raise RunError("expected at least two checkpoints or run folders, got none; give a baseline and another")
     if isinstance(sources, str | Path) or len(sources) < 2:
         raise RunError("expected at least two checkpoints or run folders, a baseline and another; got one")
     folder = Path(output)
@@ -136,12 +134,6 @@ def compare(
     comparison = Comparison([Run(run.folder.path) for run in measured], names, resamples=resamples, path=folder)
     comparison.write(folder)
     return comparison
-
-
-def folder_names(names: Sequence[str]) -> list[str]:
-    """Names of the run folders: the display names without what a file system may not take."""
-    plain = [re.sub(r"[^\w.()+=-]+", "_", name).strip("._") or "model" for name in names]
-    return plain if len(set(plain)) == len(plain) else [f"{number}_{name}" for number, name in enumerate(plain)]
 
 
 def _load(

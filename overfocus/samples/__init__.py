@@ -1,4 +1,4 @@
-"""What comes with the package so that the first command already shows something: a trained checkpoint and images for it."""
+"""What comes with the package so that the first command already shows something: two trained checkpoints and images for them."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -12,8 +12,8 @@ def sample_checkpoint() -> Path:
 
 
 def sample_checkpoints() -> list[Path]:
-    """All bundled checkpoints in the order of their names, the baseline first."""
-    return sorted(_FOLDER.glob("*.safetensors"))
+    """The bundled pair: `sample_checkpoint`, and the same model trained with TAP and ADL, with the same recipe and seed."""
+    return [sample_checkpoint(), _FOLDER / "fashion_mnist_vit_tap_adl.safetensors"]
 
 
 def sample_images(input_size: tuple[int, int, int]) -> Path:

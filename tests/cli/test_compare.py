@@ -45,6 +45,14 @@ def test_checkpoints_then_their_runs(overfocus: Program, checkpoint: Path, other
     assert latex.startswith("\\begin{tabular}")
 
 
+def test_bundled_pair(overfocus: Program) -> None:
+    result = overfocus("compare", "--limit", 10, *FEW)
+    assert result.exit_code == 0, result.stderr
+    assert "fashion_mnist_vit_tap_adl against fashion_mnist_vit, 10 images" in result.stdout
+    (folder,) = Path("overfocus-comparison").iterdir()
+    assert folder.name.startswith("fashion_mnist_vit-")
+
+
 def test_what_it_refuses(overfocus: Program, checkpoint: Path) -> None:
     for arguments, complaint in (
         ([checkpoint], "overfocus: expected at least two checkpoints or run folders, a baseline and another; got one\n"),

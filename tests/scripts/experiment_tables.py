@@ -17,7 +17,7 @@ METRICS = [name for name, metric in CATALOGUE.items() if metric.group != "predic
 
 
 def write_tables(work: Path, results: Path) -> None:
-    """Write accuracy.csv, corruptions.csv, attention.csv, sweep.csv and results.md of what is finished so far."""
+    """Write accuracy.csv, corruptions.csv, attention.csv and results.md of the seeds that are finished so far."""
     results.mkdir(parents=True, exist_ok=True)
     runs = {name: runs_of(work / "runs", name) for name in MAIN}
     clean = {name: runs_of(work / "evaluations", name) for name in MAIN}
@@ -28,12 +28,10 @@ def write_tables(work: Path, results: Path) -> None:
     accuracy = accuracy_table(runs, clean, seeds)
     by_corruption = corruption_table(runs, seeds)
     attention = attention_table(runs, seeds)
-    sweep = sweep_table(work, seeds[0])
-    for name, table in (("accuracy", accuracy), ("corruptions", by_corruption), ("attention", attention), ("sweep", sweep)):
-        if len(table):
-            table.to_csv(results / f"{name}.csv", index=False, float_format="%.5f")
-    (results / "results.md").write_text(as_markdown(accuracy, attention, sweep, len(seeds)), encoding="utf-8")
-    print(f"{results}: tables of {len(seeds)} seeds and {len(sweep)} models of the sweep")
+    for name, table in (("accuracy", accuracy), ("corruptions", by_corruption), ("attention", attention)):
+        table.to_csv(results / f"{name}.csv", index=False, float_format="%.5f")
+    (results / "results.md").write_text(as_markdown(accuracy, attention, len(seeds)), encoding="utf-8")
+    print(f"{results}: tables of {len(seeds)} seeds")
 
 
 def runs_of(folder: Path, variant: str) -> dict[int, Run]:
@@ -114,33 +112,7 @@ def attention_table(runs: dict[str, dict[int, Run]], seeds: Sequence[int]) -> pd
     return pd.DataFrame(rows)
 
 
-def sweep_table(work: Path, seed: int) -> pd.DataFrame:
-    """The models of the sweep beside the four variants, one seed: accuracy, concentration and stability over all layers."""
-    rows = []
-    for path in sorted((work / "runs").glob(f"* seed {seed}")):
-        evaluation = work / "evaluations" / path.name
-        if not ((path / "run.json").is_file() and (evaluation / "run.json").is_file()):
-            continue
-        run, clean = Run(path), Run(evaluation)
-        if not (run.complete and clean.complete):
-            continue
-        table, predictions = run.table, run.predictions
-        accuracy = predictions.groupby("severity")["correct"].mean()
-        rows.append(
-            {
-                "model": path.name.rpartition(" seed ")[0],
-                "clean": clean.predictions["correct"].mean(),
-                **{f"corrupted_{severity}": accuracy[severity] for severity in SEVERITIES[1:]},
-                "top_share": table.loc[table["severity"] == 0, "top_share"].mean(),
-                "diversification": table.loc[table["severity"] == 0, "diversification"].mean(),
-                "top_overlap_3": table.loc[table["severity"] == 3, "top_overlap"].mean(),
-                "attention_cosine_3": table.loc[table["severity"] == 3, "attention_cosine"].mean(),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def as_markdown(accuracy: pd.DataFrame, attention: pd.DataFrame, sweep: pd.DataFrame, seeds: int) -> str:
+def as_markdown(accuracy: pd.DataFrame, attention: pd.DataFrame, seeds: int) -> str:
     """The main results as tables for the README."""
     kinds = [("clean", 0), ("corrupted", 1), ("corrupted", 3), ("corrupted", 5), ("corrupted, all", -1)]
     heads = ["clean", "severity 1", "severity 3", "severity 5", "all corrupted"]
@@ -159,7 +131,7 @@ def as_markdown(accuracy: pd.DataFrame, attention: pd.DataFrame, sweep: pd.DataF
     ]
     for metric, severity, words in (
         ("top_share", 0, "Share of the attention on the top 5 % of the patches, clean images"),
-        ("top_overlap", 3, "Share of the top patches that stay under corruption, severity 3"),
+        ("attention_cosine", 3, "Cosine of each patch's attention, clean and under corruption of severity 3"),
     ):
         part = attention[(attention["metric"] == metric) & (attention["severity"] == severity)]
         layers = sorted(part["layer"].unique())
@@ -171,9 +143,6 @@ def as_markdown(accuracy: pd.DataFrame, attention: pd.DataFrame, sweep: pd.DataF
                 cells.append(f"{chosen['mean']:.3f}" + ("" if variant == BASELINE else f" ({change(chosen, 1, 3)})"))
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
         lines += ["", f"{words}; in brackets the difference to the baseline, 95 % interval."]
-    if len(sweep):
-        lines += ["", "| one seed | " + " | ".join(sweep.columns[1:]) + " |", "|---" * len(sweep.columns) + "|"]
-        lines += ["| " + " | ".join([str(cells[0]), *(f"{cell:.3f}" for cell in cells[1:])]) + " |" for cells in sweep.to_numpy()]
     return "\n".join(lines) + "\n"
 
 

@@ -8,23 +8,13 @@ side 320 pixels, JPEG. The results are committed; this script says where they co
 
 from pathlib import Path
 
-import numpy as np
-from fashion_mnist_files import CLASS_NAMES, fashion_mnist
+from experiment import write_images
 from PIL import Image
 from skimage import data
 
 SAMPLES = Path(__file__).parents[2] / "overfocus" / "samples"
 PHOTOGRAPHS = ["astronaut", "camera", "chelsea", "coffee", "hubble_deep_field", "retina", "rocket"]
 SHORTER_SIDE = 320
-
-
-def write_fashion_mnist(folder: Path) -> None:
-    """Write 28×28 grey PNGs as folder/class name/number in the test set.png."""
-    images, labels = fashion_mnist("validation")
-    for label, name in enumerate(CLASS_NAMES):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for index in np.flatnonzero(labels == label)[: 4 if label < 2 else 3]:
-            Image.fromarray(images[index]).save(folder / name / f"test-{index:05d}.png", optimize=True)
 
 
 def write_photographs(folder: Path) -> None:
@@ -38,5 +28,5 @@ def write_photographs(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_fashion_mnist(SAMPLES / "fashion_mnist")
+    write_images(SAMPLES / "fashion_mnist", 32)
     write_photographs(SAMPLES / "photographs")

@@ -3,8 +3,10 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -63,3 +65,24 @@ def test_linearised_iou_has_the_mean_and_the_spread_of_the_iou(monkeypatch: pyte
     assert values.mean() == pytest.approx(iou(np.arange(200)))
     resampled = [iou(random.integers(0, 200, 200)) for _ in range(3000)]
     assert values.std() / np.sqrt(200) == pytest.approx(np.std(resampled), rel=0.08)
+
+
+def test_flips_of_a_run_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    flips = importlib.import_module("experiment_sweep").flips
+    keys = {"name": list("abab"), "corruption": ["fog"] * 4, "severity": [1, 1, 3, 3]}
+    clean = {"name": list("ab"), "corruption": ["clean"] * 2, "severity": [0, 0]}
+    predictions = pd.concat([pd.DataFrame(clean | {"agreement": 1.0}), pd.DataFrame(keys | {"agreement": [1.0, 1.0, 0.0, 1.0]})])
+    layers = [
+        pd.DataFrame(keys | {"received_shift": moved}) for moved in ([0.1, 0.2, 0.2, 0.3], [0.1, 0.2, 0.4, 0.1])
+    ]  # means over the layers: 0.1, 0.2, 0.3 and 0.2
+    table = pd.concat([pd.DataFrame(clean | {"received_shift": np.nan}), *layers])
+    assert flips(SimpleNamespace(table=table, predictions=predictions)) == {"flipped": 0.25, "flip_auroc": 1.0}
+
+
+def test_each_model_of_the_sweep_has_the_baseline_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    experiment = importlib.import_module("experiment")
+    assert experiment.reference("TAP+ADL, 3 epochs") == "baseline, 3 epochs"
+    assert experiment.reference("ADL, λ = 3") == experiment.reference("TAP") == "baseline"
+    assert set(map(experiment.reference, experiment.SWEEP)) <= {*experiment.SWEEP, *experiment.VARIANTS}
