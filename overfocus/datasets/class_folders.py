@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from overfocus.datasets.picture_files import PictureFiles
+from overfocus.datasets.splits import subfolders
 from overfocus.errors import ImageError
 from overfocus.images.reading import EXTENSIONS
 from overfocus.images.sources import find_images
@@ -19,13 +20,12 @@ class ClassFolders(PictureFiles):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.class_names = sorted(
-            path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
-        )
+        self.class_names = subfolders(folder)
         if len(self.class_names) < 2:
+            there = f"{self.class_names[0]} alone" if self.class_names else "none"
             raise ImageError(
-                f"{folder}: expected a folder for each class, at least two, got {len(self.class_names)}; "
-                "put the pictures into folders named after their classes"
+                f"{folder}: expected a folder for each class, at least two, got {there}; "
+                "put the pictures into folders named after their classes, and give the folder of these (or of train/ and val/)"
             )
         sources = [source for source in find_images(folder) if source.label is not None]
         numbers = {name: number for number, name in enumerate(self.class_names)}

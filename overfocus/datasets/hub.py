@@ -6,36 +6,37 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from overfocus.datasets.labelled import SPLITS
+from overfocus.datasets.hub_labels import read_labels
+from overfocus.datasets.splits import SPLITS, split_names
 from overfocus.errors import ImageError
 from overfocus.images.reading import to_rgb
 
 
 class HubImages:
-    """One split, read from disk picture by picture.
+    """One split, read from disk picture by picture; its classes are those of the split to train on, `trained`.
+
+    Unless it is `labelled` there are no classes, and all labels are 0.
 
     Raises:
-        ImageError: it has no column of pictures or none of classes.
+        ImageError: it has no column of pictures or none of classes, or as `read_labels` says.
     """
 
-    def __init__(self, split: Any, folder: Path) -> None:
+    def __init__(self, split: Any, trained: Any, source: str, *, labelled: bool) -> None:
         from datasets import ClassLabel, Value
         from datasets import Image as ImageFeature
 
         features = split.features
         pictures = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
         named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        numbers = [name for name in ("label", "labels") if isinstance(features.get(name), Value)]
-        classes = named or numbers
-        if not pictures or not classes:
-            raise ImageError(
-                f"{folder}: expected a column of pictures and one of class labels, got {', '.join(map(str, features)) or 'none'}"
-            )
-        self.folder = folder
-        self.labels = np.asarray(split[classes[0]], np.int64)
-        self.class_names = (
-            list(features[classes[0]].names) if named else [str(number) for number in range(int(self.labels.max()) + 1)]
-        )
+        classes = named or [name for name in ("label", "labels") if isinstance(features.get(name), Value)]
+        if not pictures or (labelled and not classes):
+            wanted = "a column of pictures" + (" and one of classes (a ClassLabel, or named label)" if labelled else "")
+            raise ImageError(f"{source}: expected {wanted}, got {', '.join(map(str, features)) or 'no columns'}")
+        self.source = source
+        self.class_names: list[str] = []
+        self.labels = np.zeros(len(split), np.int64)
+        if labelled:
+            self.labels, self.class_names = read_labels(split, trained, classes[0], source)
         self.channels = 3
         self._column = pictures[0]
         self._split = split
@@ -49,7 +50,7 @@ class HubImages:
             return to_rgb(self._split[index][self._column])
         except Exception as error:  # Pillow's readers raise a dozen classes on damaged pictures
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"{self.folder}: picture {index} cannot be read ({reason}); remove it from the data set") from error
+            raise ImageError(f"{self.source}: picture {index} cannot be read ({reason}); remove it from the data set") from error
 
     def name(self, index: int) -> str:
         """Number in the split."""
@@ -61,11 +62,11 @@ def is_hub_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) or bool(_parquet(folder))
 
 
-def open_hub_split(folder: Path, split: str) -> HubImages | None:
+def open_hub_split(folder: Path, split: str, *, labelled: bool = True) -> HubImages | None:
     """The pictures of a split; None where there is none of that kind. A data set without splits is one for training.
 
     Raises:
-        ImageError: `datasets` is not installed, or it cannot read the folder.
+        ImageError: `datasets` is not installed, it cannot read the folder, no name of a split is known, or as `HubImages` says.
     """
     try:
         import datasets
@@ -83,9 +84,17 @@ def open_hub_split(folder: Path, split: str) -> HubImages | None:
             f"{folder}: expected a Hugging Face data set, reading it failed ({str(error).splitlines()[0]})"
         ) from error
     if not isinstance(opened, dict):
-        return HubImages(opened, folder) if split == "train" else None
-    found = next((opened[name] for name in SPLITS[split] if name in opened), None)
-    return None if found is None else HubImages(found, folder)
+        opened = {"train": opened}
+    elif not any(split_names(opened, part) for part in SPLITS):
+        if len(opened) > 1:
+            raise ImageError(f"{folder}: expected splits named train and validation, got {', '.join(opened)}; rename them")
+        opened = {"train": next(iter(opened.values()))}
+    names = split_names(opened, split)
+    if not names:
+        return None
+    trained = (split_names(opened, "train") or names)[0]
+    source = f"{folder} (split {names[0]})" if len(opened) > 1 else str(folder)
+    return HubImages(opened[names[0]], opened[trained], source, labelled=labelled)
 
 
 def _parquet(folder: Path) -> list[Path]:

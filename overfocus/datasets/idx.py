@@ -1,4 +1,4 @@
-"""IDX files, the form in which MNIST, Fashion-MNIST, EMNIST and KMNIST are distributed."""
+"""IDX files, the form in which MNIST, Fashion-MNIST and KMNIST are distributed."""
 
 import gzip
 from pathlib import Path
@@ -29,6 +29,11 @@ class IdxImages:
         if self.pixels.ndim not in (3, 4) or self.labels.ndim != 1:
             raise ImageError(
                 f"{images}: expected pictures with 3 or 4 axes and labels with 1, got {self.pixels.ndim} and {self.labels.ndim}"
+            )
+        if self.pixels.shape[3:] not in ((), (3,)):
+            raise ImageError(
+                f"{images}: expected pictures of shape (number, height, width), or with a last axis of 3 colours (RGB), "
+                f"got {self.pixels.shape}; write them in one of these shapes"
             )
         if len(self.pixels) != len(self.labels) or not len(self.labels):
             raise ImageError(f"{labels}: expected a label for each of {len(self.pixels)} pictures, got {len(self.labels)}")

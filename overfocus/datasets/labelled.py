@@ -7,13 +7,12 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from overfocus.datasets.class_folders import ClassFolders
+from overfocus.datasets.hub import is_hub_folder, open_hub_split
+from overfocus.datasets.idx import is_idx_folder, open_idx_split
+from overfocus.datasets.picture_files import UnlabelledImages
+from overfocus.datasets.splits import SPLITS, refuse_unrecognised_splits, split_folders, subfolders
 from overfocus.errors import ImageError
-
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("val", "validation", "valid", "test"),
-}
-"""The two parts of a data set, and the names that folders and splits of each go by, best first."""
 
 
 class LabelledImages(Protocol):
@@ -23,7 +22,7 @@ class LabelledImages(Protocol):
     labels: Int[np.ndarray, "images"]
     """Class of each picture, from 0."""
     channels: int
-    """1 where all pictures are grey, else 3."""
+    """Of what `image` gives: 1 for "L", as grey IDX files are read, 3 for "RGB", as all else is, grey pictures too."""
 
     def __len__(self) -> int: ...
 
@@ -43,14 +42,15 @@ class LabelledImages(Protocol):
 def open_images(source: str | Path, split: str, *, labelled: bool = True) -> LabelledImages | None:
     """The pictures of a split, "train" or "validation"; None where the data set has no part of that kind.
 
-    - A folder of class folders: each folder in it is a class, pictures may lie deeper. Where it holds `train` beside `val`,
-      `validation`, `valid` or `test`, these are its splits; otherwise all of it is for training.
+    - A folder of class folders: each folder in it is a class, pictures may lie deeper. Where it holds `train` beside `val` or
+      `test`, or another of the names in `SPLITS`, or nothing but one of these, they are its splits; otherwise all of it is for
+      training.
     - IDX files, gzipped or not: a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same of `t10k-`.
     - Without `labelled`, any folder of pictures, with `train` and `val` in it or not.
     - A folder that Hugging Face `datasets` wrote (`save_to_disk`) or reads (parquet files); needs that package.
 
     Raises:
-        ImageError: there is nothing of these, a class folder is empty, or labels and pictures differ in number.
+        ImageError: there is nothing of these, a class folder is empty, labels and pictures differ in number, or a label is none.
     """
     if split not in SPLITS:
         raise ValueError(f"expected one of the splits {', '.join(SPLITS)}, got {split!r}")
@@ -58,20 +58,17 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
         raise ImageError(f"{folder}: expected a folder of class folders, IDX files or a Hugging Face data set, but {problem}")
-
-    from overfocus.datasets.class_folders import ClassFolders
-    from overfocus.datasets.hub import is_hub_folder, open_hub_split
-    from overfocus.datasets.idx import is_idx_folder, open_idx_split
-    from overfocus.datasets.picture_files import UnlabelledImages
-
     if is_idx_folder(folder):
         return open_idx_split(folder, split)
     if is_hub_folder(folder):
-        return open_hub_split(folder, split)
-    parts = {part: [folder / name for name in names if (folder / name).is_dir()] for part, names in SPLITS.items()}
+        return open_hub_split(folder, split, labelled=labelled)
+    parts = {part: split_folders(folder, part) for part in SPLITS}
     pictures = ClassFolders if labelled else UnlabelledImages
-    if all(parts.values()):
-        return pictures(parts[split][0])
+    one_alone = labelled and any(parts.values()) and len(subfolders(folder)) == 1
+    if all(parts.values()) or one_alone:
+        return pictures(parts[split][0]) if parts[split] else None
+    if labelled:
+        refuse_unrecognised_splits(folder)
     return pictures(folder) if split == "train" else None
 
 

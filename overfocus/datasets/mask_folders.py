@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from overfocus.datasets.labelled import SPLITS
 from overfocus.datasets.masks import IGNORED, read_mask
 from overfocus.datasets.picture_masks import PictureMask, PictureMasks
+from overfocus.datasets.splits import SPLITS, split_folders
 from overfocus.errors import ImageError
 from overfocus.images.sources import find_images
 
@@ -40,14 +40,13 @@ def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | Non
 def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
     """Split ("all" where there are none) and the two folders of each part that is there."""
     split_there = False
-    for split, names in SPLITS.items():
-        for name in names:
-            both = [(folder / "images" / name, folder / "masks" / name), (folder / name / "images", folder / name / "masks")]
-            found = next((pair for pair in both if all(path.is_dir() for path in pair)), None)
-            if found is not None:
-                split_there = True
-                yield split, found
-                break
+    for split in SPLITS:
+        inside = [(path, folder / "masks" / path.name) for path in split_folders(folder / "images", split)]
+        around = [(path / "images", path / "masks") for path in split_folders(folder, split)]
+        found = next((pair for pair in inside + around if all(path.is_dir() for path in pair)), None)
+        if found is not None:
+            split_there = True
+            yield split, found
     if not split_there and (folder / "images").is_dir() and (folder / "masks").is_dir():
         yield "all", (folder / "images", folder / "masks")
 

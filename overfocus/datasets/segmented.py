@@ -20,9 +20,9 @@ from overfocus.datasets.cityscapes import (
     open_acdc,
     open_cityscapes,
 )
-from overfocus.datasets.labelled import SPLITS
 from overfocus.datasets.mask_folders import CLASSES, is_mask_folders, open_mask_folders
 from overfocus.datasets.masks import IGNORED
+from overfocus.datasets.splits import SPLITS
 from overfocus.errors import ImageError
 
 __all__ = [
@@ -41,7 +41,7 @@ class SegmentedImages(Protocol):
     class_names: list[str]
     colours: UInt8[np.ndarray, "classes 3"]
     channels: int
-    """1 where all pictures are grey, else 3."""
+    """Of what `image` gives: 3 for "RGB", 1 for "L"."""
 
     def __len__(self) -> int: ...
 

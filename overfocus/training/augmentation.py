@@ -1,5 +1,6 @@
 """From a picture to a model's input, as training sees it: timm's augmentations with the settings of a recipe."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,21 @@ from overfocus.errors import ImageError, TrainingError
 from overfocus.preprocessing import Preprocess
 from overfocus.training.recipe import Recipe
 
+_TURNING = ("random", "nearest", "bilinear", "bicubic")
+"""Interpolations with which Pillow turns and shears pictures; "random" draws bilinear or bicubic."""
+INTERPOLATIONS = (*_TURNING, "box", "hamming", "lanczos")
+"""Of the crop."""
 _LARGEST_SAMPLE = 2000
 """Pictures that the mean and standard deviation are taken from."""
 
 
 @dataclass
 class Augmentation:
-    """Random crop, flip, colours, and random erasing; ends normalised as the model's preprocessing does it."""
+    """Random crop, flip, colours, and random erasing; ends normalised as the model's preprocessing does it.
+
+    Raises:
+        TrainingError: there is no such interpolation or `auto_augment`, or they do not go together.
+    """
 
     preprocess: Preprocess
     recipe: Recipe
@@ -30,6 +39,16 @@ class Augmentation:
         from timm.data import create_transform
 
         recipe, preprocess = self.recipe, self.preprocess
+        if recipe.interpolation not in INTERPOLATIONS:
+            raise TrainingError(f"no interpolation {recipe.interpolation!r}; there are {', '.join(INTERPOLATIONS)}")
+        auto_augment = recipe.auto_augment or ""
+        if auto_augment and recipe.interpolation not in _TURNING:
+            raise TrainingError(
+                f"auto_augment turns and shears pictures, which interpolation {recipe.interpolation!r} cannot; "
+                f"set it to one of {', '.join(_TURNING)}, or auto_augment to null"
+            )
+        if not _is_read_whole(auto_augment):
+            raise TrainingError(_unknown(auto_augment))
         try:
             self._steps = create_transform(
                 input_size=preprocess.input_size,
@@ -38,7 +57,7 @@ class Augmentation:
                 ratio=recipe.crop_ratio,
                 hflip=recipe.flip,
                 color_jitter=recipe.color_jitter,  # type: ignore[arg-type]  # None is its "off"
-                auto_augment=recipe.auto_augment,
+                auto_augment=auto_augment,
                 interpolation=recipe.interpolation,
                 mean=preprocess.mean,
                 std=preprocess.std,
@@ -46,11 +65,8 @@ class Augmentation:
                 re_mode="pixel",
                 separate=True,
             )
-        except (AssertionError, KeyError, ValueError) as error:
-            raise TrainingError(
-                f"timm cannot build the augmentation (auto_augment {recipe.auto_augment!r}, interpolation "
-                f"{recipe.interpolation!r}): {str(error) or type(error).__name__}"
-            ) from error
+        except (AssertionError, ValueError) as error:
+            raise TrainingError(_unknown(auto_augment)) from error
 
     def __call__(self, picture: Image.Image, label: int) -> tuple[Float[Tensor, "channels height width"], int]:
         image: Any = picture.convert("L" if self.preprocess.channels == 1 else "RGB")
@@ -58,6 +74,20 @@ class Augmentation:
             image = step(image)
         result: Tensor = image
         return result, label
+
+
+def _is_read_whole(auto_augment: str) -> bool:
+    """Whether timm takes every part: in silence it passes over those without a number, and over unknown sets in rand-t…."""
+    policy, *parts = auto_augment.split("-")
+    known = r"[^t]\D*\d.*|t(weights|3aw?)" if policy == "rand" else r"\D+\d.*"
+    return all(re.fullmatch(known, part) for part in parts)
+
+
+def _unknown(auto_augment: str) -> str:
+    return (
+        f"timm cannot build the augmentation of auto_augment {auto_augment!r}; expected null or such as rand-m9-mstd0.5-inc1, "
+        "rand-m9-tweights, augmix-m5-w4-d2, original-mstd0.5, original, originalr, v0, v0r or 3a"
+    )
 
 
 def measure_statistics(images: Images, preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -47,6 +47,24 @@ def test_idx_files(idx_folder: Path) -> None:
     assert train.name(4) == "train-00004"
 
 
+def test_idx_files_in_colour(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
+    write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(4, dtype=np.uint8))
+    images = open_images(tmp_path, "train")
+    assert images is not None
+    assert (images.channels, images.image(1).mode) == (3, "RGB")
+    assert np.array_equal(np.asarray(images.image(1)), pixels[1])
+
+
+@pytest.mark.parametrize("colours", [1, 2, 4])
+def test_idx_files_with_another_number_of_colours(tmp_path: Path, colours: int) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((4, 5, 6, colours), np.uint8))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(4, dtype=np.uint8))
+    with pytest.raises(ImageError, match=re.escape(f"a last axis of 3 colours (RGB), got (4, 5, 6, {colours})")):
+        open_images(tmp_path, "train")
+
+
 def test_classes_of_fashion_mnist_are_named(idx_folder: Path) -> None:
     renamed = idx_folder.rename(idx_folder.with_name("FashionMNIST"))
     images = open_images(renamed, "train")
@@ -65,6 +83,7 @@ def test_class_folders_with_splits(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0, 0, 1, 1, 1]
     assert train.name(2) == "cat/0.png"
     assert train.image(2).getpixel((0, 0)) == (0, 0, 0)
+    assert train.channels == 3
     assert len(validation) == 2
     assert len(open_evaluation_images(tmp_path)) == 2
 
@@ -75,31 +94,13 @@ def test_class_folders_without_splits_are_for_training(tmp_path: Path) -> None:
     assert len(open_evaluation_images(tmp_path)) == 5
 
 
-def test_hub_folders(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "cat"])})
-    rows = {"image": [Image.new("L", (5, 4), shade) for shade in (10, 20, 30)], "label": [0, 1, 1]}
-    split = datasets.Dataset.from_dict(rows, features=features)
-    datasets.DatasetDict({"train": split, "test": split.select([0])}).save_to_disk(tmp_path / "saved")
-    (tmp_path / "parquet" / "data").mkdir(parents=True)
-    split.to_parquet(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet")
-    for name in ("saved", "parquet"):
-        train = open_images(tmp_path / name, "train")
-        assert train is not None
-        assert train.class_names == ["ant", "cat"]
-        assert train.labels.tolist() == [0, 1, 1]
-        assert train.image(1).mode == "RGB"
-        assert train.image(1).getpixel((0, 0)) == (20, 20, 20)
-    validation = open_images(tmp_path / "saved", "validation")
-    assert validation is not None
-    assert len(validation) == 1
-    assert open_images(tmp_path / "parquet", "validation") is None
-
-
 @pytest.mark.parametrize(
     ("counts", "words"),
-    [({"cat": 2, "ant": 0}, "class folder ant"), ({"cat": 2}, "at least two"), ({}, "at least two")],
+    [
+        ({"cat": 2, "ant": 0}, "class folder ant"),
+        ({"cat": 2}, "at least two, got cat alone; put the pictures into folders named after their classes"),
+        ({}, "at least two, got none"),
+    ],
 )
 def test_class_folders_that_do_not_suffice(tmp_path: Path, counts: dict[str, int], words: str) -> None:
     folder = tmp_path / "data"
