@@ -45,6 +45,14 @@ def evaluate(
         list[int] | None,
         typer.Option(metavar="N", help="1 (weak) to 5 (strong); repeatable. Default: all five.", show_default=False),
     ] = None,
+    clean: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Data set that a tree was made from, for clean accuracy and relative mCE.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Run folder, or for several checkpoints the folder of theirs.")
     ] = Path("overfocus-evaluation"),
@@ -123,6 +131,7 @@ def evaluate(
         task=task,
         corruptions=corruption or None,
         severities=severity or None,
+        clean=clean,
         baseline=baseline,
         model=model,
         use_ema=not no_ema,
@@ -170,21 +179,26 @@ def _described(evaluation: "Evaluation") -> str:
     """An evaluation in some lines."""
     summary = evaluation.summary
     lines = [f"{summary['model']} ({summary['checkpoint']}), {summary['data']['images']:,} images"]
-    for kind, words in (("clean", "clean"), ("corrupted", f"corrupted ({summary['data']['corruptions']})")):
+    films = summary["flips"] is not None
+    made = "first frames of films" if films else f"corrupted ({summary['data']['corruptions']})"
+    width = max(24, len(made))
+    for kind, words in (("clean", "clean"), ("corrupted", made)):
         if summary[kind] is not None:
             mean = summary[kind]
-            shares = f"top-1 {mean['top1']:7.2%}   top-5 {mean['top5']:7.2%}"
-            lines.append(f"{words:24} {shares}   ECE {mean['ece']:.4f}   NLL {mean['nll']:.4f}")
+            five = f"{mean['top5']:7.2%}" if mean["top5"] is not None else "      –"
+            shares = f"top-1 {mean['top1']:7.2%}   top-5 {five}"
+            lines.append(f"{words:{width}} {shares}   ECE {mean['ece']:.4f}   NLL {mean['nll']:.4f}")
     table = evaluation.table
     corrupted = table[table["severity"] > 0]
     if len(corrupted):
         levels = sorted({int(level) for level in corrupted["severity"]})
-        lines.append(f"\n{'top-1 by severity':24}" + "".join(f"{level:>9}" for level in levels) + "     mean")
+        title = "top-1 of first frames" if films else "top-1 by severity"
+        lines.append(f"\n{title:24}" + "".join(f"{level:>9}" for level in levels) + "     mean")
         for name, part in corrupted.groupby("corruption", sort=False):
             by_level = dict(zip(part["severity"], part["top1"], strict=True))
             cells = "".join(f"{by_level[level]:9.2%}" if level in by_level else " " * 9 for level in levels)
             lines.append(f"{str(name).replace('_', ' '):24}{cells}{part['top1'].mean():9.2%}")
-    if summary["flips"] is not None:
+    if films:
         rates = "".join(f"\n{name.replace('_', ' '):24}{rate:9.2%}" for name, rate in summary["flips"]["perturbations"].items())
         lines.append(f"\nmean flip rate {summary['flips']['mean_flip_rate']:.2%}, not divided by AlexNet's{rates}")
     mce = summary["mce"]
@@ -192,7 +206,8 @@ def _described(evaluation: "Evaluation") -> str:
         value = f"mCE {mce['mce']:.1f} %" if mce["mce"] is not None else "mCE not defined"
         relative = f", relative mCE {mce['relative_mce']:.1f} %" if mce["relative_mce"] is not None else ""
         lines.append(f"\n{value}{relative}: {mce['note']}" if mce["relative_to"] else f"\n{mce['note']}")
+        lines += [mce["relative_note"]] if mce["relative_note"] else []
     lines += [f"note: {note}" for note in summary["notes"]]
     if summary["data"]["skipped"]:
-        lines.append(f"note: {summary['data']['skipped']} pictures could not be read and are left out")
+        lines.append(f"note: pictures left out because they could not be read: {summary['data']['skipped']}")
     return "\n".join([*lines, f"run: {evaluation.path}\n"])

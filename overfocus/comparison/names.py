@@ -1,5 +1,6 @@
-"""A short name for each run of a comparison."""
+"""A short name for each of several runs, and one for its folder."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -34,3 +35,13 @@ def distinct_names(architectures: Sequence[str], sources: Sequence[str], folders
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return tuple(unique)
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Names of the run folders: those given without what a file system may not take; all numbered where two are the same.
+
+    >>> folder_names(["vit", "vit (2)"]), folder_names(["m", "m-3", "m"])
+    (['vit', 'vit_(2)'], ['0_m', '1_m-3', '2_m'])
+    """
+    plain = [re.sub(r"[^\w.()+=-]+", "_", name).strip("._") or "model" for name in names]
+    return plain if len(set(plain)) == len(plain) else [f"{number}_{name}" for number, name in enumerate(plain)]

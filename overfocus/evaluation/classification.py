@@ -16,6 +16,7 @@ from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.corruptions import corrupt
 from overfocus.datasets import LabelledImages
 from overfocus.errors import ImageError, RunError
+from overfocus.evaluation.imagenet import is_imagenet
 from overfocus.evaluation.layouts import EvaluationData, Portion
 from overfocus.evaluation.pictures import Item, Pictures
 from overfocus.evaluation.plan import EvaluationSettings
@@ -66,9 +67,11 @@ class Classification:
         )
         if self.data.synsets is not None:
             notes.append(f"{self.data.layout}: predictions are restricted to its {len(self.data.synsets)} classes")
+        if self.data.layout == "ImageNet-P":
+            notes.append("ImageNet-P: accuracy and calibration are those of the first frame of each film")
         return Description(
             fixed={"pixels": describe_pixels(loaded.preprocess), "class_names": classes.names},
-            found={"imagenet_labels": all(_is_synset(label) for label in labels), "notes": notes},
+            found={"imagenet_labels": is_imagenet(labels), "notes": notes},
         )
 
     def geometry(self, loaded: LoadedModel) -> tuple[object, ...]:
@@ -166,7 +169,3 @@ def _as_film(cells: dict[str, Array], *, noisy: bool) -> dict[str, Array]:
     """The row of a film: its first frame, and as agreement the share of the others that do not flip."""
     first = {name: values[:1] for name, values in cells.items()}
     return first | {"agreement": np.array([1 - flip_rate(cells["predicted"].astype(int), noisy=noisy)])}
-
-
-def _is_synset(label: str) -> bool:
-    return len(label) == 9 and label[0] == "n" and label[1:].isdecimal()

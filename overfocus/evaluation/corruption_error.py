@@ -3,11 +3,13 @@
 Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from overfocus.corruptions import GROUPS
+from overfocus.evaluation.layouts import TREE
+from overfocus.evaluation.severities import describe_levels, describe_variants
 
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
@@ -18,9 +20,22 @@ ALEXNET_ERRORS = {
 """Top-1 errors of AlexNet on ImageNet-C, mean over the five severities, as the benchmark's authors published them."""
 ALEXNET_CLEAN_ERROR = 0.435
 """Top-1 error of the same AlexNet on ImageNet, from the paper's table 1."""
+_NOT_PUBLISHED = {
+    "on-the-fly": "; pictures were corrupted on the fly, so it is near to but not the published benchmark",
+    TREE: "; the tree does not hold ImageNet-C's corruptions alone, so it may not be the published benchmark",
+}
+"""What to say where the pictures are not those of AlexNet's errors, by how the corruptions were made."""
 
 Errors = Mapping[tuple[str, int], float]
 """Share of wrong predictions by (corruption, severity)."""
+Divisor = tuple[str, Errors, float | None]
+"""What errors are divided by: a name, its errors, and its error without corruption if it was measured."""
+_ALEXNET: Divisor = (
+    "AlexNet",
+    {(name, severity): error for name, error in ALEXNET_ERRORS.items() for severity in range(1, 6)},
+    ALEXNET_CLEAN_ERROR,
+)
+"""Its means over severities as if each severity had them: only their sum counts."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,9 @@ class CorruptionError:
     relative_mce: float | None
     """The same with the increase over the clean error in place of the error."""
     note: str
-    """What the number is and is not."""
+    """What mCE is and is not, or why there is none."""
+    relative_note: str
+    """Why relative mCE is not defined where mCE is; else empty."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -49,12 +66,13 @@ def corruption_error(
     *,
     made: str,
     imagenet: bool,
-    baseline: tuple[str, Errors, float | None] | None,
+    baseline: Divisor | None,
 ) -> CorruptionError:
     """CE over those of the 15 common corruptions that were measured.
 
     AlexNet's published errors divide only where the classes are ImageNet's and all five severities were measured; else those of
-    the baseline, given as (name, errors, clean error); else nothing does.
+    the baseline, at those severities of each corruption at which both were measured; else
+    nothing does. The note says which.
 
     Args:
         errors: of the model.
@@ -63,38 +81,64 @@ def corruption_error(
         imagenet: whether the model has ImageNet's 1000 classes and the pictures are labelled with them.
         baseline: what to divide by where AlexNet does not fit.
     """
-    names = [name for name in GROUPS["common"] if any(corruption == name for corruption, _ in errors)]
-    severities = {name: sorted(severity for corruption, severity in errors if corruption == name) for name in names}
-    extent = f"{len(names)} of the 15 common corruptions" if len(names) < 15 else "the 15 common corruptions"
-    if not names:
-        return CorruptionError("", {}, None, None, "no mCE: none of the 15 common corruptions was measured")
-    if imagenet and all(found == [1, 2, 3, 4, 5] for found in severities.values()):
-        by, others = "AlexNet", _spread_alexnet()
-        other_clean: float | None = ALEXNET_CLEAN_ERROR
-        note = f"over {extent}, severities 1 to 5, {made}; relative to AlexNet's published errors on ImageNet-C"
-        if made != "ImageNet-C":
-            note += "; pictures were corrupted on the fly, so it is near to but not the published benchmark"
+    measured = {name: [level for level in range(1, 6) if (name, level) in errors] for name in GROUPS["common"]}
+    measured = {name: levels for name, levels in measured.items() if levels}
+    if not measured:
+        return _undefined("none of the 15 common corruptions was measured")
+    if imagenet and all(levels == [1, 2, 3, 4, 5] for levels in measured.values()):
+        by, others, other_clean = _ALEXNET
+        relation = "relative to AlexNet's published errors on ImageNet-C" + _NOT_PUBLISHED.get(made, "")
     elif baseline is not None:
-        by, others, other_clean = baseline[0], dict(baseline[1]), baseline[2]
-        levels = ", ".join(map(str, sorted({severity for found in severities.values() for severity in found})))
-        note = f"over {extent}, severities {levels}, {made}; relative to {by}, not to AlexNet"
+        by, others, other_clean = baseline
+        relation = f"relative to {by}, not to AlexNet"
     else:
         why = "severities 1 to 5 were not all measured" if imagenet else "AlexNet's errors are those of ImageNet's classes"
-        return CorruptionError("", {}, None, None, f"no mCE: {why}, and there is no baseline to divide by; give one")
-    shared = {name: [level for level in severities[name] if (name, level) in others] for name in names}
-    own = {name: [errors[name, level] for level in levels] for name, levels in shared.items()}
-    base = {name: [others[name, level] for level in levels] for name, levels in shared.items()}
-    ratios = {name: 100 * sum(own[name]) / sum(base[name]) for name in names if sum(base[name]) > 0}
-    relative = None
-    if clean is not None and other_clean is not None:
-        increases = {
-            name: (sum(own[name]) - len(own[name]) * clean, sum(base[name]) - len(base[name]) * other_clean) for name in names
-        }
-        defined = [100 * mine / other for mine, other in increases.values() if other > 0]
-        relative = sum(defined) / len(defined) if len(defined) == len(names) else None
-    return CorruptionError(by, ratios, sum(ratios.values()) / len(ratios) if len(ratios) == len(names) else None, relative, note)
+        return _undefined(f"{why}, and there is no baseline to divide by; give one")
+    shared = {name: [level for level in levels if (name, level) in others] for name, levels in measured.items()}
+    shared = {name: levels for name, levels in shared.items() if levels}
+    if not shared:
+        return _undefined(f"{by} was measured under none of these corruptions at these severities")
+    left_out = [(name, level) for name, levels in measured.items() for level in levels if (name, level) not in others]
+    note = f"over {_extent(shared)}, {made}; {relation}"
+    if left_out:
+        note += f"; left out, as {by} was not measured there: {describe_variants(left_out)}"
+    own = {name: sum(errors[name, level] for level in levels) for name, levels in shared.items()}
+    base = {name: sum(others[name, level] for level in levels) for name, levels in shared.items()}
+    ratios = {name: 100 * own[name] / base[name] for name in shared if base[name] > 0}
+    if flawless := [name for name in shared if name not in ratios]:
+        note += f"; {by} makes no error under {_listed(flawless)}"
+    mce = None if flawless else _mean(list(ratios.values()))
+    if clean is None:
+        why = "no clean pictures were measured; give those that the tree was made from (--clean)"
+    elif other_clean is None:
+        why = f"{by} was measured without clean pictures; evaluate it with them (--clean)"
+    else:
+        increases = {name: base[name] - len(levels) * other_clean for name, levels in shared.items()}
+        # errors are shares of whole pictures: what is smaller comes from rounding
+        robust = [name for name, increase in increases.items() if increase < 1e-9]
+        if not robust:
+            relative = _mean([100 * (own[name] - len(shared[name]) * clean) / increases[name] for name in shared])
+            return CorruptionError(by, ratios, mce, relative, note, "")
+        why = f"{by} makes no more errors under {_listed(robust)} than without"
+    return CorruptionError(by, ratios, mce, None, note, f"no relative mCE: {why}")
 
 
-def _spread_alexnet() -> dict[tuple[str, int], float]:
-    """AlexNet's means over severities as if each severity had them: only their sum counts."""
-    return {(name, severity): error for name, error in ALEXNET_ERRORS.items() for severity in range(1, 6)}
+def _undefined(why: str) -> CorruptionError:
+    return CorruptionError("", {}, None, None, f"no mCE and no relative mCE: {why}", "")
+
+
+def _extent(shared: Mapping[str, list[int]]) -> str:
+    """Corruptions and severities in words."""
+    names = f"{len(shared)} of the 15 common corruptions" if len(shared) < 15 else "the 15 common corruptions"
+    if len({tuple(levels) for levels in shared.values()}) > 1:
+        return f"{names}, severities {describe_variants((name, level) for name, levels in shared.items() for level in levels)}"
+    levels = next(iter(shared.values()))
+    return f"{names}, {'severities' if len(levels) > 1 else 'severity'} {describe_levels(levels)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in names)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

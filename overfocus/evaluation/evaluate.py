@@ -9,7 +9,7 @@ from overfocus.analysis.variants import CLEAN, list_variants
 from overfocus.corruptions import GROUPS, check_severity, resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.evaluation.evaluation import Evaluation
-from overfocus.evaluation.layouts import choose_portions, open_evaluation_data, open_segmented_data
+from overfocus.evaluation.layouts import add_clean_pictures, choose_portions, open_evaluation_data, open_segmented_data
 from overfocus.evaluation.models import require_task, run_folders, task_of
 from overfocus.evaluation.segmented_summary import write_segmented_summary
 from overfocus.evaluation.summary import write_summary
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from overfocus.checkpoints.loaded import LoadedModel
     from overfocus.evaluation.layouts import EvaluationData
+    from overfocus.evaluation.pictures import Item
     from overfocus.evaluation.plan import EvaluationSettings, ModelUnderTest
     from overfocus.evaluation.task import Task
     from overfocus.segmentation.settings import InferenceSettings
@@ -38,6 +39,7 @@ def evaluate(
     task: str | None = None,
     corruptions: str | Sequence[str] | None = None,
     severities: int | Sequence[int] | None = None,
+    clean: str | Path | None = None,
     baseline: str | Path | None = None,
     model: str | None = None,
     use_ema: bool = True,
@@ -73,6 +75,8 @@ def evaluate(
         task: "classification" or "segmentation"; None takes what the checkpoints are for.
         corruptions: names or groups to make on the fly (None: none), or to take of a tree (None: all).
         severities: from 1 to 5; None takes all.
+        clean: the data set that a tree of corruptions was made from, for accuracy without corruption and relative mCE. Not for
+            segmentation.
         baseline: a finished evaluation's folder, or a checkpoint, whose errors those of the others are divided by for mCE, where
             AlexNet's published ones do not fit; None takes the first of several checkpoints. Not for segmentation.
         model: architecture, where the checkpoints do not say it.
@@ -106,6 +110,8 @@ def evaluate(
     import torch
 
     from overfocus.checkpoints.load import load_model
+    from overfocus.evaluation.baseline import is_run, require_comparable
+    from overfocus.evaluation.pictures import list_items
     from overfocus.evaluation.plan import EvaluationSettings
     from overfocus.segmentation.settings import InferenceSettings, usual_batch
 
@@ -118,7 +124,7 @@ def evaluate(
     require_task(task, Path(data))
     sizes = [1.0] if scales is None else [scales] if isinstance(scales, int | float) else list(scales)
     inference = InferenceSettings(window, stride, bool(whole), bool(flip), [float(size) for size in sizes])
-    divisor = None if baseline is None or not _is_run(baseline) else Evaluation(baseline)
+    divisor = None if baseline is None or not is_run(baseline) else Evaluation(baseline)
     if baseline is not None and divisor is None:
         sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
 
@@ -127,15 +133,19 @@ def evaluate(
     where = str(accelerator.device) if accelerator.num_processes > 1 else place
     loaded = [load_model(source, model=model, use_ema=use_ema, image_size=image_size, device=where) for source in sources]
     segmentation = task_of(loaded, task, Path(data)) == "segmentation"
-    _require_options(inference, baseline, segmentation=segmentation)
+    _require_options(inference, baseline, clean, segmentation=segmentation)
     opened: EvaluationData[Any] = open_segmented_data(data, loaded[0]) if segmentation else open_evaluation_data(data)
     names = None if corruptions is None else _names(corruptions, tree=opened.corrupted)
     if opened.corrupted:
         opened = choose_portions(opened, names, levels if severities is not None else None)
         names = list(dict.fromkeys(portion.corruption for portion in opened.portions if portion.severity))
         levels = sorted({portion.severity for portion in opened.portions if portion.severity})
+    elif severities is not None and not names:
+        raise RunError("severities are those of corruptions, but none is to be made; name one or a group, such as common")
     elif names and opened.layout == "ACDC":
         raise RunError(f"{data}: the pictures of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
+    if clean is not None:
+        opened = add_clean_pictures(opened, clean)
     usual = usual_batch(loaded[0], window) if segmentation else USUAL_BATCH
     settings = EvaluationSettings(
         images=str(Path(data).absolute()),
@@ -149,10 +159,14 @@ def evaluate(
         device=place,
         workers=choose_workers(workers),
         image_size=image_size,
+        clean=None if clean is None else str(Path(clean).absolute()),
         inference=inference if segmentation else None,
     )
+    work = list_items(opened.portions, limit)
+    if divisor is not None:
+        require_comparable(divisor, work[1], settings)
     folders = run_folders(Path(output), sources)
-    _run_all(loaded, folders, opened, settings, accelerator, overwrite=overwrite, progress=progress)
+    _run_all(loaded, folders, opened, work, settings, accelerator, overwrite=overwrite, progress=progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
         divisor = found[0]
@@ -173,16 +187,16 @@ def _names(corruptions: str | Sequence[str], *, tree: bool) -> list[str]:
     return [name for entry in given for name in GROUPS.get(entry, (entry,))]
 
 
-def _is_run(path: str | Path) -> bool:
-    return (Path(path) / "run.json").is_file()
-
-
-def _require_options(inference: "InferenceSettings", baseline: str | Path | None, *, segmentation: bool) -> None:
+def _require_options(
+    inference: "InferenceSettings", baseline: str | Path | None, clean: str | Path | None, *, segmentation: bool
+) -> None:
     """Raise a `RunError` for options of the other task."""
     from overfocus.segmentation.settings import InferenceSettings
 
     if segmentation and baseline is not None:
         raise RunError("a baseline is what mCE is divided by, which segmentation does not have; compare the runs instead")
+    if segmentation and clean is not None:
+        raise RunError("clean pictures beside a tree are for relative mCE, which segmentation does not have; evaluate them alone")
     if not segmentation and inference != InferenceSettings():
         raise RunError("window, stride, whole, flip and scales are for segmentation models, but the checkpoint is a classifier")
 
@@ -191,6 +205,7 @@ def _run_all(
     loaded: "Sequence[LoadedModel]",
     folders: Sequence[Path],
     data: "EvaluationData[Any]",
+    work: "tuple[list[Item], list[tuple[str, str | None]]]",
     settings: "EvaluationSettings",
     accelerator: "Accelerator",
     *,
@@ -201,13 +216,12 @@ def _run_all(
     import accelerate
 
     from overfocus.evaluation.classification import Classification
-    from overfocus.evaluation.pictures import list_items
     from overfocus.evaluation.plan import open_model
     from overfocus.evaluation.segmentation import Segmentation
     from overfocus.evaluation.session import evaluate_models
 
     variants = [CLEAN] if data.corrupted else list_variants(settings.corruptions, settings.severities)
-    items, images = list_items(data.portions, settings.limit)
+    items, images = work
     labels = list(dict.fromkeys(label for _, label in images if label is not None))
     segmentation = settings.inference is not None
     task: Task = Segmentation(data, variants, settings) if segmentation else Classification(data, labels, variants, settings)

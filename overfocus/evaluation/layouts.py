@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,7 +12,8 @@ from overfocus.datasets import LabelledImages, open_evaluation_images
 from overfocus.datasets.class_folders import ClassFolders
 from overfocus.datasets.mask_folders import CLASSES
 from overfocus.datasets.segmented import SegmentedImages, open_segmented_portions
-from overfocus.errors import ImageError
+from overfocus.errors import ImageError, RunError
+from overfocus.evaluation.imagenet import is_imagenet, subset
 from overfocus.evaluation.sequences import FilmFolders, film_folders
 
 C_BAR = (
@@ -21,7 +21,8 @@ C_BAR = (
     "inverse_sparkles", "perlin_noise", "plasma_noise", "single_frequency_greyscale", "sparkles",
 )  # fmt: skip
 """Corruptions of ImageNet-C-bar (Mintun, Kirillov, Xie, "On Interaction Between Augmentations and Corruptions", 2021)."""
-
+TREE = "tree of corruptions"
+"""What a tree is called that is neither ImageNet-C nor ImageNet-C-bar."""
 
 Images = TypeVar("Images", LabelledImages, SegmentedImages)
 
@@ -59,8 +60,9 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     """Find out what a folder holds.
 
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
-    levels up (ImageNet-C's archives add noise, blur, weather, digital and extra). Films in perturbation/class are ImageNet-P,
-    with severity 1. Its name says whether a folder of pictures is ImageNet-A or -R.
+    levels up (ImageNet-C's archives add noise, blur, weather, digital and extra); it is ImageNet-C or ImageNet-C-bar where its
+    corruptions are theirs and its classes ImageNet's. Films in perturbation/class are ImageNet-P, with severity 1. Its name says
+    whether a folder of pictures is ImageNet-A or -R.
 
     Raises:
         ImageError: as `open_images`.
@@ -68,8 +70,6 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     folder = Path(source)
     if folder.is_dir() and (trees := _corruption_folders(folder)):
         names = {path.name for path in trees}
-        kinds = {"ImageNet-C": set(CORRUPTIONS), "ImageNet-C-bar": set(C_BAR)}
-        layout = next((kind for kind, known in kinds.items() if names <= known), "tree of corruptions")
         order = [*CORRUPTIONS, *C_BAR]
         trees.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
         portions: list[Portion[LabelledImages]] = [
@@ -77,13 +77,16 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
             for path in trees
             for severity in sorted(_subfolders(path), key=lambda path: int(path.name))
         ]
-        return EvaluationData(layout, portions)
+        kinds = {"ImageNet-C": set(CORRUPTIONS), "ImageNet-C-bar": set(C_BAR)}
+        kind = next((kind for kind, known in kinds.items() if names <= known), TREE)
+        labels = {label for portion in portions for label in portion.images.class_names}
+        return EvaluationData(kind if is_imagenet(labels) else TREE, portions)
     if folder.is_dir() and (perturbations := film_folders(folder)):
         return EvaluationData("ImageNet-P", [Portion(path.name, 1, FilmFolders(path)) for path in perturbations])
     images = open_evaluation_images(folder)
     portions = [Portion("clean", 0, images)]
     for letter in ("a", "r"):
-        known = _subset(letter)
+        known = subset(letter)
         if _says(folder, letter) and set(images.class_names) <= set(known or images.class_names):
             return EvaluationData(f"ImageNet-{letter.upper()}", portions, known or list(images.class_names))
     return EvaluationData("images", portions)
@@ -123,6 +126,27 @@ def choose_portions(
     return EvaluationData(data.layout, kept, data.synsets)
 
 
+def add_clean_pictures(tree: EvaluationData[LabelledImages], source: str | Path) -> EvaluationData[LabelledImages]:
+    """A tree of corruptions with the pictures that it was made from.
+
+    Raises:
+        RunError: the data are no such tree.
+        ImageError: the pictures cannot be read, or have other classes than the tree.
+    """
+    if not tree.corrupted or tree.layout == "ImageNet-P":
+        raise RunError("clean pictures go with a tree corruption/severity/class, which the data are not; leave --clean out")
+    images = open_evaluation_images(source)
+    for portion in tree.portions:
+        if different := sorted(set(images.class_names) ^ set(portion.images.class_names)):
+            there = f"{portion.corruption}/{portion.severity}"
+            which = "is not in" if different[0] in images.class_names else "is only in"
+            raise ImageError(
+                f"{source}: expected the classes of the tree, but {different[0]} {which} {there}; "
+                "give the clean pictures that the tree was made from"
+            )
+    return EvaluationData(tree.layout, [Portion("clean", 0, images), *tree.portions])
+
+
 def _corruption_folders(folder: Path) -> list[Path]:
     """Corruptions in a folder: `folder/corruption/1` or `folder/group/corruption/1`; none where anything else is there."""
     found: list[Path] = []
@@ -149,9 +173,3 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _says(folder: Path, letter: str) -> bool:
     return any(re.sub(r"[-_\s]", "", part.lower()) == f"imagenet{letter}" for part in folder.absolute().parts[-2:])
-
-
-def _subset(letter: str) -> list[str] | None:
-    """The 200 classes of ImageNet-A or -R, which timm ships as a list of identifiers; None if it no longer does."""
-    path = files("timm.data") / "_info" / f"imagenet_{letter}_synsets.txt"
-    return path.read_text(encoding="utf-8").split() if path.is_file() else None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.source_name import source_name
+from overfocus.comparison.names import folder_names
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
 from overfocus.segmentation.prediction import is_segmentation
@@ -55,8 +56,4 @@ def run_folders(output: Path, sources: Sequence[str | Path]) -> list[Path]:
     """The folder of each checkpoint's run: `output`, or for several a folder in it with a name of its own."""
     if len(sources) == 1:
         return [output]
-    names: list[str] = []
-    for source in sources:
-        name = source_name(source)
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
-    return [output / name for name in names]
+    return [output / name for name in folder_names([source_name(source) for source in sources])]

@@ -31,6 +31,8 @@ class EvaluationSettings:
     device: str
     workers: int
     image_size: int | None
+    clean: str | None = None
+    """Where the clean pictures of a tree of corruptions lie."""
     inference: InferenceSettings | None = None
     """How pictures go through segmentation models; None for classifiers."""
 

@@ -14,7 +14,8 @@ CALIBRATION_BINS = 15
 def measure_predictions(predictions: "pd.DataFrame") -> "pd.DataFrame":
     """One row per corruption × severity: images, top1, top5, ece, nll.
 
-    top1 and top5 are shares of 0 … 1 of the images whose label is one of the model's classes, nll the mean negative
+    top1 and top5 (NaN for models of at most five classes) are shares of 0 … 1 of the images whose label is one of the model's
+    classes, nll the mean negative
     log-likelihood of their class in nats, ece the expected calibration error of the most probable class, 15 bins, 0 … 1.
     """
     import pandas as pd

@@ -23,7 +23,7 @@ def score(
     reference: Int[Tensor, " pictures"] | None,
     allowed: Int[Tensor, " classes"] | None = None,
 ) -> dict[str, Float[np.ndarray, " pictures"]]:
-    """The columns of the predictions table; NaN where undefined.
+    """The columns of the predictions table; NaN where undefined, as is correct_top5 where there are at most five classes.
 
     Args:
         logits: of all classes.
@@ -48,11 +48,13 @@ def score(
     confidence, predicted = logits.softmax(-1).max(-1)
     known = targets >= 0
     classes = targets.clamp_min(0)
-    five = logits.topk(min(5, logits.shape[1]), dim=-1).indices
+    choices = logits.shape[1] if allowed is None else len(allowed)
     likelihood = -logits.log_softmax(-1).gather(-1, classes.unsqueeze(-1)).squeeze(-1)
     columns["predicted"], columns["confidence"] = predicted.double(), confidence
     columns["correct"] = (predicted == classes).float().where(known, undefined)
-    columns["correct_top5"] = (five == classes.unsqueeze(-1)).any(-1).float().where(known, undefined)
+    if choices > 5:  # of five classes, the right one is always among the first five
+        five = logits.topk(5, dim=-1).indices
+        columns["correct_top5"] = (five == classes.unsqueeze(-1)).any(-1).float().where(known, undefined)
     columns["negative_log_likelihood"] = likelihood.where(known, undefined)
     return {name: value.double().cpu().numpy() for name, value in columns.items()}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.corruptions import GROUPS
+from overfocus.evaluation.severities import describe_levels
 from overfocus.segmentation.scores import class_iou, mean_iou, pixel_accuracy
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def average_corruptions(mious: Mapping[tuple[str, int], float]) -> list[Average]
     if not any(
         set(measured) == set(parts) and average.miou is not None for (*_, parts), average in zip(wanted, found, strict=True)
     ):
-        choices = {_levels(levels) for levels in measured.values()}
+        choices = {describe_levels(levels) for levels in measured.values()}
         where = "the severities measured of each"
         if len(choices) == 1:
             levels = choices.pop()
@@ -101,14 +102,8 @@ def average_conditions(predictions: "pd.DataFrame", mious: Mapping[str, float]) 
 
 def _average(name: str, label: str, parts: Mapping[str, Sequence[int]], mious: Mapping[tuple[str, int], float]) -> Average:
     absent = {corruption: [level for level in levels if (corruption, level) not in mious] for corruption, levels in parts.items()}
-    missing = [f"{corruption} {_levels(levels)}" for corruption, levels in absent.items() if levels]
+    missing = [f"{corruption} {describe_levels(levels)}" for corruption, levels in absent.items() if levels]
     if missing:
         return Average(name, label, None, missing)
     means = [np.mean([mious[corruption, level] for level in levels]) for corruption, levels in parts.items()]
     return Average(name, label, float(np.mean(means)), [])
-
-
-def _levels(levels: Sequence[int]) -> str:
-    """Severities in words: "1–5", "2, 4"."""
-    whole = len(levels) > 2 and list(levels) == list(range(levels[0], levels[-1] + 1))
-    return f"{levels[0]}–{levels[-1]}" if whole else ", ".join(map(str, levels))

@@ -1,5 +1,6 @@
 """The figures of an evaluation in one file: clean, under each corruption, mCE and what it is relative to."""
 
+from math import isnan
 from typing import Any
 
 from overfocus.evaluation.corruption_error import corruption_error
@@ -11,9 +12,9 @@ from overfocus.evaluation.summary_files import describe_subject, write_files
 def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
     """Write evaluation.json and evaluation.csv into the run folder.
 
-    evaluation.json: data (layout, images, how corruptions were made), clean and corrupted (means over corruptions and
-    severities of top1, top5, ece, nll), per_corruption (top-1 means over severities), flips (of films), mce (as
-    `CorruptionError`), notes. Of a film, the figures are those of its first frame.
+    evaluation.json: data (as `describe_subject`), clean and corrupted (means over corruptions and severities of top1, top5,
+    ece, nll; top5 null for models of at most five classes), per_corruption (top-1 means over severities), flips (of films), mce
+    (as `CorruptionError`), notes. Of a film, the figures are those of its first frame.
     evaluation.csv is `Evaluation.table`.
     """
     info, table = evaluation.run.info, evaluation.table
@@ -22,7 +23,6 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
     errors, clean_error = errors_of(table)
     by = None
     if baseline is not None:
-        _require_same_pictures(evaluation, baseline)
         by = (f"the baseline {baseline.path.name}", *errors_of(baseline.table))
     imagenet = info["checkpoint"]["num_classes"] == 1000 and info["imagenet_labels"]
     made = info["settings"]["made"]
@@ -49,18 +49,9 @@ def _flips(evaluation: Evaluation) -> dict[str, Any]:
     return {"mean_flip_rate": sum(rates.values()) / len(rates), "perturbations": rates}
 
 
-def _means(table: Any) -> dict[str, float] | None:
-    return {name: float(table[name].mean()) for name in ("top1", "top5", "ece", "nll")} if len(table) else None
-
-
-def _require_same_pictures(evaluation: Evaluation, baseline: Evaluation) -> None:
-    """Raise a `RunError` unless both saw the same pictures, corrupted in the same way."""
-    from overfocus.errors import RunError
-
-    for name in ("made", "seed", "limit"):
-        mine, other = (entry.run.info["settings"][name] for entry in (evaluation, baseline))
-        if mine != other:
-            raise RunError(f"{baseline.path}: the baseline was evaluated with {name} {other}, expected {mine}; evaluate it alike")
-    names = [[(image["name"], image["label"]) for image in entry.run.images] for entry in (evaluation, baseline)]
-    if names[0] != names[1]:
-        raise RunError(f"{baseline.path}: the baseline was evaluated on other pictures; evaluate it on the same data")
+def _means(table: Any) -> dict[str, float | None] | None:
+    """Means of the columns, None for one that is not defined."""
+    if not len(table):
+        return None
+    means = {name: float(table[name].mean()) for name in ("top1", "top5", "ece", "nll")}
+    return {name: None if isnan(mean) else mean for name, mean in means.items()}

@@ -9,13 +9,17 @@ from overfocus.evaluation.evaluation import Evaluation
 
 
 def describe_subject(info: Mapping[str, Any]) -> dict[str, Any]:
-    """checkpoint, model and data (path, images, how corruptions were made, skipped pictures) of a run's info."""
+    """checkpoint, model and data of a run's info.
+
+    data: path, clean (path of the clean pictures of a tree), images, corruptions (how they were made), skipped (pictures).
+    """
     return {
         "checkpoint": info["checkpoint"]["source"],
         "model": info["checkpoint"]["name"],
         "data": {
             "images": len(info["images"]),
             "path": info["settings"]["images"],
+            "clean": info["settings"].get("clean"),
             "corruptions": info["settings"]["made"],
             "skipped": len(info["skipped"]),
         },

@@ -1,6 +1,7 @@
 """Whole evaluations of a tiny classifier."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from overfocus.errors import OverfocusError, RunError
 from overfocus.evaluation import session
 from overfocus.evaluation.classification import ClassPredictor
 from overfocus.evaluation.evaluate import evaluate
+from overfocus.evaluation.models import run_folders
 from overfocus_cli.main import app
 
 QUICK: dict[str, Any] = {
@@ -31,6 +33,8 @@ QUICK: dict[str, Any] = {
     "batch_size": 12,
     "device": "cpu",
 }
+SEES = 5
+"""Seed of a classifier that tells the colours apart better than chance and loses that under fog and under noise."""
 COMPARED = ["image", "name", "label", "corruption", "severity", "predicted", "correct", "confidence", "negative_log_likelihood"]
 
 
@@ -72,24 +76,52 @@ def test_agreement_is_with_the_clean_picture(checkpoint: Path, pictures: Path, t
     assert corrupted["agreement"].tolist() == expected.tolist()
 
 
-def test_a_tree_gives_what_the_same_corruptions_on_the_fly_give(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def tree(pictures: Path, tmp_path: Path) -> Path:
+    """The pictures as `QUICK` corrupts them."""
     for path in pictures.glob("*/*.png"):
         for name in QUICK["corruptions"]:
             for severity in QUICK["severities"]:
                 target = tmp_path / "tree" / name / str(severity) / path.relative_to(pictures)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity)).save(target)
+    return tmp_path / "tree"
+
+
+def test_a_tree_gives_what_the_same_corruptions_on_the_fly_give(
+    checkpoint: Path, pictures: Path, tree: Path, tmp_path: Path
+) -> None:
     (fly,) = evaluate(checkpoint, pictures, tmp_path / "fly", **QUICK)
-    (tree,) = evaluate(checkpoint, tmp_path / "tree", tmp_path / "disk", workers=0, device="cpu")
-    assert tree.summary["data"]["corruptions"] == "ImageNet-C"
-    assert len(tree.run.images) == 12
+    (disk,) = evaluate(checkpoint, tree, tmp_path / "disk", workers=0, device="cpu")
+    assert disk.summary["data"]["corruptions"] == "tree of corruptions"
+    assert len(disk.run.images) == 12
     keys = ["corruption", "severity", "name"]
     first, second = (
-        entry.run.predictions.query("severity > 0").sort_values(keys)[COMPARED].reset_index(drop=True) for entry in (fly, tree)
+        entry.run.predictions.query("severity > 0").sort_values(keys)[COMPARED].reset_index(drop=True) for entry in (fly, disk)
     )
     pd.testing.assert_frame_equal(first, second, check_exact=False, atol=1e-6)
-    (part,) = evaluate(checkpoint, tmp_path / "tree", tmp_path / "part", corruptions="fog", severities=4, workers=0, device="cpu")
+    (part,) = evaluate(checkpoint, tree, tmp_path / "part", corruptions="fog", severities=4, workers=0, device="cpu")
     assert part.table[["corruption", "severity"]].to_numpy().tolist() == [["fog", 4]]
+
+
+def test_a_tree_with_its_clean_pictures_has_the_relative_mce_of_on_the_fly(
+    checkpoint: Path, write_checkpoint: Callable[..., Path], pictures: Path, tree: Path, tmp_path: Path
+) -> None:
+    both = [write_checkpoint("other", SEES), checkpoint]
+    plain: dict[str, Any] = {"workers": 0, "device": "cpu"}
+    fly = evaluate(both, pictures, tmp_path / "fly", **QUICK)[1].summary
+    disk = evaluate(both, tree, tmp_path / "disk", clean=pictures, **plain)[1].summary
+    without = evaluate(both, tree, tmp_path / "without", **plain)[1].summary
+    assert fly["mce"]["relative_mce"] is not None
+    for name in ("mce", "relative_mce"):
+        assert disk["mce"][name] == pytest.approx(fly["mce"][name])
+    assert disk["clean"] == pytest.approx(fly["clean"])
+    assert (disk["data"]["clean"], disk["data"]["images"]) == (str(pictures), 12)
+    assert without["mce"]["mce"] == pytest.approx(fly["mce"]["mce"])
+    assert (without["clean"], without["mce"]["relative_mce"]) == (None, None)
+    assert without["mce"]["relative_note"].startswith("no relative mCE: no clean pictures were measured")
+    (late,) = evaluate(checkpoint, tree, tmp_path / "late", clean=pictures, baseline=tmp_path / "without" / "other", **plain)
+    assert "other was measured without clean pictures" in late.summary["mce"]["relative_note"]
 
 
 def test_a_continued_evaluation_ends_with_the_same_table(
@@ -132,8 +164,42 @@ def test_the_first_of_several_is_the_baseline(
     assert "relative to the baseline tiny, not to AlexNet" in second.summary["mce"]["note"]
     (again,) = evaluate(other, pictures, tmp_path / "alone", baseline=first.path, **QUICK)
     assert again.summary["mce"]["mce"] == pytest.approx(expected)
-    with pytest.raises(RunError, match="the baseline was evaluated with seed 0, expected 1"):
-        evaluate(other, pictures, tmp_path / "seed", baseline=first.path, **(QUICK | {"seed": 1}))
+    (more,) = evaluate(other, pictures, tmp_path / "more", baseline=first.path, **(QUICK | {"severities": [1, 2, 4]}))
+    assert more.summary["mce"]["mce"] == pytest.approx(expected)
+    assert "severities 1, 4, on-the-fly" in more.summary["mce"]["note"]
+    assert "left out, as the baseline tiny was not measured there: gaussian noise (2), fog (2)" in more.summary["mce"]["note"]
+
+
+def test_baselines_that_nothing_can_be_relative_to(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (first,) = evaluate(checkpoint, pictures, tmp_path / "first", **(QUICK | {"severities": 1}))
+    (clean,) = evaluate(checkpoint, pictures, tmp_path / "clean", workers=0, device="cpu")
+    for baseline, options, words in (
+        (first, {"seed": 1}, "the baseline was evaluated with seed 0, expected 1; evaluate it alike"),
+        (clean, {}, "the baseline was evaluated with corruptions 'none', expected 'on-the-fly'; evaluate it alike"),
+        (
+            first,
+            {"severities": 4},
+            "evaluated under fog (1), gaussian noise (1) alone, expected some of fog (4), gaussian noise (4); evaluate it under",
+        ),
+    ):
+        with pytest.raises(RunError, match=re.escape(words)):
+            evaluate(checkpoint, pictures, tmp_path / "run", baseline=baseline.path, **(QUICK | options))
+    shutil.copytree(pictures / "red", tmp_path / "others" / "red")
+    shutil.copytree(pictures / "blue", tmp_path / "others" / "blue")
+    with pytest.raises(RunError, match="the baseline was evaluated on other pictures"):
+        evaluate(checkpoint, tmp_path / "others", tmp_path / "run", baseline=first.path, **QUICK)
+    run = first.path / "run.json"
+    run.write_text(run.read_text().replace('"status": "complete"', '"status": "running"'))
+    with pytest.raises(RunError, match="expected a finished evaluation as the baseline, got an interrupted one"):
+        evaluate(checkpoint, pictures, tmp_path / "run", baseline=first.path, **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_one_name_have_folders_of_their_own() -> None:
+    folders = run_folders(Path("o"), ["x/m.pth", "x/m-3.pth", "y/m.pth"])
+    assert folders == [Path("o/0_m"), Path("o/1_m-3"), Path("o/2_m")]
+    assert run_folders(Path("o"), ["x/m.pth", "x/n.pth"]) == [Path("o/m"), Path("o/n")]
+    assert run_folders(Path("o"), ["x/m.pth"]) == [Path("o")]
 
 
 def test_classes_of_imagenet_a_are_the_only_ones_that_count(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -179,6 +245,11 @@ def test_pictures_that_cannot_be_read_are_left_out(checkpoint: Path, pictures: P
         ({"severities": [6]}, "severity must be a whole number from 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
+        (
+            {"corruptions": None},
+            "severities are those of corruptions, but none is to be made; name one or a group, such as common",
+        ),
+        ({"clean": "."}, "clean pictures go with a tree corruption/severity/class, which the data are not; leave --clean out"),
     ],
 )
 def test_what_makes_no_sense(checkpoint: Path, pictures: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -205,8 +276,22 @@ def test_the_command_prints_what_was_found(checkpoint: Path, pictures: Path, tmp
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "12 images" in result.output
-    assert "no mCE: AlexNet's errors are those of ImageNet's classes" in result.output
+    assert "no mCE and no relative mCE: AlexNet's errors are those of ImageNet's classes" in result.output
+    assert re.search(r"^clean +top-1 +\d+\.\d\d%   top-5 +–   ECE", result.output, re.MULTILINE)
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["clean"]["top5"] is None
     assert re.search(r"fog +\d+\.\d\d% +\d+\.\d\d%", result.output)
+
+
+def test_the_command_takes_the_clean_pictures_of_a_tree(
+    checkpoint: Path, write_checkpoint: Callable[..., Path], pictures: Path, tree: Path, tmp_path: Path
+) -> None:
+    arguments = ["evaluate", write_checkpoint("other", SEES), checkpoint, "--data", tree, "--output", tmp_path / "run"]
+    arguments += ["--severity", 4, "--device", "cpu", "--workers", 0]
+    for options, words in (([], "no relative mCE: no clean pictures were measured"), (["--clean", pictures], ", relative mCE ")):
+        result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, *options, "--overwrite"]])
+        assert result.exit_code == 0, result.output
+        assert words in result.output
+        assert bool(re.search("^clean ", result.output, re.MULTILINE)) == bool(options)
 
 
 @pytest.mark.slow

@@ -38,7 +38,14 @@ def test_restricted_predictions_leave_the_other_classes_out_before_the_softmax()
     np.testing.assert_allclose(columns["confidence"], np.exp(log_softmax(logits, axis=1)).max(1), rtol=1e-5)
     expected = -log_softmax(logits, axis=1)[np.arange(60), np.arange(60) % 3]
     np.testing.assert_allclose(columns["negative_log_likelihood"], expected, rtol=1e-5, atol=1e-6)
-    assert (columns["correct_top5"] == 1).all()
+    assert np.isnan(columns["correct_top5"]).all()
+
+
+@pytest.mark.parametrize(("classes", "defined"), [(4, False), (5, False), (6, True)])
+def test_top5_is_of_more_than_five_classes(classes: int, defined: bool) -> None:
+    columns = score(LOGITS[:, :classes], TARGETS % classes, None)
+    assert np.isfinite(columns["correct_top5"]).all() == defined
+    assert np.isfinite(measure_predictions(table_of(columns))["top5"].item()) == defined
 
 
 def test_labels_that_mean_no_class_have_no_scores() -> None:
@@ -97,6 +104,46 @@ def test_mce_is_the_mean_of_ratios_of_sums() -> None:
     assert found.mce == pytest.approx(75)
     assert found.relative_mce == pytest.approx((100 * 0.4 / 0.8 + 100 * 0.4 / 0.2) / 2)
     assert found.note == "over 2 of the 15 common corruptions, severities 1, 3, on-the-fly; relative to first, not to AlexNet"
+    assert found.relative_note == ""
+
+
+def test_only_what_both_have_counts_and_the_note_says_so() -> None:
+    own = {("fog", 1): 0.2, ("fog", 3): 0.9, ("fog", 5): 0.9, ("jpeg_compression", 1): 0.3, ("snow", 1): 0.9}
+    base = {("fog", 1): 0.4, ("jpeg_compression", 1): 0.3, ("fog", 2): 0.1}
+    found = corruption_error(own, 0.1, made="on-the-fly", imagenet=False, baseline=("first", base, 0.2))
+    assert found.corruptions == {"fog": pytest.approx(50), "jpeg_compression": pytest.approx(100)}
+    assert found.mce == pytest.approx(75)
+    assert found.relative_mce == pytest.approx((100 * 0.1 / 0.2 + 100 * 0.2 / 0.1) / 2)
+    assert found.note == (
+        "over 2 of the 15 common corruptions, severity 1, on-the-fly; relative to first, not to AlexNet; "
+        "left out, as first was not measured there: snow (1), fog (3, 5)"
+    )
+    mixed = corruption_error(
+        own, 0.1, made="on-the-fly", imagenet=False, baseline=("first", base | {("fog", 3): 0.9, ("fog", 5): 0.5}, 0.2)
+    )
+    assert mixed.note.startswith(
+        "over 2 of the 15 common corruptions, severities fog (1, 3, 5), jpeg compression (1), on-the-fly;"
+    )
+    none = corruption_error(own, 0.1, made="on-the-fly", imagenet=False, baseline=("first", {("frost", 1): 0.5}, 0.2))
+    assert (none.mce, none.relative_to) == (None, "")
+    assert "first was measured under none of these corruptions at these severities" in none.note
+
+
+@pytest.mark.parametrize(
+    ("clean", "base_clean", "base", "words"),
+    [
+        (None, 0.1, {1: 0.2, 3: 0.4}, "no clean pictures were measured; give those that the tree was made from (--clean)"),
+        (0.1, None, {1: 0.2, 3: 0.4}, "first was measured without clean pictures; evaluate it with them (--clean)"),
+        (0.1, 0.3, {1: 0.2, 3: 0.4}, "first makes no more errors under fog than without"),
+        (0.1, 0.2, {1: 0.1 + 0.2, 3: 0.1}, "first makes no more errors under fog than without"),
+    ],
+)
+def test_why_relative_mce_is_undefined(clean: float | None, base_clean: float | None, base: dict[int, float], words: str) -> None:
+    own = {("fog", 1): 0.2, ("fog", 3): 0.4, ("snow", 1): 0.3}
+    others = {("fog", level): error for level, error in base.items()} | {("snow", 1): 0.6}
+    found = corruption_error(own, clean, made="tree of corruptions", imagenet=False, baseline=("first", others, base_clean))
+    assert found.mce is not None
+    assert (found.relative_mce, found.relative_note) == (None, f"no relative mCE: {words}")
 
 
 def test_nothing_is_normalised_silently() -> None:
@@ -111,6 +158,9 @@ def test_nothing_is_normalised_silently() -> None:
     assert "not the published benchmark" in made.note
     assert made.relative_mce is None
     bar = corruption_error({("sparkles", 1): 0.5}, None, made="ImageNet-C-bar", imagenet=True, baseline=None)
-    assert bar.note == "no mCE: none of the 15 common corruptions was measured"
+    assert bar.note == "no mCE and no relative mCE: none of the 15 common corruptions was measured"
     perfect = corruption_error(three, 0.1, made="on-the-fly", imagenet=False, baseline=("first", dict.fromkeys(three, 0.0), 0.0))
     assert perfect.mce is None
+    assert perfect.note.endswith("; first makes no error under fog")
+    tree = corruption_error(ALEXNET, 0.2, made="tree of corruptions", imagenet=True, baseline=None)
+    assert tree.note.endswith("the tree does not hold ImageNet-C's corruptions alone, so it may not be the published benchmark")

@@ -1,3 +1,4 @@
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -6,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import overfocus
 from overfocus.evaluation.evaluate import evaluate
 from overfocus.evaluation.layouts import open_evaluation_data
 from overfocus.evaluation.sequences import FilmFolders, flip_rate
+from overfocus_cli.main import app
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=30))
@@ -53,6 +56,16 @@ def test_films_are_evaluated_frame_by_frame(checkpoint: Path, films: Path, tmp_p
     assert evaluation.summary["flips"]["perturbations"] == expected
     assert evaluation.summary["flips"]["mean_flip_rate"] == pytest.approx(sum(map(sum, rates.values())) / 6)
     assert evaluation.summary["mce"] is None
+
+
+def test_accuracy_is_told_as_that_of_first_frames(checkpoint: Path, films: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", checkpoint, "--data", films, "--output", tmp_path / "run", "--workers", 0, "--device", "cpu"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^first frames of films +top-1 ", result.output, re.MULTILINE)
+    assert re.search(r"^top-1 of first frames ", result.output, re.MULTILINE)
+    assert "corrupted" not in result.output
+    assert "note: ImageNet-P: accuracy and calibration are those of the first frame of each film" in result.output
 
 
 def test_a_film_that_is_none_is_left_out(checkpoint: Path, films: Path, tmp_path: Path) -> None:
