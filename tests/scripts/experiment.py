@@ -3,7 +3,7 @@
     nice python tests/scripts/experiment.py --work /tmp/experiment              # trains and measures, then writes the tables
     nice python tests/scripts/experiment.py --work /tmp/experiment --sweep      # and K, λ, τ, warm-up, place, depth, length
 
-Trains each model on all 60,000 images once (three to four minutes on one core), then measures its attention on 600 test images,
+Trains each model on all 60,000 images once (four to five minutes on one core), then measures its attention on 600 test images,
 clean and under the 15 common corruptions at severities 1, 3 and 5, and its accuracy on all 10,000. Several models at a time, one
 to a core. What is done already is not done again, so that the same line goes on after an interruption. Results: CSV files and
 results.md in tests/data/experiment/.
