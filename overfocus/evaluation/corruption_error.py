@@ -71,8 +71,7 @@ def corruption_error(
     """CE over those of the 15 common corruptions that were measured.
 
     AlexNet's published errors divide only where the classes are ImageNet's and all five severities were measured; else those of
-    the baseline, at those severities of each corruption at which both were measured; else
-    nothing does. The note says which.
+    the baseline, at those severities of each corruption at which both were measured; else nothing does. The note says which.
 
     Args:
         errors: of the model.

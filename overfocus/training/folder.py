@@ -14,7 +14,7 @@ _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|c
 def open_folder(folder: Path, *, overwrite: bool) -> dict[str, Any] | None:
     """Make the folder ready; the content of training.json where a training lies there, None for a new one.
 
-    A training without a checkpoint has nothing to go on from, and so does not count: it may have been refused.
+    A training with neither checkpoint nor result has nothing to go on from, and so does not count: it may have been refused.
 
     Raises:
         TrainingError: it holds other files, or cannot be written.
@@ -23,7 +23,7 @@ def open_folder(folder: Path, *, overwrite: bool) -> dict[str, Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         info = _read(folder / "training.json")
-        if info is not None and not overwrite and (folder / "checkpoint.pt").is_file():
+        if info is not None and not overwrite and {"checkpoint.pt", "model.safetensors"} & {path.name for path in found}:
             return info
         if info is not None or overwrite:
             for path in folder.iterdir():

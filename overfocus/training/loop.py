@@ -131,7 +131,7 @@ class Trainer:
             logs = epoch_ends or self.step % self.pace.log_every == 0
             saves = epoch_ends or self.step % self.pace.save_every == 0
             if logs or saves:
-                self._require_numbers({"loss": self._sums})
+                self._require_numbers("loss", self._sums)
             if logs:
                 seconds = time.perf_counter() - began
                 row = self._row(rate) | {
@@ -141,14 +141,14 @@ class Trainer:
                 validates = self.pace.validate_every is not None and self.step % self.pace.validate_every == 0
                 if validates or (self.step == self.pace.steps and self.pace.validate_every is not None):
                     row |= validate(self.result)
-                    self._require_numbers({"validation loss": torch.tensor(row["validation_loss"])})
+                    self._require_numbers("validation loss", torch.tensor(row["validation_loss"]))
                 if log is not None:
                     log.add(row)
                 self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=self.step)
                 show(row)
                 began, waited, taken = time.perf_counter(), 0.0, 0
             if saves:
-                self._require_numbers({"weights": torch.stack([weights.detach().sum() for weights in self.bare.parameters()])})
+                self._require_numbers("weights", torch.stack([weights.detach().sum() for weights in self.bare.parameters()]))
                 self.save()
 
     def save(self) -> None:
@@ -206,15 +206,14 @@ class Trainer:
             losses = torch.stack([task, adl_value, torch.ones_like(task)]).float()
             self._sums += torch.cat([losses, self.objective.right(output, targets)])
 
-    def _require_numbers(self, values: dict[str, Tensor]) -> None:
-        """Raise a `TrainingError` unless all values, by their name, are finite."""
-        for name, value in values.items():
-            if not bool(value.isfinite().all()):
-                kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
-                raise TrainingError(
-                    f"the {name} became {float(value.sum())} by step {self.step}; {kept}; try another output (or "
-                    "--overwrite) with a lower learning_rate, more warmup_epochs, clip_norm 1 or float32"
-                )
+    def _require_numbers(self, name: str, values: Tensor) -> None:
+        """Raise a `TrainingError` unless all values are finite."""
+        if not bool(values.isfinite().all()):
+            kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
+            raise TrainingError(
+                f"the {name} became {float(values.sum())} by step {self.step}; {kept}; try another output (or --overwrite) with "
+                "a lower learning_rate, more warmup_epochs, clip_norm 1 or float32"
+            )
 
     def _row(self, rate: float) -> dict[str, Any]:
         """The row of the log since the one before, over all processes."""

@@ -150,10 +150,12 @@ def _named(images: Images, held_out: Images | None, class_names: Sequence[str] |
     if held_out is not None and len(held_out.class_names) > len(names):
         raise ImageError(f"{source}: validates {len(held_out.class_names)} classes, but {len(names)} are trained")
     if held_out is not None and class_names is None and held_out.class_names != names[: len(held_out.class_names)]:
-        strange = sorted(set(held_out.class_names) - set(names))
-        if not strange:
-            lacking = next(name for name in names if name not in held_out.class_names)
-            raise ImageError(f"{source}: has no pictures of {lacking!r}, which is trained; validate with pictures of all classes")
+        strange = sorted(set(held_out.class_names) - set(names)) or held_out.class_names
+        lacking = [name for name in names if name not in held_out.class_names]
+        if lacking and set(held_out.class_names) < set(names):
+            raise ImageError(
+                f"{source}: has no pictures of {lacking[0]!r}, which is trained; validate with pictures of all classes"
+            )
         raise ImageError(f"{source}: classes differ from those trained (for instance {strange[0]!r}); name them alike")
     return names
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 import overfocus
 from overfocus.errors import ImageError, OverfocusError, TrainingError
 from overfocus.training.loop import Trainer
+from overfocus.training.material import _named
 from overfocus.training.train import Training, train
 from tests.training.stopping import StoppedError, same_weights, stop_at
 
@@ -213,6 +215,29 @@ def test_what_was_refused_before_a_checkpoint_does_not_stand_in_the_way(train_ti
     training = train_tiny(changes={"adl": 1.0, "adl_layers": [1]})
     assert training.info["settings"]["recipe"]["adl_layers"] == [1]
     assert len(training.log) == 8
+
+
+def test_a_result_whose_checkpoint_was_removed_is_kept(train_tiny: Train) -> None:
+    training = train_tiny()
+    before = training.checkpoint.read_bytes()
+    (training.path / "checkpoint.pt").unlink()
+    assert train_tiny().checkpoint.read_bytes() == before
+    with pytest.raises(TrainingError, match="holds another training"):
+        train_tiny(seed=3)
+
+
+def test_validation_classes_in_another_order_or_number_are_told(tmp_path: Path) -> None:
+    def named(*names: str) -> Any:
+        return SimpleNamespace(class_names=list(names))
+
+    trained, source = named("a", "b", "c"), tmp_path
+    for held_out, words in (
+        (named("b", "a", "c"), "classes differ from those trained (for instance 'b')"),
+        (named("a", "c"), "has no pictures of 'b', which is trained"),
+        (named("a", "d"), "classes differ from those trained (for instance 'd')"),
+    ):
+        with pytest.raises(ImageError, match=re.escape(words)):
+            _named(trained, held_out, None, source=source)
 
 
 def test_overwriting_does_not_continue_what_is_there(train_tiny: Train, tmp_path: Path) -> None:
