@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from overfocus.analysis.description import describe_versions
-from overfocus.analysis.settings import choose_workers
 from overfocus.errors import TrainingError
+from overfocus.memory import out_of_memory_as
+from overfocus.sweep.opening import describe_versions
+from overfocus.sweep.reading import choose_workers
 from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
 from overfocus.training.diversity import Diversity
 from overfocus.training.folder import is_complete, open_folder, write_info
@@ -23,7 +24,6 @@ from overfocus.training.launch import (
 from overfocus.training.log import Log
 from overfocus.training.loop import Pace, Trainer, validate
 from overfocus.training.material import Material, gather
-from overfocus.training.memory import memory_told
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.progress import progress_display
 from overfocus.training.recipe import Recipe
@@ -48,7 +48,7 @@ def run_session(request: Request) -> None:
         CheckpointError, ImageError, TrainingError: as `train` says.
     """
     remedy = f"try a smaller batch_size than {request.recipe.batch_size} with more accumulation, or checkpointing"
-    with memory_told(f"{remedy}; the last good checkpoint is kept"):
+    with out_of_memory_as(TrainingError, f"{remedy}; the last good checkpoint is kept"):
         _run(request)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from overfocus.analysis.labels import match_labels
+from overfocus.images.labels import match_labels
 
 
 def test_names_of_classes():

@@ -17,27 +17,27 @@ import torch
 
 import overfocus
 from overfocus import Run, RunError
-from overfocus.analysis import recorder
-from overfocus.analysis.folder import RunFolder
-from overfocus.analysis.packs import PackMeasurer
+from overfocus.runs.folder import RunFolder
+from overfocus.sweep import recorder
+from overfocus.sweep.sweep import Subject
 
-OPTIONS = {"corruptions": ["gaussian_noise"], "severities": [3], "batch_size": 4, "workers": 0, "device": "cpu"}
+OPTIONS = {"corruptions": ["gaussian_noise"], "severities": [3], "batch_size": 6, "workers": 0, "device": "cpu"}
 
 PROGRAM = """
 import importlib.util, sys, time
 import overfocus
-from overfocus.analysis import recorder
-from overfocus.analysis.packs import PackMeasurer
+from overfocus.sweep import recorder
+from overfocus.sweep.sweep import Subject
 
 spec = importlib.util.spec_from_file_location("fixtures", sys.argv[1])
 fixtures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fixtures)
 recorder.SECONDS_PER_PART = 0.0
-measure = PackMeasurer.measure
-PackMeasurer.measure = lambda self, groups: (time.sleep(0.2), measure(self, groups))[1]
+measure = Subject.measure
+Subject.measure = lambda self, samples, packing: (time.sleep(0.2), measure(self, samples, packing))[1]
 overfocus.analyze(
     fixtures._make_loaded(), sys.argv[2], corruptions=["gaussian_noise"], severities=[3], output=sys.argv[3],
-    batch_size=4, workers=1, device="cpu",
+    batch_size=6, workers=1, device="cpu",
 )
 """
 
@@ -53,14 +53,14 @@ def stop_after(monkeypatch):
     """Make the measuring raise an error after a number of packs."""
 
     def stop(packs, error):
-        measure, calls = PackMeasurer.measure, iter(range(1000))
+        measure, calls = Subject.measure, iter(range(1000))
 
-        def stopping(self, groups):
+        def stopping(self, samples, packing):
             if next(calls) == packs:
                 raise error
-            return measure(self, groups)
+            return measure(self, samples, packing)
 
-        monkeypatch.setattr(PackMeasurer, "measure", stopping)
+        monkeypatch.setattr(Subject, "measure", stopping)
 
     return stop
 
@@ -82,7 +82,7 @@ def test_killed_process_is_continued(loaded, write_pictures, tmp_path, kills):
     """kill -9 while it measures, then to the end."""
     photos = write_pictures(tmp_path / "photos", 12)
     whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
-    fixtures = Path(__file__).with_name("conftest.py")
+    fixtures = Path(__file__).parents[1] / "analysis" / "conftest.py"
     command = [sys.executable, "-c", PROGRAM, str(fixtures), str(photos), str(tmp_path / "run")]
     done = 0
     for _ in range(kills):
@@ -90,14 +90,14 @@ def test_killed_process_is_continued(loaded, write_pictures, tmp_path, kills):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             time.sleep(0.02)
-            if (tmp_path / "run" / "run.json").exists() and Run(tmp_path / "run").info["done"] > done:
+            if (tmp_path / "run" / "run.json").exists() and Run(tmp_path / "run").description.done > done:
                 break
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         unfinished = Run(tmp_path / "run")
         assert not unfinished.complete
-        assert done < unfinished.info["done"] < 12
-        done = unfinished.info["done"]
+        assert done < unfinished.description.done < 12
+        done = unfinished.description.done
         pd.testing.assert_frame_equal(unfinished.table, whole.table[whole.table["image"] < done], check_exact=True)
     subprocess.run(command, check=True)
     finished = Run(tmp_path / "run")
@@ -113,7 +113,7 @@ def test_interrupt_writes_what_is_measured(loaded, photos, tmp_path, stop_after,
         overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     monkeypatch.undo()
     interrupted = Run(tmp_path / "run")
-    assert interrupted.info["done"] == 4
+    assert interrupted.description.done == 4
     assert sorted(interrupted.table["image"].unique()) == [0, 1, 2, 3]
     assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
 
@@ -121,7 +121,14 @@ def test_interrupt_writes_what_is_measured(loaded, photos, tmp_path, stop_after,
 @pytest.mark.slow
 def test_interrupt_from_the_keyboard_in_a_process(write_pictures, tmp_path):
     photos = write_pictures(tmp_path / "photos", 12)
-    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).with_name("conftest.py")), str(photos), str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(Path(__file__).parents[1] / "analysis" / "conftest.py"),
+        str(photos),
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list((tmp_path / "run").glob("metrics/part-*")):
@@ -131,7 +138,7 @@ def test_interrupt_from_the_keyboard_in_a_process(write_pictures, tmp_path):
     assert process.returncode != 0
     assert shown.count("Traceback") == 1
     assert shown.strip().endswith("KeyboardInterrupt")
-    assert 0 < Run(tmp_path / "run").info["done"] < 12
+    assert 0 < Run(tmp_path / "run").description.done < 12
 
 
 def test_complete_run_is_not_measured_again(loaded, photos, tmp_path, stop_after):
@@ -185,7 +192,7 @@ def test_disk_full(loaded, photos, tmp_path, monkeypatch, file):
     [
         ({"seed": 5}, "seed 0 there, 5 asked for"),
         ({"severities": [3, 4]}, r"severities \[3\] there, \[3, 4\] asked for"),
-        ({"batch_size": 6}, "batch_size 4 there, 6 asked for"),
+        ({"batch_size": 4}, "batch_size 6 there, 4 asked for"),
         ({"limit": 3}, "limit None there, 3 asked for; other images, 6 there, 3 asked for"),
     ],
 )
@@ -219,13 +226,13 @@ def test_foreign_files_are_never_deleted(loaded, photos, tmp_path):
         overfocus.analyze(loaded, photos, output=output, **OPTIONS)
     overfocus.analyze(loaded, photos, output=output, overwrite=True, **OPTIONS)
     (output / "figures").mkdir()
-    (output / "figures" / "curves.png").touch()
+    (output / "figures" / "layers-gini.png").touch()
     (output / "report.html").touch()
     again = overfocus.analyze(loaded, photos, output=output, overwrite=True, **OPTIONS | {"seed": 3})
     assert again.complete
     assert [path.read_text() for path in foreign] == ["precious", "precious"]
     assert not (output / "report.html").exists()
-    assert not (output / "figures" / "curves.png").exists()
+    assert not (output / "figures" / "layers-gini.png").exists()
 
 
 def test_files_that_look_like_parts_are_not_mixed_in(loaded, photos, tmp_path):
@@ -302,7 +309,7 @@ def test_end_while_the_run_begins(write_pictures, make_loaded, tmp_path, monkeyp
 
 def test_failed_write_leaves_the_old_file(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.write_info({"format": 1})
+    folder._write("run.json", lambda file: file.write(b"old"))
 
     def fail(file):
         file.write(b"half")
@@ -310,5 +317,112 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 
     with pytest.raises(RunError, match=r"run\.json: cannot be written \(Input/output error\)"):
         folder._write("run.json", fail)
-    assert json.loads((tmp_path / "run.json").read_text()) == {"format": 1}
+    assert (tmp_path / "run.json").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "metrics/part-00002.parquet").unlink(),
+        lambda run: (run / "predictions/part-00000.parquet").unlink(),
+        lambda run: (run / "predictions/part-00004.parquet").write_bytes(b"PAR1"),
+        lambda run: (run / "metrics/part-00002.parquet").write_bytes((run / "predictions/part-00002.parquet").read_bytes()),
+        lambda run: edit(run, parts=[0, 4]),
+        lambda run: edit(run, parts=[0, 2]),
+        lambda run: edit(run, parts=[]),
+        lambda run: edit(run, skipped=[{"name": "cat/000.png", "reason": "made up", "image": 0, "item": 0}]),
+    ],
+)
+def test_a_complete_run_whose_tables_lack_rows_is_measured_again(loaded, photos, tmp_path, damage):
+    whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
+    overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    damage(tmp_path / "run")
+    assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
+
+
+def edit(run, **changes):
+    """Change run.json."""
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(content | changes))
+
+
+@pytest.mark.usefixtures("parts_after_every_pack")
+def test_done_too_high_goes_on_from_where_the_tables_end(loaded, photos, tmp_path, stop_after, monkeypatch):
+    whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
+    stop_after(2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    monkeypatch.undo()
+    edit(tmp_path / "run", done=6, status="complete")
+    assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
+
+
+@pytest.mark.usefixtures("parts_after_every_pack")
+def test_a_missing_part_is_told_when_the_table_is_read(loaded, photos, tmp_path):
+    overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    (tmp_path / "run/metrics/part-00002.parquet").unlink()
+    with pytest.raises(RunError, match="metrics table that begins with image 2 is missing"):
+        _ = Run(tmp_path / "run").table
+
+
+def test_part_removed_while_it_measures(loaded, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
+    measure = Subject.measure
+
+    def removing(self, samples, packing):
+        for path in (tmp_path / "run/metrics").glob("*"):
+            path.unlink()
+        return measure(self, samples, packing)
+
+    monkeypatch.setattr(Subject, "measure", removing)
+    with pytest.raises(RunError, match="a part of the tables from image 0 on is missing"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    assert not Run(tmp_path / "run").complete
+
+
+def test_only_files_of_a_run_are_overwritten(loaded, photos, tmp_path):
+    overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    (tmp_path / "run" / "figures").mkdir()
+    precious = [tmp_path / "run" / "figures" / name for name in ("my photo.png", "notes.txt", "cat.png")]
+    drawn = [tmp_path / "run" / "figures" / name for name in ("layers-gini.png", "image-0.png", "top_overlap-by-layer.png")]
+    for path in precious + drawn:
+        path.touch()
+    overfocus.analyze(loaded, photos, output=tmp_path / "run", overwrite=True, **OPTIONS | {"seed": 3})
+    assert all(path.exists() for path in precious)
+    assert not any(path.exists() for path in drawn)
+
+
+def test_runs_of_the_first_version_are_read_but_not_continued(loaded, photos, tmp_path):
+    overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    content = json.loads((tmp_path / "run" / "run.json").read_text()) | {"format": 1}
+    for name in ("parts", "noise", "measures", "kind"):
+        del content[name]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    assert len(Run(tmp_path / "run").table) == 6 * 3 * 2
+    with pytest.raises(RunError, match=r"of overfocus .* in format 1, which can be read but not continued"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("full")]
+)
+def test_out_of_memory_is_one_line_and_keeps_what_is_measured(loaded, photos, tmp_path, stop_after, monkeypatch, error):
+    whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
+    stop_after(2, error)
+    with pytest.raises(RunError, match=r"out of memory .* try a smaller batch_size than 6; what is measured is kept") as raised:
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
+    assert "\n" not in str(raised.value)
+    monkeypatch.undo()
+    assert Run(tmp_path / "run").description.done == 4
+    assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
+
+
+def test_out_of_memory_in_the_first_look(loaded, photos, tmp_path, monkeypatch):
+    def full(*_arguments, **_keywords):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(loaded.model, "forward", full)
+    with pytest.raises(RunError, match=r"out of memory .* try a smaller batch_size than 6"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
