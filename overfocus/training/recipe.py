@@ -15,6 +15,8 @@ _FOLDER = Path(__file__).parent / "recipes"
 _LARGEST_FILE = 1_000_000
 """Bytes of a recipe file; those here have 800."""
 _MANY = 10**9
+_DEEPEST = 200
+"""Opening brackets in a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +246,8 @@ def _yaml(text: str) -> Any:
     """
     import yaml
 
+    if any(text.count(opening) > _DEEPEST for opening in "[{"):
+        raise ValueError("lists nested too deeply")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("an alias (*), which a recipe may not have")

@@ -66,7 +66,13 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("epochs: 1\nbatch_size: 2\nlearning_rate: 0.1\n")
     assert load_recipe(path).learning_rate == 0.1
-    for text, words in (("epochs: 1", "batch_size, learning_rate is missing"), ("- 1", "got list"), ("a: [", "expected YAML")):
+    for text, words in (
+        ("epochs: 1", "batch_size, learning_rate is missing"),
+        ("- 1", "got list"),
+        ("a: [", "expected a recipe in YAML"),
+        ("a: &b [1]\nc: *b", "alias"),
+        ("[" * 5000, "nested"),
+    ):
         path.write_text(text)
         with pytest.raises(TrainingError, match=words):
             load_recipe(path)
