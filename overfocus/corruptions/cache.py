@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from overfocus.atomic import atomic_file
+from overfocus.files import atomic_file
 from overfocus.corruptions.apply import corrupt
 from overfocus.corruptions.constants import ConstantSet, choose_constants
 from overfocus.errors import CorruptionError
