@@ -1,7 +1,6 @@
 """The mean of one value per image with its 95 % interval, and the range that a metric cannot leave."""
 
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,6 @@ from overfocus.metrics.catalogue import CATALOGUE
 
 Array = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
-NUMBER = re.compile(r"[−-]?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,5 @@ def value_range(name: str) -> tuple[float, float]:
     (-1.0, 1.0)
     """
     metric = CATALOGUE.get(name)
-    ends = (metric.lowest, metric.highest) if metric else ("", "")
-    low, high = (float(end.replace("−", "-")) if NUMBER.fullmatch(end) else math.nan for end in ends)
+    low, high = (metric.lowest.number, metric.highest.number) if metric else (math.nan, math.nan)
     return (-math.inf if math.isnan(low) else low, math.inf if math.isnan(high) else high)

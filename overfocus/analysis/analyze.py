@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from overfocus.checkpoints.load import resolve_model
 from overfocus.datasets.class_colours import class_colours
 from overfocus.datasets.masked import MaskedSource, masked_sources
 from overfocus.datasets.masks import IGNORED
@@ -28,7 +29,6 @@ from overfocus.sweep.opening import (
     describe_checkpoint,
     describe_images,
     describe_source,
-    load_for_run,
     open_run,
     place_of,
     require_at_least,
@@ -131,7 +131,7 @@ def analyze(
         strict=strict,
     )
     processes = join_processes(place_of(checkpoint, device))
-    loaded = load_for_run(checkpoint, processes.device, model=model, use_ema=use_ema, image_size=image_size)
+    loaded = resolve_model(checkpoint, device=processes.device, model=model, use_ema=use_ema, image_size=image_size)
     return analyze_models([loaded], [Path(output)], images, settings, processes, overwrite=overwrite, progress=progress)[0]
 
 

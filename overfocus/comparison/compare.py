@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from overfocus.analysis.analyze import analyze_models, choose_settings
+from overfocus.checkpoints.load import resolve_model
 from overfocus.comparison.comparison import Comparison
 from overfocus.comparison.names import distinct_names, folder_names
 from overfocus.corruptions import resolve_corruptions
@@ -15,7 +16,7 @@ from overfocus.errors import RunError
 from overfocus.images.reading import MAX_PIXELS
 from overfocus.processes import join_processes
 from overfocus.run import Run
-from overfocus.sweep.opening import load_for_run, place_of
+from overfocus.sweep.opening import place_of
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -144,7 +145,7 @@ def _load(
             f"expected one architecture for all checkpoints or one for each of {len(sources)}, got {len(architectures)}"
         )
     return [
-        load_for_run(source, device, model=architecture, use_ema=use_ema, image_size=image_size)
+        resolve_model(source, device=device, model=architecture, use_ema=use_ema, image_size=image_size)
         for source, architecture in zip(sources, architectures, strict=True)
         if not isinstance(source, Run)
     ]

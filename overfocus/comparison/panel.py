@@ -10,8 +10,7 @@ import pandas as pd
 
 from overfocus.comparison.normalisation import normalise
 from overfocus.figures.layers import Layer, layers_of
-from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.metrics.expectation import chance_level
+from overfocus.metrics.catalogue import CATALOGUE, chance_level
 from overfocus.variants import OTHER_IMAGE
 
 if TYPE_CHECKING:

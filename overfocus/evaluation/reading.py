@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from overfocus.corruptions import corrupt
+from overfocus.corruptions import ConstantSet, corrupt
 from overfocus.datasets import LabelledImages, SegmentedImages
 from overfocus.errors import ImageError
 from overfocus.evaluation.layouts import FilmFolders, Item, Portion
@@ -23,6 +23,7 @@ class LabelledReader:
     variants: Sequence[Variant]
     preprocess: Preprocess
     seed: int
+    constants: ConstantSet | None = None
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -38,7 +39,10 @@ class LabelledReader:
         clean = self.preprocess.resize(image)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         own = portion.variant != CLEAN_VARIANT
-        pixels = [clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, seed=self.seed) for variant in variants]
+        pixels = [
+            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
+            for variant in variants
+        ]
         return Sample(item, variants, {size: np.stack(pixels)}, image.size)
 
 
@@ -50,6 +54,7 @@ class SegmentedReader:
     portions: Sequence[Portion[SegmentedImages]]
     variants: Sequence[Variant]
     seed: int
+    constants: ConstantSet | None = None
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -64,7 +69,10 @@ class SegmentedReader:
             return Sample(item, reason=str(error), fatal=True)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         own = portion.variant != CLEAN_VARIANT
-        pixels = [clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, seed=self.seed) for variant in variants]
+        pixels = [
+            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
+            for variant in variants
+        ]
         height, width = clean.shape[:2]
         return Sample(item, variants, {OWN_SIZE: np.stack(pixels)}, (width, height), mask)
 

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from math import isnan
 from typing import Any
 
-from overfocus.atomic import atomic_file
 from overfocus.evaluation.corruption_error import corruption_error
 from overfocus.evaluation.evaluation import Evaluation
 from overfocus.evaluation.results import IOU, average_conditions, average_corruptions, errors_of
+from overfocus.files import atomic_file
 from overfocus.runs.description import RunDescription
 from overfocus.variants import CLEAN
 

@@ -11,8 +11,7 @@ import pandas as pd
 from overfocus.figures.layers import Layer, layers_of
 from overfocus.figures.variants import Variant, variants_of
 from overfocus.intervals import value_range
-from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.metrics.expectation import chance_level, uniform_value
+from overfocus.metrics.catalogue import CATALOGUE, chance_level, uniform_value
 from overfocus.summary import summarise_table
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from overfocus.variants import CONTROL_VARIANT, Variant
 
 MOST_QUERIES = 1024
 """Layers with more queries than this are left out of the full maps of displayed images, and leave much to clear away."""
-METRIC_NAMES = [name for name, metric in CATALOGUE.items() if metric.group != "prediction"]
+METRIC_NAMES = [name for name, metric in CATALOGUE.items() if metric.per_layer]
 """Columns of the metrics table, in the order of METRICS.md."""
-STABILITY_NAMES = [name for name, metric in CATALOGUE.items() if metric.group == "stability"]
+STABILITY_NAMES = [name for name in METRIC_NAMES if CATALOGUE[name].identical is not None]
 _PLACES = [METRIC_NAMES.index(name) for name in STABILITY_NAMES]
 
 
@@ -259,7 +259,7 @@ class AttentionProbe(Probe):
             measured = {layer.number: _host(layer.values)[1:] for layer in self._captured.reduced if layer is not None}
         noise: dict[str, list[float | None]] = {}
         for name, place in zip(STABILITY_NAMES, _PLACES, strict=True):
-            distances = [np.abs(_identical(name) - measured[number][:, :, place]) for number in self._numbers]
+            distances = [CATALOGUE[name].distance(measured[number][:, :, place]) for number in self._numbers]
             noise[name] = [float(np.nanmean(found)) if np.isfinite(found).any() else None for found in distances]
         return noise
 
@@ -375,6 +375,7 @@ def _describe_map(attention: AttentionMap) -> tuple[dict[str, Any], Tensor | Non
         "prefix_tokens": attention.prefix_tokens,
         "key_prefix_tokens": attention.key_prefix_tokens,
         "windows": attention.windows,
+        "frames": attention.frames,
         "heads": attention.shape[1],
         "queries": attention.shape[2],
         "keys": attention.shape[3],
@@ -386,11 +387,6 @@ def _site(row: Mapping[str, Any]) -> SiteEntry:
     known = {entry.name for entry in dataclasses.fields(SiteEntry)}
     kept = {name: list(value) if name == "shape" and value is not None else value for name, value in row.items()}
     return SiteEntry(**{name: value for name, value in kept.items() if name in known})
-
-
-def _identical(name: str) -> float:
-    """The value of a metric of stability for two identical maps."""
-    return 0.0 if CATALOGUE[name].overfocused == "high" else 1.0
 
 
 def _in_columns(values: Mapping[str, Tensor]) -> Float[Tensor, "pictures heads metrics"]:

@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from overfocus.atomic import atomic_file
 from overfocus.errors import RunError
+from overfocus.files import atomic_file
 from overfocus.runs.description import FORMAT, RunDescription, encode_description, read_description
 
 if TYPE_CHECKING:

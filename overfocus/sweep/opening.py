@@ -23,7 +23,7 @@ from overfocus.runs.folder import RunFolder
 from overfocus.sweep.sweep import Subject, Work, rows_of
 
 if TYPE_CHECKING:
-    from overfocus.checkpoints.load import LoadedModel
+    from overfocus.checkpoints.loaded import LoadedModel
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
 """One of each group: noise, blur, weather, digital."""
@@ -47,7 +47,7 @@ def describe_checkpoint(loaded: "LoadedModel") -> CheckpointEntry:
         missing_keys=list(loaded.missing_keys),
         unexpected_keys=list(loaded.unexpected_keys),
         notes=list(loaded.notes),
-        lenient=bool(getattr(loaded, "lenient", False)),
+        lenient=loaded.lenient,
         parameters=loaded.parameters,
         input_size=loaded.input_size,
         num_classes=loaded.num_classes,
@@ -118,36 +118,6 @@ def place_of(checkpoint: object, device: str | torch.device | None) -> str | tor
     module = checkpoint if isinstance(checkpoint, nn.Module) else getattr(checkpoint, "model", None)
     first = next(iter(module.parameters()), None) if device is None and isinstance(module, nn.Module) else None
     return device if first is None else first.device
-
-
-def load_for_run(
-    checkpoint: "str | Path | LoadedModel | None",
-    device: str | torch.device,
-    *,
-    model: str | None,
-    use_ema: bool,
-    image_size: int | None,
-) -> "LoadedModel":
-    """The model of a run on its device; None loads the bundled one.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-        RunError: a loaded model was given together with how to load it.
-    """
-    from overfocus.checkpoints.load import LoadedModel, load_model
-
-    if isinstance(checkpoint, LoadedModel):
-        if model is not None or image_size is not None:
-            raise RunError(
-                "model and image_size say how to load a checkpoint, but a loaded model was given; pass them to load_model"
-            )
-        checkpoint.model.to(device).eval()
-        return checkpoint
-    if checkpoint is None:
-        from overfocus.samples import sample_checkpoint
-
-        checkpoint = sample_checkpoint()
-    return load_model(checkpoint, model=model, use_ema=use_ema, image_size=image_size, device=device)
 
 
 def choose_displayed(

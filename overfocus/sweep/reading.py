@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import DataLoader, Dataset
 
-from overfocus.corruptions import corrupt, prepare_corruptions
+from overfocus.corruptions import ConstantSet, corrupt, prepare_corruptions
 from overfocus.errors import ImageError
 from overfocus.images.reading import MAX_PIXELS
 from overfocus.images.sources import ImageSource
@@ -108,6 +108,8 @@ class ImageReader:
     seed: int = 0
     max_pixels: int = MAX_PIXELS
     others: tuple[InputSize, ...] = ()
+    constants: ConstantSet | None = None
+    """Whose corruptions are applied; None for those that fit the image's side."""
 
     @property
     def sizes(self) -> list[InputSize]:
@@ -138,7 +140,7 @@ class ImageReader:
     ) -> UInt8[np.ndarray, "height width 3"]:
         if variant == CONTROL_VARIANT:
             return clean if partner is None else partner
-        return clean if variant == CLEAN_VARIANT else corrupt(clean, *variant, seed=self.seed)
+        return clean if variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
 
     def _partner(self, item: int) -> UInt8[np.ndarray, "height width 3"] | None:
         """The clean image that this one is compared with, the next one of the cycle where that cannot be read."""
