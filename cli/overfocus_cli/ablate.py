@@ -96,7 +96,7 @@ def ablate(
             name: json.loads(table.to_json(orient="records", double_precision=15))
             for name, table in (("table", found.table), ("differences", found.differences))
         }
-        answer = {"ablation": str(folder), "model": found.model, "images": found.info["images"], "sentences": found.sentences}
+        answer = {"ablation": str(folder), "model": found.model, "images": found.images, "sentences": found.sentences}
         typer.echo(json.dumps(answer | tables, ensure_ascii=False, indent=2))
     else:
         _print(found)
@@ -112,7 +112,7 @@ def _print(found: "Ablation") -> None:
     from overfocus.comparison.overview import decimal, variant_label
 
     console = Console(highlight=False)
-    console.print(f"\n[bold]{escape(found.model)}[/bold], {found.info['images']} images\n")
+    console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")
     for sentence in found.sentences:
         console.print(sentence, markup=False)
     classes = found.table["agreement"].notna().any()

@@ -181,8 +181,8 @@ class RunSettings:
     images: str | list[str] | None = None
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] = field(default_factory=list)
-    constants: str | None = None
-    """The set of corruption constants: "cifar-c", "tiny-imagenet-c" or "imagenet-c"; None in runs of overfocus 0.1.0."""
+    constants: Literal["cifar-c", "tiny-imagenet-c", "imagenet-c"] | None = None
+    """The set of corruption constants; None where nothing was corrupted here, and in runs of overfocus 0.1.0."""
     seed: int = 0
     batch_size: int | None = None
     limit: int | None = None
