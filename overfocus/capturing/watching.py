@@ -1,12 +1,16 @@
-"""Which module of the model is running: a stack kept by forward hooks.
+"""Watching a model run: a stack of its modules kept by hooks, and a mode that sees the torch functions they call.
 
 The hooks are torch's global ones, so that nothing hangs on the model itself; `nn.TransformerEncoderLayer` leaves its fast path as
 soon as a module of its own has a hook. They look at one model and one thread only.
+
+Functions are caught as Python functions and operators (`TorchFunctionMode`), not at the dispatcher. Below autograd the outputs
+of views come back as other tensors, so that nothing could be known of them by identity; weights have no gradients there; and a
+dispatch mode sees several times as many calls. What the dispatcher alone sees is the inside of TorchScript, which is named.
 """
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -15,10 +19,12 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils.hooks import RemovableHandle
 
 Enter = Callable[[nn.Module, tuple[Any, ...]], None]
 Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+Observe = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 
 
 def in_backward() -> bool:
@@ -35,6 +41,8 @@ class ModuleStack:
         self.names[id(model)] = ""
         self.running: list[nn.Module] = []
         self.called: set[str] = set()
+        self.elsewhere: set[str] = set()
+        """Modules that ran in another thread."""
         self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
@@ -75,4 +83,44 @@ class ModuleStack:
         self.running.clear()
 
     def _ours(self, module: nn.Module) -> bool:
-        return id(module) in self.names and threading.get_ident() == self._thread and not in_backward()
+        if id(module) not in self.names or in_backward():
+            return False
+        if threading.get_ident() == self._thread:
+            return True
+        self.elsewhere.add(self.names[id(module)])
+        return False
+
+
+class CaptureMode(TorchFunctionMode):
+    """Hands every torch function's arguments and result to an observer; the result is returned as it is."""
+
+    def __init__(self, observe: Observe) -> None:
+        super().__init__()
+        self._observe = observe
+        self._below: list[TorchFunctionMode] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._observe(func, args, kwargs or {}, result)
+        return result
+
+    def __enter__(self) -> Self:
+        self._below = list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def active(self, wanted: bool) -> None:
+        """Step aside, or come back, wherever in the stack of modes this one stands."""
+        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        others = [mode for mode in stack if mode is not self]
+        if wanted == (len(others) < len(stack)):
+            return
+        if wanted:  # above the modes that were there first, below those that came later
+            below = [place for place, mode in enumerate(others) if any(mode is earlier for earlier in self._below)]
+            others.insert(max(below, default=-1) + 1, self)
+        for _ in stack:
+            _pop_mode()  # type: ignore[no-untyped-call]
+        for mode in others:
+            _push_mode(mode)  # type: ignore[no-untyped-call]
