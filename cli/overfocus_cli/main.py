@@ -1,6 +1,7 @@
 """Where the program begins: the commands it has, and how problems are reported."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from overfocus.errors import OverfocusError, explain
+from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
 from overfocus_cli.ablate import ablate
@@ -46,6 +48,7 @@ class OneLineErrors(TyperGroup):
             self._debug = True
             args.remove("--debug")
         with _one_line("", debug=self._debug):
+            _require_no_empty(args)
             return super().make_context(info_name, args, *more, **options)
 
     def invoke(self, ctx: Any) -> Any:
@@ -53,6 +56,15 @@ class OneLineErrors(TyperGroup):
         named = getattr(ctx, "_protected_args", None) or getattr(ctx, "protected_args", None) or [""]
         with _one_line(named[0], debug=self._debug):
             return super().invoke(ctx)
+
+
+def _require_no_empty(args: list[str]) -> None:
+    """Raise a usage error if an argument is empty, as an unset shell variable makes it; `compare --model ''` has a meaning."""
+    for place, text in enumerate(args):
+        before = args[place - 1] if place and args[place - 1].startswith("--") else ""
+        if (not text and before != "--model") or re.fullmatch(r"--(?!model=)[a-z-]+=", text):
+            name = before or text.rstrip("=") or f"argument {place + 1}"
+            raise typer.BadParameter(f"{name} is empty, such as an unset variable makes it; leave it out or give a value")
 
 
 @contextmanager
@@ -74,7 +86,10 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # what it prints is the help
             raise
         path = error.ctx.command_path if error.ctx else "overfocus"
-        _stop(f"{error.format_message().rstrip('.')}; see {path} --help", 2, error)
+        message = error.format_message().rstrip(".")
+        if choice := re.search(r"'([^']*)' is not one of (.*)", message):
+            message += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
+        _stop(f"{message}; see {path} --help", 2, error)
     except BaseException as error:
         if debug or not isinstance(error, Exception):
             raise

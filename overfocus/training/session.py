@@ -136,8 +136,14 @@ def _order(material: Material, recipe: Recipe, seed: int, accelerator: "Accelera
         processes=accelerator.num_processes,
     )
     if order.steps_per_epoch < 1:
+        count, others = len(material.chosen), recipe.accumulation * accelerator.num_processes
+        largest = count // others
+        if recipe.mixed:
+            largest -= largest % 2
+        fits = f"--batch-size {largest}" if largest else "more images, fewer processes or less --accumulation"
         raise TrainingError(
-            f"{len(material.chosen)} pictures do not fill one step of {order.images_per_step}; lower batch_size or accumulation"
+            f"{count} images do not fill one step of {order.images_per_step} (batch_size {recipe.batch_size} × {others}); "
+            f"try {fits}"
         )
     return order
 
