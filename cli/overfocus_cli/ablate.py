@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.analyze import default_output
 from overfocus_cli.hints import require_checkpoint
 from overfocus_cli.options import (
@@ -93,6 +94,8 @@ def ablate(
     found = ablate_checkpoint(
         checkpoint, output=folder, workers=workers, max_pixels=max_pixels, strict=strict, overwrite=overwrite, **measured
     )
+    if not is_main_process():
+        return
     if as_json:
         tables = {
             name: json.loads(table.to_json(orient="records", double_precision=15))
