@@ -10,7 +10,7 @@ from overfocus.attention import TOKEN_KINDS, AttentionMap
 from overfocus.capturing import capture
 from overfocus.capturing.sources import Arrangement
 from overfocus.errors import CaptureError
-from overfocus.metrics.received import tied
+from overfocus.metrics.sums import tied
 
 _ENTRIES_PER_BLOCK = 2**22
 """Weights that are looked at together: a map is summed in blocks of queries."""

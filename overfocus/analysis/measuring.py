@@ -25,7 +25,7 @@ from overfocus.segmentation.prediction import is_segmentation
 MOST_QUERIES = 1024
 """Layers with more queries than this are left out of the full maps of displayed images, and leave much to clear away."""
 
-METRIC_NAMES = [name for name, metric in CATALOGUE.items() if metric.group != "prediction"]
+METRIC_NAMES = [name for name, metric in CATALOGUE.items() if metric.per_layer]
 """Columns of the metrics table, in the order of METRICS.md."""
 
 Array = np.ndarray[Any, Any]

@@ -12,7 +12,7 @@ from overfocus.analysis.parts import ClassShares, ImageResult
 from overfocus.analysis.pixels import InputSize
 from overfocus.analysis.pixelwise import Mask
 from overfocus.analysis.variants import Packing
-from overfocus.metrics.class_shares import class_areas, received_shares
+from overfocus.metrics.received import class_areas, received_shares
 
 if TYPE_CHECKING:
     from overfocus.preprocessing import Preprocess

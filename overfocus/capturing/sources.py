@@ -17,6 +17,11 @@ class WeightSource(Protocol):
         """Shape of the whole map."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        ...
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of some queries, and of some entries of the first axis, in float32."""
         ...
@@ -42,6 +47,11 @@ class QueryKeyWeights:
         leading = self.query.shape[:-3]
         return (*leading, *self.query.shape[-3:-1], self.key.shape[-2])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.query.device
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, heads, stop − start, keys); a row that the mask hides entirely is zero."""
         query, key, mask = self.query[..., start:stop, :], self.key, self.mask
@@ -66,7 +76,9 @@ class QueryKeyWeights:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
             hidden = scores.detach().amax(-1, keepdim=True) == -torch.inf
             weights = scores.softmax(-1)
-            return weights.masked_fill(hidden, 0.0) if bool(hidden.any()) else weights
+            if hidden.device.type == "cpu" and not bool(hidden.any()):  # elsewhere the answer would have to be waited for
+                return weights
+            return weights.masked_fill(hidden, 0.0)
 
 
 def scaled_products(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -90,6 +102,11 @@ class MaterialisedWeights:
     def shape(self) -> tuple[int, ...]:
         """(…, queries, keys)."""
         return tuple(self.weights.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.weights.device
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, stop − start, keys)."""
@@ -194,6 +211,11 @@ class ArrangedWeights:
         queries = raw[-2] if self.arrangement.query_order is None else len(self.arrangement.query_order)
         keys = raw[-1] if self.arrangement.key_order is None else len(self.arrangement.key_order)
         return math.prod(raw[:-2]) // heads, heads, queries, keys
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.source.device
 
     @property
     def images_first(self) -> bool:
