@@ -23,7 +23,7 @@ from overfocus.capturing.sources import Arrangement
 from overfocus.capturing.watching import ModuleStack
 from overfocus.errors import CaptureError
 from overfocus.forward import output_tensor
-from overfocus.metrics.received import tied
+from overfocus.metrics.sums import tied
 
 _ENTRIES_PER_BLOCK = 2**22
 """Weights that are looked at together: a map is summed in blocks of queries."""
