@@ -208,7 +208,7 @@ def _empty_table() -> "pd.DataFrame":
 
     kinds = {"image": "int64", "name": "object", "label": "object", "corruption": "object", "severity": "int32"}
     kinds |= {"layer": "int32", "module": "object", "kind": "object"}
-    kinds |= {name: "float64" for name, metric in CATALOGUE.items() if metric.group != "prediction"}
+    kinds |= {name: "float64" for name, metric in CATALOGUE.items() if metric.per_layer}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
 
 

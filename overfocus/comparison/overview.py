@@ -8,8 +8,7 @@ import pandas as pd
 
 from overfocus.comparison.differences import EVERY
 from overfocus.comparison.panel import LAYER_GROUPS, OUTPUT
-from overfocus.figures.wording import title_of
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 HEADINGS = (
     "Metric",

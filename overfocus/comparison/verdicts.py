@@ -9,7 +9,7 @@ import pandas as pd
 from overfocus.comparison.differences import EVERY
 from overfocus.comparison.overview import decimal
 from overfocus.comparison.panel import LAYER_GROUPS, OUTPUT
-from overfocus.figures.wording import title_of
+from overfocus.metrics.catalogue import title_of
 
 Answer = Literal["yes", "no", "can't tell"]
 

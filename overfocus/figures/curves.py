@@ -12,7 +12,6 @@ from overfocus.figures.colours import INK, line_style
 from overfocus.figures.layer_statistics import LayerStatistics
 from overfocus.figures.model_colours import model_colour
 from overfocus.figures.variants import CLEAN, Variant
-from overfocus.figures.wording import unit_of
 from overfocus.intervals import value_range
 from overfocus.metrics.catalogue import CATALOGUE
 
@@ -58,7 +57,7 @@ def layer_curves(every: Sequence[LayerStatistics], names: Sequence[str], metric:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=not relative, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("relative depth, from input to output" if relative else "layer, from input to output", labelpad=2)
-    axes.set_ylabel(unit_of(metric))
+    axes.set_ylabel(CATALOGUE[metric].unit)
     return figure, axes
 
 

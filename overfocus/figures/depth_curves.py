@@ -13,8 +13,7 @@ from overfocus.figures.legend import legend_below
 from overfocus.figures.model_colours import model_colour
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.variants import CLEAN, Variant
-from overfocus.figures.wording import title_of, unit_of
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +45,7 @@ def depth_figure(
         limits = np.array([value_limits(one, metric) for one in every])
         panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
         panel.set_xlabel("relative depth" if relative else "layer")
-        panel.set_ylabel(f"{title_of(metric)}\n({unit_of(metric)})")
+        panel.set_ylabel(f"{title_of(metric)}\n({CATALOGUE[metric].unit})")
         panel.xaxis.get_major_locator().set_params(integer=not relative)
         panel.grid(axis="y")
     for place in range(len(metrics), down * across):

@@ -15,7 +15,7 @@ from overfocus.figures.received import ReceivedMaps
 from overfocus.figures.selection import common_variants, pick_corruptions, pick_image, pick_layers, pick_severity
 from overfocus.figures.style import styled
 from overfocus.figures.variants import CLEAN, Variant
-from overfocus.figures.wording import title_of, unit_of
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 if TYPE_CHECKING:
     from overfocus.comparison.comparison import Comparison
@@ -129,7 +129,7 @@ def means_html(run: "Run") -> str:
 
 def _unit(name: str, run: "Run") -> str:
     if name not in PREDICTED:
-        return unit_of(name)
+        return CATALOGUE[name].unit
     return "mean of images" if name == "image_iou" else "share of pixels" if run.segmented else "share of images"
 
 

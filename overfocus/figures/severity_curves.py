@@ -10,8 +10,8 @@ from overfocus.figures.colours import line_style
 from overfocus.figures.legend import legend_below
 from overfocus.figures.model_colours import model_colour, model_dash
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.figures.wording import title_of, unit_of
 from overfocus.intervals import Interval, interval_of
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def severity_figure(
         panel = axes[divmod(place, across)]
         for label, colour, dash, values in _curves(runs, names, metric, corruptions, severities):
             _points(panel, values, label, colour, " " if single else dash)
-        panel.set_ylabel(f"{title_of(metric)}\n({unit_of(metric)})")
+        panel.set_ylabel(f"{title_of(metric)}\n({CATALOGUE[metric].unit})")
         panel.set_xlabel(f"corruption, severity {severities[0]}" if single else "severity")
         labels = [name.replace("_", " ") for name in corruptions] if single else [str(severity) for severity in severities]
         panel.set_xticks(range(len(labels)), labels, rotation=30 if single else 0, ha="right" if single else "center")

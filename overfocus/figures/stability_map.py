@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from overfocus.figures.colours import MISSING, SEQUENTIAL, lookup_table, reads_dark
 from overfocus.figures.layer_statistics import LayerStatistics
-from overfocus.figures.wording import unit_of
 from overfocus.metrics.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def heat_map(
     axes.collections[0].set_gid("cells")
     for colours in bar.collections:
         colours.set_rasterized(True)  # 256 paths otherwise
-    bar.set_ylabel(unit_of(metric), fontsize=8)
+    bar.set_ylabel(CATALOGUE[metric].unit, fontsize=8)
     bar.tick_params(labelsize=8, length=2)
     axes.tick_params(length=0, rotation=0)
     axes.set_xlabel(across, labelpad=2)

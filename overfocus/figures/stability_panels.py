@@ -7,7 +7,7 @@ import numpy as np
 from overfocus.figures.layer_statistics import LayerStatistics
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.stability_map import scale_of
-from overfocus.figures.wording import title_of, unit_of
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 
 def matrix_figure(
@@ -37,6 +37,6 @@ def matrix_figure(
     axes[-1].set_xlabel(f"layer, severity {severity}")
     assert drawn is not None
     bar = figure.colorbar(drawn, ax=list(axes), aspect=max(6, 10 * len(every)), pad=0.02)
-    bar.set_label(f"{title_of(metric)}\n({unit_of(metric)})")
+    bar.set_label(f"{title_of(metric)}\n({CATALOGUE[metric].unit})")
     bar.outline.set_visible(False)
     return figure

@@ -8,8 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfocus.metrics.catalogue import CATALOGUE, Metric
-    from overfocus.metrics.expectation import chance_level, uniform_value
+    from overfocus.metrics.catalogue import CATALOGUE, Metric, chance_level, register_metric, select_metrics, uniform_value
     from overfocus.metrics.measure import measure
     from overfocus.metrics.received import received_attention, top_tokens
     from overfocus.metrics.registry import METRICS, STABILITY
@@ -19,11 +18,13 @@ _HOME = {
     "METRICS": "registry",
     "STABILITY": "registry",
     "Metric": "catalogue",
-    "chance_level": "expectation",
+    "chance_level": "catalogue",
     "measure": "measure",
     "received_attention": "received",
+    "register_metric": "catalogue",
+    "select_metrics": "catalogue",
     "top_tokens": "received",
-    "uniform_value": "expectation",
+    "uniform_value": "catalogue",
 }
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "chance_level",
     "measure",
     "received_attention",
+    "register_metric",
+    "select_metrics",
     "top_tokens",
     "uniform_value",
 ]

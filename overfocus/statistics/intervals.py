@@ -17,7 +17,6 @@ bootstrap", The American Statistician 69, 2015 (widened percentiles).
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +31,6 @@ from overfocus.metrics.catalogue import CATALOGUE
 
 Array = np.ndarray[Any, Any]
 CONFIDENCE = 0.95
-_NUMBER = re.compile(r"[−-]?\d+(\.\d+)?")
 _COUNTS_PER_BLOCK = 2**22
 _COLUMNS_PER_BLOCK = 512
 _NOISE = 1e-6
@@ -96,8 +94,7 @@ def value_range(name: str) -> tuple[float, float]:
     (-1.0, 1.0)
     """
     metric = CATALOGUE.get(name)
-    ends = (metric.lowest, metric.highest) if metric else ("", "")
-    low, high = (float(end.replace("−", "-")) if _NUMBER.fullmatch(end) else math.nan for end in ends)
+    low, high = (metric.lowest.number, metric.highest.number) if metric else (math.nan, math.nan)
     return (-math.inf if math.isnan(low) else low, math.inf if math.isnan(high) else high)
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.metrics.expectation import chance_level, uniform_value
+from overfocus.metrics.catalogue import CATALOGUE, chance_level, uniform_value
 from overfocus.runs.description import Layer
 from overfocus.statistics.intervals import half_width, value_range
 from overfocus.variants import OTHER_IMAGE, Variant, sort_variants

@@ -12,7 +12,7 @@ from overfocus.figures.colours import INK, OKABE_ITO
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.style import styled
 from overfocus.figures.variants import Variant
-from overfocus.figures.wording import title_of
+from overfocus.metrics.catalogue import title_of
 from overfocus_reports.svg import inline_svg
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from overfocus.figures.wording import title_of
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus_reports.encoding import numbers
 
 if TYPE_CHECKING:

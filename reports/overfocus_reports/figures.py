@@ -12,8 +12,7 @@ from overfocus.figures.selection import same_depth
 from overfocus.figures.stability_map import Scale, heat_map, scale_of
 from overfocus.figures.style import styled
 from overfocus.figures.variants import CLEAN, Variant
-from overfocus.figures.wording import title_of, unit_of
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus_reports.model import Model
 from overfocus_reports.payload import metrics_of
 from overfocus_reports.svg import inline_svg, plot_frame
@@ -61,7 +60,7 @@ def draw_curves(models: Sequence[Model], metric: str, picked: Variant, folder: P
     names = [model.name for model in models]
     figure, axes = layer_curves([model.statistics for model in models], names, metric, picked)
     name = f"curves-{metric}"
-    description = f"{title_of(metric)} ({unit_of(metric)}) of each layer, clean and under each corruption"
+    description = f"{title_of(metric)} ({CATALOGUE[metric].unit}) of each layer, clean and under each corruption"
     svg = inline_svg(figure, name, description, metric=metric, **plot_frame(figure, axes))
     add_legend(figure, axes)
     axes.set_title(title_of(metric), fontsize=10, loc="left")
@@ -107,7 +106,7 @@ def corruption_names(model: Model) -> list[str]:
 def keep(draw: "Callable[[], Figure]", metric: str, across: str, what: str, folder: Path, **attributes: int) -> str:
     """Draw a heat map, write it as PNG with a title, and return its SVG."""
     figure = draw()
-    description = f"{title_of(metric)} ({unit_of(metric)}), corruption by {across}, {what}"
+    description = f"{title_of(metric)} ({CATALOGUE[metric].unit}), corruption by {across}, {what}"
     name = "-".join([f"by-{across}-{metric}", *map(str, attributes.values())])
     svg = inline_svg(figure, name, description, metric=metric, across=across, **attributes)
     figure.axes[0].set_title(f"{title_of(metric)}: {what}", fontsize=9, loc="left")

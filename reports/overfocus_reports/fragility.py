@@ -9,7 +9,7 @@ import pandas as pd
 
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.style import styled
-from overfocus.figures.wording import title_of, unit_of
+from overfocus.metrics.catalogue import title_of
 from overfocus_reports.svg import inline_svg
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
                 rows["value"], rate, yerr=np.nan_to_num(ends), color=colour, marker="o", markersize=3, linewidth=1.3,
                 elinewidth=0.8, capsize=2,
             )  # fmt: skip
-        panel.set_xlabel(f"{title_of(metrics[place])} ({unit_of(metrics[place])})", fontsize=8)
+        panel.set_xlabel(f"{title_of(metrics[place])} ({CATALOGUE[metrics[place]].unit})", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.set_ylim(-0.03, 1.03)
         panel.grid(axis="y")

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 
 from overfocus.figures.layer_statistics import LayerStatistics
-from overfocus.figures.wording import title_of, unit_of
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def reading_of(statistics: LayerStatistics, metric: str) -> Reading:
     return Reading(
         metric=metric,
         title=title_of(metric),
-        unit=unit_of(metric),
+        unit=CATALOGUE[metric].unit,
         formula=known.formula,
         range=f"{known.lowest} … {known.highest}",
         high=known.high,

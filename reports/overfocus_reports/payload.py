@@ -12,8 +12,7 @@ from overfocus.figures.model_colours import model_colour
 from overfocus.figures.overlay import LOWEST, highest
 from overfocus.figures.stability_map import scale_of
 from overfocus.figures.variants import Variant
-from overfocus.figures.wording import title_of, unit_of
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus_reports.displayed import RECEIVED
 from overfocus_reports.encoding import FLOOR, numbers
 from overfocus_reports.extremes import ImageValues
@@ -59,7 +58,7 @@ def scale_payload(models: Sequence[Model], metric: str) -> dict[str, Any]:
     scale = scale_of([model.statistics for model in models], metric)
     return {
         "title": title_of(metric),
-        "unit": unit_of(metric),
+        "unit": CATALOGUE[metric].unit,
         "stability": CATALOGUE[metric].group == "stability",
         "scale": {"low": scale.low, "high": scale.high, "reverse": scale.reverse, "digits": scale.digits},
     }
