@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import LoadedModel, load_model
-    from overfocus.comparison.compare import compare
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.compare import compare
+    from overfocus.results.comparison import Comparison
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Ablation": "overfocus.ablation.ablation",
     "AttentionMap": "overfocus.attention",
-    "Comparison": "overfocus.comparison.comparison",
+    "Comparison": "overfocus.results.comparison",
     "Evaluation": "overfocus.evaluation.evaluation",
     "LoadedModel": "overfocus.checkpoints.load",
     "Run": "overfocus.run",
@@ -40,7 +40,7 @@ _HOME = {
     "ablate": "overfocus.ablation.ablate",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
-    "compare": "overfocus.comparison.compare",
+    "compare": "overfocus.results.compare",
     "corrupt": "overfocus.corruptions",
     "evaluate": "overfocus.evaluation.evaluate",
     "load_model": "overfocus.checkpoints.load",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from overfocus.runs.description import RunDescription
+
 FORMAT = 1
 """Version of the layout of a run folder that this package writes and reads."""
 
@@ -57,6 +59,26 @@ class Run(SegmentedRun, NotebookMethods):
     def __repr__(self) -> str:
         model, status = self.info["checkpoint"]["name"], self.info["status"]
         return f"Run({str(self.path)!r}, model={model!r}, images={len(self.images)}, {status})"
+
+    @cached_property
+    def description(self) -> "RunDescription":
+        """The content of run.json as a type."""
+        from overfocus.runs.description import RunDescription, decode_description
+
+        return decode_description(json.dumps(self.info).encode(), RunDescription, self.path / "run.json")
+
+    @cached_property
+    def retained(self) -> "pd.DataFrame":
+        """Stability against the control "another image": one row per metric × corruption × severity × layer.
+
+        Columns: metric, corruption, severity, layer, module; value and control, the metric's means over images between an image
+        and its corrupted variant and between two different clean images; retained = 1 − D / D_control with the ends low and high
+        of its 95 % interval (1: as if not corrupted; 0: no more than another image has in common); count of images. Empty where
+        the control was not measured.
+        """
+        from overfocus.statistics.retained import tabulate_retained
+
+        return tabulate_retained(self)
 
     @property
     def complete(self) -> bool:
@@ -112,7 +134,7 @@ class Run(SegmentedRun, NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.summary import summarise_table
+        from overfocus.statistics.layers import summarise_table
 
         return summarise_table(self.table)
 

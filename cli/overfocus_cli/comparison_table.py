@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
 _ANSWERS = {"yes": "green", "no": "red", "can't tell": "yellow"}
 _METRICS_PER_MODEL = 5
@@ -16,7 +16,7 @@ def print_comparison(comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from overfocus.comparison.overview import cells, decimal, metric_label
+    from overfocus.results.overview import cells, decimal, metric_label
 
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])

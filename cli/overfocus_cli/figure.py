@@ -75,7 +75,7 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.comparison.names import display_names
+    from overfocus.results.names import display_names
     from overfocus.figures.paper_style import paper, save_figure
     from overfocus.figures.publication import draw
     from overfocus.run import Run

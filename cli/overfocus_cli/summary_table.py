@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from overfocus.intervals import Interval
+    from overfocus.statistics.intervals import Interval
     from overfocus_reports.summary import Summary
 
 _PREDICTION = {"agreement": "same class", "correct": "accuracy"}

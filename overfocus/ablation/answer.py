@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from overfocus.comparison.overview import decimal, variant_label
+from overfocus.results.overview import decimal, variant_label
 
 FRACTION = 0.05
 """The sentences speak of the share of tokens nearest to this one: the top of `top_share`."""

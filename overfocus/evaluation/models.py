@@ -5,7 +5,7 @@ from pathlib import Path
 
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.source_name import source_name
-from overfocus.comparison.names import folder_names
+from overfocus.results.names import folder_names
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
 from overfocus.segmentation.prediction import is_segmentation

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.figures.colours import INK, line_style
-from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.statistics.layers import LayerStatistics
 from overfocus.figures.model_colours import model_colour
-from overfocus.figures.variants import CLEAN, Variant
-from overfocus.intervals import value_range
+from overfocus.variants import CLEAN_VARIANT, Variant
+from overfocus.statistics.intervals import value_range
 from overfocus.metrics.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ class Curves:
 
     def draw_clean(self, colour: str, dash: Any, width: float, label: str) -> None:
         """The clean images, for metrics that they have."""
-        if np.isfinite(self.statistics.values[self.metric]["mean"][0, self.statistics.variants.index(CLEAN)]).any():
-            self.band(CLEAN, colour, 0.18 if colour == INK else 0.1, f"clean-band-{self.number}")
-            self.line(CLEAN, colour, dash, width, 1.0, f"clean-line-{self.number}", label)
+        if np.isfinite(self.statistics.values[self.metric]["mean"][0, self.statistics.variants.index(CLEAN_VARIANT)]).any():
+            self.band(CLEAN_VARIANT, colour, 0.18 if colour == INK else 0.1, f"clean-band-{self.number}")
+            self.line(CLEAN_VARIANT, colour, dash, width, 1.0, f"clean-line-{self.number}", label)
 
     def band(self, variant: Variant, colour: str, alpha: float, gid: str) -> None:
         """The 95 % interval."""

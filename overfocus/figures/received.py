@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.errors import RunError
-from overfocus.figures.layers import Layer
-from overfocus.figures.variants import Variant
+from overfocus.statistics.layers import Layer
+from overfocus.variants import Variant
 from overfocus.metrics.expectation import top_count
 
 if TYPE_CHECKING:

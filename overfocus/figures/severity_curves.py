@@ -10,7 +10,7 @@ from overfocus.figures.colours import line_style
 from overfocus.figures.legend import legend_below
 from overfocus.figures.model_colours import model_colour, model_dash
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.intervals import Interval, interval_of
+from overfocus.statistics.intervals import Interval, interval_of
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 if TYPE_CHECKING:

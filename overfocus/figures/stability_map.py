@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.figures.colours import MISSING, SEQUENTIAL, lookup_table, reads_dark
-from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.statistics.layers import LayerStatistics
 from overfocus.metrics.catalogue import CATALOGUE
 
 if TYPE_CHECKING:

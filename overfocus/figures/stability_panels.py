@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.statistics.layers import LayerStatistics
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.stability_map import scale_of
 from overfocus.metrics.catalogue import CATALOGUE, title_of

@@ -11,7 +11,7 @@ from overfocus.analysis.settings import choose_device
 from overfocus.corruptions import check_severity, corrupt, resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.figures.style import styled
-from overfocus.figures.variants import CLEAN, Variant
+from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus.heatmaps.maps import HeatMapRequest, heat_maps
 from overfocus.heatmaps.sheet import heat_map_sheet
 from overfocus.images.reading import read_image
@@ -49,7 +49,7 @@ def draw_heat_maps(
 
     request = request or HeatMapRequest()
     check_severity(severity)
-    variants = [CLEAN, *[Variant(name, severity) for name in resolve_corruptions(corruptions)]]
+    variants = [CLEAN_VARIANT, *[Variant(name, severity) for name in resolve_corruptions(corruptions)]]
     if isinstance(checkpoint, LoadedModel):
         loaded = checkpoint
         place = next(loaded.model.parameters()).device

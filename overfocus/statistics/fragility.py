@@ -117,7 +117,7 @@ def _weights(seen: Observations) -> Array:
 
 def _observe(side: Sequence[Panel]) -> Iterator[Observations]:
     """What was seen of one model: the plain guesses, then every metric in every layer group; runs of other seeds are strata."""
-    if not all("agreement" in panel.output for panel in side):
+    if not all("agreement" in panel.output and panel.values for panel in side):
         return
     variants = side[0].variants
     for values, name in ((None, CORRUPTION_ALONE), ([panel.confidence for panel in side], CLEAN_CONFIDENCE)):

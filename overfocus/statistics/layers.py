@@ -2,22 +2,39 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from overfocus.metrics.catalogue import CATALOGUE, chance_level, uniform_value
-from overfocus.runs.description import Layer
+from overfocus.runs.description import Layer, RunDescription
 from overfocus.statistics.intervals import half_width, value_range
 from overfocus.variants import OTHER_IMAGE, Variant, sort_variants
 
-if TYPE_CHECKING:
-    from overfocus.run import Run
-
 Array = npt.NDArray[np.float64]
 PARTS = ("mean", "low", "high", "count", "skipped")
+
+
+class RunTables(Protocol):
+    """What the statistics need of a run."""
+
+    @property
+    def description(self) -> RunDescription:
+        """The content of run.json."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per image × corruption × severity × layer (× head), one column per metric."""
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per image × corruption × severity."""
+
+    @property
+    def retained(self) -> pd.DataFrame:
+        """Stability against the control: `overfocus.statistics.retained.tabulate_retained`."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +106,9 @@ class LayerStatistics:
         return [chance_level(metric, layer.tokens, top_fraction=layer.top_fraction) for layer in self.layers]
 
 
-def layer_statistics(run: "Run") -> LayerStatistics:
+def layer_statistics(run: RunTables) -> LayerStatistics:
     """The statistics of every metric of a run."""
-    layers, variants, table = layers_of(run), variants_of(run), run.table
+    layers, variants, table = run.description.layers, variants_of(run), run.table
     frames = {"all": summarise_table(table)}
     if "head" in table:
         frames |= {f"head {head}": summarise_table(rows.drop(columns="head")) for head, rows in table.groupby("head")}
@@ -145,22 +162,13 @@ def summarise_table(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def layers_of(run: "Run") -> list[Layer]:
-    """The layers of a run, in the order in which the model called them."""
-    fraction = float(run.info["settings"]["top_fraction"])
-    grids = ("grid", "key_grid", "image_grid")
-    return [
-        Layer(**(row | {name: _pair(row.get(name)) for name in grids} | {"top_fraction": fraction})) for row in run.info["layers"]
-    ]
-
-
-def variants_of(run: "Run") -> list[Variant]:
+def variants_of(run: RunTables) -> list[Variant]:
     """The clean variant first, then each corruption that the tables hold, in the order that was asked for, severities rising.
 
     The control is not among them.
     """
     pairs = run.table[["corruption", "severity"]].drop_duplicates()
-    found = sort_variants([("clean", 0), *pairs.itertuples(index=False, name=None)], run.info["settings"]["corruptions"] or [])
+    found = sort_variants([("clean", 0), *pairs.itertuples(index=False, name=None)], run.description.settings.corruptions)
     return [variant for variant in found if variant.corruption != OTHER_IMAGE]
 
 
@@ -170,7 +178,3 @@ def mean_of_known(values: npt.NDArray[np.float64], axis: int) -> Array:
     with np.errstate(invalid="ignore"):
         mean: Array = np.where(known, values, 0).sum(axis) / known.sum(axis)
     return mean
-
-
-def _pair(values: Any) -> tuple[int, int] | None:
-    return (int(values[0]), int(values[1])) if values else None

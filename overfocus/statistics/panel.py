@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,8 @@ import pandas as pd
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.metrics.expectation import TokenCounts
 from overfocus.runs.description import Layer
-from overfocus.statistics.layers import layers_of, mean_of_known
+from overfocus.statistics.layers import RunTables, mean_of_known
 from overfocus.variants import CLEAN_VARIANT, OTHER_IMAGE, Variant, sort_variants
-
-if TYPE_CHECKING:
-    from overfocus.run import Run
 
 Array = np.ndarray[Any, Any]
 ImageKey = tuple[str, str | None, int]
@@ -90,15 +87,15 @@ class Panel:
         return [place for place, third in enumerate(thirds) if group in (LAYER_GROUPS[0], third)]
 
 
-def read_panel(run: "Run", *, normalised: bool = False) -> Panel:
+def read_panel(run: RunTables, *, normalised: bool = False) -> Panel:
     """The tables of a run as arrays; `normalised` rescales each layer's metrics so that 0 and 1 mean the same for every N."""
     predictions = run.predictions
     predictions = predictions[predictions["corruption"] != OTHER_IMAGE]
     pairs = predictions[["corruption", "severity"]].drop_duplicates()
     variants = [Variant(str(name), int(severity)) for name, severity in pairs.itertuples(index=False)]
     variants = sort_variants(variants, list(dict.fromkeys(variant.corruption for variant in variants)))
-    named = predictions.drop_duplicates("image")
-    numbers = pd.Index(named["image"])
+    keys = image_keys(run)
+    numbers = pd.Index(keys.values())
     place = pd.MultiIndex.from_tuples(variants)
     scores = [name for name in PREDICTION if name in predictions.columns]
     output = _spread(predictions, predictions[scores].apply(pd.to_numeric), numbers, place)
@@ -107,7 +104,7 @@ def read_panel(run: "Run", *, normalised: bool = False) -> Panel:
     confidence = pd.to_numeric(clean["confidence"]) if "confidence" in clean else pd.Series(np.nan, numbers)
     values: dict[str, Array] = {}
     control: dict[str, Array] = {}
-    layers = layers_of(run)
+    layers = run.description.layers
     table = run.table
     if len(table):
         metrics = [name for name in CATALOGUE if name in table.columns]
@@ -121,11 +118,11 @@ def read_panel(run: "Run", *, normalised: bool = False) -> Panel:
         if (table["corruption"] == OTHER_IMAGE).any():
             stable = [name for name in metrics if CATALOGUE[name].group == "stability"]
             control = {name: by_layer[:, -1, :, metrics.index(name)] for name in stable}
-    noise = run.info.get("noise", {})
+    noise = run.description.noise
     return Panel(
-        images=_image_keys(named),
+        images=list(keys),
         variants=variants,
-        depths=relative_depths(run),
+        depths=tuple(run.description.relative_depth(layer) for layer in layers),
         values=values,
         control=control,
         noise={name: np.array(noise.get(name, [None] * len(layers)), np.float64) for name in control},
@@ -134,6 +131,22 @@ def read_panel(run: "Run", *, normalised: bool = False) -> Panel:
         confidence=confidence.to_numpy("float64"),
         pixels=_pixels(predictions, numbers, place),
     )
+
+
+def image_keys(run: RunTables) -> dict[ImageKey, int]:
+    """Numbers of the images that a run measured, by what images of several runs are matched with.
+
+    Which of several images of one name and label it is counts among all that were asked for, read or not.
+    """
+    measured = set(run.predictions["image"])
+    seen: Counter[tuple[str, str | None]] = Counter()
+    found: dict[ImageKey, int] = {}
+    for entry in run.description.images:
+        key = entry.name, entry.label
+        if entry.image in measured:
+            found[(*key, seen[key])] = entry.image
+        seen[key] += 1
+    return found
 
 
 def masked_jointly(arrays: Sequence[Array]) -> list[Array]:
@@ -165,13 +178,6 @@ def with_every(arrays: Sequence[Array], corrupted: Sequence[int]) -> tuple[list[
     return [np.column_stack([array, mean_of_known(array[:, list(corrupted)], 1)]) for array in arrays], counts
 
 
-def relative_depths(run: "Run") -> tuple[float, ...]:
-    """Where each measured layer lies among all attention layers of its model, in (0, 1)."""
-    numbers = [row["layer"] for row in run.info["layers"]]
-    count = run.info.get("attention_layers") or max(numbers, default=0) + 1
-    return tuple((number + 0.5) / count for number in numbers)
-
-
 def normalise(name: str, values: Array, layer: Layer) -> Array:
     """Rescale a metric whose range depends on the layer's number of tokens N, so that 0 and 1 mean the same for every N.
 
@@ -185,16 +191,6 @@ def normalise(name: str, values: Array, layer: Layer) -> Array:
     low, high = (end.value(counts) for end in scale)
     scaled: Array = (values - low) / (high - low) if high > low else np.full_like(values, np.nan)
     return scaled
-
-
-def _image_keys(named: pd.DataFrame) -> list[ImageKey]:
-    seen: Counter[tuple[str, str | None]] = Counter()
-    images: list[ImageKey] = []
-    for name, label in zip(named["name"], named["label"], strict=True):
-        key = str(name), None if pd.isna(label) else str(label)
-        images.append((*key, seen[key]))
-        seen[key] += 1
-    return images
 
 
 def _by_layer(table: pd.DataFrame, metrics: list[str], images: pd.Index, variants: pd.MultiIndex, layers: list[int]) -> Array:

@@ -7,7 +7,7 @@ another image, negative = less.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,8 @@ from jaxtyping import Float
 
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.statistics.intervals import mean_interval, ratio_difference_interval
-from overfocus.statistics.layers import mean_of_known
+from overfocus.statistics.layers import RunTables, mean_of_known
 from overfocus.statistics.panel import EVERY, Panel, masked_jointly, over_layers, read_panel, with_every
-
-if TYPE_CHECKING:
-    from overfocus.run import Run
 
 Array = np.ndarray[Any, Any]
 NOISE_MARGIN = 10
@@ -32,15 +29,6 @@ NOT_MEASURED = "control not measured"
 """What is said of runs without the control."""
 COLUMNS = ("metric", "corruption", "severity", "layer", "module", "value", "control", "retained", "low", "high", "count")
 _RESAMPLES = 2_000
-
-
-def retained_title(title: str) -> str:
-    """Name for people of what is retained by a metric.
-
-    >>> retained_title("Attention cosine")
-    'Retained, attention cosine'
-    """
-    return f"Retained, {title if title[1:2].isupper() else title[:1].lower() + title[1:]}"
 
 
 def distances(name: str, values: Array) -> Array:
@@ -81,7 +69,7 @@ def control_of(panel: Panel, name: str) -> Array:
     return control
 
 
-def tabulate_retained(run: "Run") -> pd.DataFrame:
+def tabulate_retained(run: RunTables) -> pd.DataFrame:
     """One row per metric of stability × corruption × severity × layer: value, control, and what is retained.
 
     Columns: metric, corruption, severity, layer, module; value (mean of the metric over images), control (mean between two
@@ -89,8 +77,7 @@ def tabulate_retained(run: "Run") -> pd.DataFrame:
     Empty where the control was not measured.
     """
     panel = read_panel(run)
-    modules = [str(row["module"]) for row in run.info["layers"]]
-    numbers = [int(row["layer"]) for row in run.info["layers"]]
+    layers = run.description.layers
     frames = []
     for name in stable_metrics([panel]):
         noise = np.repeat(panel.noise[name][None], len(panel.corrupted), 0).ravel()
@@ -98,15 +85,15 @@ def tabulate_retained(run: "Run") -> pd.DataFrame:
             [part[:, panel.corrupted].reshape(len(panel.images), -1) for part in (panel.values[name], control_of(panel, name))]
         )
         retained, low, high = retained_of(distances(name, value), distances(name, control), noise)
-        cells = [(*panel.variants[place], layer) for place in panel.corrupted for layer in range(len(numbers))]
+        cells = [(*panel.variants[place], layer) for place in panel.corrupted for layer in range(len(layers))]
         frames.append(
             pd.DataFrame(
                 {
                     "metric": name,
                     "corruption": [corruption for corruption, _, _ in cells],
                     "severity": [severity for _, severity, _ in cells],
-                    "layer": [numbers[layer] for _, _, layer in cells],
-                    "module": [modules[layer] for _, _, layer in cells],
+                    "layer": [layers[layer].number for _, _, layer in cells],
+                    "module": [layers[layer].module for _, _, layer in cells],
                     "value": mean_of_known(value, 0),
                     "control": mean_of_known(control, 0),
                     "retained": retained,

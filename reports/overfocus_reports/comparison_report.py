@@ -19,7 +19,7 @@ from overfocus_reports.shared_run import shared_runs
 
 if TYPE_CHECKING:
     from overfocus.ablation.ablation import Ablation
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
 
 def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = (), *, megabytes: float | None = None) -> Path:

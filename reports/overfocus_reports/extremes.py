@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from overfocus.figures.layers import Layer
-from overfocus.figures.variants import Variant
+from overfocus.statistics.layers import Layer
+from overfocus.variants import Variant
 from overfocus.metrics.catalogue import CATALOGUE
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from overfocus.figures.image_versions import image_figure
 from overfocus.figures.selection import same_depth
 from overfocus.figures.stability_map import Scale, heat_map, scale_of
 from overfocus.figures.style import styled
-from overfocus.figures.variants import CLEAN, Variant
+from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus_reports.model import Model
 from overfocus_reports.payload import metrics_of
@@ -122,9 +122,9 @@ def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: fl
     """
     first = models[0]
     variants = first.statistics.variants
-    shown = list(dict.fromkeys([CLEAN, picked]))
+    shown = list(dict.fromkeys([CLEAN_VARIANT, picked]))
     if len(models) == 1:
-        shown = [CLEAN, *[variant for variant in variants if variant.severity and variant.severity == picked.severity]]
+        shown = [CLEAN_VARIANT, *[variant for variant in variants if variant.severity and variant.severity == picked.severity]]
     place = first.statistics.layers.index(first.focus)
     layers = [
         model.statistics.layers[same_depth(place, len(first.statistics.layers), len(model.statistics.layers))] for model in models

@@ -13,7 +13,7 @@ from overfocus.metrics.catalogue import title_of
 from overfocus_reports.svg import inline_svg
 
 if TYPE_CHECKING:
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
 PLOTTED = ("top_share", "effective_tokens", "token_cosine", "js_divergence", "received_shift", "attention_cosine")
 """Metrics that are plotted; the table has all."""

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.statistics.layers import LayerStatistics
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 
 

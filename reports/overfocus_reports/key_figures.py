@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from overfocus_reports.sentences import percent
 
 if TYPE_CHECKING:
-    from overfocus.intervals import Interval
+    from overfocus.statistics.intervals import Interval
     from overfocus_reports.summary import Summary, Survival
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
-from overfocus.figures.layer_statistics import LayerStatistics
+from overfocus.statistics.layers import LayerStatistics
 from overfocus.figures.model_colours import model_colour
 from overfocus.figures.overlay import LOWEST, highest
 from overfocus.figures.stability_map import scale_of
-from overfocus.figures.variants import Variant
+from overfocus.variants import Variant
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus_reports.displayed import RECEIVED
 from overfocus_reports.encoding import FLOOR, numbers

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from overfocus.figures.variants import Variant, variants_of
+from overfocus.statistics.layers import variants_of
+from overfocus.variants import Variant
 from overfocus.run import DisplayedImage, Run
 from overfocus.segmented_run import ClassMaps
 

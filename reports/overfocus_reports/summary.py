@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from overfocus.figures.layers import Layer, layers_of
-from overfocus.figures.variants import CLEAN, Variant, variants_of
-from overfocus.intervals import Interval, interval_of
+from overfocus.statistics.layers import Layer, layers_of
+from overfocus.statistics.layers import variants_of
+from overfocus.variants import CLEAN_VARIANT, Variant
+from overfocus.statistics.intervals import Interval, interval_of
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus_reports.key_figures import KeyFigure, key_figures_of
 from overfocus_reports.segmentation import set_scores
@@ -101,7 +102,7 @@ def summarise(run: "Run") -> Summary:
     """
     layers, variants, table = layers_of(run), variants_of(run), run.table
     names = [*CONCENTRATION, *NORMS]
-    rows = table[table["severity"] == CLEAN.severity]
+    rows = table[table["severity"] == CLEAN_VARIANT.severity]
     clean = rows.groupby(["layer", "image"], sort=False)[[name for name in names if name in table]].mean().reindex(columns=names)
     scores = set_scores(run) if run.segmented else pd.Series(dtype="float64")
     summary = Summary(
@@ -117,9 +118,9 @@ def summarise(run: "Run") -> Summary:
             for layer in layers
         ),
         survival=survival_of(run, variants[1:], layers, scores),
-        clean_accuracy=prediction_intervals(run.predictions, CLEAN)["correct"],
+        clean_accuracy=prediction_intervals(run.predictions, CLEAN_VARIANT)["correct"],
         segmented=run.segmented,
-        clean_iou=float(scores.get((CLEAN.corruption, CLEAN.severity), math.nan)),
+        clean_iou=float(scores.get((CLEAN_VARIANT.corruption, CLEAN_VARIANT.severity), math.nan)),
     )
     return replace(summary, sentences=tuple(sentences_of(summary)))
 

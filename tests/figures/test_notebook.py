@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from overfocus.comparison.comparison import Comparison
+from overfocus.results.comparison import Comparison
 from overfocus.errors import RunError
 from overfocus.run import Run
 

@@ -50,7 +50,7 @@ def test_ablations_of_one_architecture_are_told_apart(ablation, tmp_path):
 
 @pytest.mark.slow
 def test_the_page_shows_it_escaped(ablation, tmp_path, synthetic_run, open_page):
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
     from overfocus.run import Run
     from overfocus_reports import draw_comparison
 
@@ -64,7 +64,7 @@ def test_the_page_shows_it_escaped(ablation, tmp_path, synthetic_run, open_page)
 
 @pytest.mark.slow
 def test_runs_without_attention_are_compared_by_their_predictions(tmp_path, synthetic_run, browser):
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
     from overfocus.run import Run
     from overfocus_reports import draw_comparison
 

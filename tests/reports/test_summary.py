@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from overfocus.figures.variants import Variant
+from overfocus.variants import Variant
 from overfocus_reports import summarise
 from overfocus_reports.sentences import percent, spans
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from experiment_tables import BASELINE, SEVERITIES, change, right, row, runs_of
 
-from overfocus.comparison.association import auroc
+from overfocus.statistics.association import auroc
 from overfocus.run import Run
 
 METRICS = {"top_share": 0, "diversification": 0, "row_entropy": 0, "attention_cosine": 3, "received_shift": 3}

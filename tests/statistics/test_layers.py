@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from overfocus.figures.layer_statistics import layer_statistics
-from overfocus.figures.layers import layers_of
-from overfocus.figures.variants import CLEAN, Variant, middle_severity, variants_of
+from overfocus.statistics.layers import layer_statistics
+from overfocus.statistics.layers import layers_of
+from overfocus.statistics.layers import variants_of
+from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 
 def test_variants_begin_with_clean_and_keep_the_order_asked_for(run):
-    assert variants_of(run) == [CLEAN, *[Variant(name, s) for name in ("gaussian_noise", "fog") for s in (1, 3)]]
+    assert variants_of(run) == [CLEAN_VARIANT, *[Variant(name, s) for name in ("gaussian_noise", "fog") for s in (1, 3)]]
 
 
 def test_words_of_a_variant():
@@ -15,7 +16,7 @@ def test_words_of_a_variant():
         "gaussian noise 3",
         "gaussian noise at severity 3",
     )
-    assert (CLEAN.label, CLEAN.words) == ("clean", "clean images")
+    assert (CLEAN_VARIANT.label, CLEAN_VARIANT.words) == ("clean", "clean images")
 
 
 @pytest.mark.parametrize(("severities", "middle"), [([3], 3), ([5, 1, 3], 3), ([2, 4], 4), ([1, 2, 3, 4, 5], 3)])

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from overfocus.comparison.verdicts import RULE, judge
+from overfocus.statistics.verdicts import RULE, judge
 
 _STABILITY = ("js_divergence", "received_shift", "attention_cosine")
 

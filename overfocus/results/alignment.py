@@ -1,17 +1,16 @@
-"""Runs brought together: the same images, the same versions of them, made with the same settings."""
+"""Runs brought together: the same images, the same variants of them, made with the same settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from overfocus.comparison.panel import ImageKey, Panel, Variant, read_panel
 from overfocus.errors import RunError
-from overfocus.figures.layers import layers_of
+from overfocus.statistics.panel import ImageKey, Panel, read_panel
+from overfocus.variants import CLEAN_VARIANT, RESERVED, Variant
 
 if TYPE_CHECKING:
     from overfocus.run import Run
 
-CLEAN: Variant = ("clean", 0)
 GEOMETRY = ("height", "width", "interpolation", "crop_pct", "crop_mode")
 """What decides which pixels are corrupted; as in a run's `pixels`."""
 
@@ -34,7 +33,7 @@ class Alignment:
 
     @property
     def variants(self) -> list[Variant]:
-        """The versions of each image, clean first where it is known."""
+        """The variants of each image, clean first where it is known."""
         return self.panels[0].variants
 
 
@@ -61,7 +60,7 @@ def align(
     if measured and panels[0].pixels is not None:
         notes.append(
             "a prediction is a class for each pixel: it counts as flipped where more pixels change theirs than in the model's "
-            "median corrupted picture"
+            "median corrupted image"
         )
     _require_same_classes(panels, names)
     images, missing = _common_images(panels, names)
@@ -71,28 +70,29 @@ def align(
 
 def pixel_geometry(run: "Run") -> dict[str, Any]:
     """How a run's images were resized and cropped before they were corrupted; as much of it as the run says."""
-    pixels = run.info.get("pixels")
+    pixels = run.description.pixels
     if pixels is not None:
-        return {name: pixels[name] for name in GEOMETRY if name in pixels}
-    _, height, width = run.info["checkpoint"]["input_size"]
+        return {name: getattr(pixels, name) for name in GEOMETRY if getattr(pixels, name) is not None}
+    _, height, width = run.description.checkpoint.input_size
     return {"height": height, "width": width}
 
 
 def _check_settings(runs: Sequence["Run"], names: Sequence[str]) -> None:
-    first, settings = runs[0], runs[0].info["settings"]
+    first, settings = runs[0], runs[0].description.settings
     for run, name in zip(runs[1:], names[1:], strict=True):
-        other = run.info["settings"]
-        which = ["seed", "top_fraction"] if len(run.table) and len(first.table) else ["seed"]
+        other = run.description.settings
+        which = ["seed", "constants", *(["top_fraction"] if len(run.table) and len(first.table) else [])]
         for setting in which:
-            if settings.get(setting) != other.get(setting):
+            here, there = getattr(settings, setting), getattr(other, setting)
+            if here != there:
                 raise RunError(
-                    f"{name} was measured with {setting} {other.get(setting)}, {names[0]} with {settings.get(setting)}; "
+                    f"{name} was measured with {setting} {there}, {names[0]} with {here}; "
                     "runs compare with the same settings only: measure one again"
                 )
-        here, there = pixel_geometry(first), pixel_geometry(run)
-        different = [key for key in here if key in there and here[key] != there[key]]
+        pixels, others = pixel_geometry(first), pixel_geometry(run)
+        different = [key for key in pixels if key in others and pixels[key] != others[key]]
         if different:
-            ours, theirs = (", ".join(f"{key} {part[key]}" for key in different) for part in (here, there))
+            ours, theirs = (", ".join(f"{key} {part[key]}" for key in different) for part in (pixels, others))
             raise RunError(
                 f"{name} was measured on other pixels ({theirs}) than {names[0]} ({ours}), which were corrupted otherwise; "
                 "give `overfocus compare` the checkpoints, and it shows all models the same"
@@ -113,11 +113,11 @@ def _require_same_classes(panels: Sequence[Panel], names: Sequence[str]) -> None
 def _input_notes(runs: Sequence["Run"], names: Sequence[str]) -> list[str]:
     notes = []
     for run, name in zip(runs, names, strict=True):
-        geometry, (_, height, width) = pixel_geometry(run), run.info["checkpoint"]["input_size"]
-        whole = isinstance(geometry["height"], str)  # pictures at their own size, not at the model's
+        geometry, (_, height, width) = pixel_geometry(run), run.description.checkpoint.input_size
+        whole = isinstance(geometry["height"], str)  # images at their own size, not at the model's
         if not whole and (geometry["height"], geometry["width"]) != (height, width):
             notes.append(
-                f"{name} takes {height}×{width} pixels: pictures were corrupted at {geometry['height']}×{geometry['width']} "
+                f"{name} takes {height}×{width} pixels: images were corrupted at {geometry['height']}×{geometry['width']} "
                 "and resized for it"
             )
         if not run.complete:
@@ -126,7 +126,7 @@ def _input_notes(runs: Sequence["Run"], names: Sequence[str]) -> list[str]:
 
 
 def _token_counts(run: "Run") -> tuple[tuple[int, tuple[int, int] | None], ...]:
-    return tuple(sorted({(layer.tokens, layer.grid) for layer in layers_of(run)}, key=str))
+    return tuple(sorted({(layer.tokens, layer.grid) for layer in run.description.layers}, key=str))
 
 
 def _common_images(panels: Sequence[Panel], names: Sequence[str]) -> tuple[list[ImageKey], list[str]]:
@@ -153,20 +153,20 @@ def _common_variants(
     notes = []
     for panel, name in zip(panels, names, strict=True):
         if extra := [variant for variant in panel.variants if variant not in common]:
-            shown = ", ".join(f"{corruption} {severity}".removesuffix(" 0") for corruption, severity in extra[:3])
-            notes.append(f"{len(extra)} versions of {name} left out, not measured for every model: {shown}")
+            shown = ", ".join(variant.label for variant in extra[:3])
+            notes.append(f"{len(extra)} variants of {name} left out, not measured for every model: {shown}")
     for asked, there, what in (
         (corruptions, [name for name, _ in common], "corruption"),
         (severities, [severity for _, severity in common], "severity"),
     ):
         for value in asked or []:
             if value not in there:
-                known = ", ".join(str(one) for one in dict.fromkeys(there) if one not in ("clean", 0)) or "none"
+                known = ", ".join(str(one) for one in dict.fromkeys(there) if one not in (*RESERVED, 0)) or "none"
                 raise RunError(f"the runs have no {what} {value} in common; they share {known}")
     kept = [
-        (name, severity)
+        Variant(name, severity)
         for name, severity in common
-        if (name, severity) == CLEAN
+        if (name, severity) == CLEAN_VARIANT
         or ((corruptions is None or name in corruptions) and (severities is None or severity in severities))
     ]
     if not kept:

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from overfocus.intervals import interval_of, value_range
+from overfocus.statistics.intervals import interval_of, value_range
 
 
 def test_mean_and_interval_agree_with_scipy():

@@ -19,9 +19,9 @@ STABILITY = ("top_overlap", "attention_cosine", "js_divergence")
 
 def _write_run(
     folder, name="vit", *, images=20, layers=3, grid=(4, 4), variants=(("clean", 0), ("fog", 2), ("fog", 4)), seed=0, shift=0.0,
-    settings=None, names=None, size=32, classifier=True, attention=True, info=None,
+    settings=None, names=None, size=32, classifier=True, attention=True, info=None, control=True, adjust=None,
 ):  # fmt: skip
-    """A run folder with random metrics, `shift` added to every one of them."""
+    """A run folder with random metrics, `shift` added to every one of them; `adjust` changes the metrics table."""
     random = np.random.default_rng(seed)
     names = names or [f"{number:03d}.png" for number in range(images)]
     rows, predictions = [], []
@@ -40,6 +40,12 @@ def _write_run(
                 | {"confidence_drop": np.nan if clean else random.normal(), "correct": np.nan if not classifier else 1.0}
                 | {"output_cosine": np.nan if clean else random.uniform()}
             )
+        for layer in range(layers if control else 0):
+            identity = {"image": image, "name": file, "label": "cat", "corruption": "other image", "severity": 0}
+            values = dict.fromkeys(METRICS, np.nan) | {metric: random.uniform() + shift for metric in STABILITY}
+            rows.append(identity | {"layer": layer, "module": f"blocks.{layer}", "kind": "global"} | values)
+    if adjust is not None:
+        rows = adjust(pd.DataFrame(rows))
     for kind, table in (("metrics", rows), ("predictions", predictions)) if attention else (("predictions", predictions),):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         frame = pd.DataFrame(table)
@@ -55,6 +61,7 @@ def _write_run(
     ]  # fmt: skip
     described = {
         "format": 1,
+        "overfocus": "0.1.0",
         "status": "complete",
         "done": len(names),
         "settings": {"seed": 0, "top_fraction": 0.125, "corruptions": ["fog"], "severities": [2, 4]} | (settings or {}),

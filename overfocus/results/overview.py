@@ -1,14 +1,15 @@
 """The rows of a comparison that fit on a page, as cells of text, Markdown or LaTeX."""
 
-import math
 import re
 from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from overfocus.comparison.differences import EVERY
-from overfocus.comparison.panel import LAYER_GROUPS, OUTPUT
-from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT
+from overfocus.statistics.retained import RETAINED
+from overfocus.statistics.wording import decimal, interval_text, measure_title, probability, variant_label
+from overfocus.variants import CLEAN
 
 HEADINGS = (
     "Metric",
@@ -17,6 +18,7 @@ HEADINGS = (
     "Model",
     "Mean",
     "Baseline",
+    "Control",
     "Difference",
     "95 % interval",
     "p (Holm)",
@@ -35,62 +37,40 @@ _LATEX_SIGNS = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
 def choose_overview(table: pd.DataFrame) -> pd.DataFrame:
     """All layers only: what speaks of one map and the accuracy on clean images, the rest over all corruptions together.
 
-    Effective tokens under corruption stand behind the top-k overlap: where attention is flat, the overlap means little.
+    What is retained of a metric of stability stands behind the metric. Effective tokens under corruption stand before the
+    top-k overlap: where attention is flat, the overlap means little.
     """
-    clean = table["corruption"] == "clean"
+    metric = table["metric"].str.removeprefix(RETAINED)
+    clean = table["corruption"] == CLEAN
     every = table["corruption"] == EVERY
-    paired = table["metric"].map(lambda name: name not in CATALOGUE or CATALOGUE[name].group in ("stability", "prediction"))
+    paired = metric.map(lambda name: name not in CATALOGUE or CATALOGUE[name].group in ("stability", "prediction"))
     whole = table["layers"].isin([LAYER_GROUPS[0], OUTPUT])
-    beside = table["metric"] == "effective_tokens"
+    beside = metric == "effective_tokens"
     chosen = table[whole & (clean | (every & (paired | beside)))]
-    metric = chosen["metric"].where(~beside | (chosen["corruption"] == "clean"), "top_overlap")
-    place = metric.map({name: number for number, name in enumerate(dict.fromkeys(table["metric"]))})
-    return chosen.loc[place.sort_values(kind="stable").index]
+    place = {name: number for number, name in enumerate(dict.fromkeys(metric))}
+    shown = metric.where(~beside | clean, "top_overlap")[chosen.index].map(place)
+    return chosen.loc[shown.sort_values(kind="stable").index]
 
 
 def cells(rows: pd.DataFrame) -> list[tuple[str, ...]]:
     """The text of each row under `HEADINGS`."""
     return [
         (
-            metric_label(str(row["metric"]), row["chance"]),
+            measure_title(str(row["metric"])),
             str(row["layers"]),
             variant_label(str(row["corruption"]), int(row["severity"])),
             str(row["model"]),
             decimal(row["mean"]),
             decimal(row["baseline_mean"]),
+            f"{decimal(row['control'])} / {decimal(row['baseline_control'])}" if row["control"] == row["control"] else "",
             decimal(row["difference"], sign=True),
-            f"{decimal(row['low'], sign=True)} … {decimal(row['high'], sign=True)}",
+            interval_text(row["low"], row["high"]),
             probability(row["p_adjusted"]),
             decimal(row["effect_size"], sign=True, places=2),
             str(int(row["count"])),
         )
         for row in rows.to_dict("records")
     ]
-
-
-def metric_label(metric: str, chance: float) -> str:
-    """A metric's name, beside its level by chance where it has one."""
-    return title_of(metric) if math.isnan(chance) else f"{title_of(metric)} (chance {decimal(chance)})"
-
-
-def variant_label(corruption: str, severity: int) -> str:
-    """A version of the images in words: "clean", "fog 3", "all corruptions"."""
-    words = corruption.replace("_", " ")
-    return f"{words} {severity}" if severity else "all corruptions" if corruption == EVERY else words
-
-
-def decimal(number: float, *, sign: bool = False, places: int = 3) -> str:
-    """With three places after the point, fewer for numbers from 100 on; "–" where undefined."""
-    if math.isnan(number):
-        return "–"
-    places = places if abs(number) < 100 else 1
-    number = round(number, places) or 0.0  # no minus in front of zeros
-    return format(number, f"{'+' if sign and number else ''}.{places}f").replace("-", "−")
-
-
-def probability(number: float) -> str:
-    """A p-value; "< 0.001" for smaller ones."""
-    return "–" if math.isnan(number) else "< 0.001" if number < 0.001 else f"{number:.3f}"
 
 
 def markdown(rows: pd.DataFrame) -> str:

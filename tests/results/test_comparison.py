@@ -8,7 +8,7 @@ import pytest
 
 import overfocus
 from overfocus import Comparison, RunError
-from overfocus.comparison.panel import group_layers
+from overfocus.statistics.panel import LAYER_GROUPS, read_panel
 
 
 @pytest.fixture
@@ -55,8 +55,10 @@ def test_rows_are_what_the_contract_names(pair):
     assert not table.duplicated(["metric", "layers", "corruption", "severity", "model"]).any()
     assert set(table["layers"]) == {"all", "early", "middle", "late", "output"}
     assert (table["p_adjusted"] >= table["p_value"]).all()
-    assert table["chance"].notna().equals(table["metric"] == "top_overlap")
-    assert table.loc[table["metric"] == "top_overlap", "chance"].unique() == pytest.approx([2 / 16])
+    stable = table["metric"].isin(["top_overlap", "attention_cosine", "js_divergence"])
+    assert table["control"].notna().equals(stable)
+    assert {f"retained.{name}" for name in table.loc[stable, "metric"]} <= set(table["metric"])
+    assert "other image" not in set(table["corruption"])
     assert not len(table[(table["corruption"] == "clean") & (table["metric"] == "js_divergence")])
 
 
@@ -83,13 +85,18 @@ def test_images_of_one_name_are_told_apart_by_their_order(write_run):
     assert comparison.images == twice
 
 
+def _grouped(run):
+    panel = read_panel(run)
+    return {group: panel.layer_group(group) for group in LAYER_GROUPS if panel.layer_group(group)}
+
+
 def test_layers_are_grouped_by_relative_depth(write_run):
-    assert group_layers(write_run("a", layers=12)) == {
+    assert _grouped(write_run("a", layers=12)) == {
         "all": list(range(12)), "early": [0, 1, 2, 3], "middle": [4, 5, 6, 7], "late": [8, 9, 10, 11],
     }  # fmt: skip
-    assert group_layers(write_run("b", layers=1)) == {"all": [0], "middle": [0]}
+    assert _grouped(write_run("b", layers=1)) == {"all": [0], "middle": [0]}
     some = write_run("c", layers=2, info={"attention_layers": 12})
-    assert group_layers(some) == {"all": [0, 1], "early": [0, 1]}
+    assert _grouped(some) == {"all": [0, 1], "early": [0, 1]}
 
 
 def test_other_numbers_of_tokens_are_rescaled(write_run):
@@ -122,7 +129,7 @@ def test_only_corruptions_asked_for(pair):
 def test_versions_that_only_one_run_has_are_named(write_run):
     more = (("clean", 0), ("fog", 2), ("fog", 4), ("snow", 1))
     comparison = Comparison([write_run("a"), write_run("b", variants=more)])
-    assert comparison.notes == ("1 versions of b left out, not measured for every model: snow 1",)
+    assert comparison.notes == ("1 variants of b left out, not measured for every model: snow 1",)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +166,12 @@ def test_names_tell_runs_apart(write_run):
 def test_a_model_is_equal_to_itself(write_run):
     run = write_run("a")
     comparison = Comparison([run, run])
-    assert (comparison.table[["difference", "low", "high"]] == 0).all().all()
-    assert (comparison.table["p_adjusted"] == 1).all()
+    table = comparison.table
+    assert (table["difference"] == 0).all()
+    assert (table["p_adjusted"] == 1).all()
+    rates = table["metric"].isin(["agreement", "correct"])
+    assert (table.loc[~rates, ["low", "high"]] == 0).all().all()
+    assert (table.loc[rates, "low"] < 0).all()  # twenty images say no more of a rate
     assert {verdict.answer for verdict in comparison.verdicts} == {"can't tell"}
 
 
@@ -201,11 +212,12 @@ def test_the_same_runs_give_the_same_numbers(pair):
 
 
 def test_metrics_that_foretell_flips(write_run):
-    """Pictures whose received attention moved far are those that flip."""
+    """Images whose received attention moved far are those that flip."""
     run = write_run("a", images=40)
     flipped = run.predictions["agreement"] == 0
-    moved = np.repeat(flipped.to_numpy(), 3) + np.random.default_rng(0).normal(0, 0.1, len(run.table))
-    run.table["js_divergence"] = np.where(run.table["corruption"] == "clean", np.nan, moved)
+    own = run.table["corruption"] != "other image"
+    moved = np.repeat(flipped.to_numpy(), 3) + np.random.default_rng(0).normal(0, 0.1, own.sum())
+    run.table.loc[own, "js_divergence"] = np.where(run.table.loc[own, "corruption"] == "clean", np.nan, moved)
     comparison = Comparison([run, write_run("b", images=40, seed=3)])
     found = comparison.fragility.query("model == 'a' and layers == 'all' and corruption == 'all'").set_index("metric")
     assert found.loc["js_divergence", "auroc"] > 0.99
@@ -224,13 +236,13 @@ def test_tables_for_papers_escape_names(write_run):
     comparison = Comparison([write_run("a"), write_run("tap_50%|x")])
     assert "tap\\_50%\\|x" in comparison.to_markdown()
     lines = comparison.to_markdown().splitlines()
-    assert {len(line.replace("\\|", "").split("|")) for line in lines} == {13}
+    assert {len(line.replace("\\|", "").split("|")) for line in lines} == {14}
     latex = comparison.to_latex()
     assert r"tap\_50\%$|$x" in latex
-    assert latex.startswith("\\begin{tabular}{llllrrrrrrr}\n\\toprule\n")
+    assert latex.startswith("\\begin{tabular}{llllrrrrrrrr}\n\\toprule\n")
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in body} == {10}
-    overlap = [line for line in lines if line.startswith("| Top-k overlap (chance 0.125)")]
+    assert {line.count(" & ") for line in body} == {11}
+    overlap = [line for line in lines if line.startswith("| Top-k overlap |")]
     assert len(overlap) == 1
     assert lines[lines.index(overlap[0]) - 1].startswith("| Effective tokens | all | all corruptions")
 

@@ -6,8 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from overfocus.comparison.comparison import Comparison
-from overfocus.comparison.reading import is_comparison, read_comparison
+from overfocus.results.comparison import Comparison
+from overfocus.results.comparison import is_comparison, read_comparison
 from overfocus.errors import RunError
 from overfocus.run import Run
 

@@ -1,7 +1,7 @@
 """`compare`: several checkpoints on the same corrupted pictures, or several saved runs, the first being the baseline."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,11 @@ import torch
 from overfocus.analysis.preparation import choose_images, fit_batches, load_for_run, open_run, place_of
 from overfocus.analysis.session import continue_runs
 from overfocus.analysis.settings import DEFAULT_BATCH_SIZE, Settings, choose_settings
-from overfocus.comparison.comparison import Comparison
-from overfocus.comparison.names import distinct_names, folder_names
 from overfocus.corruptions import resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.images.reading import MAX_PIXELS
+from overfocus.results.comparison import Comparison, require_same_models
+from overfocus.results.names import display_names, distinct_names, folder_names
 from overfocus.run import Run
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _OURS = re.compile(r"(comparison|fragility)\.(csv|parquet|json)|report\.html|fig
 def compare(
     sources: "Sequence[str | Path | Run | LoadedModel] | None" = None,
     *,
+    groups: "Mapping[str, Sequence[str | Path | Run]] | None" = None,
     images: str | Path | Sequence[str | Path] | None = None,
     corruptions: str | Sequence[str] | None = None,
     severities: int | Sequence[int] | None = None,
@@ -60,11 +61,13 @@ def compare(
 
     - sources: at least two checkpoints (as `analyze` takes them) or at least two run folders, the baseline first; None takes
       the bundled checkpoints.
+    - groups: in place of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then
+      take in images and runs.
     - images: as for `analyze`; only with checkpoints.
     - corruptions, severities: None takes those of `analyze`, or all that saved runs have in common.
     - output: the folder of the comparison.
     - model: the architecture of all checkpoints, or one for each (None where the checkpoint says it).
-    - resamples: of the bootstrap.
+    - resamples: of the bootstrap behind intervals of ratios and of mIoU.
 
     All others are those of `analyze`.
 
@@ -73,33 +76,29 @@ def compare(
             written.
         CheckpointError, CorruptionError, ImageError, CaptureError: as `analyze` says.
     """
+    folder = Path(output)
+    if groups is not None:
+        if sources is not None:
+            raise RunError("expected runs or groups of runs to compare, got both")
+        opened = {name: [_opened(run) for run in group] for name, group in groups.items()}
+        return _compare_saved(opened, folder, images, corruptions, severities, resamples, overwrite=overwrite)
     if sources is None:
         from overfocus.samples import sample_checkpoints
 
         sources = sample_checkpoints()
     if isinstance(sources, str | Path) or len(sources) < 2:
         raise RunError("expected at least two checkpoints or run folders, a baseline and another; got one")
-    folder = Path(output)
     saved = [source for source in sources if _is_run(source)]
-    _check_folder(folder, overwrite=overwrite)
     if saved:
         if len(saved) < len(sources):
             raise RunError(
                 f"expected checkpoints only or run folders only, got both; {_describe(saved[0])} is a run: "
                 "give its checkpoint, or analyze the others first"
             )
-        if images is not None:
-            raise RunError("images are measured for checkpoints; saved runs are compared on the images that they have")
-        runs = [source if isinstance(source, Run) else Run(str(source)) for source in sources]
-        comparison = Comparison(
-            runs,
-            corruptions=None if corruptions is None else resolve_corruptions(corruptions),
-            severities=[severities] if isinstance(severities, int) else severities,
-            resamples=resamples,
-            path=folder,
-        )
-        comparison.write(folder)
-        return comparison
+        runs = [_opened(source) for source in saved]
+        named = {name: [run] for name, run in zip(display_names(runs), runs, strict=True)}
+        return _compare_saved(named, folder, images, corruptions, severities, resamples, overwrite=overwrite)
+    _check_folder(folder, overwrite=overwrite)
     settings = choose_settings(
         images=images,
         corruptions=corruptions,
@@ -131,9 +130,42 @@ def compare(
     unfinished = [run for run in measured if run.info["status"] != "complete"]
     if unfinished:
         continue_runs(unfinished, shown, settings, preprocess, progress=progress)
-    comparison = Comparison([Run(run.folder.path) for run in measured], names, resamples=resamples, path=folder)
+    named = {name: [Run(run.folder.path)] for name, run in zip(names, measured, strict=True)}
+    if not overwrite:
+        require_same_models(folder, {name: [run.path for run in group] for name, group in named.items()})
+    comparison = Comparison(named, resamples=resamples, path=folder)
     comparison.write(folder)
     return comparison
+
+
+def _compare_saved(
+    groups: Mapping[str, Sequence[Run]],
+    folder: Path,
+    images: object,
+    corruptions: str | Sequence[str] | None,
+    severities: int | Sequence[int] | None,
+    resamples: int,
+    *,
+    overwrite: bool,
+) -> Comparison:
+    if images is not None:
+        raise RunError("images are measured for checkpoints; saved runs are compared on the images that they have")
+    _check_folder(folder, overwrite=overwrite)
+    if not overwrite:
+        require_same_models(folder, {name: [run.path for run in group] for name, group in groups.items()})
+    comparison = Comparison(
+        groups,
+        corruptions=None if corruptions is None else resolve_corruptions(corruptions),
+        severities=[severities] if isinstance(severities, int) else severities,
+        resamples=resamples,
+        path=folder,
+    )
+    comparison.write(folder)
+    return comparison
+
+
+def _opened(source: object) -> Run:
+    return source if isinstance(source, Run) else Run(str(source))
 
 
 def _load(

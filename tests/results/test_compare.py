@@ -8,7 +8,7 @@ from PIL import Image
 import overfocus
 from overfocus import Run, RunError
 from overfocus.analysis.packs import PackMeasurer
-from overfocus.comparison.names import folder_names
+from overfocus.results.names import folder_names
 
 FEW = {"corruptions": ["gaussian_noise"], "severities": [2], "workers": 0, "progress": False, "resamples": 200}
 
