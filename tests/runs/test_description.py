@@ -136,5 +136,7 @@ def test_names_stay_inside_their_folder(tmp_path, name):
 
 
 def test_importing_the_types_imports_neither_torch_nor_msgspec():
-    program = "import sys, overfocus.runs.description; print([name for name in ('torch', 'msgspec', 'pandas') if name in sys.modules])"
+    program = (
+        "import sys, overfocus.runs.description; print([name for name in ('torch', 'msgspec', 'pandas') if name in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"

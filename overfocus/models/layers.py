@@ -1,12 +1,23 @@
-"""Activation checkpointing that leaves batch-norm statistics as they would be without it."""
+"""What the blocks of every model here share: tokens seen as maps, and activation checkpointing that spares batch norms."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+
+def to_maps(tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...]) -> Float[Tensor, "batch channels *grid"]:
+    """View row-major tokens as maps; contiguous tokens give a map in channels-last memory format."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
+
+
+def to_tokens(maps: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batch tokens channels"]:
+    """View maps as row-major tokens; a map in channels-last memory format gives contiguous tokens."""
+    return maps.flatten(2).transpose(1, 2)
 
 
 def run_block(block: nn.Module, *inputs: object, checkpointed: bool) -> Tensor:
