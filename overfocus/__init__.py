@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import LoadedModel, load_model
-    from overfocus.results.compare import compare
-    from overfocus.results.comparison import Comparison
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.results.compare import compare
+    from overfocus.results.comparison import Comparison
     from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train

@@ -198,7 +198,7 @@ def write_run(
             for i, name in enumerate(image_names)
         ],
         "skipped": [{"name": "broken.jpg", "reason": "truncated"}],
-        "displayed": list(range(displayed)),
+        "displayed": list(range(min(displayed, images))),
         "notes": [],
         "done": images,
         "versions": {"python": "3.11", "torch": "2.14"},

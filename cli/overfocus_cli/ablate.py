@@ -109,7 +109,7 @@ def _print(found: "Ablation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from overfocus.results.overview import decimal, variant_label
+    from overfocus.statistics.wording import decimal, variant_label
 
     console = Console(highlight=False)
     console.print(f"\n[bold]{escape(found.model)}[/bold], {found.info['images']} images\n")

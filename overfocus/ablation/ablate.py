@@ -9,7 +9,6 @@ import torch
 
 from overfocus.ablation.ablation import Ablation, write_ablation
 from overfocus.ablation.removal import Removal, choose_counts
-from overfocus.ablation.tables import tabulate_ablation
 from overfocus.analysis.description import describe_checkpoint
 from overfocus.analysis.groups import Group, GroupDataset, GroupLoader
 from overfocus.analysis.pixels import InputSize
@@ -19,6 +18,7 @@ from overfocus.analysis.settings import choose_corruptions, choose_severities, c
 from overfocus.analysis.variants import list_variants
 from overfocus.errors import ImageError, RunError
 from overfocus.images.reading import MAX_PIXELS
+from overfocus.statistics.ablation import tabulate_ablation
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def ablate(
         "tokens": removal.tokens,
         "counts": [[fraction, *counts] for fraction, counts in choose_counts(removal.tokens, sorted(set(fractions)))],
     }  # fmt: skip
-    return write_ablation(folder, info, tabulate_ablation(pd.DataFrame(rows), resamples=resamples))
+    return write_ablation(folder, info, tabulate_ablation(pd.DataFrame(rows)))
 
 
 def _packs(groups: GroupLoader, size: int) -> Iterator[list[Group]]:

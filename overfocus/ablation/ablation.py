@@ -1,29 +1,18 @@
 """What `ablate` measured, with its answer in words, and how it lies in a folder."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.atomic import atomic_file
 from overfocus.errors import RunError
+from overfocus.statistics.ablation import AblationTables, describe_ablation
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
 """Version of ablation.json."""
-QUANTITIES = ("agreement", "confidence_drop", "output_cosine", "clean_agreement")
-CHOICES = ("top", "random", "bottom")
-"""Which tokens are taken out: those that receive most attention, any, those that receive least."""
-
-
-@dataclass(frozen=True, eq=False)
-class AblationTables:
-    """The numbers of an ablation."""
-
-    table: "pd.DataFrame"
-    differences: "pd.DataFrame"
 
 
 class Ablation:
@@ -55,7 +44,7 @@ class Ablation:
         """Means over images per corruption × severity × choice × k.
 
         Columns: corruption, severity, choice ("top", "random" or "bottom"), k (tokens taken out of each layer; of its first
-        layer where layers differ), fraction (of the tokens); and each with the ends _low and _high of its 95 % bootstrap
+        layer where layers differ), fraction (of the tokens); and each with the ends _low and _high of its 95 %
         interval: agreement (share of pictures with the same class as with all tokens), confidence_drop (probability that this
         class loses), output_cosine (with the output for all tokens), clean_agreement (share with the class of the clean
         picture with all tokens); count of images. Rows with k = 0 stand for all tokens.
@@ -67,16 +56,14 @@ class Ablation:
         """The top tokens against as many random and bottom ones, paired over images.
 
         Columns: corruption, severity, k, fraction, quantity, against ("random" or "bottom"), difference, low, high (95 %
-        bootstrap interval), p_value (Wilcoxon signed-rank test), count.
+        interval), p_value (sign flips, McNemar's exact test for outcomes), count.
         """
         return self._tables.differences
 
     @property
     def sentences(self) -> list[str]:
-        """The answer in words, for clean images and each corruption: do predictions hang on the most attended tokens."""
-        from overfocus.ablation.answer import describe_answer
-
-        return describe_answer(self.table, self.differences, self.model)
+        """The answer in words, for clean images and each corruption: what predictions depend on."""
+        return describe_ablation(self._tables, self.model)
 
 
 def write_ablation(folder: Path, info: dict[str, Any], tables: AblationTables) -> Ablation:

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from overfocus.ablation.ablation import CHOICES
 from overfocus.ablation.masking import hide_keys
 from overfocus.ablation.sites import KeySite, find_key_sites, ranks
 from overfocus.analysis.measuring import output_tensor
@@ -17,6 +16,9 @@ from overfocus.analysis.variants import Variant
 from overfocus.errors import CaptureError
 from overfocus.metrics.expectation import top_count
 from overfocus.metrics.prediction import agreement, confidence_drop
+
+CHOICES = ("top", "random", "bottom")
+"""Which tokens are taken out: those that receive most attention, any, those that receive least."""
 
 
 def choose_counts(tokens: Sequence[int], fractions: Sequence[float]) -> list[tuple[float, tuple[int, ...]]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.source_name import source_name
-from overfocus.results.names import folder_names
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
+from overfocus.results.names import folder_names
 from overfocus.segmentation.prediction import is_segmentation
 
 TASKS = ("classification", "segmentation")

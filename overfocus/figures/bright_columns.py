@@ -8,9 +8,9 @@ import numpy.typing as npt
 
 from overfocus.errors import RunError
 from overfocus.figures.colours import INK, SEQUENTIAL
-from overfocus.statistics.layers import Layer
 from overfocus.figures.overlay import LOWEST, attention_norm, multiple
 from overfocus.figures.plain_figure import PlainFigure
+from overfocus.statistics.layers import Layer
 from overfocus.variants import Variant
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from overfocus.figures.colours import INK, line_style
 from overfocus.figures.curves import draw_line, draw_references, is_relative, positions, value_limits
-from overfocus.statistics.layers import LayerStatistics
 from overfocus.figures.legend import legend_below
 from overfocus.figures.model_colours import model_colour
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.layers import LayerStatistics
+from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

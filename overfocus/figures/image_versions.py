@@ -3,10 +3,10 @@
 import numpy as np
 
 from overfocus.figures.colours import SEQUENTIAL
-from overfocus.statistics.layers import Layer
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.received import ReceivedMaps, top_places
+from overfocus.statistics.layers import Layer
 from overfocus.variants import Variant
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 from overfocus.errors import RunError
 from overfocus.figures.bright_columns import columns_figure
 from overfocus.figures.depth_curves import depth_figure
-from overfocus.statistics.layers import layer_statistics
 from overfocus.figures.selection import (
     common_variants,
     pick_corruptions,
@@ -17,6 +16,7 @@ from overfocus.figures.selection import (
 )
 from overfocus.figures.severity_curves import severity_figure
 from overfocus.figures.stability_panels import matrix_figure
+from overfocus.statistics.layers import layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:

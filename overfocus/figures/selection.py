@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from overfocus.errors import RunError
-from overfocus.statistics.layers import LayerStatistics
-from overfocus.statistics.layers import Layer
-from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.statistics.layers import Layer, LayerStatistics
+from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 if TYPE_CHECKING:
     from overfocus.run import Run

@@ -11,11 +11,11 @@ from overfocus.analysis.settings import choose_device
 from overfocus.corruptions import check_severity, corrupt, resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.figures.style import styled
-from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus.heatmaps.maps import HeatMapRequest, heat_maps
 from overfocus.heatmaps.sheet import heat_map_sheet
 from overfocus.images.reading import read_image
 from overfocus.images.sources import find_images
+from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel

@@ -284,9 +284,7 @@ def require_same_models(folder: Path, groups: Mapping[str, Sequence[Path]]) -> N
     asked = [(name, path.resolve()) for name, group in groups.items() for path in group]
     if there != asked:
         models = " against ".join([", ".join(dict.fromkeys(name for name, _ in there[1:])), description.baseline])
-        raise RunError(
-            f"{folder}: holds another comparison ({models}); choose another output, or --overwrite to replace it"
-        )
+        raise RunError(f"{folder}: holds another comparison ({models}); choose another output, or --overwrite to replace it")
 
 
 def _where(run: str, folder: Path) -> Path:

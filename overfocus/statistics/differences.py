@@ -69,6 +69,7 @@ def tabulate_differences(
         sides: the runs of each model, the baseline first; all with the same images and variants.
         names: of the models.
         resamples: of the bootstrap behind intervals of ratios and of mIoU.
+        seed: of the bootstrap.
 
     Rows named "retained.METRIC" hold what is retained of a metric of stability against the control; the columns `control` and
     `retained` show the same beside the metric itself. Of segmentation models, "mean_iou" is the mIoU of all images as one set,
@@ -107,8 +108,7 @@ def paired_differences(
 ) -> Differences:
     """Differences of means, image by image; NaN in any run leaves the image out of that column.
 
-    Args:
-        rates: the values are outcomes 0 or 1, or shares of `trials` such outcomes of an image.
+    `rates` says that the values are outcomes 0 or 1, or shares of `trials` such outcomes of an image.
     """
     *_, first, second = _masked(ours, theirs)
     differences = first - second
@@ -180,7 +180,7 @@ def set_differences(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Differences:
-    """mIoU of a whole set: one entry per variant, and a last one for the mean of the mIoU over the variants in `every`.
+    """MIoU of a whole set: one entry per variant, and a last one for the mean of the mIoU over the variants in `every`.
 
     It is no mean over images: intersections and unions are added up first. So the bootstrap draws images, adds up what it drew
     and takes the mIoU of that, for both models from the same draw. Images without a mask, or that one of the two was not
@@ -266,9 +266,7 @@ def _retained(
     missing = np.zeros(len(found.mean), bool)
     for panel, part in zip(panels, apart[len(panels) :], strict=True):
         missing |= undefined_control(part, mean_noise(panel, metric, group))
-    blank = {
-        item.name: np.where(missing, np.nan, getattr(found, item.name)) for item in fields(found) if item.name != "count"
-    }
+    blank = {item.name: np.where(missing, np.nan, getattr(found, item.name)) for item in fields(found) if item.name != "count"}
     return Differences(**blank, count=found.count), (shown[0].mean((0, 1)), shown[1].mean((0, 1)))
 
 

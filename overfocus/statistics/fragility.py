@@ -109,7 +109,7 @@ def tabulate_reliability(sides: Sequence[Sequence[Panel]], names: Sequence[str])
 
 
 def _weights(seen: Observations) -> Array:
-    """flipped × kept by number of the stratum."""
+    """Flipped × kept by number of the stratum."""
     number = int(seen.strata.max()) + 1 if len(seen.strata) else 0
     flipped = np.bincount(seen.strata, seen.flipped, number)
     return flipped * (np.bincount(seen.strata, minlength=number) - flipped)
@@ -157,9 +157,7 @@ def _joined(side: Sequence[Panel], metric: str, layers: str, values: Sequence[Ar
         images, places = np.nonzero(known)
         variants = corrupted[places]
         lost = changed[known]
-        found.append(
-            (part[:, corrupted][known], lost, lost > usual, images, number * len(panel.variants) + variants, variants)
-        )
+        found.append((part[:, corrupted][known], lost, lost > usual, images, number * len(panel.variants) + variants, variants))
     joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
     return Observations(metric, layers, *joined) if len(joined[0]) else None
 

@@ -4,7 +4,7 @@
 | --- | --- |
 | mean of a continuous value, or of its paired difference | Student's t |
 | rate, the mean of a 0/1 outcome | Wilson's score; of several outcomes for each image, with their effective number |
-| difference of two rates on the same images | Newcombe's method 10: the arms of both Wilson intervals, added with their correlation |
+| difference of two rates on the same images | Newcombe's method 10: the arms of both Wilson intervals with their correlation |
 | ratio of two means, and mIoU of a set | percentile bootstrap over images, its quantiles widened to those of Student's t |
 
 The image is the unit everywhere: several outcomes on one image are never counted as independent.
@@ -131,9 +131,7 @@ def mean_interval(values: Float[np.ndarray, "images columns"]) -> Ends:
     return Ends(mean - half, mean + half)
 
 
-def rate_interval(
-    rates: Float[np.ndarray, "images columns"], trials: Int[np.ndarray, "images columns"] | None = None
-) -> Ends:
+def rate_interval(rates: Float[np.ndarray, "images columns"], trials: Int[np.ndarray, "images columns"] | None = None) -> Ends:
     """Wilson's score interval of the mean of each column; never of zero width, NaN for a column without values.
 
     `rates` are shares of outcomes per image, `trials` how many outcomes each of them rests on (1 unless given). Outcomes on one

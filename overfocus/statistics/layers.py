@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from overfocus.metrics.catalogue import CATALOGUE, chance_level, uniform_value
+from overfocus.metrics.catalogue import CATALOGUE, uniform_value
 from overfocus.runs.description import Layer, RunDescription
 from overfocus.statistics.intervals import half_width, value_range
 from overfocus.variants import OTHER_IMAGE, Variant, sort_variants
@@ -101,9 +101,9 @@ class LayerStatistics:
             for layer in self.layers
         ]
 
-    def chance(self, metric: str) -> list[float]:
-        """Value of an uninformed guess in each layer; NaN where there is no such level."""
-        return [chance_level(metric, layer.tokens, top_fraction=layer.top_fraction) for layer in self.layers]
+    def another_image(self, metric: str) -> list[float]:
+        """Mean of a metric of stability between two different clean images in each layer; NaN where it was not measured."""
+        return list(self.control.get(metric, np.full(len(self.layers), np.nan)))
 
 
 def layer_statistics(run: RunTables) -> LayerStatistics:
@@ -112,7 +112,8 @@ def layer_statistics(run: RunTables) -> LayerStatistics:
     frames = {"all": summarise_table(table)}
     if "head" in table:
         frames |= {f"head {head}": summarise_table(rows.drop(columns="head")) for head, rows in table.groupby("head")}
-    names = [name for name in CATALOGUE if name in table and table[name].notna().any()]
+    varied = table[table["corruption"] != OTHER_IMAGE]
+    names = [name for name in CATALOGUE if name in table and varied[name].notna().any()]
     by = ["corruption", "severity", "layer"]
     index = pd.MultiIndex.from_tuples([(*variant, layer.number) for variant in variants for layer in layers], names=by)
     shape = (len(frames), len(variants), len(layers))
@@ -124,8 +125,8 @@ def layer_statistics(run: RunTables) -> LayerStatistics:
         lowest, highest = value_range(name)
         values[name] = parts | {"low": np.maximum(parts["low"], lowest), "high": np.minimum(parts["high"], highest)}
         if CATALOGUE[name].group == "stability" and (table["corruption"] == OTHER_IMAGE).any():
-            means = rows[0].loc[(OTHER_IMAGE, 0), "mean"] if (OTHER_IMAGE, 0) in rows[0].index.droplevel(2) else pd.Series()
-            control[name] = means.reindex([layer.number for layer in layers]).to_numpy("float64")
+            places = pd.MultiIndex.from_tuples([(OTHER_IMAGE, 0, layer.number) for layer in layers], names=by)
+            control[name] = rows[0]["mean"].reindex(places).to_numpy("float64")
     retained: dict[str, dict[str, Array]] = {}
     kept = run.retained
     for name in control:

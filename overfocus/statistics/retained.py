@@ -1,6 +1,6 @@
 """Stability against the control: how much more of its attention an image keeps than another image has in common with it.
 
-`retained = 1 − D / D_control` for each metric of stability, where D is its distance form, the metric's distance from its value for
+`retained = 1 − D / D_control` for each metric of stability, where D is its distance form, how far it is from its value for
 two identical maps. D is measured between an image and its corrupted variant, D_control between the image and another clean one,
 in the same layers; both are averaged over images before the ratio. 1 = as if not corrupted, 0 = no more like itself than like
 another image, negative = less.
@@ -14,13 +14,14 @@ import pandas as pd
 from jaxtyping import Float
 
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.statistics.intervals import mean_interval, ratio_difference_interval
+from overfocus.statistics.intervals import Interval, mean_interval, ratio_difference_interval
 from overfocus.statistics.layers import RunTables, mean_of_known
 from overfocus.statistics.panel import EVERY, Panel, masked_jointly, over_layers, read_panel, with_every
+from overfocus.variants import Variant
 
 Array = np.ndarray[Any, Any]
 NOISE_MARGIN = 10
-"""A control whose interval reaches below this many times the numerical noise measures the noise: what is retained is undefined."""
+"""A control whose interval reaches below this many times the numerical noise measures noise: what is retained is undefined."""
 USUAL_NOISE = 1e-6
 """The noise of runs that did not measure theirs: what single precision leaves between two equal maps."""
 RETAINED = "retained."
@@ -39,9 +40,7 @@ def distances(name: str, values: Array) -> Array:
     return result
 
 
-def undefined_control(
-    control: Float[np.ndarray, "images columns"], noise: Float[np.ndarray, "columns"] | float
-) -> Array:
+def undefined_control(control: Float[np.ndarray, "images columns"], noise: Float[np.ndarray, "columns"] | float) -> Array:
     """Which columns of control distances cannot be told from numerical noise: the lower end of their mean is below ten times it.
 
     With a single image, where there is no interval, its value counts.
@@ -137,6 +136,17 @@ def retained_by_variant(panel: Panel) -> pd.DataFrame:
         )  # fmt: skip
         frames.append(frame.loc[frame["count"] > 0, [*COLUMNS[:3], *COLUMNS[5:]]])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS[:3], *COLUMNS[5:]])
+
+
+def retained_interval(panel: Panel, name: str, variants: Sequence[Variant]) -> Interval:
+    """What is retained over all layers and these variants, each image averaged over both first; NaN where undefined."""
+    places = [panel.variants.index(variant) for variant in variants]
+    arrays = masked_jointly([panel.values[name][:, places], control_of(panel, name)[:, places]])
+    means = [distances(name, array) for array in arrays]
+    distance, control = (mean_of_known(mean_of_known(part, 2), 1)[:, None] for part in means)
+    retained, low, high = retained_of(distance, control, mean_noise(panel, name, "all"))
+    known = ~np.isnan(distance[:, 0])
+    return Interval(float(retained[0]), float(low[0]), float(high[0]), int(known.sum()), int((~known).sum()))
 
 
 def mean_noise(panel: Panel, name: str, group: str) -> float:

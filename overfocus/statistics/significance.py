@@ -9,8 +9,8 @@
 All sign patterns are tried where there are few images that differ, else 10,000 drawn ones. Below what these can resolve, the
 p-value is that of Student's t for the same differences, never below that of the single most extreme pattern.
 
-Sources: R. A. Fisher, The Design of Experiments, 1935, section 21; B. Phipson & G. K. Smyth, "Permutation p-values should never be
-zero", Statistical Applications in Genetics and Molecular Biology 9, 2010; Q. McNemar, Psychometrika 12, 1947; S. Holm, "A simple
+Sources: R. A. Fisher, The Design of Experiments, 1935, section 21; B. Phipson & G. K. Smyth, "Permutation p-values should
+never be zero", Statistical Applications in Genetics and Molecular Biology 9, 2010; Q. McNemar, Psychometrika 12, 1947; S. Holm, "A simple
 sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
 """
 
@@ -99,13 +99,18 @@ def _flip_test(top: Array, bottom: Array, top_middle: Array, bottom_middle: Arra
     moves = (parts[0] != 0) | (parts[1] != 0)
     p_values = np.where(count > 1, 1.0, np.nan)
     differing = moves.sum(0)
-    for column in np.flatnonzero((count > 1) & (differing > 0) & (differing <= FEW)):
-        rows = moves[:, column]
+    few = np.flatnonzero((count > 1) & (differing > 0) & (differing <= FEW))
+    alike: dict[bytes, list[int]] = {}
+    for column in few:  # columns in which the same images differ share their patterns; few images share them in any case
+        rows = moves[:, column] if len(moves) > FEW else np.ones(len(moves), bool)
+        alike.setdefault(rows.tobytes(), []).append(int(column))
+    for key, columns in alike.items():
+        rows = np.frombuffer(key, bool)
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=int(rows.sum()))))
-        sums = [signs @ part[rows, column] for part in parts[:2]]
-        middles = [part[:, column].sum() for part in parts[2:]]
+        sums = [signs @ part[np.ix_(rows, columns)] for part in parts[:2]]
+        middles = [part[:, columns].sum(0) for part in parts[2:]]
         found = _statistic(sums[0], sums[1], middles[0], middles[1])  # the first pattern is the observed one
-        p_values[column] = np.mean(found >= found[0] - 1e-9 * found.max())
+        p_values[columns] = (found >= found[0] - 1e-9 * found.max(0)).mean(0)
     many = np.flatnonzero((count > 1) & (differing > FEW))
     for start in range(0, len(many), _COLUMNS_PER_BLOCK):
         block = many[start : start + _COLUMNS_PER_BLOCK]
@@ -115,9 +120,7 @@ def _flip_test(top: Array, bottom: Array, top_middle: Array, bottom_middle: Arra
 
 def _statistic(top: Array, bottom: Array, top_middle: Array, bottom_middle: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Array = np.abs(
-            (top_middle + top) / (bottom_middle + bottom) - (top_middle - top) / (bottom_middle - bottom)
-        )
+        found: Array = np.abs((top_middle + top) / (bottom_middle + bottom) - (top_middle - top) / (bottom_middle - bottom))
     return found
 
 

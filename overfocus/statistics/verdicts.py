@@ -71,8 +71,8 @@ RULE = (
     f"interval leaves out 0 and the adjusted p is below {LEVEL}. Overfocusing rests on top_share, gini and effective_tokens of "
     "clean images; predictions on agreement, confidence_drop and, where labels are known, correct (output_cosine for models "
     "without a classifier), averaged over all corruptions and severities: the answer is yes where more than half of the "
-    "differences are sure and better and none is sure and worse, no the other way round, mixed where some are sure and better and "
-    f"others sure and worse; a difference below {SMALLEST_DIFFERENCE} counts for neither side. Of a model that predicts one "
+    "differences are sure and better and none is sure and worse, no the other way round, mixed where some are sure and better "
+    f"and others sure and worse; a difference below {SMALLEST_DIFFERENCE} counts for neither side. Of a model that predicts one "
     "class for every clean image only correct counts. Stability rests on what is retained against the control, another image, of "
     "js_divergence, received_shift, attention_cosine, top_overlap and rank_correlation: yes where js_divergence is surely better "
     "and none of the others surely worse, no where it is surely worse and none surely better, mixed where some are surely better "
@@ -228,8 +228,8 @@ def _claim(
     if answer == "mixed":
         sides = [", ".join(measure_title(name) for name in names) for names in (better, worse)]
         return (
-            f"Against {baseline} {question.where}, on {images}, {model} is better by {sides[0]} and worse by {sides[1]}, so there "
-            "is no one answer:"
+            f"Against {baseline} {question.where}, on {images}, {model} is better by {sides[0]} and worse by {sides[1]}, so "
+            "there is no one answer:"
         )
     if answer != "can't tell":
         return f"{model} {question.better if answer == 'yes' else question.worse} {baseline} {question.where}, on {images}:"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from overfocus.statistics.layers import Layer
 from overfocus.figures.received import ReceivedMaps, top_places
+from overfocus.statistics.layers import Layer
 from overfocus.variants import Variant, middle_severity
 from overfocus_reports.encoding import Codes, picture_uri, png
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.statistics.layers import Layer
 from overfocus.variants import Variant
-from overfocus.metrics.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from overfocus.run import Run

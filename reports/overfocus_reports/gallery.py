@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import OverfocusError
-from overfocus.statistics.layers import Layer
 from overfocus.figures.received import ReceivedMaps
-from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus.images.reading import read_image
+from overfocus.statistics.layers import Layer
+from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.displayed import RECEIVED, Displayed
 from overfocus_reports.encoding import number, picture_uri, png
 from overfocus_reports.extremes import ImageValues

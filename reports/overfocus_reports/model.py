@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from overfocus.statistics.layers import LayerStatistics, layer_statistics
-from overfocus.statistics.layers import Layer
-from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 from overfocus.run import Run
+from overfocus.statistics.layers import Layer, LayerStatistics, layer_statistics
+from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.extremes import ImageValues, image_values
 from overfocus_reports.summary import Summary, summarise

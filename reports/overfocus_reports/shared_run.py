@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from overfocus.statistics.layers import variants_of
-from overfocus.variants import Variant
 from overfocus.run import DisplayedImage, Run
 from overfocus.segmented_run import ClassMaps
+from overfocus.statistics.layers import variants_of
+from overfocus.variants import Variant
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from overfocus.results.comparison import Comparison
 from overfocus.errors import RunError
+from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 
 

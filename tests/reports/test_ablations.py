@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overfocus.ablation.ablation import CHOICES, QUANTITIES, write_ablation
-from overfocus.ablation.tables import tabulate_ablation
+from overfocus.ablation.ablation import write_ablation
+from overfocus.statistics.ablation import CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports.ablations import ablation_figure, ablation_parts
 
 
 @pytest.fixture
 def ablation(tmp_path):
-    """Predictions that hang on the top tokens, for a model whose name is hostile."""
+    """Predictions that depend on the top tokens, for a model whose name is hostile."""
     rng = np.random.default_rng(0)
     rows = [
         {"image": image, "corruption": corruption, "severity": severity, "choice": choice, "k": k, "fraction": k / 20}
@@ -23,7 +23,7 @@ def ablation(tmp_path):
     ]
     checkpoint = {"name": "<img src=x onerror=alert(1)>", "source": "model.pth"}
     info = {"format": 1, "checkpoint": checkpoint, "images": 20}
-    return write_ablation(tmp_path / "ablation", info, tabulate_ablation(pd.DataFrame(rows), resamples=50))
+    return write_ablation(tmp_path / "ablation", info, tabulate_ablation(pd.DataFrame(rows)))
 
 
 def test_curves_are_the_table(ablation):

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from overfocus.statistics.layers import layers_of
 from overfocus.statistics.layers import variants_of
 from overfocus_reports.extremes import ImageValues, image_values
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfocus.statistics.layers import layers_of
 from overfocus.statistics.layers import variants_of
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes

@@ -6,9 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from overfocus.results.comparison import Comparison
-from overfocus.results.comparison import is_comparison, read_comparison
 from overfocus.errors import RunError
+from overfocus.results.comparison import Comparison, is_comparison, read_comparison
 from overfocus.run import Run
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 from experiment_tables import BASELINE, SEVERITIES, change, right, row, runs_of
 
-from overfocus.statistics.association import auroc
 from overfocus.run import Run
+from overfocus.statistics.association import auroc
 
 METRICS = {"top_share": 0, "diversification": 0, "row_entropy": 0, "attention_cosine": 3, "received_shift": 3}
 """By metric, the severity that it is shown at; 0 is clean."""

@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 
-from overfocus.statistics.layers import layer_statistics
-from overfocus.statistics.layers import layers_of
-from overfocus.statistics.layers import variants_of
+from overfocus.statistics.layers import layer_statistics, variants_of
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 
@@ -67,12 +65,25 @@ def test_expectations_follow_each_layers_size(make_run):
     run.info["layers"][1] |= {"keys": 50, "grid": [7, 7], "key_grid": [7, 7]}
     statistics = layer_statistics(run)
     assert statistics.uniform("top_share")[:2] == pytest.approx([2 / 36, 2 / 49])
-    assert statistics.chance("top_overlap")[:2] == pytest.approx([2 / 36, 2 / 49])
     assert statistics.uniform("prefix_share")[0] == pytest.approx(1 / 37)
+
+
+def test_the_control_stands_beside_and_is_no_variant(run, make_run):
+    statistics = layer_statistics(run)
+    other = run.table[run.table["corruption"] == "other image"]
+    assert "other image" not in statistics.corruptions
+    assert statistics.another_image("js_divergence") == pytest.approx(other.groupby("layer")["js_divergence"].mean().tolist())
+    fog = run.table[(run.table["corruption"] == "fog") & (run.table["severity"] == 3)]
+    ratio = fog.groupby("layer")["js_divergence"].mean() / other.groupby("layer")["js_divergence"].mean()
+    assert statistics.matrix("js_divergence", 3, retained=True)[1] == pytest.approx((1 - ratio).tolist())
+    assert np.isnan(statistics.another_image("gini")).all()
+    without = layer_statistics(make_run(control=False))
+    assert not without.retained
+    assert np.isnan(without.another_image("js_divergence")).all()
 
 
 def test_patch_tokens_are_counted_without_prefix(make_run):
     run = make_run(images=1)
     run.info["layers"][0] |= {"kind": "class", "prefix_tokens": 1, "key_prefix_tokens": 1}
-    assert [layer.tokens for layer in layers_of(run)] == [36] * 4
-    assert layers_of(run)[0].label == "0 · blocks.0.attn"
+    assert [layer.tokens for layer in run.description.layers] == [36] * 4
+    assert run.description.layers[0].label == "0 · blocks.0.attn"

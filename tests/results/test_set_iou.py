@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from overfocus.statistics.intervals import resample_counts, widened_quantiles
+from overfocus.statistics.differences import set_differences
 
 from overfocus import Comparison, RunError
-from overfocus.comparison.bootstrap import resample_counts
-from overfocus.comparison.set_iou import set_differences
 
 
 def pixels(seed, images=12, variants=3, classes=4):
@@ -31,7 +31,10 @@ def test_against_a_bootstrap_written_out():
         for variant in range(3):
             differences[number, variant] = np.subtract(*(miou(part[:, places, variant].sum(1)) for part in (ours, theirs)))
         differences[number, 3] = differences[number, 1:3].mean()
-    low, high = np.quantile(differences, [0.025, 0.975], axis=0)
+    low, high = np.array([widened_quantiles(column, 12) for column in differences.T]).T
+    plain = np.quantile(differences, [0.025, 0.975], axis=0)
+    assert (low < plain[0]).all()
+    assert (high > plain[1]).all()
     np.testing.assert_allclose(found.low, low, atol=1e-6)
     np.testing.assert_allclose(found.high, high, atol=1e-6)
     expected = [miou(ours[:, :, variant].sum(1)) for variant in range(3)]
