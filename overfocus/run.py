@@ -78,6 +78,19 @@ class Run(NotebookMethods):
         """Architecture of the model."""
         return self.description.checkpoint.name
 
+    @cached_property
+    def retained(self) -> "pd.DataFrame":
+        """Stability against the control "another image": one row per metric × corruption × severity × layer.
+
+        Columns: metric, corruption, severity, layer, module; value and control, the metric's means over images between an image
+        and its corrupted variant and between two different clean images; retained = 1 − D / D_control with the ends low and high
+        of its 95 % interval (1: as if not corrupted; 0: no more than another image has in common); count of images. Empty where
+        the control was not measured.
+        """
+        from overfocus.statistics.retained import tabulate_retained
+
+        return tabulate_retained(self)
+
     @property
     def complete(self) -> bool:
         """Whether the run was finished; if not, `analyze` with the same arguments continues it."""
@@ -166,7 +179,7 @@ class Run(NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.summary import summarise_table
+        from overfocus.statistics.layers import summarise_table
 
         return summarise_table(self.table)
 

@@ -61,7 +61,6 @@ def ablate(settings: AblateSettings) -> Ablation:
         image_size=settings.image_size,
         max_pixels=settings.max_pixels,
         fractions=fractions,
-        resamples=settings.resamples,
     )
     variants = list_variants(corruptions, described.severities)
     reader = ImageReader(sources, variants, loaded.preprocess, settings.seed, settings.max_pixels, constants=described.constants)
@@ -99,5 +98,5 @@ def ablate(settings: AblateSettings) -> Ablation:
     description = open_run(subject, folder, wanted, work, processes, example=example, overwrite=settings.overwrite)
     if not description.complete:
         sweep([subject], work, processes, progress=settings.progress)
-    processes.decide(lambda: write_tables(folder, resamples=settings.resamples))
+    processes.decide(lambda: write_tables(folder))
     return Ablation(folder)

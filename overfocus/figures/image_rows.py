@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.received import ReceivedMaps, top_places
-from overfocus.figures.variants import Variant
+from overfocus.statistics.layers import Layer
+from overfocus.variants import Variant
 
 
 def image_rows_figure(

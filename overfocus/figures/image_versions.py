@@ -3,11 +3,11 @@
 import numpy as np
 
 from overfocus.figures.colours import SEQUENTIAL
-from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.received import ReceivedMaps, top_places
-from overfocus.figures.variants import Variant
+from overfocus.statistics.layers import Layer
+from overfocus.variants import Variant
 
 
 def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> PlainFigure:

@@ -1,6 +1,6 @@
 """What `analyze`, `compare`, `evaluate` and `ablate` take, for the Python interface and the command line; without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -192,6 +192,12 @@ class CompareSettings(MeasuringSettings):
         metavar="BASELINE OTHER…",
     )
     _: KW_ONLY
+    groups: "Mapping[str, Sequence[str | Path | Run]] | None" = setting(
+        None,
+        "In place of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then take "
+        "in images and runs.",
+        command_line=False,
+    )
     images: str | Path | Sequence[str | Path] | None = _images()
     corruptions: str | Sequence[str] | None = _corruptions("one of each group; all that saved runs have in common")
     severities: int | Sequence[int] | None = _severities("1, 3 and 5; all that saved runs have in common")
@@ -204,7 +210,9 @@ class CompareSettings(MeasuringSettings):
         metavar="NAME",
         may_be_empty=True,
     )
-    resamples: int = setting(10_000, "Bootstrap resamples behind each interval.", least=1, most=10**7, metavar="N")
+    resamples: int = setting(
+        10_000, "Bootstrap resamples behind intervals of ratios and of mIoU.", least=1, most=10**7, metavar="N"
+    )
 
 
 @dataclass(frozen=True)
@@ -249,9 +257,6 @@ class AblateSettings(SweepSettings):
     )
     strict: bool = setting(
         False, "Stop at an image that cannot be read; otherwise it is left out and counted.", affects_result=False
-    )
-    resamples: int = setting(
-        10_000, "Bootstrap resamples behind each interval.", least=1, most=10**7, affects_result=False, metavar="N"
     )
 
     def __post_init__(self) -> None:

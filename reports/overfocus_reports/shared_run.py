@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from overfocus.figures.variants import Variant, variants_of
 from overfocus.run import ClassMaps, DisplayedImage, Run
 from overfocus.runs.description import ImageEntry
+from overfocus.variants import Variant
 
 if TYPE_CHECKING:
     import pandas as pd
