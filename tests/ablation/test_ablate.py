@@ -38,7 +38,7 @@ def photos(tmp_path):
 
 
 def _ablate(loaded, photos, output, **options):
-    chosen = {"corruptions": ["fog"], "fractions": [0.1, 0.25], "workers": 0, "progress": False, "resamples": 200}
+    chosen = {"corruptions": ["fog"], "fractions": [0.1, 0.25], "workers": 0, "progress": False}
     return overfocus.ablate(loaded, photos, output=output, **chosen | options)
 
 
