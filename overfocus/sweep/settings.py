@@ -136,7 +136,7 @@ class MeasuringSettings(SweepSettings):
     top_fraction: float = setting(0.05, "Share of the patches that count as the most attended.", above=0, most=1, metavar="SHARE")
     metrics: "Sequence[str | Callable[..., Any] | Metric] | None" = setting(
         None,
-        "Metrics beside the built-in ones: functions of attention weights, or rows of the catalogue (`overfocus.metrics.Metric`).",
+        "Metrics beside the built-in ones: functions of attention weights, or rows of the catalogue (`metrics.Metric`).",
         command_line=False,
     )
     probes: "Sequence[Probe] | None" = setting(
