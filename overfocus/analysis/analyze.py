@@ -15,6 +15,7 @@ from overfocus.errors import RunError
 from overfocus.images.labels import Classes, match_labels
 from overfocus.images.reading import MAX_PIXELS
 from overfocus.images.sources import ImageSource, find_images, spread
+from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe
 from overfocus.probes.classes import ClassesProbe
 from overfocus.probes.pixels import BATCH_SIZE, SEGMENTATION, PixelsProbe, predicts_pixels
@@ -116,7 +117,8 @@ def analyze_models(
         CaptureError, ImageError, RunError: as `analyze` says.
     """
     first = models[0]
-    segmented = [predicts_pixels(loaded) for loaded in models]
+    with out_of_memory_as(RunError, f"try a smaller batch_size than {settings.batch_size or DEFAULT_BATCH_SIZE}"):
+        segmented = [predicts_pixels(loaded) for loaded in models]
     usual = BATCH_SIZE if any(segmented) else DEFAULT_BATCH_SIZE
     settings = replace(
         settings,
@@ -125,7 +127,7 @@ def analyze_models(
         constants=settings.constants or choose_constants(min(first.input_size[1:])),
     )
     assert settings.batch_size is not None
-    sources = choose_images(asked.images, first, settings.limit)
+    sources = choose_images(asked.images, first, settings.limit, segmented=segmented[0])
     variants = [*list_variants(settings.corruptions, settings.severities), *([CONTROL_VARIANT] if len(sources) > 1 else [])]
     sizes = tuple(dict.fromkeys(InputSize.of(loaded.preprocess) for loaded in models))
     reader = ImageReader(
@@ -179,7 +181,7 @@ def analyze_models(
     return [Run(folder) for folder in folders]
 
 
-def choose_images(images: Any, loaded: "LoadedModel", limit: int | None) -> list[ImageSource]:
+def choose_images(images: Any, loaded: "LoadedModel", limit: int | None, *, segmented: bool) -> list[ImageSource]:
     """The images that a run takes; the bundled ones that suit the model where `images` is None.
 
     For a segmentation model a data set with masks gives these too; sub-folders of images mean nothing for it.
@@ -187,7 +189,7 @@ def choose_images(images: Any, loaded: "LoadedModel", limit: int | None) -> list
     Raises:
         ImageError: there are none.
     """
-    if not predicts_pixels(loaded):
+    if not segmented:
         return spread(find_images(images, loaded.input_size), limit)
     masked = masked_sources(images, loaded)
     if masked is not None:

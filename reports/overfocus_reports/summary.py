@@ -167,7 +167,7 @@ def summarise(run: "Run") -> Summary:
 def custom_measure(run: "Run", measure: MeasureEntry, variants: list[Variant]) -> CustomMeasure:
     """Means over images of what a metric or probe of the user measured."""
     table = run.table if measure.table == "metrics" else run.predictions
-    values = table.groupby(["corruption", "severity", "image"], sort=False)[measure.name].mean()
+    values = table.groupby(["corruption", "severity", "image"])[measure.name].mean()
     there = set(zip(table["corruption"], table["severity"], strict=True))
     found = {
         variant: interval_of(values.loc[variant.corruption, variant.severity], measure.name)
