@@ -9,9 +9,9 @@
 All sign patterns are tried where there are few images that differ, else 10,000 drawn ones. Below what these can resolve, the
 p-value is that of Student's t for the same differences, never below that of the single most extreme pattern.
 
-Sources: R. A. Fisher, The Design of Experiments, 1935, section 21; B. Phipson & G. K. Smyth, "Permutation p-values should
-never be zero", Statistical Applications in Genetics and Molecular Biology 9, 2010; Q. McNemar, Psychometrika 12, 1947; S. Holm, "A simple
-sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+Sources: R. A. Fisher, The Design of Experiments, 1935, section 21; B. Phipson & G. K. Smyth, "Permutation p-values should never
+be zero", 2010 (Statistical Applications in Genetics and Molecular Biology 9); Q. McNemar, Psychometrika 12, 1947; S. Holm, "A
+simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
 """
 
 import itertools

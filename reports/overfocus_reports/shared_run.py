@@ -1,6 +1,5 @@
 """A run seen through what several runs share: the same images under the same numbers, the same corruptions in the same order."""
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,13 @@ import numpy as np
 from overfocus.run import DisplayedImage, Run
 from overfocus.segmented_run import ClassMaps
 from overfocus.statistics.layers import variants_of
-from overfocus.variants import Variant
+from overfocus.statistics.panel import image_keys
+from overfocus.variants import CONTROL_VARIANT, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from overfocus.figures.received import Profile
-
-ImageKey = tuple[str, str | None, int]
-"""Name, label, and which of the images of that name and label it is, from 0."""
 
 
 class SharedRun(Run):
@@ -78,7 +75,7 @@ class SharedRun(Run):
 
     def _shared(self, table: "pd.DataFrame") -> "pd.DataFrame":
         shared_of = {number: shared for shared, number in self.numbers.items()}
-        known = {(variant.corruption, variant.severity) for variant in self.variants}
+        known = {*self.variants, CONTROL_VARIANT}
         pairs = list(zip(table["corruption"], table["severity"], strict=True))
         kept = table[table["image"].isin(list(shared_of)) & np.fromiter((pair in known for pair in pairs), bool, len(pairs))]
         return kept.assign(image=kept["image"].map(shared_of))
@@ -98,17 +95,3 @@ def shared_runs(runs: Sequence[Run]) -> list[Run]:
         SharedRun(run, {keys[0][key]: of_run[key] for key in common}, variants, displayed)
         for run, of_run in zip(runs, keys, strict=True)
     ]
-
-
-def image_keys(run: Run) -> dict[ImageKey, int]:
-    """Numbers of a run's measured images by what they are matched with."""
-    skipped = {entry["name"] for entry in run.skipped}
-    seen: Counter[tuple[str, str | None]] = Counter()
-    found: dict[ImageKey, int] = {}
-    for entry in run.images:
-        name, label = str(entry["name"]), entry["label"]
-        if name in skipped:
-            continue
-        found[name, label, seen[name, label]] = int(entry["image"])
-        seen[name, label] += 1
-    return found

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from overfocus.statistics.intervals import resample_counts, widened_quantiles
-from overfocus.statistics.differences import set_differences
 
 from overfocus import Comparison, RunError
+from overfocus.statistics.differences import set_differences
+from overfocus.statistics.intervals import resample_counts, widened_quantiles
 
 
 def pixels(seed, images=12, variants=3, classes=4):
