@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overfocus.atomic import atomic_file
 from overfocus.errors import RunError
+from overfocus.files import atomic_file
 from overfocus.statistics.ablation import AblationTables, describe_ablation
 
 if TYPE_CHECKING:

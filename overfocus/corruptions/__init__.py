@@ -1,6 +1,7 @@
 """The 19 image corruptions of ImageNet-C with the constants of ImageNet-C, CIFAR-C and Tiny-ImageNet-C."""
 
 from overfocus.corruptions.apply import corrupt, prepare_corruptions
+from overfocus.corruptions.cache import corrupt_cached
 from overfocus.corruptions.constants import (
     CONSTANT_SETS,
     CORRUPTIONS,
@@ -25,6 +26,7 @@ __all__ = [
     "check_severity",
     "choose_constants",
     "corrupt",
+    "corrupt_cached",
     "describe_constants",
     "is_approximation",
     "prepare_corruptions",

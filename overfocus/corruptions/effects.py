@@ -48,7 +48,7 @@ def shot_noise(image: Pixels, rng: Generator, photons: float) -> Array:
 def impulse_noise(image: Pixels, rng: Generator, share: float) -> Array:
     """Make a share of the values black or white."""
     seed = int(rng.randint(2**32, dtype=np.uint64))
-    return _clip(random_noise(image / 255, mode="s&p", rng=seed, amount=share))
+    return _clip(random_noise(image / 255, mode="s&p", rng=seed, amount=share))  # type: ignore[no-untyped-call]
 
 
 def speckle_noise(image: Pixels, rng: Generator, sigma: float) -> Array:
@@ -70,7 +70,7 @@ def glass_blur(image: Pixels, rng: Generator, sigma: float, reach: int, rounds: 
 
 def scattered_pixels(image: Pixels, reach: int, rounds: int) -> int:
     """How many pixels glass blur moves: all but those at the border, `rounds` times over."""
-    return rounds * max(0, image.shape[0] - 2 * reach) * max(0, image.shape[1] - 2 * reach)
+    return rounds * max(0, int(image.shape[0]) - 2 * reach) * max(0, int(image.shape[1]) - 2 * reach)
 
 
 def scatter_and_blur(image: Pixels, sigma: float, reach: int, rounds: int, offsets: Array) -> Array:
@@ -154,7 +154,8 @@ def frost(image: Pixels, rng: Generator, image_weight: float, frost_weight: floa
     top = int(rng.randint(0, photo.shape[0] - image.shape[0]))
     left = int(rng.randint(0, photo.shape[1] - image.shape[1]))
     part = photo[top : top + image.shape[0], left : left + image.shape[1]]
-    return (image_weight * image + frost_weight * part).clip(0, 255)
+    result: Array = (image_weight * image + frost_weight * part).clip(0, 255)
+    return result
 
 
 @cache
@@ -206,7 +207,8 @@ def _cloud(side: int, decay: float, rng: Generator) -> Array:
         heights[half::step, ::step] = rough_mean(beside)
         step, roughness = half, roughness / decay
     heights -= heights.min()
-    return heights / heights.max()
+    heights /= heights.max()
+    return heights
 
 
 def spatter(

@@ -72,7 +72,8 @@ def gaussian_blur(image: Array, sigma: float) -> Array:
 @cache
 def _gaussian_weights(sigma: float, reach: int) -> Array:
     weights: Array = np.exp(-0.5 / (sigma * sigma) * np.arange(-reach, reach + 1) ** 2)
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 @lru_cache(maxsize=16)

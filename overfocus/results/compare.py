@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from overfocus.analysis.preparation import choose_images, fit_batches, load_for_run, open_run, place_of
-from overfocus.analysis.session import continue_runs
-from overfocus.analysis.settings import DEFAULT_BATCH_SIZE, Settings, choose_settings
+from overfocus.analysis.analyze import analyze_models, choose_settings
+from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.images.reading import MAX_PIXELS
+from overfocus.processes import join_processes
 from overfocus.results.comparison import Comparison, require_same_models
-from overfocus.results.names import display_names, distinct_names, folder_names
 from overfocus.run import Run
+from overfocus.runs.names import display_names, distinct_names, folder_names
+from overfocus.sweep.opening import place_of
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -103,8 +104,7 @@ def compare(
         images=images,
         corruptions=corruptions,
         severities=severities,
-        device=place_of(sources[0], device),
-        batch_size=DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
+        batch_size=batch_size,
         amp=amp,
         workers=workers,
         seed=seed,
@@ -118,23 +118,17 @@ def compare(
         max_pixels=max_pixels,
         strict=strict,
     )
-    checkpoints = _load(sources, settings, model, use_ema=use_ema)
-    settings = fit_batches(settings, batch_size, checkpoints)
+    processes = join_processes(place_of(sources[0], device))
+    checkpoints = _load(sources, processes.device, image_size, model, use_ema=use_ema)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
-    shown = choose_images(images, checkpoints[0], limit)
-    preprocess = checkpoints[0].preprocess
-    measured = [
-        open_run(folder / "runs" / folder_name, loaded, shown, settings, preprocess, overwrite=overwrite)
-        for folder_name, loaded in zip(folder_names(names), checkpoints, strict=True)
-    ]
-    unfinished = [run for run in measured if run.info["status"] != "complete"]
-    if unfinished:
-        continue_runs(unfinished, shown, settings, preprocess, progress=progress)
-    named = {name: [Run(run.folder.path)] for name, run in zip(names, measured, strict=True)}
+    folders = [folder / "runs" / name for name in folder_names(names)]
     if not overwrite:
-        require_same_models(folder, {name: [run.path for run in group] for name, group in named.items()})
-    comparison = Comparison(named, resamples=resamples, path=folder)
-    comparison.write(folder)
+        require_same_models(folder, {name: [path] for name, path in zip(names, folders, strict=True)})
+    runs = analyze_models(checkpoints, folders, images, settings, processes, overwrite=overwrite, progress=progress)
+    comparison = Comparison(runs, names, resamples=resamples, path=folder)
+    if processes.main:
+        comparison.write(folder)
+    processes.wait()
     return comparison
 
 
@@ -170,7 +164,8 @@ def _opened(source: object) -> Run:
 
 def _load(
     sources: "Sequence[str | Path | Run | LoadedModel]",
-    settings: Settings,
+    device: torch.device,
+    image_size: int | None,
     model: str | Sequence[str | None] | None,
     *,
     use_ema: bool,
@@ -181,7 +176,7 @@ def _load(
             f"expected one architecture for all checkpoints or one for each of {len(sources)}, got {len(architectures)}"
         )
     return [
-        load_for_run(source, settings.device, model=architecture, use_ema=use_ema, image_size=settings.image_size)
+        resolve_model(source, device=device, model=architecture, use_ema=use_ema, image_size=image_size)
         for source, architecture in zip(sources, architectures, strict=True)
         if not isinstance(source, Run)
     ]

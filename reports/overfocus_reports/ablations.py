@@ -11,7 +11,7 @@ from overfocus.figures.colours import INK, OKABE_ITO
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import title_of
-from overfocus.results.names import distinct_names
+from overfocus.runs.names import distinct_names
 from overfocus.statistics.ablation import CHOICE_WORDS
 from overfocus.variants import Variant
 from overfocus_reports.svg import inline_svg

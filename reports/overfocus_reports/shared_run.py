@@ -1,14 +1,14 @@
 """A run seen through what several runs share: the same images under the same numbers, the same corruptions in the same order."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from overfocus.run import DisplayedImage, Run
-from overfocus.segmented_run import ClassMaps
-from overfocus.statistics.layers import variants_of
+from overfocus.run import ClassMaps, DisplayedImage, Run
+from overfocus.runs.description import ImageEntry
 from overfocus.statistics.panel import image_keys
 from overfocus.variants import CONTROL_VARIANT, Variant
 
@@ -24,17 +24,18 @@ class SharedRun(Run):
     def __init__(self, run: Run, numbers: dict[int, int], variants: list[Variant], displayed: list[int]) -> None:
         """`numbers` maps the shared numbers to the run's own; `displayed` are shared numbers."""
         asked = list(dict.fromkeys(variant.corruption for variant in variants if variant.severity))
-        self.path, self.info = run.path, run.info | {"settings": run.info["settings"] | {"corruptions": asked}}
+        self.path = run.path
+        self.description = replace(run.description, settings=replace(run.description.settings, corruptions=asked))
         self.run = run
         self.numbers = numbers
         self.variants = variants
         self._displayed = displayed
 
     @property
-    def images(self) -> list[dict[str, Any]]:
+    def images(self) -> list[ImageEntry]:
         """The shared images under their shared numbers."""
-        own = {entry["image"]: entry for entry in self.run.images}
-        return [own[number] | {"image": shared} for shared, number in self.numbers.items()]
+        own = self.run.images
+        return [replace(own[number], image=shared) for shared, number in self.numbers.items()]
 
     @property
     def displayed(self) -> list[int]:
@@ -58,7 +59,7 @@ class SharedRun(Run):
     def maps(self, image: int, layers: "Collection[int] | None" = None) -> DisplayedImage:
         """As `Run.maps`, by shared number, with the shared variants in their order."""
         kept = self.run.maps(self.numbers[image], layers)
-        places = [kept.variants.index((variant.corruption, variant.severity)) for variant in self.variants]
+        places = [kept.variants.index(variant) for variant in self.variants]
         attention = {layer: weights[places] for layer, weights in kept.attention.items()}
         return DisplayedImage([kept.variants[place] for place in places], kept.pictures[places], attention)
 
@@ -70,7 +71,7 @@ class SharedRun(Run):
     def class_maps(self, image: int) -> ClassMaps:
         """As `Run.class_maps`, by shared number, with the shared variants in their order."""
         kept = self.run.class_maps(self.numbers[image])
-        places = [kept.variants.index((variant.corruption, variant.severity)) for variant in self.variants]
+        places = [kept.variants.index(variant) for variant in self.variants]
         return ClassMaps([kept.variants[place] for place in places], kept.predicted[places], kept.truth)
 
     def _shared(self, table: "pd.DataFrame") -> "pd.DataFrame":
@@ -87,7 +88,7 @@ def shared_runs(runs: Sequence[Run]) -> list[Run]:
         return list(runs)
     keys = [image_keys(run) for run in runs]
     common = [key for key in keys[0] if all(key in others for others in keys)]
-    every = [variants_of(run) for run in runs]
+    every = [run.variants for run in runs]
     variants = [variant for variant in every[0] if all(variant in others for others in every)]
     shown = [key for key in common if all(of_run[key] in run.displayed for run, of_run in zip(runs, keys, strict=True))]
     displayed = [keys[0][key] for key in shown]

@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from overfocus.statistics.layers import layer_statistics, variants_of
+from overfocus.statistics.layers import layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 
 def test_variants_begin_with_clean_and_keep_the_order_asked_for(run):
-    assert variants_of(run) == [CLEAN_VARIANT, *[Variant(name, s) for name in ("gaussian_noise", "fog") for s in (1, 3)]]
+    assert run.variants == [CLEAN_VARIANT, *[Variant(name, s) for name in ("gaussian_noise", "fog") for s in (1, 3)]]
 
 
 def test_words_of_a_variant():
@@ -62,7 +64,7 @@ def test_metrics_without_any_value_are_left_out(make_run):
 
 def test_expectations_follow_each_layers_size(make_run):
     run = make_run(images=1)
-    run.info["layers"][1] |= {"keys": 50, "grid": [7, 7], "key_grid": [7, 7]}
+    run.description = changed_layer(run.description, 1, {"keys": 50, "grid": [7, 7], "key_grid": [7, 7]})
     statistics = layer_statistics(run)
     assert statistics.uniform("top_share")[:2] == pytest.approx([2 / 36, 2 / 49])
     assert statistics.uniform("prefix_share")[0] == pytest.approx(1 / 37)
@@ -84,6 +86,13 @@ def test_the_control_stands_beside_and_is_no_variant(run, make_run):
 
 def test_patch_tokens_are_counted_without_prefix(make_run):
     run = make_run(images=1)
-    run.info["layers"][0] |= {"kind": "class", "prefix_tokens": 1, "key_prefix_tokens": 1}
-    assert [layer.tokens for layer in run.description.layers] == [36] * 4
-    assert run.description.layers[0].label == "0 · blocks.0.attn"
+    run.description = changed_layer(run.description, 0, {"kind": "class", "prefix_tokens": 1, "key_prefix_tokens": 1})
+    assert [layer.tokens for layer in run.layers] == [36] * 4
+    assert run.layers[0].label == "0 · blocks.0.attn"
+
+
+def changed_layer(description, number, changes):
+    """The description of a run with another layer."""
+    layers = list(description.layers)
+    layers[number] = replace(layers[number], **changes)
+    return replace(description, layers=layers)

@@ -30,7 +30,7 @@ def test_result_goes_into_analyze_as_it_is(train_tiny: Train, shapes_folder: Pat
     training = train_tiny(tap=3, changes={"adl": 1.0, "adl_threshold": 0.5})
     loaded = overfocus.load_model(training.checkpoint)
     assert (loaded.found_by, loaded.input_size, loaded.class_names) == ("metadata", (3, 16, 16), ["blue", "green", "red"])
-    assert loaded.missing_keys == loaded.unexpected_keys == loaded.notes == []
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], ())
     assert loaded.model.blocks[0].dilation_predictor.branches == 3
     run = overfocus.analyze(training.checkpoint, shapes_folder / "val", [], [], tmp_path / "run", workers=0, progress=False)
     assert run.predictions["correct"].notna().all()
@@ -294,11 +294,11 @@ def test_other_errors_are_not_hidden(train_tiny: Train, monkeypatch: pytest.Monk
         ({"model": None, "model_args": {}}, "give --model NAME or --init CHECKPOINT"),
         ({"model": "vit_tiny_patch16_225", "model_args": {}}, "vit_tiny_patch16_224"),
         ({"model_args": {"deepness": 3}}, "VisionTransformer cannot be built with"),
-        ({"tap": 0}, "tap must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be 0 or a positive number, got -1"),
+        ({"tap": 0}, "tap must be at least 1 and at most 64, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"changes": {"epochs": 2, "iterations": 3}}, "expected either epochs or iterations, got both; leave one out"),
-        ({"changes": {"learning_rate": math.inf}}, "learning_rate must be above 0, got inf"),
-        ({"limit": 5}, "5 pictures do not fill one step of 8"),
+        ({"changes": {"learning_rate": math.inf}}, "learning_rate must be finite, got inf"),
+        ({"limit": 5}, "5 images do not fill one step of 8 (batch_size 8 × 1); try --batch-size 5"),
         ({"trackers": ["tensorbord"]}, "no tracker 'tensorbord'; accelerate has"),
         ({"device": "tpu"}, "device must be cpu or cuda, got 'tpu'"),
         ({"class_names": ["a"]}, "expected names for 3 classes, got 1"),
