@@ -32,8 +32,8 @@ from overfocus.probes.classes import ScoresProbe
 from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
-from overfocus.results.names import folder_names
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
+from overfocus.runs.names import folder_names
 from overfocus.segmentation.prediction import is_segmentation
 from overfocus.segmentation.settings import InferenceSettings, usual_batch
 from overfocus.settings import takes

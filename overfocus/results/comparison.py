@@ -12,9 +12,9 @@ from overfocus.errors import RunError
 from overfocus.figures.notebook_methods import NotebookMethods
 from overfocus.files import atomic_file
 from overfocus.results.alignment import Alignment, align
-from overfocus.results.names import display_names
 from overfocus.run import Run
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
+from overfocus.runs.names import display_names
 from overfocus.statistics.panel import EVERY, Panel
 from overfocus.statistics.verdicts import RULE, Verdict, judge
 
