@@ -406,24 +406,24 @@ def decode_description(text: bytes, kind: type[Description], path: Path) -> Desc
     """The same for text that stands in `path`."""
     import msgspec
 
-    error = kind.ERROR
+    error, where = kind.ERROR, printable(path)
     try:
         header = msgspec.json.decode(text, type=_Header)
         if header.format is None:
             raise error(
-                f"{printable(path)}: expected the description of {kind.WHAT} of overfocus, but this file is something else; "
+                f"{where}: expected the description of {kind.WHAT} of overfocus, but this file is something else; "
                 "choose another folder"
             )
         if not isinstance(header.format, int) or not OLDEST_FORMAT <= header.format <= FORMAT:
             raise error(
-                f"{printable(path)}: written in format {printable(header.format)}, this version reads formats {OLDEST_FORMAT} to {FORMAT}; "
+                f"{where}: written in format {printable(header.format)}, this version reads formats {OLDEST_FORMAT} to {FORMAT}; "
                 "upgrade overfocus, or measure again"
             )
         description = msgspec.json.decode(text, type=kind)
         _check_numbers(description, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as problem:
         reason = one_line(str(problem) or type(problem).__name__, 300)
-        raise error(f"{printable(path)}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
+        raise error(f"{where}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
     return description
 
 
