@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from overfocus.errors import CaptureError, CheckpointError, CorruptionError, ImageError, OverfocusError, RunError, TrainingError
+from overfocus.runs import notebook as _notebook
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
@@ -84,6 +85,15 @@ __all__ = [
     "verify",
     "wrap",
 ]
+
+
+def _figures() -> object:
+    from overfocus.figures import notebook
+
+    return notebook
+
+
+_notebook.figures = _figures
 
 
 def __getattr__(name: str) -> object:

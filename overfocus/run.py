@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
-from overfocus.figures.notebook_methods import NotebookMethods
 from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
+from overfocus.runs.notebook import NotebookMethods
 from overfocus.runs.tables import read_arrays, read_table
 from overfocus.variants import CLEAN, Variant, sort_variants
 
@@ -186,11 +186,6 @@ class Run(NotebookMethods):
 
     def _shown_runs(self) -> tuple[list["Run"], list[str]]:
         return [self], [self.model]
-
-    def _repr_html_(self) -> str:
-        from overfocus.figures.notebook import run_html
-
-        return run_html(self)
 
     def received(self, image: int, corruption: str = CLEAN, severity: int = 0) -> list[Float[np.ndarray, "rows columns"] | None]:
         """Received attention of one image on its patch grid, one array per layer of `layers`; each sums to 1.
