@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from overfocus.analysis.analyze import analyze
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
-    from overfocus.checkpoints.load import LoadedModel, load_model
+    from overfocus.checkpoints.load import load_model
+    from overfocus.checkpoints.loaded import LoadedModel, wrap
     from overfocus.comparison.compare import compare
     from overfocus.comparison.comparison import Comparison
     from overfocus.corruptions import corrupt
@@ -33,7 +34,7 @@ _HOME = {
     "AttentionMap": "overfocus.attention",
     "Comparison": "overfocus.comparison.comparison",
     "Evaluation": "overfocus.evaluation.evaluation",
-    "LoadedModel": "overfocus.checkpoints.load",
+    "LoadedModel": "overfocus.checkpoints.loaded",
     "Run": "overfocus.run",
     "Training": "overfocus.training.train",
     "attention_rollout": "overfocus.rollout",
@@ -49,6 +50,7 @@ _HOME = {
     "models": "overfocus",
     "train": "overfocus.training.train",
     "verify": "overfocus.verification",
+    "wrap": "overfocus.checkpoints.loaded",
 }
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "models",
     "train",
     "verify",
+    "wrap",
 ]
 
 

@@ -14,7 +14,7 @@ from overfocus.errors import CaptureError
 if TYPE_CHECKING:
     from overfocus.capturing.sources import ArrangedWeights
 
-Kind = Literal["global", "window", "pooled", "class", "channel"]
+Kind = Literal["global", "window", "pooled", "class", "channel", "unlabelled"]
 TOKEN_KINDS: tuple[Kind, ...] = ("global", "window", "pooled", "class")
 ROW_SUM_TOLERANCE = 1e-3
 
@@ -24,7 +24,8 @@ class AttentionMap:
     """Attention weights of one site, computed when they are first asked for.
 
     `weights` is (batch · windows, heads, queries, keys); every row sums to 1. The windows of an image lie next to each
-    other in the first axis: entry `image * windows + window`. Prefix tokens come first, patches row by row.
+    other in the first axis: entry `image * windows + window`. Prefix tokens come first, patches row by row. What is not known
+    is None, never guessed; a map of which not even the axes are known is "unlabelled": (items, 1, queries, keys).
     """
 
     module: str
@@ -47,6 +48,8 @@ class AttentionMap:
     """(rows, columns) of the patch grid over the whole image, which `partition` points into."""
     branch: str | None = None
     """What tells the windows apart: "shifted" (windows moved by a part of their size) or "grid" (strided windows)."""
+    frames: int = 1
+    """Frames of a video: the query patches are `frames` grids, one after the other; 1 for images."""
     normalised: bool = True
     """False where the model changes the map after its softmax (mixed heads, differences of maps), so that rows need not sum
     to 1 and entries may be negative; metrics then take each entry's share of its row's magnitude."""
@@ -79,7 +82,12 @@ class AttentionMap:
         return self.source.images_first
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Float[Tensor, "batch heads rows keys"]:
-        """The weights of queries `start` to `stop` (of a slice of the images), computed now and not kept; float32."""
+        """The weights of queries `start` to `stop` (of a slice of the images), computed now and not kept; float32.
+
+        Raises:
+            CaptureError: the model has overwritten its queries or keys in place since this attention ran.
+        """
+        self.source.check_unchanged(self.module)
         return self.source.rows(start, stop, images)
 
     def chunks(self, size: int) -> Iterator[Float[Tensor, "batch heads chunk keys"]]:

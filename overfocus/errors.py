@@ -4,6 +4,9 @@
 class OverfocusError(Exception):
     """Root of every error that overfocus raises about what it was given; its text is one line that a user can act on."""
 
+    setting: str | None = None
+    """Name of the argument that it is about, where it is about one."""
+
 
 class CheckpointError(OverfocusError):
     """A checkpoint cannot be read, trusted, recognised or loaded."""

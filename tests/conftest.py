@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,10 @@ import pytest
 from overfocus.run import Run
 
 Array = np.ndarray[Any, Any]
+
+# how fast examples come depends on what else the machine does
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 
 def attention_of(rng: np.random.Generator, side: int, layers: int, shake: float) -> list[Array]:

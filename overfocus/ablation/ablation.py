@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overfocus.atomic import atomic_file
 from overfocus.errors import RunError
+from overfocus.files import atomic_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from overfocus.ablation.sites import KeySite
-from overfocus.capturing.functions import function_name
-from overfocus.capturing.modules import ModuleStack
+from overfocus.capturing.functions import SDPA_ARGUMENTS, function_name
 from overfocus.capturing.multihead import FUNCTION_ARGUMENTS
-from overfocus.capturing.recorder import SDPA_ARGUMENTS
+from overfocus.capturing.watching import ModuleStack
 from overfocus.errors import CaptureError
 
 
@@ -97,7 +96,7 @@ class _HidingMode(TorchFunctionMode):
         if found is None:
             return args, kwargs
         site, kept = found
-        keep = site.arrangement.unfold(kept, key.shape[-2])
+        keep = _unfold(site, kept, key.shape[-2])
         if given.get("is_causal"):
             ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
             keep, given["is_causal"] = keep & ones.tril(), False
@@ -114,7 +113,7 @@ class _HidingMode(TorchFunctionMode):
         if found is None:
             return args, kwargs
         site, kept = found
-        keep = site.arrangement.unfold(kept, scores.shape[-1])
+        keep = _unfold(site, kept, scores.shape[-1])
         if keep.ndim != scores.ndim:  # heads folded into the batch, or not yet
             keep = keep.reshape(*scores.shape[:-2], 1, scores.shape[-1])
         masked = scores.masked_fill(~keep, -torch.inf)
@@ -128,7 +127,7 @@ class _HidingMode(TorchFunctionMode):
         if found is None:
             return args, kwargs
         site, kept = found
-        keep = site.arrangement.unfold(kept, width)[:, 0, 0, :own]  # one head for all, and not the keys that torch adds
+        keep = _unfold(site, kept, width)[:, 0, 0, :own]  # one head for all, and not the keys that torch adds
         mask, padding = given.get("attn_mask"), given.get("key_padding_mask")
         hidden = ~keep
         if padding is not None and padding.dtype == torch.bool:
@@ -137,3 +136,8 @@ class _HidingMode(TorchFunctionMode):
             zeros = torch.zeros(keep.shape, dtype=given["query"].dtype, device=keep.device) if padding is None else padding
             hidden = zeros.masked_fill(hidden, -torch.inf)
         return (), given | {"key_padding_mask": hidden}
+
+
+def _unfold(site: KeySite, kept: Bool[Tensor, "items keys"], width: int) -> Tensor:
+    with torch._C.DisableTorchFunction():  # how a mask is laid out is none of what the model does with its tokens
+        return site.arrangement.unfold(kept, width)

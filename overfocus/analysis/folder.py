@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.analysis.settings import MAY_CHANGE
-from overfocus.atomic import atomic_file
 from overfocus.errors import RunError
+from overfocus.files import atomic_file
 from overfocus.run import check_ours, committed_parts, read_info
 
 if TYPE_CHECKING:

@@ -15,16 +15,21 @@ from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
 from overfocus.checkpoints.hub import find_folder
 from overfocus.checkpoints.layout import StateDict, find_state_dict
-from overfocus.checkpoints.loaded import LoadedModel
+from overfocus.checkpoints.loaded import LoadedModel, wrap
 from overfocus.checkpoints.pretrained import load_named
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Recognised, known_by_shapes, recognise
 from overfocus.checkpoints.tap import added_tap, tap_branches
 from overfocus.checkpoints.weights import fill
 from overfocus.errors import CheckpointError
+from overfocus.samples import sample_checkpoint
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "Source", "load_model", "resolve_model"]
 
+Source = str | Path | nn.Module | LoadedModel
+"""What can be measured: a checkpoint file or folder, a timm name, a module in memory, or one that was loaded or wrapped."""
+
+_ON = ("use_ema", "pretrained")  # options that are on unless they are turned off
 _SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
 
@@ -52,6 +57,8 @@ def load_model(
     Raises:
         CheckpointError: the source cannot be read, trusted, recognised or loaded; its text says what to try.
     """
+    if not str(source).strip() or source == Path():
+        raise CheckpointError("expected a checkpoint's path or a timm name, got an empty one (is a variable of the shell unset?)")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     path = Path(source)
     if path.exists() or path.suffix in _SUFFIXES:
@@ -64,6 +71,30 @@ def load_model(
         loaded = load_named(str(source), size, num_classes, pretrained)
     loaded.model.to(device).eval()
     return loaded
+
+
+def resolve_model(source: Source | None, *, device: str | torch.device | None = None, **options: Any) -> LoadedModel:
+    """The model to measure, in eval mode: `source` loaded, wrapped, or as it is where it is loaded already.
+
+    Args:
+        source: what `load_model` takes; a module, which says of itself how images become its input (a timm or transformers
+            model does; `overfocus.wrap` says it for any other); a `LoadedModel`; None for the bundled checkpoint.
+        device: where the model goes; None leaves a model in memory where it is and loads a file to the CPU.
+        options: as for `load_model`, for what is loaded here.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or options of loading were given for a model that is in memory.
+    """
+    if isinstance(source, nn.Module | LoadedModel):
+        given = [name for name, value in options.items() if value is not None and value is not (name in _ON)]
+        if given:
+            raise CheckpointError(f"{', '.join(given)}: said how to load a checkpoint, but the model given is in memory already")
+        loaded = source if isinstance(source, LoadedModel) else wrap(source)
+        loaded.model.eval()
+        if device is not None:
+            loaded.model.to(device)
+        return loaded
+    return load_model(sample_checkpoint() if source is None else source, device=device or "cpu", **options)
 
 
 def _read(path: Path) -> tuple[CheckpointFile, Hints]:
@@ -111,7 +142,8 @@ def _load(
         weights_entry=state.entry,
         missing_keys=filled.missing,
         unexpected_keys=[*filled.unexpected, *state.left_out],
-        notes=[*_weights_notes(state), *recognised.notes, *notes, *filled.notes, *assumed],
+        notes=(*_weights_notes(state), *recognised.notes, *notes, *filled.notes, *assumed),
+        model_args=arguments,
         class_names=class_names_for(hints, model),
         class_colours=class_colours_for(hints, model),
     )

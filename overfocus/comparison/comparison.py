@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overfocus.atomic import atomic_file
 from overfocus.comparison.alignment import Alignment, align
 from overfocus.comparison.names import display_names
 from overfocus.comparison.verdicts import RULE, Verdict, judge
 from overfocus.errors import RunError
 from overfocus.figures.notebook_methods import NotebookMethods
+from overfocus.files import atomic_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from overfocus.atomic import atomic_file
 from overfocus.evaluation.evaluation import Evaluation
+from overfocus.files import atomic_file
 
 
 def describe_subject(info: Mapping[str, Any]) -> dict[str, Any]:

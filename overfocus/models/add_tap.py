@@ -1,13 +1,34 @@
-"""`add_tap`: token-aware average pooling in front of the attention of an existing timm model."""
+"""`add_tap`: token-aware average pooling in front of the attention of an existing timm model, and timm's names with it.
 
-from collections.abc import Sequence
+timm's ViT, DeiT and Swin are registered with TAP in every block as `tap_` and the name of the original.
+"""
 
-from torch import nn
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import timm
+import torch
+from timm.models.beit import Beit
+from timm.models.beit import Block as BeitBlock
+from timm.models.cait import Cait
+from timm.models.cait import LayerScaleBlock as CaitBlock
+from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBlock, VisionTransformerRelPos
+from timm.models.xcit import XCABlock, Xcit
+from torch import Tensor, nn
+
+from overfocus.capturing.watching import in_backward
 from overfocus.errors import OverfocusError
-from overfocus.models.add_tap_sites import FAMILIES, find_sites
-from overfocus.models.tap import DilationPredictor
-from overfocus.models.tap_pooling import TokenPooling
+from overfocus.models.layers import held_statistics
+from overfocus.models.registration import register_entry_point
+from overfocus.models.tap import DilationPredictor, TokenPooling, pool_tokens
 
 INITS = ("default", "identity")
 
@@ -66,3 +87,212 @@ def add_tap(
             site.block.add_module(name, module)
         site.connect()
     return model
+
+
+FAMILIES = ("ViT", "DeiT", "BEiT", "EVA", "CaiT", "XCiT", "Swin")
+
+# The module of a block that is first to see the residual stream on its way to the attention, and nothing else.
+_ENTRANCES: dict[type[nn.Module], str] = {
+    Block: "norm1",
+    BeitBlock: "norm1",
+    EvaBlock: "norm1",
+    CaitBlock: "norm1",
+    XCABlock: "norm1",
+    RelPosBlock: "norm1",
+    ResPostBlock: "attn",
+    EvaBlockPostNorm: "attn",
+    ResPostRelPosBlock: "attn",
+}
+
+
+class PatchGrids:
+    """Patch grids of the images that a model has embedded, by number of patches; a forward hook of the patch embedding.
+
+    They are kept by number, not as one latest grid, because activation checkpointing runs blocks again after other images
+    of other sizes have been embedded.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[int, int]] = {}
+
+    @staticmethod
+    def of_model(patch_embed: nn.Module) -> "PatchGrids":
+        """The one grid memory of a patch embedding, hooked into it when first asked for."""
+        for hook in patch_embed._forward_hooks.values():
+            if isinstance(hook, PatchGrids):
+                return hook
+        grids = PatchGrids()
+        patch_embed.register_forward_hook(grids)
+        return grids
+
+    def __call__(self, patch_embed: Any, args: tuple[Any, ...], output: Any) -> None:
+        """Note the grid of the images given."""
+        # XCiT returns its grid beside the patches.
+        sizes = output[1] if isinstance(output, tuple) else patch_embed.dynamic_feat_size(tuple(args[0].shape[-2:]))
+        rows, columns = (int(size) for size in sizes)  # a tracer has tensors here
+        self.known[rows * columns] = (rows, columns)
+
+    def of(self, patches: int) -> tuple[int, int]:
+        """The grid of that many patches.
+
+        Raises:
+            ValueError: no image had that many patches.
+        """
+        if patches not in self.known:
+            sizes = ", ".join(f"{rows} × {columns}" for rows, columns in self.known.values())
+            raise ValueError(
+                f"expected patch tokens that fill the grid {sizes}, got {patches}; TAP cannot work with dropped patches"
+            )
+        return self.known[patches]
+
+
+class PoolTokens:
+    """Forward pre-hook of a block's entrance: hands it the pooled tokens."""
+
+    def __init__(self, block: nn.Module, grids: PatchGrids, prefix_tokens: int) -> None:
+        self.block = block
+        self.grids = grids
+        self.prefix_tokens = prefix_tokens
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Replaces the tokens (batch, tokens, channels) among the arguments."""
+        tokens = args[0]
+        grid = self.grids.of(int(tokens.shape[1]) - self.prefix_tokens)
+        return _pool(self.block, tokens, grid, self.prefix_tokens), *args[1:]
+
+
+class PoolGrid:
+    """Forward pre-hook of the first norm of a Swin block: hands it the pooled grid."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Replaces the grid (batch, rows, columns, channels) among the arguments."""
+        return pool_grid(self.block, args[0]), *args[1:]
+
+
+def pool_grid(block: nn.Module, grid: Tensor) -> Tensor:
+    """Pools a grid (batch, rows, columns, channels), the form that Swin's blocks work on."""
+    return _pool(block, grid.flatten(1, 2), (int(grid.shape[1]), int(grid.shape[2]))).reshape(grid.shape)
+
+
+def _pool(block: Any, tokens: Tensor, grid: tuple[int, int], prefix_tokens: int = 0) -> Tensor:
+    # Timm's activation checkpoints run a block again in the backward pass, which must not count in the batch norm's statistics.
+    again = not torch.compiler.is_compiling() and in_backward()
+    with held_statistics(block.dilation_predictor) if again else nullcontext():
+        return pool_tokens(block.dilation_predictor, block.token_pools, tokens, grid, prefix_tokens)
+
+
+class PooledSwinV2Block(SwinTransformerV2Block):
+    """A Swin v2 block with TAP: its norm comes after the attention, so no module sees the whole grid before the windows."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        attended: Tensor = super()._attn(pool_grid(self, x))
+        return attended
+
+
+class PooledSwinV2CrBlock(SwinTransformerV2CrBlock):
+    """The same for timm's other Swin v2."""
+
+    def _shifted_window_attn(self, x: Tensor) -> Tensor:
+        attended: Tensor = super()._shifted_window_attn(pool_grid(self, x))  # type: ignore[no-untyped-call]
+        return attended
+
+
+@dataclass(frozen=True)
+class Site:
+    """A block that can take TAP: once it has its `dilation_predictor` and `token_pools`, `connect` puts them to use."""
+
+    block: nn.Module
+    channels: int
+    connect: Callable[[], None]
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every block of `model` that can take TAP, in order; empty where there is no known model in it.
+
+    Raises:
+        OverfocusError: a known model has no patch grid, or blocks that cannot take TAP.
+    """
+    sites: list[Site] = []
+    for module in model.modules():
+        if isinstance(module, (VisionTransformer, VisionTransformerRelPos, Beit, Eva, Cait, Xcit)):
+            sites += _token_sites(module)
+        elif isinstance(module, SwinTransformerBlock):
+            sites.append(Site(module, module.dim, partial(_connect_grid, module)))
+        elif isinstance(module, SwinTransformerV2Block):
+            sites.append(Site(module, module.dim, partial(_become, module, PooledSwinV2Block)))
+        elif isinstance(module, SwinTransformerV2CrBlock):
+            sites.append(Site(module, module.dim, partial(_become, module, PooledSwinV2CrBlock)))
+    return sites
+
+
+def _token_sites(model: Any) -> list[Site]:
+    patch_embed = model.patch_embed
+    if not isinstance(model, Xcit) and not hasattr(patch_embed, "dynamic_feat_size"):
+        kind = type(patch_embed).__name__
+        raise OverfocusError(f"expected a patch embedding with a patch grid, got {kind}, which tells none; TAP needs one")
+    prefix_tokens = 0 if isinstance(model, (Cait, Xcit)) else model.num_prefix_tokens  # their class token joins later
+    sites = []
+    for block in model.blocks:
+        entrance = next((name for kind, name in _ENTRANCES.items() if isinstance(block, kind)), None)
+        if entrance is None:
+            raise OverfocusError(
+                f"expected blocks with a place in front of the attention alone, got {type(block).__name__}; "
+                "build TokenAwareAveragePooling into it instead"
+            )
+        sites.append(Site(block, model.embed_dim, partial(_connect_tokens, block, entrance, patch_embed, prefix_tokens)))
+    return sites
+
+
+def _connect_tokens(block: nn.Module, entrance: str, patch_embed: nn.Module, prefix_tokens: int) -> None:
+    pool = PoolTokens(block, PatchGrids.of_model(patch_embed), prefix_tokens)
+    block.get_submodule(entrance).register_forward_pre_hook(pool)
+
+
+def _connect_grid(block: nn.Module) -> None:
+    block.get_submodule("norm1").register_forward_pre_hook(PoolGrid(block))
+
+
+def _become(block: nn.Module, kind: type[nn.Module]) -> None:
+    block.__class__ = kind
+
+
+BASES = (
+    *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")),
+    *(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")),
+    *(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")),
+    *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")),
+)
+_KEPT = ("num_classes", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "first_conv", "classifier")
+
+
+def create_with_tap(
+    base: str,
+    pretrained: bool = False,
+    num_scales: int = 4,
+    pooling: str = "average",
+    init: str | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """The timm model `base` with `num_scales` (K) TAP branches in every block; `arguments` go to timm.
+
+    With `pretrained` the body has timm's weights of `base`; TAP has none. Its `init` is then "identity" by default, so that the
+    model starts with the output of `base`, and "default" otherwise; see `add_tap`.
+    """
+    model: Any = timm.create_model(base, pretrained=pretrained, **arguments)
+    add_tap(model, branches=num_scales, pooling=pooling, init=init or ("identity" if pretrained else "default"))
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": f"tap_{base}"}
+    built: nn.Module = model
+    return built
+
+
+def _config(base: str) -> dict[str, Any]:
+    config = timm.get_pretrained_cfg(base)
+    assert config is not None
+    return {key: getattr(config, key) for key in _KEPT if getattr(config, key) is not None}
+
+
+for _base in BASES:
+    register_entry_point(__name__, f"tap_{_base}", partial(create_with_tap, _base), _config(_base))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from overfocus.models.patch_grid import to_maps, to_tokens
+from overfocus.models.layers import to_maps, to_tokens
 
 
 class DepthwisePair(nn.Module):

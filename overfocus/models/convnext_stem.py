@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from overfocus.models.patch_grid import to_tokens
+from overfocus.models.layers import to_tokens
 
 PIXELS_AT_ONCE = 2048
 

@@ -4,20 +4,143 @@ Image → tokens at stride 16 → token blocks → a class token that reads them
 Parameter names and shapes are those of the reference of "Robustifying Token Attention for Vision Transformers" (ICCV 2023).
 """
 
+import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers.drop import DropPath
 from timm.models._features import feature_take_indices
+from timm.models._registry import register_model_deprecations
 from timm.models.xcit import ClassAttentionBlock, ConvPatchEmbed
 from torch import Tensor, nn
 
-from overfocus.models.checkpointing import run_block
+from overfocus.models.channel_processing import ChannelProcessing
 from overfocus.models.convnext_stem import HybridEmbedding
-from overfocus.models.fan_block import BlockNorm, Downsample, FanBlock
-from overfocus.models.fourier_encoding import FourierEncoding
-from overfocus.models.patch_grid import to_maps
+from overfocus.models.layers import run_block, to_maps, to_tokens
+from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
+from overfocus.models.tap import DilationPredictor, TokenPooling
+
+HIDDEN = 32
+TEMPERATURE = 10000.0
+
+
+class FourierEncoding(nn.Module):
+    """Positional encoding of any grid, (1, rows · columns, channels), added to the tokens once before the blocks.
+
+    Row i and column j become angles in (0, 2π]; each is divided by 32 frequencies, sines of the even ones and cosines of
+    the odd ones are projected by a 1×1 convolution. `paired_frequencies` gives a sine and the cosine after it the same
+    frequency, as in XCiT (El-Nouby et al. 2021); the reference's segmentation copy steps at every one of the 32 instead,
+    and its weights need that.
+    """
+
+    def __init__(self, channels: int, paired_frequencies: bool = True) -> None:
+        super().__init__()
+        self.paired_frequencies = paired_frequencies
+        self.token_projection = nn.Conv2d(2 * HIDDEN, channels, kernel_size=1)
+
+    def forward(self, grid: tuple[int, int]) -> Float[Tensor, "1 tokens channels"]:
+        rows, columns = (self._axis(length) for length in grid)
+        by_row = rows[:, None, :].expand(-1, grid[1], -1)
+        by_column = columns[None, :, :].expand(grid[0], -1, -1)
+        waves = torch.cat([by_row, by_column], dim=-1).to(self.token_projection.weight.dtype)  # (rows, columns, 64)
+        projected: Tensor = self.token_projection(waves.permute(2, 0, 1)[None])
+        return projected.flatten(2).transpose(1, 2)
+
+    def _axis(self, length: int) -> Float[Tensor, "length hidden"]:
+        device = self.token_projection.weight.device
+        angles = torch.arange(1, length + 1, device=device, dtype=torch.float32) * (2 * math.pi / (length + 1e-6))
+        steps = torch.arange(HIDDEN, device=device, dtype=torch.float32)
+        if self.paired_frequencies:
+            steps = 2 * torch.div(steps, 2, rounding_mode="floor")
+        phases = angles[:, None] / TEMPERATURE ** (steps / HIDDEN)
+        return torch.stack([phases[:, 0::2].sin(), phases[:, 1::2].cos()], dim=-1).flatten(1)
+
+
+class BlockNorm(nn.LayerNorm):
+    """Layer norm with the ε that FAN has everywhere but in channel processing."""
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, eps=1e-6, **options)
+
+
+class TokenMixing(nn.Module):
+    """Multi-head self-attention with queries from one projection and keys and values from another."""
+
+    def __init__(self, channels: int, heads: int, attn_drop: float = 0.0, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attn_drop = attn_drop
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels"]:
+        query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+        keys_values = self.kv(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = keys_values.unbind(0)
+        drop = self.attn_drop if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
+        out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return out
+
+
+class Downsample(nn.Module):
+    """Overlapping 3×3 convolution of stride 2 and a norm, between the two widths of the extra-large model."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, out_channels, kernel_size=3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(out_channels)  # ε 1e-5 in the reference, here alone among FAN's block norms
+
+    def forward(self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens (batch, a quarter of the tokens, out_channels) and their grid."""
+        maps = self.proj(to_maps(tokens, grid))
+        return self.norm(to_tokens(maps)), (maps.shape[2], maps.shape[3])
+
+
+class FanBlock(nn.Module):
+    """x + γ₁ · attention(norm(TAP(x))), then x + γ₂ · channel processing(norm(x)).
+
+    TAP pools the stream before its norm, and only what attention reads: the residual keeps the unpooled tokens. Without
+    `num_scales` the block has no TAP.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        num_scales: int | None = None,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.gamma1 = nn.Parameter(torch.ones(channels))
+        self.gamma2 = nn.Parameter(torch.ones(channels))
+        self.norm1 = BlockNorm(channels)
+        self.attn = TokenMixing(channels, heads, attn_drop, proj_drop)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = BlockNorm(channels)
+        self.mlp = ChannelProcessing(channels, heads, drop=proj_drop, attn_drop=attn_drop)
+        self.dilation_predictor = None
+        if num_scales is not None:
+            self.dilation_predictor = DilationPredictor(channels, num_scales)
+            self.token_pools = TokenPooling(channels, num_scales)
+        self.downsample: Downsample | None = None  # applied after the block by the model that sets it
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch tokens channels"]:
+        pooled = tokens
+        if self.dilation_predictor is not None:
+            pooled = self.token_pools(tokens, self.dilation_predictor(tokens, grid), grid)
+        tokens = torch.addcmul(tokens, self.gamma1, self.drop_path(self.attn(self.norm1(pooled))))
+        return torch.addcmul(tokens, self.gamma2, self.drop_path(self.mlp(self.norm2(tokens), grid)))
 
 
 class Fan(nn.Module):
@@ -201,3 +324,64 @@ class Fan(nn.Module):
 def _initialise(linear: nn.Linear, scale: float = 1.0) -> None:
     nn.init.trunc_normal_(linear.weight, std=0.02 * scale)
     nn.init.zeros_(linear.bias)
+
+
+# Two names tell a wrong depth: small_12 hybrid has 10 token blocks and large_16 hybrid has 22.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "fan_tiny_12_p16_224": {"embed_dims": (192,), "depths": (12,), "num_heads": (4,)},
+    "fan_small_12_p16_224": {"embed_dims": (384,), "depths": (12,), "num_heads": (8,)},
+    "fan_base_18_p16_224": {"embed_dims": (448,), "depths": (18,), "num_heads": (8,)},
+    "fan_large_24_p16_224": {"embed_dims": (480,), "depths": (24,), "num_heads": (10,)},
+    "fan_tiny_8_p4_hybrid": {"embed_dims": (192,), "depths": (8,), "num_heads": (8,), "stem_depths": (3, 3)},
+    "fan_small_12_p4_hybrid": {"embed_dims": (384,), "depths": (10,), "num_heads": (8,), "stem_depths": (3, 3)},
+    "fan_base_16_p4_hybrid": {"embed_dims": (448,), "depths": (16,), "num_heads": (8,), "stem_depths": (3, 3)},
+    "fan_large_16_p4_hybrid": {
+        "embed_dims": (480,),
+        "depths": (22,),
+        "num_heads": (10,),
+        "stem_depths": (3, 5),
+        "head_init_scale": 0.001,
+    },
+    "fan_xlarge_16_p4_hybrid": {
+        "embed_dims": (528, 768),
+        "depths": (20, 3),
+        "num_heads": (11, 16),
+        "stem_depths": (3, 7),
+        "head_init_scale": 0.001,
+    },
+}
+# The reference crops these two to 0.9 because the configuration they name was never registered.
+_CROPPED = ("fan_tiny_8_p4_hybrid", "fan_xlarge_16_p4_hybrid")
+
+
+def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename the parameters of old third-party FAN checkpoints: `pos_embeder`, and class attention with fused q, k and v."""
+    del model
+    converted = {}
+    for name, tensor in state_dict.items():
+        name = name.replace("pos_embeder.", "pos_embed.")
+        if name.startswith("cls_attn_blocks.") and ".attn.qkv." in name:
+            for part, chunk in zip("qkv", torch.chunk(tensor, 3), strict=True):
+                converted[name.replace(".qkv.", f".{part}.")] = chunk
+        else:
+            converted[name] = tensor
+    return converted
+
+
+def without_tap(num_scales: int | None = None, **arguments: Any) -> Fan:
+    """A FAN without TAP; `num_scales` is accepted and has no effect, since the reference hands it to every model."""
+    del num_scales
+    return Fan(**arguments)
+
+
+for _name, _architecture in ARCHITECTURES.items():
+    _config = pretrained_config(crop_pct=0.9 if _name in _CROPPED else 1.0)
+    _plain = partial(without_tap, **_architecture)
+    _with_tap = partial(Fan, num_scales=TAP_BRANCHES, **_architecture)
+    register_architecture(__name__, _name, _plain, _config, convert_state_dict)
+    register_architecture(__name__, f"tap_{_name}", _with_tap, _config, convert_state_dict)
+
+# The reference spells these two with a capital.
+register_model_deprecations(
+    __name__, {f"{prefix}fan_Xlarge_16_p4_hybrid": f"{prefix}fan_xlarge_16_p4_hybrid" for prefix in ("", "tap_")}
+)

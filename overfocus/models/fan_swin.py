@@ -14,11 +14,68 @@ import torch
 from jaxtyping import Float
 from timm.layers.patch_embed import PatchEmbed
 from timm.models._features import feature_take_indices
-from timm.models.swin_transformer import PatchMerging
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 
-from overfocus.models.checkpointing import run_block
-from overfocus.models.fan_swin_block import FanSwinBlock
+from overfocus.models.channel_processing import ChannelProcessing
+from overfocus.models.layers import run_block
+from overfocus.models.registration import pretrained_config, register_architecture
+from overfocus.models.tap import DilationPredictor, TokenPooling
+
+
+class FanSwinBlock(SwinTransformerBlock):
+    """timm's Swin block on (batch, rows, columns, channels), with channel processing and TAP where asked for."""
+
+    def __init__(
+        self,
+        dim: int,
+        input_resolution: tuple[int, int],
+        num_heads: int,
+        channel_processing: bool,
+        num_scales: int = 1,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(dim, input_resolution, num_heads, proj_drop=proj_drop, attn_drop=attn_drop, dynamic_mask=True, **options)
+        attention: Any = self.attn
+        # Two buffers that timm leaves out of checkpoints and the reference keeps in them.
+        attention.register_buffer("relative_position_index", attention.relative_position_index)
+        self.register_buffer("attn_mask", super().get_attn_mask(device=torch.empty(0).device, dtype=torch.get_default_dtype()))
+        self.padded_resolution = tuple(
+            math.ceil(length / window) * window for length, window in zip(input_resolution, self.window_size, strict=True)
+        )
+        self.channel_processing = channel_processing
+        if channel_processing:
+            mlp = ChannelProcessing(dim, num_heads, residual=False, drop=proj_drop, attn_drop=attn_drop)
+            self.mlp = mlp  # type: ignore[assignment]
+        self.dilation_predictor = None
+        if num_scales > 1:
+            self.dilation_predictor = DilationPredictor(dim, num_scales)
+            self.token_pools = TokenPooling(dim, num_scales)
+
+    def get_attn_mask(
+        self, x: Tensor | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor | None:
+        """Mask of shifted windows, (windows, tokens, tokens): the stored one for the size the model was built for."""
+        stored: Any = self.attn_mask
+        if x is not None and stored is not None and tuple(x.shape[1:3]) == self.padded_resolution:
+            mask: Tensor | None = stored.to(x.dtype)
+            return mask
+        return super().get_attn_mask(x, device, dtype)
+
+    def forward(self, x: Float[Tensor, "batch rows columns channels"]) -> Float[Tensor, "batch rows columns channels"]:
+        grid = (x.shape[1], x.shape[2])
+        pooled = x
+        if self.dilation_predictor is not None:
+            tokens = x.flatten(1, 2)
+            weights = self.dilation_predictor(tokens, grid)
+            pooled = torch.unflatten(self.token_pools(tokens, weights, grid), 1, grid)
+        attended: Tensor = self.drop_path1(self._attn(self.norm1(pooled)))  # type: ignore[no-untyped-call]
+        tokens = (x + attended).flatten(1, 2)
+        normed = self.norm2(tokens)
+        tokens = tokens + self.drop_path2(self.mlp(normed, grid) if self.channel_processing else self.mlp(normed))
+        return torch.unflatten(tokens, 1, grid)
 
 
 class FanSwinStage(nn.Module):
@@ -186,3 +243,23 @@ def _initialise(linear: nn.Linear) -> None:
     nn.init.trunc_normal_(linear.weight, std=0.02)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "fan_swin_tiny_patch4_window7_224": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "fan_swin_small_patch4_window7_224": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "fan_swin_base_patch4_window7_224": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "fan_swin_large_patch4_window7_224": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+
+
+def without_tap(num_scales: int | None = None, **arguments: Any) -> FanSwin:
+    """A FAN-Swin without TAP; `num_scales` is accepted and has no effect, as in the reference."""
+    del num_scales
+    return FanSwin(**arguments)
+
+
+for _name, _architecture in ARCHITECTURES.items():
+    _config = pretrained_config(crop_pct=0.9)
+    register_architecture(__name__, _name, partial(without_tap, **_architecture), _config)
+    register_architecture(__name__, f"tap_{_name}", partial(FanSwin, **_architecture), _config)

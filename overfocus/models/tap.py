@@ -1,20 +1,84 @@
-"""Token-aware Average Pooling (TAP): every token chooses how large a neighbourhood it speaks for before attention.
+"""Token-aware Average Pooling (TAP): every token chooses how large a neighbourhood it speaks for before attention; for images and sequences.
 
 Source: Guo, Stutz, Schiele, "Robustifying Token Attention for Vision Transformers", ICCV 2023, section 3.1.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from overfocus.models.patch_grid import to_maps, to_tokens
-from overfocus.models.tap_pooling import TokenPooling
+from overfocus.models.layers import to_maps, to_tokens
+from overfocus.models.tap_mixture import mix_dilated
 
 IDENTITY_MARGIN = 14.0
 """By how much branch 0 leads after `favour_identity`: the other weights are 8e-7, which pretrained outputs do not show."""
+
+
+POOLINGS = ("average", "max", "gaussian", "learned")
+_LINEAR_TAPS = {"average": (1 / 3, 1 / 3), "gaussian": (1 / 2, 1 / 4)}
+
+
+class TokenPooling(nn.Module):
+    """Mixes K poolings of the tokens, dilations 0 … K−1, by weights given per token.
+
+    Branch 0 is the token itself; branch r pools its 3×3 neighbours (3 on a sequence) that lie r tokens apart:
+
+    * "average": their mean, zeros beyond the border, always divided by 9 (3). No parameters.
+    * "gaussian": their mean weighted 1:2:1 along every axis, zeros beyond the border. No parameters.
+    * "max": their maximum per channel, over those inside the grid. No parameters.
+    * "learned": a depthwise 3×3 kernel per branch, parameter `kernels` (K − 1, channels, 1, 3, 3), which starts as the average.
+
+    So that a checkpoint tells its pooling, "gaussian" and "max" leave a buffer of that name (a single 1) in the state dict.
+
+    Raises:
+        ValueError: for an unknown pooling.
+    """
+
+    def __init__(self, channels: int, branches: int, pooling: str = "average", axes: int = 2) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        self.pooling = pooling
+        self.branches = branches
+        self.axes = axes
+        if pooling in ("gaussian", "max"):
+            self.register_buffer(pooling, torch.ones(()))
+        if pooling == "learned":
+            self.kernels = nn.Parameter(torch.full((branches - 1, channels, 1, *[3] * axes), 1 / 3**axes))
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens channels"],
+        weights: Float[Tensor, "batch tokens branches"],
+        grid: tuple[int, ...],
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """The pooled tokens; `grid` is (rows, columns), or (length,) on a sequence, and holds every token given."""
+        if self.branches == 1:
+            return tokens
+        if self.pooling in _LINEAR_TAPS:
+            return mix_dilated(tokens, weights, grid, self.branches, _LINEAR_TAPS[self.pooling])
+        image = to_maps(tokens, grid)
+        shares = to_maps(weights, grid)
+        mixed = shares[:, :1] * image
+        for dilation in range(1, self.branches):
+            mixed = mixed + shares[:, dilation : dilation + 1] * self._pool(image, dilation)
+        return to_tokens(mixed)
+
+    def _pool(self, image: Tensor, dilation: int) -> Tensor:
+        if self.pooling == "max":
+            padded = F.pad(image, [dilation] * (2 * self.axes), value=-torch.inf)
+            pool = F.max_pool2d if self.axes == 2 else F.max_pool1d
+            return pool(padded, 3, stride=1, dilation=dilation)
+        convolve = F.conv2d if self.axes == 2 else F.conv1d
+        return convolve(image, self.kernels[dilation - 1], padding=dilation, dilation=dilation, groups=image.shape[1])
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"branches={self.branches}, pooling={self.pooling!r}"
 
 
 class DilationPredictor(nn.Module):
@@ -169,3 +233,56 @@ def check_grid(tokens: Tensor, grid: tuple[int, ...], axes: int) -> None:
             f"expected a grid that holds the {tokens.shape[1]} tokens given, got {size} = {math.prod(grid)}; "
             "class, distillation and register tokens are counted in prefix_tokens"
         )
+
+
+class TapEncoderLayer(nn.TransformerEncoderLayer):
+    """`torch.nn.TransformerEncoderLayer` with token-aware average pooling along the sequence in front of its attention.
+
+    Takes the arguments of torch's layer, and `branches` and `pooling` as keywords; `nn.TransformerEncoder` stacks it as usual.
+    The pooled tokens feed the attention (and the norm before it where `norm_first` is true), the residual bypasses them. Padded
+    tokens (`src_key_padding_mask`) count as zero in their neighbours' pools.
+
+    Raises:
+        ValueError: for fewer than one branch or an unknown pooling.
+    """
+
+    def __init__(self, d_model: int, nhead: int, *args: Any, branches: int = 4, pooling: str = "average", **kwargs: Any) -> None:
+        super().__init__(d_model, nhead, *args, **kwargs)
+        # Keeps torch's fused kernel for whole layers away, and the nested tensors it comes with: neither knows of pooling.
+        self.activation_relu_or_gelu = 0
+        like = self.linear1.weight
+        self.dilation_predictor = DilationPredictor(d_model, branches, axes=1).to(like.device, like.dtype)
+        self.token_pools = TokenPooling(d_model, branches, pooling, axes=1).to(like.device, like.dtype)
+
+    def forward(
+        self,
+        src: Float[Tensor, "..."],
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "..."]:
+        """The layer's output; `src` is (batch, tokens, channels), (tokens, batch, channels) or (tokens, channels), as for torch.
+
+        Raises:
+            ValueError: the layer is called as a causal one; pooling would show it the tokens to come.
+        """
+        if is_causal:
+            raise ValueError(
+                "expected attention in both directions, got is_causal=True; pooling would show tokens what comes after them"
+            )
+        pooled = self._pool(src, src_key_padding_mask)
+        if self.norm_first:
+            x = src + self._sa_block(self.norm1(pooled), src_mask, src_key_padding_mask)
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(src + self._sa_block(pooled, src_mask, src_key_padding_mask))
+        output: Tensor = self.norm2(x + self._ff_block(x))
+        return output
+
+    def _pool(self, source: Tensor, padding: Tensor | None) -> Tensor:
+        """Pools along the tokens, whichever axis they are on; `padding` is True, or −∞, where a token is padding."""
+        sequence_first = source.ndim == 3 and not self.self_attn.batch_first
+        tokens = source.transpose(0, 1) if sequence_first else source.reshape(-1, *source.shape[-2:])
+        if padding is not None:
+            padding = (padding if padding.dtype == torch.bool else padding == -torch.inf).reshape(tokens.shape[:2])
+        pooled = pool_tokens(self.dilation_predictor, self.token_pools, tokens, (tokens.shape[1],), padding=padding)
+        return pooled.transpose(0, 1) if sequence_first else pooled.reshape(source.shape)

@@ -17,39 +17,39 @@ from overfocus.training.material import Material
 from overfocus.training.objective import Objective
 from overfocus.training.randomness import seed_all
 from overfocus.training.recipe import Recipe
-from overfocus.training.request import MASKED_AUTOENCODING, SEGMENTATION, Request
 from overfocus.training.samples import Sample
 from overfocus.training.segmentation import Segmentation
+from overfocus.training.settings import MASKED_AUTOENCODING, SEGMENTATION, TrainSettings
 
 
-def build_model(material: Material, request: Request) -> tuple[nn.Module, list[str]]:
+def build_model(material: Material, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
     """The model to train, the same for the same seed, and what a user should know of its start."""
-    seed_all(request.seed)
-    initial, recipe = material.initial, request.recipe
+    seed_all(settings.seed)
+    initial = material.initial
     model = material.architecture.build(drop_path=recipe.drop_path, tap_init="default" if initial is None else "identity")
     notes = []
     if initial is not None:
         fresh = fill_from(model, initial, material.class_names)
         notes = [f"start from {initial.source} ({initial.name})" + (f"; new: {', '.join(fresh)}" if fresh else "")]
-    if request.objective == MASKED_AUTOENCODING:
+    if settings.objective == MASKED_AUTOENCODING:
         size = material.preprocess.input_size
         model = MaskedAutoencoder(model, size, masking=recipe.masking, width=recipe.decoder_width, depth=recipe.decoder_depth)
-    if request.checkpointing:
+    if settings.checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise TrainingError(f"{material.architecture.name} has no activation checkpointing; leave it out")
         getattr(model, "set_grad_checkpointing")(True)  # noqa: B009  # torch says it is a tensor
-    if request.compiled and recipe.diversified:
+    if settings.compiled and recipe.diversified:
         notes.append("torch.compile has no effect where ADL watches the model")
     return model, notes
 
 
-def choose_objective(model: nn.Module, material: Material, request: Request) -> Objective:
+def choose_objective(model: nn.Module, material: Material, settings: TrainSettings, recipe: Recipe) -> Objective:
     """What the model is trained for."""
     if isinstance(model, MaskedAutoencoder):
         return MaskedAutoencoding()
-    if request.task == SEGMENTATION:
-        return Segmentation(request.recipe, len(material.class_names))
-    return Classification(request.recipe, len(material.class_names))
+    if settings.task == SEGMENTATION:
+        return Segmentation(recipe, len(material.class_names))
+    return Classification(recipe, len(material.class_names))
 
 
 def choose_augmentation(material: Material, recipe: Recipe) -> Callable[[Any, Any], Sample]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from overfocus.atomic import atomic_file
+from overfocus.files import atomic_file
 from overfocus.training.log import read_log
 
 

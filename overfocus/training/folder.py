@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from overfocus.atomic import atomic_file
 from overfocus.errors import TrainingError
+from overfocus.files import atomic_file
 
 _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|curves\.png|\..*\.unfinished")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overfocus.atomic import atomic_file
+from overfocus.files import atomic_file
 
 if TYPE_CHECKING:
     import pandas as pd

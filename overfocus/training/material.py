@@ -18,7 +18,7 @@ from overfocus.preprocessing import Preprocess
 from overfocus.training.architecture import Architecture, choose_architecture
 from overfocus.training.augmentation import measure_statistics
 from overfocus.training.initialisation import describe_architecture, load_initial
-from overfocus.training.request import SEGMENTATION
+from overfocus.training.settings import SEGMENTATION
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from overfocus.analysis.description import describe_versions
 from overfocus.analysis.settings import choose_workers
 from overfocus.errors import TrainingError
 from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
+from overfocus.training.description import TrainingSettings
 from overfocus.training.diversity import Diversity
 from overfocus.training.folder import is_complete, open_folder, write_info
 from overfocus.training.launch import (
@@ -27,10 +28,9 @@ from overfocus.training.memory import memory_told
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.progress import progress_display
 from overfocus.training.recipe import Recipe
-from overfocus.training.request import SEGMENTATION, SUPERVISED, Request
 from overfocus.training.result import write_result
 from overfocus.training.samples import AugmentedImages, PlainImages, StepOrder, load_batches
-from overfocus.training.settings import TrainingSettings
+from overfocus.training.settings import SEGMENTATION, SUPERVISED, TrainSettings
 from overfocus.training.state import read_state
 from overfocus.version import __version__
 
@@ -41,34 +41,34 @@ FORMAT = 1
 """Version of training.json."""
 
 
-def run_session(request: Request) -> None:
+def run_session(request: TrainSettings, recipe: Recipe) -> None:
     """Train from the beginning or from the last checkpoint to the end; nothing is done where the training is complete.
 
     Raises:
         CheckpointError, ImageError, TrainingError: as `train` says.
     """
-    remedy = f"try a smaller batch_size than {request.recipe.batch_size} with more accumulation, or checkpointing"
+    remedy = f"try a smaller batch_size than {recipe.batch_size} with more accumulation, or checkpointing"
     with memory_told(f"{remedy}; the last good checkpoint is kept"):
-        _run(request)
+        _run(request, recipe)
 
 
-def _run(request: Request) -> None:
+def _run(request: TrainSettings, recipe: Recipe) -> None:
     material = gather(
-        request.data,
-        request.validation,
+        Path(request.data),
+        None if request.validation is None else Path(request.validation),
         model=request.model,
-        model_args=request.model_args,
-        init=request.init,
-        tap=request.tap,
+        model_args=request.model_args or {},
+        init=None if request.init is None else str(request.init),
+        tap=None if request.tap is None else {"branches": request.tap, "pooling": request.tap_pooling},
         image_size=request.image_size,
         class_names=request.class_names,
         task=request.task,
         labelled=request.objective == SUPERVISED,
         limit=request.limit,
-        use_ema=request.recipe.init_ema,
+        use_ema=recipe.init_ema,
     )
-    recipe, folder = request.recipe, request.output
-    model, notes = build_model(material, request)
+    folder = Path(request.output)
+    model, notes = build_model(material, request, recipe)
     has_unused = processes_started() > 1 and unused_parameters(model, material.preprocess)
     accelerator = make_accelerator(
         recipe,
@@ -80,11 +80,11 @@ def _run(request: Request) -> None:
     )
     if request.task == SEGMENTATION and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         synchronise_norms(model)
-    order = _order(material, request, accelerator)
+    order = _order(material, recipe, request.seed, accelerator)
     optimizer = make_optimizer(model, recipe, order.images_per_step)
     rate = LearningRate(optimizer, recipe, order.steps_per_epoch)
     order.epochs = -(-rate.steps // order.steps_per_epoch)
-    settings = _settings(material, request, accelerator)
+    settings = _settings(material, request, recipe, accelerator)
     if accelerator.is_main_process:
         _enter(folder, settings, notes, overwrite=request.overwrite)
     accelerator.wait_for_everyone()
@@ -99,7 +99,7 @@ def _run(request: Request) -> None:
         optimizer=prepared_optimizer,
         rate=rate,
         recipe=recipe,
-        objective=choose_objective(model, material, request),
+        objective=choose_objective(model, material, request, recipe),
         diversity=Diversity(recipe, order.steps_per_epoch),
         pace=Pace(
             steps_per_epoch=order.steps_per_epoch,
@@ -124,15 +124,14 @@ def _run(request: Request) -> None:
     accelerator.end_training()
 
 
-def _order(material: Material, request: Request, accelerator: "Accelerator") -> StepOrder:
-    recipe = request.recipe
+def _order(material: Material, recipe: Recipe, seed: int, accelerator: "Accelerator") -> StepOrder:
     order = StepOrder(
         material.chosen,
         batch_size=recipe.batch_size,
         accumulation=recipe.accumulation,
         repeats=recipe.repeated_augmentation,
         epochs=recipe.epochs or 1,
-        seed=request.seed,
+        seed=seed,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
@@ -151,9 +150,9 @@ def _average(model: nn.Module, recipe: Recipe) -> Any:
     return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
 
-def _settings(material: Material, request: Request, accelerator: "Accelerator") -> TrainingSettings:
+def _settings(material: Material, request: TrainSettings, recipe: Recipe, accelerator: "Accelerator") -> TrainingSettings:
     return TrainingSettings(
-        recipe=request.recipe,
+        recipe=recipe,
         architecture=material.architecture,
         task=request.task,
         objective=request.objective,
@@ -186,13 +185,15 @@ def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwr
     write_info(folder, info)
 
 
-def _take_steps(trainer: Trainer, material: Material, request: Request, order: StepOrder, settings: TrainingSettings) -> None:
+def _take_steps(
+    trainer: Trainer, material: Material, request: TrainSettings, order: StepOrder, settings: TrainingSettings
+) -> None:
     accelerator = trainer.accelerator
     workers = choose_workers(request.workers)
-    augmented = AugmentedImages(material.images, choose_augmentation(material, request.recipe), request.seed)
+    augmented = AugmentedImages(material.images, choose_augmentation(material, trainer.recipe), request.seed)
     pin = accelerator.device.type == "cuda"
     batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
-    log = Log(request.output / "log.csv", trainer.step) if accelerator.is_main_process else None
+    log = Log(Path(request.output) / "log.csv", trainer.step) if accelerator.is_main_process else None
     start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
 
     def validated(model: nn.Module) -> dict[str, float]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from overfocus.atomic import atomic_file
 from overfocus.errors import TrainingError
+from overfocus.files import atomic_file
 
 FORMAT = 1
 

@@ -179,7 +179,7 @@ def count_maps(name: str) -> tuple[int, dict[str, int | None]]:
     size = SIZES.get(name, config.get("input_size", (3, 224, 224))[-1])
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with overfocus.capture(built(builder)) as captured:
-        captured.recorder.stack.model(images)
+        captured.tracer.stack.model(images)
     total = sum(attention.kind in TOKEN_KINDS for attention in captured.maps)
     wanted = ours(builder, images)
     of_transformers = name in _TRANSFORMERS

@@ -14,8 +14,7 @@ from torch import nn
 
 import overfocus.models
 from overfocus.models import Fan
-from overfocus.models.fan_variants import ARCHITECTURES, convert_state_dict
-from overfocus.models.fourier_encoding import FourierEncoding
+from overfocus.models.fan import ARCHITECTURES, FourierEncoding, convert_state_dict
 
 NAMES = [prefix + name for prefix in ("", "tap_") for name in ARCHITECTURES]
 

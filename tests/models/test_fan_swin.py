@@ -9,7 +9,7 @@ import torch
 import overfocus
 from overfocus.models import FanSwin
 from overfocus.models.channel_processing import ChannelProcessing
-from overfocus.models.fan_swin_variants import ARCHITECTURES
+from overfocus.models.fan_swin import ARCHITECTURES
 
 
 def small_swin(**arguments: Any) -> FanSwin:

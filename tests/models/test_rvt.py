@@ -11,9 +11,7 @@ from torch import nn
 import overfocus
 import overfocus.models
 from overfocus.models import Rvt
-from overfocus.models.rvt import RvtEmbedding
-from overfocus.models.rvt_block import ConvolutionalMlp, ScaledAttention
-from overfocus.models.rvt_variants import ARCHITECTURES, fit_masks
+from overfocus.models.rvt import ARCHITECTURES, ConvolutionalMlp, RvtEmbedding, ScaledAttention, fit_masks
 
 
 def small_rvt(**arguments: Any) -> Rvt:

@@ -10,9 +10,7 @@ from torch import nn
 
 import overfocus
 from overfocus.models import Fan, SegmentationModel, add_tap, segmentation_model
-from overfocus.models.segformer_head import SegFormerHead
-from overfocus.models.segmentation import OUT_BLOCKS
-from overfocus.models.segmentation_backbones import FanLevels, TimmLevels
+from overfocus.models.segmentation import OUT_BLOCKS, FanLevels, SegFormerHead, TimmLevels
 
 
 def small_fan_levels(**arguments: Any) -> FanLevels:

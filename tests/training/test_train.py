@@ -30,7 +30,7 @@ def test_result_goes_into_analyze_as_it_is(train_tiny: Train, shapes_folder: Pat
     training = train_tiny(tap=3, changes={"adl": 1.0, "adl_threshold": 0.5})
     loaded = overfocus.load_model(training.checkpoint)
     assert (loaded.found_by, loaded.input_size, loaded.class_names) == ("metadata", (3, 16, 16), ["blue", "green", "red"])
-    assert loaded.missing_keys == loaded.unexpected_keys == loaded.notes == []
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], ())
     assert loaded.model.blocks[0].dilation_predictor.branches == 3
     run = overfocus.analyze(training.checkpoint, shapes_folder / "val", [], [], tmp_path / "run", workers=0, progress=False)
     assert run.predictions["correct"].notna().all()
