@@ -75,9 +75,9 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.comparison.names import display_names
     from overfocus.figures.paper_style import paper, save_figure
     from overfocus.figures.publication import draw
+    from overfocus.results.names import display_names
     from overfocus.run import Run
 
     opened = [Run(folder) for folder in runs]

@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from overfocus.errors import RunError
 from overfocus.figures.colours import INK, SEQUENTIAL
-from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import LOWEST, attention_norm, multiple
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.figures.variants import Variant
+from overfocus.statistics.layers import Layer
+from overfocus.variants import Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from overfocus.comparison.names import distinct_names
 from overfocus.figures.colours import INK, OKABE_ITO
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.style import styled
-from overfocus.figures.variants import Variant
 from overfocus.metrics.catalogue import title_of
+from overfocus.results.names import distinct_names
+from overfocus.variants import Variant
 from overfocus_reports.svg import inline_svg
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
     found = []
     titles = distinct_names(
         [ablation.model for ablation in ablations],
-        [str(ablation.info["checkpoint"]["source"]) for ablation in ablations],
+        [ablation.description.checkpoint.source for ablation in ablations],
         [ablation.path.absolute().name for ablation in ablations],
     )
     for number, (ablation, title) in enumerate(zip(ablations, titles, strict=True)):

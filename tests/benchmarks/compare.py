@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from analyze import timed, write_photos
+from overfocus.comparison.bootstrap import bootstrap_intervals
 
 import overfocus
-from overfocus.comparison.bootstrap import bootstrap_intervals
 
 
 def main() -> None:

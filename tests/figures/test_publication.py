@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from overfocus.errors import RunError
-from overfocus.figures.layer_statistics import layer_statistics
 from overfocus.figures.paper_style import inches, paper, save_figure
 from overfocus.figures.publication import KINDS, draw
 from overfocus.figures.selection import most_overfocused, same_depth
 from overfocus.run import Run
+from overfocus.statistics.layers import layer_statistics
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from overfocus.figures.layers import layers_of
-from overfocus.figures.variants import variants_of
+from overfocus.statistics.layers import variants_of
 from overfocus_reports.extremes import ImageValues, image_values
 
 

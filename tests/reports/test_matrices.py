@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfocus.figures.layers import layers_of
-from overfocus.figures.variants import variants_of
+from overfocus.statistics.layers import variants_of
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes
 from overfocus_reports.matrices import LADDER, Detail, MatrixShape, choose_details, matrices_of
