@@ -66,10 +66,9 @@ def compare(settings: CompareSettings) -> Comparison:
     checkpoints = _load(sources, processes.device, settings.image_size, settings.model, use_ema=settings.use_ema)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
-    overwrite, progress = settings.overwrite, settings.progress
-    runs = analyze_models(checkpoints, folders, settings.images, wanted, processes, overwrite=overwrite, progress=progress)
+    runs = analyze_models(checkpoints, folders, wanted, settings, processes)
     named = {name: [run] for name, run in zip(names, runs, strict=True)}
-    if not overwrite:
+    if not settings.overwrite:
         require_same_models(folder, {name: [run.path for run in group] for name, group in named.items()})
     comparison = Comparison(named, resamples=settings.resamples, path=folder)
     if processes.main:

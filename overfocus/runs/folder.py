@@ -87,7 +87,7 @@ class RunFolder:
         skipped = {entry.item if entry.item is not None else entry.image for entry in description.skipped}
         parts = description.parts or []
         done = description.done
-        bounds = zip(parts, [*parts[1:], done], strict=True)
+        bounds = zip(parts, [*parts[1:], done], strict=False)
         first_done = next((item for item in range(min(parts[0] if parts else done, done)) if item not in skipped), None)
         if first_done is not None or parts != sorted(set(parts)):
             return _shortened(description, 0)

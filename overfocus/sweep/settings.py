@@ -1,6 +1,6 @@
 """What `analyze`, `compare`, `evaluate` and `ablate` take, for the Python interface and the command line; without torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from overfocus.checkpoints.loaded import LoadedModel
+    from overfocus.metrics.catalogue import Metric
+    from overfocus.probes.probe import Probe
     from overfocus.run import Run
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
@@ -132,6 +134,14 @@ class MeasuringSettings(SweepSettings):
     )
     per_head: bool = setting(False, "A row for each head instead of the mean over heads.")
     top_fraction: float = setting(0.05, "Share of the patches that count as the most attended.", above=0, most=1, metavar="SHARE")
+    metrics: "Sequence[str | Callable[..., Any] | Metric] | None" = setting(
+        None,
+        "Metrics beside the built-in ones: functions of attention weights, or rows of the catalogue (`metrics.Metric`).",
+        command_line=False,
+    )
+    probes: "Sequence[Probe] | None" = setting(
+        None, "What is asked of each batch besides: subclasses of `overfocus.probes.probe.Probe`.", command_line=False
+    )
     displayed: int = setting(
         4, "Images to keep pictures and full maps of, for the report.", least=0, most=10_000, command_line=False
     )
