@@ -118,6 +118,7 @@ class Measurer:
         self._captured.clear()
         with self.stopwatch.on("forward"):
             output = output_tensor(self.model(inputs))
+            self._captured.check()
             measured = {layer.number: layer for layer in self._captured.reduced if layer is not None}
             self._add_norms(list(measured.values()))
             if sorted(measured) != self.layers:
