@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overfocus_cli.analyze import default_output
+from overfocus_cli.hints import require_checkpoint
 from overfocus_cli.options import (
     AsJson,
     BatchSize,
@@ -66,7 +67,7 @@ def ablate(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take the most attended tokens out of the attention of every layer, and see what predictions do.
+    """Remove the most attended tokens and see what predictions do.
 
     As many random and as many least attended tokens are taken out for comparison, of clean and of corrupted pictures.
 
@@ -84,6 +85,7 @@ def ablate(
         "batch_size": batch_size,
         "device": device,
     } | ({"fractions": fraction} if fraction else {})
+    require_checkpoint(checkpoint, command="ablate")
     folder = output or default_output(checkpoint, measured, "overfocus-ablation")
 
     from overfocus.ablation.ablate import ablate as ablate_checkpoint

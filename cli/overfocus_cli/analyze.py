@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overfocus_cli.hints import require_checkpoint
 from overfocus_cli.options import (
     Amp,
     AsJson,
@@ -89,6 +90,7 @@ def analyze(
         "amp": amp,
         "device": device,
     }
+    require_checkpoint(checkpoint, command="analyze")
     folder = output or default_output(checkpoint, measured)
 
     from overfocus.analysis.analyze import analyze as analyze_checkpoint

@@ -115,7 +115,9 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate classifiers (accuracy, calibration, mCE) or segmentation models (mIoU, pixel accuracy), clean and corrupted.
+    """Evaluate classifiers or segmentation models, clean and corrupted.
+
+    Of classifiers accuracy, calibration and mCE; of segmentation models mIoU and pixel accuracy.
 
     The same command continues an interrupted evaluation. Several GPUs: accelerate launch -m overfocus evaluate …
 

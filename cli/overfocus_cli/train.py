@@ -11,7 +11,9 @@ from overfocus_cli.options import AsJson
 
 @from_settings(TrainSettings)
 def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
-    """Train or fine-tune a classifier or segmentation model; its model.safetensors goes into `overfocus analyze` as it is.
+    """Train or fine-tune a classifier or segmentation model.
+
+    Its model.safetensors goes into `overfocus analyze` as it is.
 
     The same command continues an interrupted training. Several GPUs or machines: accelerate launch -m overfocus train …; several
     processes without GPUs: torchrun --nproc-per-node N -m overfocus train … --device cpu

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from overfocus.analysis.workers import one_opencv_thread, start_worker
 from overfocus.datasets import Images
 from overfocus.errors import ImageError
 from overfocus.preprocessing import Preprocess
+from overfocus.sweep.reading import one_opencv_thread, start_worker
 from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_processor
 
 _PIXELS_TOGETHER = 4 * 1024 * 1024

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from overfocus.analysis.description import describe_versions
-from overfocus.analysis.settings import choose_workers
 from overfocus.errors import TrainingError
+from overfocus.memory import out_of_memory_as
+from overfocus.sweep.opening import describe_versions
+from overfocus.sweep.reading import choose_workers
 from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
 from overfocus.training.description import TrainingSettings
 from overfocus.training.diversity import Diversity
@@ -24,7 +25,6 @@ from overfocus.training.launch import (
 from overfocus.training.log import Log
 from overfocus.training.loop import Pace, Trainer, validate
 from overfocus.training.material import Material, gather
-from overfocus.training.memory import memory_told
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.progress import progress_display
 from overfocus.training.recipe import Recipe
@@ -48,7 +48,7 @@ def run_session(request: TrainSettings, recipe: Recipe) -> None:
         CheckpointError, ImageError, TrainingError: as `train` says.
     """
     remedy = f"try a smaller batch_size than {recipe.batch_size} with more accumulation, or checkpointing"
-    with memory_told(f"{remedy}; the last good checkpoint is kept"):
+    with out_of_memory_as(TrainingError, f"{remedy}; the last good checkpoint is kept"):
         _run(request, recipe)
 
 
@@ -136,8 +136,14 @@ def _order(material: Material, recipe: Recipe, seed: int, accelerator: "Accelera
         processes=accelerator.num_processes,
     )
     if order.steps_per_epoch < 1:
+        count, others = len(material.chosen), recipe.accumulation * accelerator.num_processes
+        largest = count // others
+        if recipe.mixed:
+            largest -= largest % 2
+        fits = f"--batch-size {largest}" if largest else "more images, fewer processes or less --accumulation"
         raise TrainingError(
-            f"{len(material.chosen)} pictures do not fill one step of {order.images_per_step}; lower batch_size or accumulation"
+            f"{count} images do not fill one step of {order.images_per_step} (batch_size {recipe.batch_size} × {others}); "
+            f"try {fits}"
         )
     return order
 
