@@ -43,7 +43,7 @@ def explain(error: BaseException) -> str:
     """
     if isinstance(error, OverfocusError):
         return str(error)
-    first = _first_line(error)
+    first = first_line(error)
     if is_out_of_memory(error):
         return f"out of memory ({first}); try a smaller batch size, fewer workers, fewer or smaller images, or another device"
     if is_lost_worker(error):
@@ -88,7 +88,7 @@ def is_lost_worker(error: BaseException) -> bool:
 
 def _explain_system(error: OSError) -> str:
     name = "" if error.filename is None else f"{printable(error.filename)}: "
-    reason = error.strerror or _first_line(error)
+    reason = error.strerror or first_line(error)
     remedies = {
         errno.ENOSPC: "the disk is full; make room and start the same command again",
         errno.EDQUOT: "your quota of disk space is used up; make room and start the same command again",
@@ -108,7 +108,7 @@ def _explain_system(error: OSError) -> str:
     return name + remedies.get(error.errno or 0, f"{reason}; check the path and the disk")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a message; of an exception in a worker process, which carries its traceback, the last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)

@@ -13,8 +13,8 @@ from overfocus.evaluation.layouts import add_clean_pictures, choose_portions, op
 from overfocus.evaluation.models import require_task, run_folders, task_of
 from overfocus.evaluation.segmented_summary import write_segmented_summary
 from overfocus.evaluation.summary import write_summary
-from overfocus.training.extra import require_extra
 from overfocus.training.memory import memory_told
+from overfocus.training.train import require_extra
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

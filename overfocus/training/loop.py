@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from overfocus.errors import TrainingError
+from overfocus.text import one_line
+from overfocus.training.data import Batch
 from overfocus.training.diversity import Diversity
+from overfocus.training.folder import write_state
 from overfocus.training.log import Log
 from overfocus.training.objective import Objective
 from overfocus.training.optimisation import LearningRate
 from overfocus.training.randomness import STEP, derived_seed, seed_all
 from overfocus.training.recipe import Recipe
-from overfocus.training.samples import Batch
-from overfocus.training.state import write_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,7 +98,22 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            TrainingError: it is that of another model, or of other settings.
+        """
+        try:
+            self._restore(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"{self.folder / 'checkpoint.pt'}: the checkpoint is that of another model or other settings "
+                f"({one_line(error, 200)}); start from the beginning with --overwrite, or choose another output"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if not 0 <= int(state["step"]) <= self.pace.steps:
+            raise ValueError(f"step {int(state['step'])} of {self.pace.steps}")
         self.bare.load_state_dict(state["state_dict"])
         if self.average is not None:
             self.average.module.load_state_dict(state["state_dict_ema"])

@@ -1,18 +1,25 @@
 """One session of a training: assembled, continued where the last one stopped, and its result written."""
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from overfocus.analysis.description import describe_versions
 from overfocus.analysis.settings import choose_workers
-from overfocus.errors import TrainingError
-from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
-from overfocus.training.description import TrainingSettings
+from overfocus.checkpoints.save import save_checkpoint
+from overfocus.errors import TrainingError, explain
+from overfocus.runs.description import FORMAT, TrainingDescription, read_description
+from overfocus.segmentation.inference import Inference, only_size, usual_stride
+from overfocus.training.architecture import fill_from
+from overfocus.training.augmentation import Augmentation
+from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches
 from overfocus.training.diversity import Diversity
-from overfocus.training.folder import is_complete, open_folder, write_info
+from overfocus.training.folder import TrainingSettings, is_complete, open_folder, read_state, write_info
 from overfocus.training.launch import (
     make_accelerator,
     processes_started,
@@ -21,24 +28,20 @@ from overfocus.training.launch import (
     synchronise_norms,
     unused_parameters,
 )
-from overfocus.training.log import Log
+from overfocus.training.log import Log, draw_curves, progress_display, read_log
 from overfocus.training.loop import Pace, Trainer, validate
-from overfocus.training.material import Material, gather
+from overfocus.training.mask_augmentation import MaskAugmentation
+from overfocus.training.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoding
 from overfocus.training.memory import memory_told
+from overfocus.training.objective import Classification, Objective, Segmentation
 from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.progress import progress_display
+from overfocus.training.randomness import seed_all
 from overfocus.training.recipe import Recipe
-from overfocus.training.result import write_result
-from overfocus.training.samples import AugmentedImages, PlainImages, StepOrder, load_batches
-from overfocus.training.settings import SEGMENTATION, SUPERVISED, TrainSettings
-from overfocus.training.state import read_state
+from overfocus.training.settings import MASKED_AUTOENCODING, SEGMENTATION, SUPERVISED, TrainSettings
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-FORMAT = 1
-"""Version of training.json."""
 
 
 def run_session(request: TrainSettings, recipe: Recipe) -> None:
@@ -49,7 +52,10 @@ def run_session(request: TrainSettings, recipe: Recipe) -> None:
     """
     remedy = f"try a smaller batch_size than {recipe.batch_size} with more accumulation, or checkpointing"
     with memory_told(f"{remedy}; the last good checkpoint is kept"):
-        _run(request, recipe)
+        try:
+            _run(request, recipe)
+        except (OSError, UnicodeError, EOFError, RecursionError) as error:
+            raise TrainingError(f"{explain(error)}; the last good checkpoint is kept") from error
 
 
 def _run(request: TrainSettings, recipe: Recipe) -> None:
@@ -177,17 +183,17 @@ def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwr
     """Open the folder for these settings; nothing to do where their training lies there already."""
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
-        settings.require_same(there["settings"], folder)
+        settings.require_same(there.settings, folder)
         return
-    info = {
-        "format": FORMAT,
-        "overfocus": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "running",
-        "settings": settings.as_dict(),
-        "notes": notes,
-        "versions": describe_versions(),
-    }
+    info = TrainingDescription(
+        format=FORMAT,
+        overfocus=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="running",
+        settings=settings.as_dict(),
+        notes=notes,
+        versions=describe_versions(),
+    )
     write_info(folder, info)
 
 
@@ -216,3 +222,82 @@ def _take_steps(
     shown = None if accelerator.is_main_process else False
     with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:
         trainer.run(batches, validated, show, log)
+
+
+def build_model(material: Material, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
+    """The model to train, the same for the same seed, and what a user should know of its start."""
+    seed_all(settings.seed)
+    initial = material.initial
+    model = material.architecture.build(drop_path=recipe.drop_path, tap_init="default" if initial is None else "identity")
+    notes = []
+    if initial is not None:
+        fresh = fill_from(model, initial, material.class_names)
+        notes = [f"start from {initial.source} ({initial.name})" + (f"; new: {', '.join(fresh)}" if fresh else "")]
+    if settings.objective == MASKED_AUTOENCODING:
+        size = material.preprocess.input_size
+        model = MaskedAutoencoder(model, size, masking=recipe.masking, width=recipe.decoder_width, depth=recipe.decoder_depth)
+    if settings.checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise TrainingError(f"{material.architecture.name} has no activation checkpointing; leave it out")
+        getattr(model, "set_grad_checkpointing")(True)  # noqa: B009  # torch says it is a tensor
+    if settings.compiled and recipe.diversified:
+        notes.append("torch.compile has no effect where ADL watches the model")
+    return model, notes
+
+
+def choose_objective(model: nn.Module, material: Material, settings: TrainSettings, recipe: Recipe) -> Objective:
+    """What the model is trained for."""
+    if isinstance(model, MaskedAutoencoder):
+        return MaskedAutoencoding()
+    if settings.task == SEGMENTATION:
+        return Segmentation(recipe, len(material.class_names))
+    return Classification(recipe, len(material.class_names))
+
+
+def choose_augmentation(material: Material, recipe: Recipe) -> Callable[[Any, Any], Sample]:
+    """What makes samples of pictures and their classes or masks."""
+    if material.class_colours is not None:
+        return MaskAugmentation(material.preprocess, recipe)
+    return Augmentation(material.preprocess, recipe)
+
+
+class InWindows(nn.Module):
+    """A segmentation model that takes pictures of any size: larger ones than it was trained at in sliding windows."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], together: int) -> None:
+        super().__init__()
+        self.model = model
+        self._inference = Inference(size, usual_stride(size), together, only=only_size(model))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._inference.logits(self.model, images)
+
+
+def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Path) -> None:
+    """model.safetensors, curves.png, and the status in training.json."""
+    log = read_log(folder / "log.csv")
+    last = log.iloc[-1]
+    described = {
+        "recipe": json.dumps(asdict(trainer.recipe)),
+        "seed": str(seed),
+        "training_images": str(len(material.chosen)),
+        "weights": "averaged (EMA)" if trainer.average is not None else "last step",
+    }
+    for name in ("validation_loss", "validation_accuracy", "validation_miou"):
+        if last.notna()[name]:
+            described[name] = f"{last[name]:.5f}"
+    architecture = material.architecture
+    save_checkpoint(
+        trainer.objective.network(trainer.result),
+        folder / "model.safetensors",
+        architecture=architecture.name,
+        model_args=architecture.arguments,
+        tap=architecture.tap,
+        class_names=material.class_names or None,
+        class_colours=material.class_colours,
+        preprocess=material.preprocess,
+        extra=described,
+    )
+    draw_curves(folder / "log.csv", folder / "curves.png", trainer.objective.unit)
+    info = read_description(folder / "training.json", TrainingDescription)
+    write_info(folder, replace(info, status="complete"))
