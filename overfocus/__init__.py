@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.monitoring import monitor
     from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train
@@ -47,6 +48,7 @@ _HOME = {
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",
     "metrics": "overfocus",
+    "monitor": "overfocus.monitoring",
     "models": "overfocus",
     "train": "overfocus.training.train",
     "verify": "overfocus.verification",
@@ -80,6 +82,7 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "monitor",
     "train",
     "verify",
     "wrap",

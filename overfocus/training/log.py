@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.files import atomic_file
+from overfocus.monitoring import GROUPS, QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +25,11 @@ IoU over the classes of the whole validation set; waiting is the share of time t
 class Log:
     """Appends rows; those after step `start`, which a killed training left, are taken out first."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, columns: Sequence[str] = COLUMNS) -> None:
         self.path = path
+        self.columns = list(columns)
         if start == 0 or not path.is_file():
-            self._rewrite(",".join(COLUMNS) + "\n")
+            self._rewrite(",".join(self.columns) + "\n")
         else:
             head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [
@@ -35,11 +37,16 @@ class Log:
                 for row in rows
                 if row.endswith("\n") and row.partition(",")[0].isdecimal() and int(row.partition(",")[0]) <= start
             ]
+            before = head.rstrip("\n").split(",")
+            more = [column for column in self.columns if column not in before]  # asked for since
+            self.columns = before + more
+            head, *kept = (line.rstrip("\n") + "," * len(more) + "\n" for line in (head, *kept))
+            head = ",".join(self.columns) + "\n"
             self._rewrite("".join([head, *kept]))
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row; columns that it does not have stay empty."""
-        cells = [row.get(column) for column in COLUMNS]
+        cells = [row.get(column) for column in self.columns]
         line = ",".join("" if cell is None else f"{cell:.9g}" if isinstance(cell, float) else str(cell) for cell in cells)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -69,7 +76,11 @@ def draw_curves(log: Path, picture: Path, unit: str) -> None:
         ("attention diversification loss", "mean cosine", {"adl": "training"}),
         ("learning rate", "highest of the groups", {"learning_rate": "training"}),
     ]
-    shown = [panel for panel in panels if any(table[column].notna().any() for column in panel[2])]
+    panels += [
+        (quantity.replace("_", " "), "fixed images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
+        for quantity in QUANTITIES
+    ]
+    shown = [panel for panel in panels if any(column in table and table[column].notna().any() for column in panel[2])]
     figure = Figure(figsize=(4 * len(shown), 3.2), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for axes, (title, label, columns) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):

@@ -1,18 +1,22 @@
 """One session of a training: assembled, continued where the last one stopped, and its result written."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from overfocus.analysis.description import describe_versions
 from overfocus.analysis.settings import choose_workers
 from overfocus.checkpoints.save import save_checkpoint
 from overfocus.errors import TrainingError, explain
+from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
+from overfocus.monitoring import Monitor, monitor
 from overfocus.runs.description import FORMAT, TrainingDescription, read_description
 from overfocus.segmentation.inference import Inference, only_size, usual_stride
 from overfocus.training.architecture import fill_from
@@ -28,7 +32,7 @@ from overfocus.training.launch import (
     synchronise_norms,
     unused_parameters,
 )
-from overfocus.training.log import Log, draw_curves, progress_display, read_log
+from overfocus.training.log import COLUMNS, Log, draw_curves, progress_display, read_log
 from overfocus.training.loop import Pace, Trainer, validate
 from overfocus.training.mask_augmentation import MaskAugmentation
 from overfocus.training.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoding
@@ -42,6 +46,10 @@ from overfocus.version import __version__
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+_WATCHED = 4
+"""Images that the attention is measured on."""
 
 
 def run_session(request: TrainSettings, recipe: Recipe) -> None:
@@ -205,7 +213,10 @@ def _take_steps(
     augmented = AugmentedImages(material.images, choose_augmentation(material, trainer.recipe), request.seed)
     pin = accelerator.device.type == "cuda"
     batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
-    log = Log(Path(request.output) / "log.csv", trainer.step) if accelerator.is_main_process else None
+    if request.watch_every is not None:
+        trainer.watch = _watched(trainer, material, request.watch_every)
+    columns = COLUMNS if trainer.watch is None else (*COLUMNS, *ATTENTION_COLUMNS)
+    log = Log(Path(request.output) / "log.csv", trainer.step, columns) if accelerator.is_main_process else None
     start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
 
     def validated(model: nn.Module) -> dict[str, float]:
@@ -222,6 +233,21 @@ def _take_steps(
     shown = None if accelerator.is_main_process else False
     with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:
         trainer.run(batches, validated, show, log)
+    if trainer.watch is not None:
+        trainer.watch.close()
+        if accelerator.is_main_process and request.progress:
+            share = f"{trainer.watch.overhead:.1%} of the time"
+            print(f"attention was measured {len(trainer.watch.rows)} times, {share}", file=sys.stderr, flush=True)
+
+
+def _watched(trainer: Trainer, material: Material, every: int) -> Monitor:
+    """A monitor of the model that is kept in the end, on images that are spread evenly over the data."""
+    source, numbers = (material.images, material.chosen)
+    if material.validation is not None:
+        source, numbers = material.validation, np.arange(len(material.validation))
+    places = [int(numbers[place * len(numbers) // _WATCHED]) for place in range(min(_WATCHED, len(numbers)))]
+    pictures = [source.image(place) for place in dict.fromkeys(places)]
+    return monitor(trainer.objective.network(trainer.bare), pictures, every=every, preprocess=material.preprocess)
 
 
 def build_model(material: Material, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
