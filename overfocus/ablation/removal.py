@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from overfocus.ablation.ablation import CHOICES
 from overfocus.ablation.masking import hide_keys
 from overfocus.ablation.sites import KeySite, find_key_sites, ranks
-from overfocus.analysis.measuring import output_tensor
 from overfocus.analysis.variants import Variant
 from overfocus.errors import CaptureError
+from overfocus.forward import output_tensor
 from overfocus.metrics.expectation import top_count
 from overfocus.metrics.prediction import agreement, confidence_drop
 

@@ -42,7 +42,7 @@ def find_key_sites(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[KeySi
     Raises:
         CaptureError: it has none.
     """
-    from overfocus.analysis.measuring import output_tensor
+    from overfocus.forward import output_tensor
 
     with capture(model, reduce=_site_of) as captured:
         output = output_tensor(model(inputs))

@@ -71,28 +71,29 @@ def align(
 
 def pixel_geometry(run: "Run") -> dict[str, Any]:
     """How a run's images were resized and cropped before they were corrupted; as much of it as the run says."""
-    pixels = run.info.get("pixels")
+    pixels = run.description.pixels
     if pixels is not None:
-        return {name: pixels[name] for name in GEOMETRY if name in pixels}
-    _, height, width = run.info["checkpoint"]["input_size"]
+        return {name: getattr(pixels, name) for name in GEOMETRY if getattr(pixels, name) is not None}
+    _, height, width = run.description.checkpoint.input_size
     return {"height": height, "width": width}
 
 
 def _check_settings(runs: Sequence["Run"], names: Sequence[str]) -> None:
-    first, settings = runs[0], runs[0].info["settings"]
+    first, settings = runs[0], runs[0].description.settings
     for run, name in zip(runs[1:], names[1:], strict=True):
-        other = run.info["settings"]
+        other = run.description.settings
         which = ["seed", "top_fraction"] if len(run.table) and len(first.table) else ["seed"]
         for setting in which:
-            if settings.get(setting) != other.get(setting):
+            here, there = getattr(settings, setting), getattr(other, setting)
+            if here != there:
                 raise RunError(
-                    f"{name} was measured with {setting} {other.get(setting)}, {names[0]} with {settings.get(setting)}; "
+                    f"{name} was measured with {setting} {there}, {names[0]} with {here}; "
                     "runs compare with the same settings only: measure one again"
                 )
-        here, there = pixel_geometry(first), pixel_geometry(run)
-        different = [key for key in here if key in there and here[key] != there[key]]
+        pixels, others = pixel_geometry(first), pixel_geometry(run)
+        different = [key for key in pixels if key in others and pixels[key] != others[key]]
         if different:
-            ours, theirs = (", ".join(f"{key} {part[key]}" for key in different) for part in (here, there))
+            ours, theirs = (", ".join(f"{key} {part[key]}" for key in different) for part in (pixels, others))
             raise RunError(
                 f"{name} was measured on other pixels ({theirs}) than {names[0]} ({ours}), which were corrupted otherwise; "
                 "give `overfocus compare` the checkpoints, and it shows all models the same"
@@ -113,7 +114,7 @@ def _require_same_classes(panels: Sequence[Panel], names: Sequence[str]) -> None
 def _input_notes(runs: Sequence["Run"], names: Sequence[str]) -> list[str]:
     notes = []
     for run, name in zip(runs, names, strict=True):
-        geometry, (_, height, width) = pixel_geometry(run), run.info["checkpoint"]["input_size"]
+        geometry, (_, height, width) = pixel_geometry(run), run.description.checkpoint.input_size
         whole = isinstance(geometry["height"], str)  # pictures at their own size, not at the model's
         if not whole and (geometry["height"], geometry["width"]) != (height, width):
             notes.append(

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from overfocus.analysis.preparation import choose_images, fit_batches, load_for_run, open_run, place_of
-from overfocus.analysis.session import continue_runs
-from overfocus.analysis.settings import DEFAULT_BATCH_SIZE, Settings, choose_settings
+from overfocus.analysis.analyze import analyze_models, choose_settings
+from overfocus.checkpoints.load import resolve_model
 from overfocus.comparison.comparison import Comparison
 from overfocus.comparison.names import distinct_names, folder_names
 from overfocus.corruptions import resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.images.reading import MAX_PIXELS
+from overfocus.processes import join_processes
 from overfocus.run import Run
+from overfocus.sweep.opening import place_of
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -104,8 +105,7 @@ def compare(
         images=images,
         corruptions=corruptions,
         severities=severities,
-        device=place_of(sources[0], device),
-        batch_size=DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
+        batch_size=batch_size,
         amp=amp,
         workers=workers,
         seed=seed,
@@ -119,26 +119,22 @@ def compare(
         max_pixels=max_pixels,
         strict=strict,
     )
-    checkpoints = _load(sources, settings, model, use_ema=use_ema)
-    settings = fit_batches(settings, batch_size, checkpoints)
+    processes = join_processes(place_of(sources[0], device))
+    checkpoints = _load(sources, processes.device, image_size, model, use_ema=use_ema)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
-    shown = choose_images(images, checkpoints[0], limit)
-    preprocess = checkpoints[0].preprocess
-    measured = [
-        open_run(folder / "runs" / folder_name, loaded, shown, settings, preprocess, overwrite=overwrite)
-        for folder_name, loaded in zip(folder_names(names), checkpoints, strict=True)
-    ]
-    unfinished = [run for run in measured if run.info["status"] != "complete"]
-    if unfinished:
-        continue_runs(unfinished, shown, settings, preprocess, progress=progress)
-    comparison = Comparison([Run(run.folder.path) for run in measured], names, resamples=resamples, path=folder)
-    comparison.write(folder)
+    folders = [folder / "runs" / name for name in folder_names(names)]
+    runs = analyze_models(checkpoints, folders, images, settings, processes, overwrite=overwrite, progress=progress)
+    comparison = Comparison(runs, names, resamples=resamples, path=folder)
+    if processes.main:
+        comparison.write(folder)
+    processes.wait()
     return comparison
 
 
 def _load(
     sources: "Sequence[str | Path | Run | LoadedModel]",
-    settings: Settings,
+    device: torch.device,
+    image_size: int | None,
     model: str | Sequence[str | None] | None,
     *,
     use_ema: bool,
@@ -149,7 +145,7 @@ def _load(
             f"expected one architecture for all checkpoints or one for each of {len(sources)}, got {len(architectures)}"
         )
     return [
-        load_for_run(source, settings.device, model=architecture, use_ema=use_ema, image_size=settings.image_size)
+        resolve_model(source, device=device, model=architecture, use_ema=use_ema, image_size=image_size)
         for source, architecture in zip(sources, architectures, strict=True)
         if not isinstance(source, Run)
     ]

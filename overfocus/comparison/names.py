@@ -16,10 +16,10 @@ def display_names(runs: Sequence["Run"]) -> tuple[str, ...]:
 
     Where none of these differ for all runs, the architectures are numbered.
     """
-    checkpoints = [run.info["checkpoint"] for run in runs]
+    checkpoints = [run.description.checkpoint for run in runs]
     return distinct_names(
-        [str(checkpoint["name"]) for checkpoint in checkpoints],
-        [str(checkpoint["source"]) for checkpoint in checkpoints],
+        [checkpoint.name for checkpoint in checkpoints],
+        [checkpoint.source for checkpoint in checkpoints],
         [run.path.absolute().name for run in runs],
     )
 

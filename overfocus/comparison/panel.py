@@ -11,6 +11,7 @@ import pandas as pd
 from overfocus.comparison.normalisation import normalise
 from overfocus.figures.layers import Layer, layers_of
 from overfocus.metrics.catalogue import CATALOGUE, chance_level
+from overfocus.variants import OTHER_IMAGE
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -100,10 +101,9 @@ def group_layers(run: "Run") -> dict[str, list[int]]:
     return {group: places for group, places in members.items() if places}
 
 
-def relative_depth(layer: dict[str, Any], run: "Run") -> float:
+def relative_depth(layer: Layer, run: "Run") -> float:
     """Where a layer lies among all attention layers of its model, in (0, 1)."""
-    count = run.info.get("attention_layers") or max(other["layer"] for other in run.layers) + 1
-    return float((layer["layer"] + 0.5) / count)
+    return run.description.relative_depth(layer)
 
 
 def _chance(layers: Sequence[Layer]) -> float:
@@ -113,6 +113,7 @@ def _chance(layers: Sequence[Layer]) -> float:
 
 def _by_layer(table: pd.DataFrame, metrics: list[str], images: pd.Index, variants: pd.MultiIndex, layers: list[int]) -> Array:
     """(images, variants, layers, metrics); heads are averaged."""
+    table = table[table["corruption"] != OTHER_IMAGE]
     keys = ["image", "corruption", "severity", "layer"]
     if "head" in table.columns:
         table = table.groupby(keys, sort=False)[metrics].mean().reset_index()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from overfocus.files import atomic_file
 from overfocus.corruptions.apply import corrupt
 from overfocus.corruptions.constants import ConstantSet, choose_constants
 from overfocus.errors import CorruptionError
+from overfocus.files import atomic_file
 
 _RECIPE = 1
 """To be raised whenever `corrupt` gives other pixels than before."""

@@ -29,7 +29,7 @@ def image_rows_figure(
     norm = attention_norm(high)
     for row, (of_run, name, image, layer) in enumerate(zip(maps, names, images, layers, strict=True)):
         kept = of_run.run.maps(image, ())
-        place = [known["layer"] for known in of_run.run.layers].index(layer.number)
+        place = [known.layer for known in of_run.run.layers].index(layer.number)
         for column, variant in enumerate(shown):
             profile = of_run(image, variant)[place]
             picture = kept.pictures[kept.variants.index((variant.corruption, variant.severity))]

@@ -16,7 +16,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
     `high` is the upper end of the colour scale, in powers of two of uniform attention.
     """
     kept = maps.run.maps(image, [layer.number])
-    place = [row["layer"] for row in maps.run.layers].index(layer.number)
+    place = [other.layer for other in maps.run.layers].index(layer.number)
     weights = kept.attention.get(layer.number)
     rows = 1 if weights is None or layer.windows > 1 else 2
     width, height = 0.55 + 2.2 * len(shown) + 0.85, 2.3 * rows + 0.5

@@ -92,7 +92,7 @@ def run_html(run: "Run") -> str:
     state = "" if run.complete else ", unfinished"
     layers = f", {len(run.layers)} attention layers" if run.layers else ""
     heading = f"{len(run.images)} images{layers}{state} · {run.path}"
-    return f"<div><p><b>{escaped(run.info['checkpoint']['name'])}</b> · {escaped(heading)}</p>{means_html(run)}</div>"
+    return f"<div><p><b>{escaped(run.model)}</b> · {escaped(heading)}</p>{means_html(run)}</div>"
 
 
 def comparison_html(comparison: "Comparison") -> str:

@@ -110,7 +110,7 @@ def pick_image(image: int | str | None, runs: Sequence["Run"]) -> list[int]:
     Raises:
         RunError: not all runs kept its maps.
     """
-    names = [{entry["name"]: entry["image"] for entry in run.images if entry["image"] in run.displayed} for run in runs]
+    names = [{entry.name: entry.image for entry in run.images if entry.image in run.displayed} for run in runs]
     common = [name for name in names[0] if all(name in others for others in names)]
     if not common:
         raise RunError("the runs kept the maps of no image in common; measure them with displayed=8, say")

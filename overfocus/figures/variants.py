@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from overfocus.variants import OTHER_IMAGE
+
 if TYPE_CHECKING:
     from overfocus.run import Run
 
@@ -36,8 +38,8 @@ CLEAN = Variant("clean", 0)
 def variants_of(run: "Run") -> list[Variant]:
     """The clean version first, then each corruption that the tables hold, in the order that was asked for, severities rising."""
     pairs = run.table[["corruption", "severity"]].drop_duplicates()
-    present = [Variant(str(corruption), int(severity)) for corruption, severity in pairs.itertuples(index=False)]
-    asked = [str(name) for name in run.info["settings"]["corruptions"] or []]
+    present = [Variant(str(name), int(severity)) for name, severity in pairs.itertuples(index=False) if name != OTHER_IMAGE]
+    asked = [str(name) for name in run.description.settings.corruptions]
     position = {name: number for number, name in enumerate(asked)}
     corrupted = [variant for variant in present if variant != CLEAN]
     return [CLEAN, *sorted(corrupted, key=lambda variant: (position.get(variant.corruption, len(asked)), variant))]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from overfocus.analysis.settings import choose_device
 from overfocus.corruptions import check_severity, corrupt, resolve_corruptions
 from overfocus.errors import RunError
 from overfocus.figures.style import styled
@@ -16,6 +15,7 @@ from overfocus.heatmaps.maps import HeatMapRequest, heat_maps
 from overfocus.heatmaps.sheet import heat_map_sheet
 from overfocus.images.reading import read_image
 from overfocus.images.sources import find_images
+from overfocus.processes import choose_device
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel

@@ -72,6 +72,8 @@ class Layer:
     prefix_tokens: int = 0
     key_prefix_tokens: int = 0
     windows: int = 1
+    frames: int = 1
+    """Of a video; 1 for images."""
     heads: int = 1
     queries: int
     keys: int
@@ -124,11 +126,14 @@ class SiteEntry:
     shape: list[int] | None = None
     captured: bool = False
     reason: str | None = None
+    note: str | None = None
+    """What is unknown of a captured map, or counts in its metrics beside patches."""
     branch: str | None = None
     grid: tuple[int, int] | None = None
     key_grid: tuple[int, int] | None = None
     prefix_tokens: int | None = None
     windows: int | None = None
+    frames: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from overfocus.analysis.workers import one_opencv_thread, start_worker
 from overfocus.checkpoints.build import SEGFORMER
 from overfocus.checkpoints.fit import takes_image_size
 from overfocus.checkpoints.load import LoadedModel
@@ -20,6 +19,7 @@ from overfocus.datasets import Images, is_segmented, open_evaluation_images, ope
 from overfocus.datasets.class_colours import class_colours
 from overfocus.errors import ImageError, TrainingError
 from overfocus.preprocessing import Preprocess
+from overfocus.sweep.reading import one_opencv_thread, start_worker
 from overfocus.training.architecture import Architecture, choose_architecture, describe_architecture, load_initial
 from overfocus.training.augmentation import measure_statistics
 from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_processor

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from overfocus.analysis.description import describe_versions
-from overfocus.analysis.settings import choose_workers
 from overfocus.checkpoints.save import save_checkpoint
 from overfocus.errors import TrainingError, explain
+from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
 from overfocus.monitoring import Monitor, monitor
 from overfocus.runs.description import FORMAT, TrainingDescription, read_description
 from overfocus.segmentation.inference import Inference, only_size, usual_stride
+from overfocus.sweep.opening import describe_versions
+from overfocus.sweep.reading import choose_workers
 from overfocus.training.architecture import fill_from
 from overfocus.training.augmentation import Augmentation
 from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches
@@ -36,7 +37,6 @@ from overfocus.training.log import COLUMNS, Log, draw_curves, progress_display, 
 from overfocus.training.loop import Pace, Trainer, validate
 from overfocus.training.mask_augmentation import MaskAugmentation
 from overfocus.training.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoding
-from overfocus.training.memory import memory_told
 from overfocus.training.objective import Classification, Objective, Segmentation
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.randomness import seed_all
@@ -59,7 +59,7 @@ def run_session(request: TrainSettings, recipe: Recipe) -> None:
         CheckpointError, ImageError, TrainingError: as `train` says.
     """
     remedy = f"try a smaller batch_size than {recipe.batch_size} with more accumulation, or checkpointing"
-    with memory_told(f"{remedy}; the last good checkpoint is kept"):
+    with out_of_memory_as(TrainingError, f"{remedy}; the last good checkpoint is kept"):
         try:
             _run(request, recipe)
         except (OSError, UnicodeError, EOFError, RecursionError) as error:

@@ -41,7 +41,7 @@ def gallery(run: "Run", displayed: Displayed, values: ImageValues, layer: Layer)
         for variant, both in ends.items()
     }
     wanted = Counter(image for both in ends.values() for end in both for image in end if image not in run.displayed)
-    files = {entry["image"]: entry["path"] for entry in run.images}
+    files = {entry.image: entry.path for entry in run.images}
     pictures = {image: small_picture(files[image]) for image, _ in wanted.most_common(MOST_PICTURES)}
     return {"items": items, "pictures": pictures, "layer": layer.number}
 
@@ -55,8 +55,10 @@ def item_of(received: ReceivedMaps, variant: Variant, image: int, moved: float, 
     return {"image": image, "moved": number(moved), "maps": maps}
 
 
-def small_picture(path: str) -> str | None:
+def small_picture(path: str | None) -> str | None:
     """A small version of a picture file; None where it cannot be read any more."""
+    if path is None:
+        return None
     try:
         return picture_uri(np.asarray(shrunk(path)), PIXELS, 70)
     except OverfocusError:

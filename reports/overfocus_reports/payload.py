@@ -50,7 +50,7 @@ def metrics_of(models: Sequence[Model]) -> list[str]:
 
 def is_labelled(models: Sequence[Model]) -> bool:
     """Whether any image has a label."""
-    return any(entry["label"] is not None for entry in models[0].run.images)
+    return any(entry.label is not None for entry in models[0].run.images)
 
 
 def scale_payload(models: Sequence[Model], metric: str) -> dict[str, Any]:
@@ -141,11 +141,7 @@ def worst_payload(values: ImageValues, displayed: list[int]) -> dict[str, Any]:
 def images_payload(models: Sequence[Model], payloads: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Name and label of the images that the page mentions."""
     wanted = set(models[0].run.displayed).union(*(mentioned(payload) for payload in payloads))
-    return {
-        entry["image"]: {"name": entry["name"], "label": entry["label"]}
-        for entry in models[0].run.images
-        if entry["image"] in wanted
-    }
+    return {entry.image: {"name": entry.name, "label": entry.label} for entry in models[0].run.images if entry.image in wanted}
 
 
 def mentioned(payload: dict[str, Any]) -> set[int]:

@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from overfocus.datasets.masks import IGNORED
-from overfocus.evaluation.segmented_results import measure_segmentation
+from overfocus.evaluation.results import measure_segmentation
 from overfocus.figures.variants import Variant
 from overfocus_reports.encoding import base64_of, number, numbers
 

@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from overfocus.figures.variants import Variant, variants_of
-from overfocus.run import DisplayedImage, Run
-from overfocus.segmented_run import ClassMaps
+from overfocus.run import ClassMaps, DisplayedImage, Run
+from overfocus.runs.description import ImageEntry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,17 +27,18 @@ class SharedRun(Run):
     def __init__(self, run: Run, numbers: dict[int, int], variants: list[Variant], displayed: list[int]) -> None:
         """`numbers` maps the shared numbers to the run's own; `displayed` are shared numbers."""
         asked = list(dict.fromkeys(variant.corruption for variant in variants if variant.severity))
-        self.path, self.info = run.path, run.info | {"settings": run.info["settings"] | {"corruptions": asked}}
+        self.path = run.path
+        self.description = replace(run.description, settings=replace(run.description.settings, corruptions=asked))
         self.run = run
         self.numbers = numbers
         self.variants = variants
         self._displayed = displayed
 
     @property
-    def images(self) -> list[dict[str, Any]]:
+    def images(self) -> list[ImageEntry]:
         """The shared images under their shared numbers."""
-        own = {entry["image"]: entry for entry in self.run.images}
-        return [own[number] | {"image": shared} for shared, number in self.numbers.items()]
+        own = self.run.images
+        return [replace(own[number], image=shared) for shared, number in self.numbers.items()]
 
     @property
     def displayed(self) -> list[int]:
@@ -101,13 +103,13 @@ def shared_runs(runs: Sequence[Run]) -> list[Run]:
 
 def image_keys(run: Run) -> dict[ImageKey, int]:
     """Numbers of a run's measured images by what they are matched with."""
-    skipped = {entry["name"] for entry in run.skipped}
+    skipped = {entry.name for entry in run.skipped}
     seen: Counter[tuple[str, str | None]] = Counter()
     found: dict[ImageKey, int] = {}
     for entry in run.images:
-        name, label = str(entry["name"]), entry["label"]
+        name, label = entry.name, entry.label
         if name in skipped:
             continue
-        found[name, label, seen[name, label]] = int(entry["image"])
+        found[name, label, seen[name, label]] = entry.image
         seen[name, label] += 1
     return found

@@ -105,9 +105,9 @@ def summarise(run: "Run") -> Summary:
     clean = rows.groupby(["layer", "image"], sort=False)[[name for name in names if name in table]].mean().reindex(columns=names)
     scores = set_scores(run) if run.segmented else pd.Series(dtype="float64")
     summary = Summary(
-        model=str(run.info["checkpoint"]["name"]),
+        model=run.model,
         images=int(table["image"].nunique()),
-        skipped_images=len(run.info["skipped"]),
+        skipped_images=len(run.skipped),
         layers=tuple(
             LayerSummary(
                 layer,

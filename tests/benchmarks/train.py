@@ -170,7 +170,7 @@ def compare_evaluation(arguments: argparse.Namespace) -> None:
         )
         seconds = time.perf_counter() - began
         pictures = len(evaluation.run.predictions)
-        inside = float(evaluation.run.info["timing"]["pictures_per_second"])
+        inside = float(evaluation.run.description.timing["pictures_per_second"])
         batch = torch.randn(18, 3, 224, 224)
         with torch.no_grad():
             model(batch)

@@ -7,8 +7,8 @@ from PIL import Image
 
 import overfocus
 from overfocus import Run, RunError
-from overfocus.analysis.packs import PackMeasurer
 from overfocus.comparison.names import folder_names
+from overfocus.sweep.sweep import Subject
 
 FEW = {"corruptions": ["gaussian_noise"], "severities": [2], "workers": 0, "progress": False, "resamples": 200}
 
@@ -45,8 +45,8 @@ def test_other_input_sizes_see_the_same_corrupted_pixels_resized(models, photos,
     assert theirs.shape[1:3] == (48, 48)
     for own, resized in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(resized, Image.fromarray(own).resize((48, 48), Image.Resampling.BICUBIC))
-    assert last.info["pixels"] == first.info["pixels"]
-    assert last.info["pixels"]["height"] == 32
+    assert last.description.pixels == first.description.pixels
+    assert last.description.pixels.height == 32
     assert comparison.notes[0] == "c takes 48×48 pixels: pictures were corrupted at 32×32 and resized for it"
     alone = overfocus.analyze(models[2], photos, ["gaussian_noise"], [2], tmp_path / "alone", workers=0, progress=False)
     with pytest.raises(RunError, match="c was measured on other pixels"):
@@ -54,11 +54,11 @@ def test_other_input_sizes_see_the_same_corrupted_pixels_resized(models, photos,
 
 
 def test_pictures_are_corrupted_once_for_all_models(models, photos, tmp_path, monkeypatch):
-    from overfocus.analysis import groups
+    from overfocus.sweep import reading
 
     calls = []
-    original = groups.corrupt
-    monkeypatch.setattr(groups, "corrupt", lambda *args, **options: (calls.append(args[1]), original(*args, **options))[1])
+    original = reading.corrupt
+    monkeypatch.setattr(reading, "corrupt", lambda *args, **options: (calls.append(args[1]), original(*args, **options))[1])
     _compare(models, photos, tmp_path / "out")
     assert len(calls) == 12
 
@@ -67,15 +67,15 @@ def test_pictures_are_corrupted_once_for_all_models(models, photos, tmp_path, mo
 def test_interrupted_anywhere_it_goes_on_to_the_same_tables(models, photos, tmp_path, monkeypatch, stop):
     """Twelve images in packs of two, in turns of four packs for each of three models."""
     whole = _compare(models, photos, tmp_path / "whole", batch_size=4)
-    measure, calls = PackMeasurer.measure, iter(range(1000))
+    measure, calls = Subject.measure, iter(range(1000))
 
-    def stopping(self, groups):
+    def stopping(self, samples, packing):
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return measure(self, groups)
+        return measure(self, samples, packing)
 
     with monkeypatch.context() as patched:
-        patched.setattr(PackMeasurer, "measure", stopping)
+        patched.setattr(Subject, "measure", stopping)
         with pytest.raises(KeyboardInterrupt):
             _compare(models, photos, tmp_path / "parts", batch_size=4)
     assert not Run(tmp_path / "parts" / "runs" / "c").complete
@@ -88,7 +88,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_tables(models, photos, tmp_
 
 def test_a_finished_comparison_measures_nothing_again(models, photos, tmp_path, monkeypatch):
     first = _compare(models[:2], photos, tmp_path / "out")
-    monkeypatch.setattr(PackMeasurer, "measure", None)
+    monkeypatch.setattr(Subject, "measure", None)
     pd.testing.assert_frame_equal(_compare(models[:2], photos, tmp_path / "out").table, first.table)
 
 

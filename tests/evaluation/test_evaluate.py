@@ -20,10 +20,8 @@ from typer.testing import CliRunner
 
 import overfocus
 from overfocus.errors import OverfocusError, RunError
-from overfocus.evaluation import session
-from overfocus.evaluation.classification import ClassPredictor
-from overfocus.evaluation.evaluate import evaluate
-from overfocus.evaluation.models import run_folders
+from overfocus.evaluation.evaluate import evaluate, run_folders
+from overfocus.sweep.sweep import Subject
 from overfocus_cli.main import app
 
 QUICK: dict[str, Any] = {
@@ -127,10 +125,9 @@ def test_a_tree_with_its_clean_pictures_has_the_relative_mce_of_on_the_fly(
 def test_a_continued_evaluation_ends_with_the_same_table(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "BATCHES_PER_ROUND", 1)
-    monkeypatch.setattr("overfocus.evaluation.recorder.SECONDS_PER_PART", 0.0)
+    monkeypatch.setattr("overfocus.sweep.recorder.SECONDS_PER_PART", 0.0)
     (whole,) = evaluate(checkpoint, pictures, tmp_path / "whole", **QUICK)
-    original = ClassPredictor.__call__
+    original = Subject.measure
     calls: list[int] = []
 
     def interrupted(*arguments: Any) -> Any:
@@ -140,13 +137,13 @@ def test_a_continued_evaluation_ends_with_the_same_table(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ClassPredictor, "__call__", interrupted)
+        patch.setattr(Subject, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
-    assert overfocus.Run(tmp_path / "parts").info["done"] == 6
+    assert overfocus.Run(tmp_path / "parts").description.done == 6
     (parts,) = evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
     pd.testing.assert_frame_equal(whole.run.predictions, parts.run.predictions)
-    monkeypatch.setattr(ClassPredictor, "__call__", interrupted)
+    monkeypatch.setattr(Subject, "measure", interrupted)
     calls[:] = [1] * 3
     assert evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)[0].run.complete
 

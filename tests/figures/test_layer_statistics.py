@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ def test_metrics_without_any_value_are_left_out(make_run):
 
 def test_expectations_follow_each_layers_size(make_run):
     run = make_run(images=1)
-    run.info["layers"][1] |= {"keys": 50, "grid": [7, 7], "key_grid": [7, 7]}
+    run.description = changed_layer(run.description, 1, {"keys": 50, "grid": [7, 7], "key_grid": [7, 7]})
     statistics = layer_statistics(run)
     assert statistics.uniform("top_share")[:2] == pytest.approx([2 / 36, 2 / 49])
     assert statistics.chance("top_overlap")[:2] == pytest.approx([2 / 36, 2 / 49])
@@ -72,6 +74,13 @@ def test_expectations_follow_each_layers_size(make_run):
 
 def test_patch_tokens_are_counted_without_prefix(make_run):
     run = make_run(images=1)
-    run.info["layers"][0] |= {"kind": "class", "prefix_tokens": 1, "key_prefix_tokens": 1}
+    run.description = changed_layer(run.description, 0, {"kind": "class", "prefix_tokens": 1, "key_prefix_tokens": 1})
     assert [layer.tokens for layer in layers_of(run)] == [36] * 4
     assert layers_of(run)[0].label == "0 · blocks.0.attn"
+
+
+def changed_layer(description, number, changes):
+    """The description of a run with another layer."""
+    layers = list(description.layers)
+    layers[number] = replace(layers[number], **changes)
+    return replace(description, layers=layers)

@@ -1,5 +1,7 @@
 """The panel of an ablation: what it draws and says is what was measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,7 +72,7 @@ def test_runs_without_attention_are_compared_by_their_predictions(tmp_path, synt
 
     runs = [Run(synthetic_run(tmp_path / name, images=12, labels=True)) for name in ("one", "two")]
     for run in runs:
-        run.info["kind"] = "evaluation"
+        run.description = replace(run.description, kind="evaluation")
     page = draw_comparison(Comparison(runs, ["a", "b"], resamples=20, path=tmp_path / "comparison"))
     tab = browser.new_page()
     complaints = []

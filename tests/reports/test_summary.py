@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ def test_layers_are_ranked_by_their_top_share(run):
 def test_layers_of_different_size_are_ranked_against_uniform(make_run):
     run = make_run(images=2)
     run.table["top_share"] = run.table["layer"].map({0: 0.5, 1: 0.5, 2: 0.2, 3: 0.2})
-    run.info["layers"][0] |= {"keys": 5, "grid": [2, 2], "key_grid": [2, 2]}  # k/N = 1/4 there, 2/36 elsewhere
+    run.description = changed_layer(
+        run.description, 0, {"keys": 5, "grid": [2, 2], "key_grid": [2, 2]}
+    )  # k/N = 1/4 there, 2/36 elsewhere
     assert [row.layer.number for row in summarise(run).ranked] == [1, 0, 2, 3]
 
 
@@ -141,3 +144,10 @@ def test_no_outlying_norm_tells_the_largest(make_run):
 
 def test_runs_without_norms_say_nothing_of_them(run):
     assert "norm" not in " ".join(summarise(run).sentences)
+
+
+def changed_layer(description, number, changes):
+    """The description of a run with another layer."""
+    layers = list(description.layers)
+    layers[number] = replace(layers[number], **changes)
+    return replace(description, layers=layers)
