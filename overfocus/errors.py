@@ -36,6 +36,18 @@ class TrainingError(OverfocusError):
     """A model cannot be trained as asked, or its training went wrong."""
 
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "backend out of memory",
+    "bad_alloc",
+)
+"""Words of errors for which torch has no class of their own: its allocator for the processor, and libraries on a GPU."""
+
+
 def explain(error: BaseException) -> str:
     """An exception of any kind in one line: what went wrong and what to try.
 
@@ -66,19 +78,11 @@ def explain(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or not; torch's allocator for processors has no exception of its own."""
-    words = (
-        "can't allocate memory",
-        "DefaultCPUAllocator",
-        "CUDA out of memory",
-        "Unable to allocate",
-        "bad allocation",
-        "bad_alloc",
-    )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def is_lost_worker(error: BaseException) -> bool:
