@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from overfocus.atomic import atomic_file
+from overfocus.files import atomic_file
 from overfocus.corruptions import GROUPS, SEVERITIES, ConstantSet, corrupt, prepare_corruptions
 
 BASELINE = "baseline"
