@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
 from overfocus.figures.notebook_methods import NotebookMethods
+from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
 from overfocus.variants import CLEAN, Variant, sort_variants
 
@@ -65,6 +66,8 @@ class Run(NotebookMethods):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.description = read_run(self.path)
+        for measure in self.description.measures:
+            register_metric(measure.row())
         self._unpacked: tuple[int, dict[str, np.ndarray]] | None = None
 
     def __repr__(self) -> str:
@@ -314,9 +317,7 @@ def _empty_table() -> "pd.DataFrame":
     """A metrics table without rows."""
     import pandas as pd
 
-    from overfocus.metrics.catalogue import CATALOGUE
-
     kinds = {"image": "int64", "name": "object", "label": "object", "corruption": "object", "severity": "int32"}
     kinds |= {"layer": "int32", "module": "object", "kind": "object"}
-    kinds |= {name: "float64" for name, metric in CATALOGUE.items() if metric.per_layer}
+    kinds |= {metric.name: "float64" for metric in BUILT_IN if metric.per_layer}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})

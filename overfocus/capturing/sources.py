@@ -25,6 +25,11 @@ class WeightSource(Protocol):
         """What the weights are computed from."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        ...
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of some queries, and of some entries of the first axis, in float32."""
         ...
@@ -63,6 +68,11 @@ class QueryKeyWeights:
         mask = None if self.mask is None else self.mask.detach()
         return replace(self, query=self.query.detach(), key=self.key.detach(), mask=mask)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.query.device
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, heads, stop − start, keys); a row that the mask hides entirely is zero."""
         query, key, mask = self.query[..., start:stop, :], self.key, self.mask
@@ -86,7 +96,9 @@ class QueryKeyWeights:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
             hidden = scores.detach().amax(-1, keepdim=True) == -torch.inf
             weights = scores.softmax(-1)
-            return weights.masked_fill(hidden, 0.0) if bool(hidden.any()) else weights
+            if hidden.device.type == "cpu" and not bool(hidden.any()):  # elsewhere the answer would have to be waited for
+                return weights
+            return weights.masked_fill(hidden, 0.0)
 
 
 def for_heads(key: Tensor, query: Tensor) -> Tensor:
@@ -126,6 +138,12 @@ class MaterialisedWeights:
     def detached(self) -> "MaterialisedWeights":
         """The same weights without gradients."""
         return MaterialisedWeights(self.weights.detach())
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.weights.device
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, stop − start, keys)."""
@@ -335,6 +353,11 @@ class ArrangedWeights:
         queries = raw[-2] if self.arrangement.query_order is None else len(self.arrangement.query_order)
         keys = raw[-1] if self.arrangement.key_order is None else len(self.arrangement.key_order)
         return math.prod(raw[:-2]) // heads, heads, queries, keys
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.source.device
 
     @property
     def images_first(self) -> bool:

@@ -3,20 +3,20 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from overfocus.analysis.analyze import analyze_models, choose_settings
+from overfocus.analysis.analyze import analyze_models, run_settings
 from overfocus.checkpoints.load import resolve_model
 from overfocus.comparison.comparison import Comparison
 from overfocus.comparison.names import distinct_names, folder_names
-from overfocus.corruptions import resolve_corruptions
 from overfocus.errors import RunError
-from overfocus.images.reading import MAX_PIXELS
 from overfocus.processes import join_processes
 from overfocus.run import Run
+from overfocus.settings import takes
 from overfocus.sweep.opening import place_of
+from overfocus.sweep.settings import CompareSettings
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -25,33 +25,8 @@ _OURS = re.compile(r"(comparison|fragility)\.(csv|parquet|json)|report\.html|fig
 """What a comparison's folder holds."""
 
 
-def compare(
-    sources: "Sequence[str | Path | Run | LoadedModel] | None" = None,
-    *,
-    images: str | Path | Sequence[str | Path] | None = None,
-    corruptions: str | Sequence[str] | None = None,
-    severities: int | Sequence[int] | None = None,
-    output: str | Path = "overfocus-comparison",
-    model: str | Sequence[str | None] | None = None,
-    use_ema: bool = True,
-    image_size: int | None = None,
-    device: str | torch.device | None = None,
-    batch_size: int | None = None,
-    amp: bool = False,
-    workers: int | None = None,
-    seed: int = 0,
-    layers: Sequence[int] | None = None,
-    per_head: bool = False,
-    limit: int | None = None,
-    top_fraction: float = 0.05,
-    displayed: int = 4,
-    maps_limit: int = 1000,
-    max_pixels: int = MAX_PIXELS,
-    strict: bool = False,
-    overwrite: bool = False,
-    progress: bool | None = None,
-    resamples: int = 10_000,
-) -> Comparison:
+@takes(CompareSettings)
+def compare(settings: CompareSettings) -> Comparison:
     """Compare models with the first one, image by image, and write the comparison into a folder.
 
     Of checkpoints, every model is measured on the same images with the same corrupted pixels: each image is resized, cropped
@@ -59,30 +34,22 @@ def compare(
     its own into `output`/runs. Interrupted at any moment, the same call continues where it stopped. Of saved runs, nothing is
     measured: what they have in common is compared.
 
-    - sources: at least two checkpoints (as `analyze` takes them) or at least two run folders, the baseline first; None takes
-      the bundled checkpoints.
-    - images: as for `analyze`; only with checkpoints.
-    - corruptions, severities: None takes those of `analyze`, or all that saved runs have in common.
-    - output: the folder of the comparison.
-    - model: the architecture of all checkpoints, or one for each (None where the checkpoint says it).
-    - resamples: of the bootstrap.
-
-    All others are those of `analyze`.
-
     Raises:
         RunError: fewer than two sources, runs and checkpoints mixed, runs that do not compare, or a folder that cannot be
             written.
         CheckpointError, CorruptionError, ImageError, CaptureError: as `analyze` says.
     """
+    sources: Sequence[Any] | None = settings.sources
+    images = settings.images
     if sources is None:
         from overfocus.samples import sample_checkpoints
 
         sources = sample_checkpoints()
     if isinstance(sources, str | Path) or len(sources) < 2:
         raise RunError("expected at least two checkpoints or run folders, a baseline and another; got one")
-    folder = Path(output)
+    folder = Path(settings.output)
     saved = [source for source in sources if _is_run(source)]
-    _check_folder(folder, overwrite=overwrite)
+    _check_folder(folder, overwrite=settings.overwrite)
     if saved:
         if len(saved) < len(sources):
             raise RunError(
@@ -94,37 +61,21 @@ def compare(
         runs = [source if isinstance(source, Run) else Run(str(source)) for source in sources]
         comparison = Comparison(
             runs,
-            corruptions=None if corruptions is None else resolve_corruptions(corruptions),
-            severities=[severities] if isinstance(severities, int) else severities,
-            resamples=resamples,
+            corruptions=None if settings.corruptions is None else settings.chosen_corruptions(),
+            severities=None if settings.severities is None else settings.chosen_severities(),
+            resamples=settings.resamples,
             path=folder,
         )
         comparison.write(folder)
         return comparison
-    settings = choose_settings(
-        images=images,
-        corruptions=corruptions,
-        severities=severities,
-        batch_size=batch_size,
-        amp=amp,
-        workers=workers,
-        seed=seed,
-        layers=layers,
-        per_head=per_head,
-        limit=limit,
-        top_fraction=top_fraction,
-        image_size=image_size,
-        displayed=displayed,
-        maps_limit=maps_limit,
-        max_pixels=max_pixels,
-        strict=strict,
-    )
-    processes = join_processes(place_of(sources[0], device))
-    checkpoints = _load(sources, processes.device, image_size, model, use_ema=use_ema)
+    wanted = run_settings(settings)
+    processes = join_processes(place_of(sources[0], settings.device))
+    checkpoints = _load(sources, processes.device, settings.image_size, settings.model, use_ema=settings.use_ema)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
-    runs = analyze_models(checkpoints, folders, images, settings, processes, overwrite=overwrite, progress=progress)
-    comparison = Comparison(runs, names, resamples=resamples, path=folder)
+    overwrite, progress = settings.overwrite, settings.progress
+    runs = analyze_models(checkpoints, folders, images, wanted, processes, overwrite=overwrite, progress=progress)
+    comparison = Comparison(runs, names, resamples=settings.resamples, path=folder)
     if processes.main:
         comparison.write(folder)
     processes.wait()

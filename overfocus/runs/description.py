@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
 from overfocus.errors import OverfocusError, RunError, TrainingError
+from overfocus.metrics.catalogue import BUILT_IN, Metric
 from overfocus.metrics.expectation import top_count
 
 FORMAT = 2
@@ -181,8 +182,8 @@ class RunSettings:
     images: str | list[str] | None = None
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] = field(default_factory=list)
-    constants: str | None = None
-    """The set of corruption constants: "cifar-c", "tiny-imagenet-c" or "imagenet-c"; None in runs of overfocus 0.1.0."""
+    constants: Literal["cifar-c", "tiny-imagenet-c", "imagenet-c"] | None = None
+    """The set of corruption constants; None where nothing was corrupted here, and in runs of overfocus 0.1.0."""
     seed: int = 0
     batch_size: int | None = None
     limit: int | None = None
@@ -212,18 +213,35 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureEntry:
-    """A column that is not in the catalogue: what a metric or probe of the user measures."""
+    """A column that is not built in: what a metric or a probe of the user measures, as a row of the catalogue says it."""
 
     name: str
-    title: str
     table: Literal["metrics", "predictions"]
-    group: str = "own"
-    unit: str = "1"
+    group: str = "custom"
+    title: str = ""
+    formula: str = ""
     lowest: str = "−∞"
     highest: str = "∞"
+    unit: str = "1"
     high: str = ""
     overfocused: Literal["high", "low", "neither"] = "neither"
+    uniform: str = "undefined"
+    chance: str = "none"
     identical: float | None = None
+    kinds: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if any(self.name == metric.name for metric in BUILT_IN):
+            raise ValueError(f"expected the name of a custom measure, got {self.name}, which is built in")
+        self.row()
+
+    def row(self) -> Metric:
+        """The row of the catalogue."""
+        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})  # type: ignore[arg-type]
+
+
+MEASURE_FIELDS = tuple(entry.name for entry in dataclasses.fields(MeasureEntry) if entry.name != "table")
+"""What a row of the catalogue and a `MeasureEntry` have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)

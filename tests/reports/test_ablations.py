@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from overfocus.ablation.tables import tabulate_ablation
 
 from overfocus.ablation.ablation import CHOICES, QUANTITIES, write_ablation
-from overfocus.ablation.tables import tabulate_ablation
 from overfocus_reports.ablations import ablation_figure, ablation_parts
 
 
