@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from overfocus.atomic import atomic_file
 from PIL import Image
 from scipy import stats
 
+from overfocus.files import atomic_file
 from overfocus.corruptions import GROUPS, SEVERITIES, ConstantSet, corrupt, prepare_corruptions
 
 BASELINE = "baseline"
