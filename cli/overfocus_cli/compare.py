@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.analyze import default_output
 from overfocus_cli.options import (
     Amp,
@@ -135,6 +136,8 @@ def compare(
         resamples=resamples,
         **asked,
     )
+    if not is_main_process():
+        return
     report = None if no_report else _drawn(comparison, ablation or [])
     if as_json:
         found = {"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()}

@@ -1,12 +1,12 @@
 """`overfocus evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.options import AsJson, Device, ImageSize, Model, NoEma
 from overfocus_cli.segmentation_table import print_segmentation
 
@@ -151,7 +151,7 @@ def evaluate(
         limit=limit,
         overwrite=overwrite,
     )
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return
     if as_json:
         typer.echo(json.dumps([{"run": str(entry.path)} | entry.summary for entry in found], ensure_ascii=False, indent=2))

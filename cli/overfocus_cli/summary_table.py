@@ -44,6 +44,12 @@ def print_summary(summary: "Summary") -> None:
         )
     console.print()
     console.print(layers)
+    if summary.custom:
+        custom = _table("Custom metrics and probes", "images", *(one.measure.title for one in summary.custom))
+        for variant in summary.custom[0].values:
+            custom.add_row(variant.label, *(_number(one.values[variant].mean, ".4g") for one in summary.custom))
+        console.print()
+        console.print(custom)
     if not summary.survival:
         return
 
@@ -120,6 +126,13 @@ def summary_as_json(summary: "Summary") -> dict[str, Any]:
         | {"layers": list(summary.overfocusing.layers)},
         "retained": _retained(summary.retained),
         "clean_accuracy": _interval(summary.clean_accuracy),
+        "custom": {
+            one.measure.name: [
+                {"corruption": variant.corruption, "severity": variant.severity, **_interval(value)}
+                for variant, value in one.values.items()
+            ]
+            for one in summary.custom
+        },
         **({"clean_miou": _plain(summary.clean_iou)} if summary.segmented else {}),
         "corruptions": [
             {

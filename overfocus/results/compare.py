@@ -3,20 +3,20 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from overfocus.analysis.analyze import analyze_models, choose_settings
+from overfocus.analysis.analyze import analyze_models, run_settings
 from overfocus.checkpoints.load import resolve_model
-from overfocus.corruptions import resolve_corruptions
 from overfocus.errors import RunError
-from overfocus.images.reading import MAX_PIXELS
-from overfocus.processes import join_processes
+from overfocus.processes import is_main_process, join_processes
 from overfocus.results.comparison import Comparison, require_same_models
 from overfocus.run import Run
 from overfocus.runs.names import display_names, distinct_names, folder_names
+from overfocus.settings import takes
 from overfocus.sweep.opening import place_of
+from overfocus.sweep.settings import CompareSettings
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -25,34 +25,8 @@ _OURS = re.compile(r"(comparison|fragility)\.(csv|parquet|json)|report\.html|fig
 """What a comparison's folder holds."""
 
 
-def compare(
-    sources: "Sequence[str | Path | Run | LoadedModel] | None" = None,
-    *,
-    groups: "Mapping[str, Sequence[str | Path | Run]] | None" = None,
-    images: str | Path | Sequence[str | Path] | None = None,
-    corruptions: str | Sequence[str] | None = None,
-    severities: int | Sequence[int] | None = None,
-    output: str | Path = "overfocus-comparison",
-    model: str | Sequence[str | None] | None = None,
-    use_ema: bool = True,
-    image_size: int | None = None,
-    device: str | torch.device | None = None,
-    batch_size: int | None = None,
-    amp: bool = False,
-    workers: int | None = None,
-    seed: int = 0,
-    layers: Sequence[int] | None = None,
-    per_head: bool = False,
-    limit: int | None = None,
-    top_fraction: float = 0.05,
-    displayed: int = 4,
-    maps_limit: int = 1000,
-    max_pixels: int = MAX_PIXELS,
-    strict: bool = False,
-    overwrite: bool = False,
-    progress: bool | None = None,
-    resamples: int = 10_000,
-) -> Comparison:
+@takes(CompareSettings)
+def compare(settings: CompareSettings) -> Comparison:
     """Compare models with the first one, image by image, and write the comparison into a folder.
 
     Of checkpoints, every model is measured on the same images with the same corrupted pixels: each image is resized, cropped
@@ -60,29 +34,17 @@ def compare(
     its own into `output`/runs. Interrupted at any moment, the same call continues where it stopped. Of saved runs, nothing is
     measured: what they have in common is compared.
 
-    - sources: at least two checkpoints (as `analyze` takes them) or at least two run folders, the baseline first; None takes
-      the bundled checkpoints.
-    - groups: in place of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then
-      take in images and runs.
-    - images: as for `analyze`; only with checkpoints.
-    - corruptions, severities: None takes those of `analyze`, or all that saved runs have in common.
-    - output: the folder of the comparison.
-    - model: the architecture of all checkpoints, or one for each (None where the checkpoint says it).
-    - resamples: of the bootstrap behind intervals of ratios and of mIoU.
-
-    All others are those of `analyze`.
-
     Raises:
         RunError: fewer than two sources, runs and checkpoints mixed, runs that do not compare, or a folder that cannot be
             written.
         CheckpointError, CorruptionError, ImageError, CaptureError: as `analyze` says.
     """
-    folder = Path(output)
-    if groups is not None:
+    sources: Sequence[Any] | None = settings.sources
+    folder = Path(settings.output)
+    if settings.groups is not None:
         if sources is not None:
             raise RunError("expected runs or groups of runs to compare, got both")
-        opened = {name: [_opened(run) for run in group] for name, group in groups.items()}
-        return _compare_saved(opened, folder, images, corruptions, severities, resamples, overwrite=overwrite)
+        return _compare_saved({name: [_opened(run) for run in group] for name, group in settings.groups.items()}, settings)
     if sources is None:
         from overfocus.samples import sample_checkpoints
 
@@ -97,64 +59,41 @@ def compare(
                 "give its checkpoint, or analyze the others first"
             )
         runs = [_opened(source) for source in saved]
-        named = {name: [run] for name, run in zip(display_names(runs), runs, strict=True)}
-        return _compare_saved(named, folder, images, corruptions, severities, resamples, overwrite=overwrite)
-    _check_folder(folder, overwrite=overwrite)
-    settings = choose_settings(
-        images=images,
-        corruptions=corruptions,
-        severities=severities,
-        batch_size=batch_size,
-        amp=amp,
-        workers=workers,
-        seed=seed,
-        layers=layers,
-        per_head=per_head,
-        limit=limit,
-        top_fraction=top_fraction,
-        image_size=image_size,
-        displayed=displayed,
-        maps_limit=maps_limit,
-        max_pixels=max_pixels,
-        strict=strict,
-    )
-    processes = join_processes(place_of(sources[0], device))
-    checkpoints = _load(sources, processes.device, image_size, model, use_ema=use_ema)
+        return _compare_saved({name: [run] for name, run in zip(display_names(runs), runs, strict=True)}, settings)
+    _check_folder(folder, overwrite=settings.overwrite)
+    wanted = run_settings(settings)
+    processes = join_processes(place_of(sources[0], settings.device))
+    checkpoints = _load(sources, processes.device, settings.image_size, settings.model, use_ema=settings.use_ema)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
-    if not overwrite:
+    if not settings.overwrite:
         require_same_models(folder, {name: [path] for name, path in zip(names, folders, strict=True)})
-    runs = analyze_models(checkpoints, folders, images, settings, processes, overwrite=overwrite, progress=progress)
-    comparison = Comparison(runs, names, resamples=resamples, path=folder)
+    runs = analyze_models(checkpoints, folders, wanted, settings, processes)
+    comparison = Comparison(
+        {name: [run] for name, run in zip(names, runs, strict=True)}, resamples=settings.resamples, path=folder
+    )
     if processes.main:
         comparison.write(folder)
     processes.wait()
     return comparison
 
 
-def _compare_saved(
-    groups: Mapping[str, Sequence[Run]],
-    folder: Path,
-    images: object,
-    corruptions: str | Sequence[str] | None,
-    severities: int | Sequence[int] | None,
-    resamples: int,
-    *,
-    overwrite: bool,
-) -> Comparison:
-    if images is not None:
+def _compare_saved(groups: Mapping[str, Sequence[Run]], settings: CompareSettings) -> Comparison:
+    if settings.images is not None:
         raise RunError("images are measured for checkpoints; saved runs are compared on the images that they have")
-    _check_folder(folder, overwrite=overwrite)
-    if not overwrite:
+    folder = Path(settings.output)
+    _check_folder(folder, overwrite=settings.overwrite)
+    if not settings.overwrite:
         require_same_models(folder, {name: [run.path for run in group] for name, group in groups.items()})
     comparison = Comparison(
         groups,
-        corruptions=None if corruptions is None else resolve_corruptions(corruptions),
-        severities=[severities] if isinstance(severities, int) else severities,
-        resamples=resamples,
+        corruptions=None if settings.corruptions is None else settings.chosen_corruptions(),
+        severities=None if settings.severities is None else settings.chosen_severities(),
+        resamples=settings.resamples,
         path=folder,
     )
-    comparison.write(folder)
+    if is_main_process():
+        comparison.write(folder)
     return comparison
 
 

@@ -30,7 +30,7 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
     found = []
     titles = distinct_names(
         [ablation.model for ablation in ablations],
-        [str(ablation.info["checkpoint"]["source"]) for ablation in ablations],
+        [ablation.description.checkpoint.source for ablation in ablations],
         [ablation.path.absolute().name for ablation in ablations],
     )
     for number, (ablation, title) in enumerate(zip(ablations, titles, strict=True)):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.runs.description import Layer
+from overfocus.runs.description import Layer, MeasureEntry
 from overfocus.statistics.intervals import Interval, interval_of
 from overfocus.statistics.overfocusing import Overfocusing, judge_overfocusing
 from overfocus.statistics.panel import EVERY, read_panel
@@ -80,6 +80,15 @@ class Survival:
 
 
 @dataclass(frozen=True)
+class CustomMeasure:
+    """What a metric or probe of the user measured."""
+
+    measure: MeasureEntry
+    values: dict[Variant, Interval]
+    """Over images by variant, each image averaged over layers first."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in a few numbers and sentences."""
 
@@ -102,6 +111,7 @@ class Summary:
     clean_iou: float = math.nan
     """Of segmentation: mIoU of all clean images together; NaN without masks."""
     sentences: tuple[str, ...] = ()
+    custom: tuple[CustomMeasure, ...] = ()
 
     @property
     def ranked(self) -> list[LayerSummary]:
@@ -148,8 +158,22 @@ def summarise(run: "Run") -> Summary:
         one_class=len(predicted) > 1 and predicted.nunique() == 1,
         segmented=run.segmented,
         clean_iou=float(scores.get((CLEAN, 0), math.nan)),
+        custom=tuple(custom_measure(run, measure, variants) for measure in run.description.measures),
     )
     return replace(summary, sentences=tuple(sentences_of(summary)))
+
+
+def custom_measure(run: "Run", measure: MeasureEntry, variants: list[Variant]) -> CustomMeasure:
+    """Means over images of what a metric or probe of the user measured."""
+    table = run.table if measure.table == "metrics" else run.predictions
+    values = table.groupby(["corruption", "severity", "image"])[measure.name].mean()
+    there = set(zip(table["corruption"], table["severity"], strict=True))
+    found = {
+        variant: interval_of(values.loc[variant.corruption, variant.severity], measure.name)
+        for variant in variants
+        if variant in there
+    }
+    return CustomMeasure(measure, found)
 
 
 def survival_of(

@@ -27,6 +27,7 @@ from overfocus_cli.main import app
 QUICK: dict[str, Any] = {
     "corruptions": ["fog", "gaussian_noise"],
     "severities": [1, 4],
+    "constants": "imagenet-c",
     "workers": 0,
     "batch_size": 12,
     "device": "cpu",
@@ -47,7 +48,7 @@ def test_predictions_are_those_of_the_model(checkpoint: Path, pictures: Path, tm
     for row in run.predictions.sample(10, random_state=0).to_dict("records"):
         pixels = loaded.preprocess.resize(Image.open(pictures / row["name"]))
         if row["severity"]:
-            pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"])
+            pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"], constants="imagenet-c")
         with torch.no_grad():
             shares = loaded.model(loaded.preprocess.normalize(pixels)[None]).softmax(-1)[0]
         assert row["predicted"] == int(shares.argmax())
@@ -82,7 +83,9 @@ def tree(pictures: Path, tmp_path: Path) -> Path:
             for severity in QUICK["severities"]:
                 target = tmp_path / "tree" / name / str(severity) / path.relative_to(pictures)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity)).save(target)
+                Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity, constants="imagenet-c")).save(
+                    target
+                )
     return tmp_path / "tree"
 
 
@@ -230,7 +233,7 @@ def _synsets(letter: str) -> set[str]:
 def test_pictures_that_cannot_be_read_are_left_out(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "red" / "1.png").write_bytes(b"no picture")
     (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
-    assert [skip["name"] for skip in evaluation.run.skipped] == ["red/1.png"]
+    assert [skip.name for skip in evaluation.run.skipped] == ["red/1.png"]
     assert len(evaluation.run.predictions) == 11 * 5
     assert evaluation.summary["data"]["skipped"] == 1
 

@@ -36,10 +36,10 @@ from pathlib import Path
 import numpy as np
 import skimage
 from common import ARMS, Job, is_done, predict, run_jobs, save_predictions, write_corrupted, write_tables
-from overfocus.atomic import atomic_file
 from PIL import Image
 from torch import Tensor, nn
 
+from overfocus.files import atomic_file
 from overfocus.models.fan import Fan
 from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overfocus.ablation.ablation import write_ablation
+from overfocus.ablation.ablation import Ablation
+from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports.ablations import ablation_figure, ablation_parts
 
@@ -23,9 +24,23 @@ def ablation(tmp_path):
         for choice in CHOICES
         for k in (0, 1, 4)
     ]
-    checkpoint = {"name": "<img src=x onerror=alert(1)>", "source": "model.pth"}
-    info = {"format": 1, "checkpoint": checkpoint, "images": 20}
-    return write_ablation(tmp_path / "ablation", info, tabulate_ablation(pd.DataFrame(rows)))
+    description = RunDescription(
+        format=2,
+        overfocus="0.1.0",
+        kind="ablation",
+        status="complete",
+        done=20,
+        checkpoint=CheckpointEntry(name="<img src=x onerror=alert(1)>", source="model.pth", input_size=(3, 32, 32)),
+        settings=RunSettings(),
+        images=[ImageEntry(image=number, name=f"{number}.png") for number in range(20)],
+    )
+    tables = tabulate_ablation(pd.DataFrame(rows))
+    folder = tmp_path / "ablation"
+    folder.mkdir()
+    (folder / "run.json").write_bytes(encode_description(description))
+    tables.table.to_parquet(folder / "ablation.parquet")
+    tables.differences.to_parquet(folder / "differences.parquet")
+    return Ablation(folder)
 
 
 def test_curves_are_the_table(ablation):
