@@ -225,7 +225,7 @@ def test_mixed_precision_changes_little(segmenter: Path, masked: Path, tmp_path:
     [
         ({"task": "detection"}, "unknown task 'detection'; valid tasks: classification, segmentation"),
         ({"task": "classification"}, "holds pictures with masks, which classification has no use for; try --task segmentation"),
-        ({"window": 0}, "window must be at least 1 pixel, got 0"),
+        ({"window": 0}, "window must be at least 1, got 0"),
         ({"window": 16}, "the model takes 32×32 pixels only, got windows of 16×16"),
         ({"window": 32, "stride": 40}, "would leave pixels out; give a stride of at most 32"),
         ({"stride": 40}, "would leave pixels out; give a stride of at most 32"),
