@@ -11,12 +11,16 @@ PARTS = ("forward", "capture", "waiting", "normalising", "writing")
 class Stopwatch:
     """Adds up the seconds that one model of a sweep is at work, in total and by part, on top of those of earlier sessions."""
 
-    def __init__(self, before: Mapping[str, float] | None = None) -> None:
-        before = before or {}
-        self._seconds = {part: float(before.get(part, 0.0)) for part in PARTS}
-        self._total = float(before.get("seconds", 0.0))
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._total = 0.0
         self._since: float | None = None
         """When the block began whose time is counted now."""
+
+    def resume(self, before: Mapping[str, float]) -> None:
+        """Go on from the timing of the run so far."""
+        self._seconds = {part: before.get(part, 0.0) for part in PARTS}
+        self._total = before.get("seconds", 0.0)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -121,6 +121,7 @@ class Subject:
     def begin(self, folder: RunFolder, description: RunDescription, work: Work, *, main: bool) -> None:
         """Take in the run, new or continued."""
         self.done = description.done
+        self.stopwatch.resume(description.timing)
         for probe in self.probes:
             probe.prepare(description)
         if main:
