@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from overfocus.errors import ImageError, RunError
 from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
+from overfocus.probes.probe import Array
 from overfocus.processes import Processes
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription
 from overfocus.runs.folder import RunFolder
@@ -163,7 +164,7 @@ def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example:
     Where the windows of its layers lie is too long for run.json and is written beside the maps.
     """
     description = replace(wanted, created=datetime.now(UTC).isoformat(timespec="seconds"), parts=[], versions=describe_versions())
-    arrays = {}
+    arrays: dict[str, Mapping[str, Array]] = {}
     if example is not None:
         with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"):
             picture = subject.loaded.preprocess(example).to(subject.device)
