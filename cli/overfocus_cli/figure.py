@@ -77,8 +77,8 @@ def figure(
 
     from overfocus.figures.paper_style import paper, save_figure
     from overfocus.figures.publication import draw
-    from overfocus.results.names import display_names
     from overfocus.run import Run
+    from overfocus.runs.names import display_names
 
     opened = [Run(folder) for folder in runs]
     with paper():

@@ -87,6 +87,13 @@ def show(
         return image_rows_figure(maps, names, numbers, shown, layers, highest(profiles))
 
 
+def as_html(shown: "Run | Comparison") -> str:
+    """A run or a comparison in a notebook."""
+    from overfocus.run import Run
+
+    return run_html(shown) if isinstance(shown, Run) else comparison_html(shown)
+
+
 def run_html(run: "Run") -> str:
     """What the run is, and the means of a few metrics over images and layers, for clean pictures and each corruption."""
     state = "" if run.complete else ", unfinished"

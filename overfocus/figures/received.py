@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from overfocus.errors import RunError
 from overfocus.metrics.expectation import top_count
-from overfocus.statistics.layers import Layer
+from overfocus.runs.description import Layer
 from overfocus.variants import Variant
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from overfocus.errors import RunError
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.statistics.layers import Layer, LayerStatistics
+from overfocus.runs.description import Layer
+from overfocus.statistics.layers import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 if TYPE_CHECKING:

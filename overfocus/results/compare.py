@@ -12,8 +12,8 @@ from overfocus.checkpoints.load import resolve_model
 from overfocus.errors import RunError
 from overfocus.processes import is_main_process, join_processes
 from overfocus.results.comparison import Comparison, require_same_models
-from overfocus.results.names import display_names, distinct_names, folder_names
 from overfocus.run import Run
+from overfocus.runs.names import display_names, distinct_names, folder_names
 from overfocus.settings import takes
 from overfocus.sweep.opening import place_of
 from overfocus.sweep.settings import CompareSettings
@@ -66,11 +66,12 @@ def compare(settings: CompareSettings) -> Comparison:
     checkpoints = _load(sources, processes.device, settings.image_size, settings.model, use_ema=settings.use_ema)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
-    runs = analyze_models(checkpoints, folders, wanted, settings, processes)
-    named = {name: [run] for name, run in zip(names, runs, strict=True)}
     if not settings.overwrite:
-        require_same_models(folder, {name: [run.path for run in group] for name, group in named.items()})
-    comparison = Comparison(named, resamples=settings.resamples, path=folder)
+        require_same_models(folder, {name: [path] for name, path in zip(names, folders, strict=True)})
+    runs = analyze_models(checkpoints, folders, wanted, settings, processes)
+    comparison = Comparison(
+        {name: [run] for name, run in zip(names, runs, strict=True)}, resamples=settings.resamples, path=folder
+    )
     if processes.main:
         comparison.write(folder)
     processes.wait()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import RunError
-from overfocus.figures.notebook_methods import NotebookMethods
 from overfocus.files import atomic_file
 from overfocus.results.alignment import Alignment, align
-from overfocus.results.names import display_names
 from overfocus.run import Run
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
+from overfocus.runs.names import display_names
+from overfocus.runs.notebook import NotebookMethods
 from overfocus.statistics.panel import EVERY, Panel
 from overfocus.statistics.verdicts import RULE, Verdict, judge
 
@@ -90,11 +90,6 @@ class Comparison(NotebookMethods):
 
     def _shown_runs(self) -> tuple[Sequence[Run], Sequence[str]]:
         return self.runs, self.names
-
-    def _repr_html_(self) -> str:
-        from overfocus.figures.notebook import comparison_html
-
-        return comparison_html(self)
 
     @property
     def baseline(self) -> str:

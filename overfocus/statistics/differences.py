@@ -164,7 +164,7 @@ def retained_differences(
     else:
         low, high = mean_interval(differences)
         with np.errstate(invalid="ignore", divide="ignore"):
-            p_value = 2 * stats.t.sf(np.abs(mean) / error, count - 1)
+            p_value = np.asarray(2 * stats.t.sf(np.abs(mean) / error, count - 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         effect_size = np.where(error > 0, mean / (error * np.sqrt(count)), np.nan)
     low, high, p_value = _with_runs(mean, error, count, low, high, p_value, over_runs)

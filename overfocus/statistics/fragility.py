@@ -139,7 +139,7 @@ def _observe(side: Sequence[Panel]) -> Iterator[Observations]:
             if not side[0].layer_group(group):
                 continue
             means = over_layers(side, [panel.values[metric] for panel in side], group)
-            if row.group != "stability":
+            if row.group != "stability" and clean is not None:
                 means = [np.repeat(part[:, [clean]], part.shape[1], axis=1) for part in means]
             seen = _joined(side, metric, group, means)
             if seen is not None:

@@ -11,7 +11,7 @@ import pandas as pd
 from overfocus.metrics.catalogue import CATALOGUE, uniform_value
 from overfocus.runs.description import Layer, RunDescription
 from overfocus.statistics.intervals import half_width, value_range
-from overfocus.variants import OTHER_IMAGE, Variant, sort_variants
+from overfocus.variants import OTHER_IMAGE, Variant
 
 Array = npt.NDArray[np.float64]
 PARTS = ("mean", "low", "high", "count", "skipped")
@@ -31,6 +31,10 @@ class RunTables(Protocol):
     @property
     def predictions(self) -> pd.DataFrame:
         """One row per image × corruption × severity."""
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variants in the tables: clean first, then the corrupted ones; without the control."""
 
     @property
     def retained(self) -> pd.DataFrame:
@@ -108,7 +112,7 @@ class LayerStatistics:
 
 def layer_statistics(run: RunTables) -> LayerStatistics:
     """The statistics of every metric of a run."""
-    layers, variants, table = run.description.layers, variants_of(run), run.table
+    layers, variants, table = run.description.layers, run.variants, run.table
     frames = {"all": summarise_table(table)}
     if "head" in table:
         frames |= {f"head {head}": summarise_table(rows.drop(columns="head")) for head, rows in table.groupby("head")}
@@ -161,16 +165,6 @@ def summarise_table(table: pd.DataFrame) -> pd.DataFrame:
         count=count,
         skipped=np.repeat(groups.size().to_numpy(), len(metrics)) - count,
     )
-
-
-def variants_of(run: RunTables) -> list[Variant]:
-    """The clean variant first, then each corruption that the tables hold, in the order that was asked for, severities rising.
-
-    The control is not among them.
-    """
-    pairs = run.table[["corruption", "severity"]].drop_duplicates()
-    found = sort_variants([("clean", 0), *pairs.itertuples(index=False, name=None)], run.description.settings.corruptions)
-    return [variant for variant in found if variant.corruption != OTHER_IMAGE]
 
 
 def mean_of_known(values: npt.NDArray[np.float64], axis: int) -> Array:

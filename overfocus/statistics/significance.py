@@ -9,9 +9,9 @@
 All sign patterns are tried where there are few images that differ, else 10,000 drawn ones. Below what these can resolve, the
 p-value is that of Student's t for the same differences, never below that of the single most extreme pattern.
 
-Sources: R. A. Fisher, The Design of Experiments, 1935, section 21; B. Phipson & G. K. Smyth, "Permutation p-values should
-never be zero", Statistical Applications in Genetics and Molecular Biology 9, 2010; Q. McNemar, Psychometrika 12, 1947; S. Holm, "A simple
-sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+Sources: R. A. Fisher, The Design of Experiments, 1935, section 21; B. Phipson & G. K. Smyth, "Permutation p-values should never
+be zero", 2010 (Statistical Applications in Genetics and Molecular Biology 9); Q. McNemar, Psychometrika 12, 1947; S. Holm, "A
+simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
 """
 
 import itertools
@@ -107,14 +107,15 @@ def _flip_test(top: Array, bottom: Array, top_middle: Array, bottom_middle: Arra
     for key, columns in alike.items():
         rows = np.frombuffer(key, bool)
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=int(rows.sum()))))
-        sums = [signs @ part[np.ix_(rows, columns)] for part in parts[:2]]
+        sums = [signs @ part[rows][:, columns] for part in parts[:2]]
         middles = [part[:, columns].sum(0) for part in parts[2:]]
         found = _statistic(sums[0], sums[1], middles[0], middles[1])  # the first pattern is the observed one
         p_values[columns] = (found >= found[0] - 1e-9 * found.max(0)).mean(0)
     many = np.flatnonzero((count > 1) & (differing > FEW))
     for start in range(0, len(many), _COLUMNS_PER_BLOCK):
         block = many[start : start + _COLUMNS_PER_BLOCK]
-        p_values[block] = _drawn(*(part[:, block] for part in parts), differing[block], seed=seed)
+        some = [part[:, block] for part in parts]
+        p_values[block] = _drawn(some[0], some[1], some[2], some[3], differing[block], seed)
     return p_values
 
 
@@ -124,7 +125,7 @@ def _statistic(top: Array, bottom: Array, top_middle: Array, bottom_middle: Arra
     return found
 
 
-def _drawn(top: Array, bottom: Array, top_middle: Array, bottom_middle: Array, differing: Array, *, seed: int) -> Array:
+def _drawn(top: Array, bottom: Array, top_middle: Array, bottom_middle: Array, differing: Array, seed: int) -> Array:
     """p-values from drawn sign patterns, and from Student's t of the linearised differences where these do not resolve them."""
     middles = top_middle.sum(0), bottom_middle.sum(0)
     observed = _statistic(top.sum(0), bottom.sum(0), *middles)
@@ -133,7 +134,7 @@ def _drawn(top: Array, bottom: Array, top_middle: Array, bottom_middle: Array, d
     narrow = top.astype(np.float32), bottom.astype(np.float32)
     constant = not bottom.any()
     for signs in _signs(len(top), seed):
-        sums = signs @ narrow[0], np.float32(0) if constant else signs @ narrow[1]
+        sums = signs @ narrow[0], np.zeros(1) if constant else signs @ narrow[1]
         extreme += (_statistic(sums[0], sums[1], *middles) >= observed - slack).sum(0)
     p_values = (extreme + 1) / (_DRAWS + 1)
     ratio = middles[0] / middles[1] if not constant else np.zeros(top.shape[1])

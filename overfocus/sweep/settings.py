@@ -315,6 +315,13 @@ class EvaluateSettings(SweepSettings):
         "segmentation.",
         metavar="FOLDER",
     )
+    tree_geometry: Literal["as-is", "model"] = setting(
+        "as-is",
+        "How images of ImageNet-C, C-bar, -P or another tree of corruptions come to the model's input: as-is, since they were "
+        "resized and cropped when they were made (they are resized, not cropped, where the input has another size), or resized "
+        "and cropped once more as the model's own preprocessing does. Not for segmentation.",
+        metavar="NAME",
+    )
     baseline: str | Path | None = setting(
         None,
         "A finished evaluation's folder, or a checkpoint, whose errors those of the others are divided by for mCE, where "

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.statistics.layers import Layer
+from overfocus.runs.description import Layer
 from overfocus.variants import OTHER_IMAGE, Variant
 
 if TYPE_CHECKING:

@@ -76,8 +76,8 @@ def sentence_of(model: str, rows: pd.DataFrame, table: pd.DataFrame) -> str:
     title = title_of(str(best["metric"]))
     return (
         f"{seen}. Within a corruption and severity, {title} tells them best: {way} where predictions flip, AUROC "
-        f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); {len(sure)} of {len(metrics)} metrics "
-        f"exclude 0.5. {guesses}"
+        f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); {len(sure)} of {len(metrics)} "
+        f"metrics exclude 0.5. {guesses}"
     )
 
 

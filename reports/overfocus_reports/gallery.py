@@ -8,7 +8,7 @@ import numpy as np
 from overfocus.errors import OverfocusError
 from overfocus.figures.received import ReceivedMaps
 from overfocus.images.reading import read_image
-from overfocus.statistics.layers import Layer
+from overfocus.runs.description import Layer
 from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.displayed import RECEIVED, Displayed
 from overfocus_reports.encoding import number, picture_uri, png

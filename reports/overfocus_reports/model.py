@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from overfocus.run import Run
-from overfocus.statistics.layers import Layer, LayerStatistics, layer_statistics
+from overfocus.runs.description import Layer
+from overfocus.statistics.layers import LayerStatistics, layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.extremes import ImageValues, image_values

@@ -53,10 +53,10 @@ def concentration_sentences(ranked: list["LayerSummary"]) -> list[str]:
     layer = first.layer
     tokens = f"{layer.tokens} patches" + (" of a window" if layer.kind == "window" else "")
     top = f"the {layer.top} most attended of {tokens} receive" if layer.top > 1 else f"the most attended of {tokens} receives"
+    where = f"layer {layer.number} ({layer.module})"
     found = [
-        f"On clean images attention is most concentrated in layer {layer.number} ({layer.module}): {top} "
-        f"{percent(share.mean)} of the attention, where uniform attention would give {percent(first.uniform_share)}; {percent(used.mean)} of the patches "
-        "are effectively in use."
+        f"On clean images attention is most concentrated in {where}: {top} {percent(share.mean)} of the attention, where uniform "
+        f"attention would give {percent(first.uniform_share)}; {percent(used.mean)} of the patches are effectively in use."
     ]
     if len(ranked) > 2:
         following = " and ".join(
@@ -129,7 +129,8 @@ def overall_sentence(summary: "Summary") -> str:
     interval = between(primary.low, primary.high, cut=False)
     claim = (
         f"Over all corruptions attention retains {percent(primary.retained)} ({interval}) of what sets an image apart from "
-        f"another one, by {title_of(PRIMARY)}: 100\u00a0% would be as if not corrupted, 0\u00a0% no more than another image has in common"
+        f"another one, by {title_of(PRIMARY)}: 100\u00a0% would be as if not corrupted, 0\u00a0% no more than another image has "
+        "in common"
     )
     if primary.count < FEWEST_IMAGES:
         return f"{claim}. {counted(primary.count)} are too few to judge that: at least {FEWEST_IMAGES} are needed."

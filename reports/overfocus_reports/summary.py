@@ -10,7 +10,6 @@ import pandas as pd
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.runs.description import Layer, MeasureEntry
 from overfocus.statistics.intervals import Interval, interval_of
-from overfocus.statistics.layers import variants_of
 from overfocus.statistics.overfocusing import Overfocusing, judge_overfocusing
 from overfocus.statistics.panel import EVERY, read_panel
 from overfocus.statistics.retained import retained_by_variant
@@ -132,7 +131,7 @@ def summarise(run: "Run") -> Summary:
     Raises:
         RunError: the run holds no rows yet.
     """
-    layers, variants, table = run.description.layers, variants_of(run), run.table
+    layers, variants, table = run.description.layers, run.variants, run.table
     names = [*CONCENTRATION, *NORMS]
     rows = table[table["corruption"] == CLEAN]
     clean = rows.groupby(["layer", "image"], sort=False)[[name for name in names if name in table]].mean().reindex(columns=names)

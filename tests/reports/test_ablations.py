@@ -8,7 +8,7 @@ import pytest
 
 from overfocus.ablation.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
-from overfocus.statistics.ablation import CHOICES, QUANTITIES, tabulate_ablation
+from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports.ablations import ablation_figure, ablation_parts
 
 
@@ -49,7 +49,7 @@ def test_curves_are_the_table(ablation):
     top = next(line for line in figure.axes[1].lines if len(line.get_xdata()) == 3)
     np.testing.assert_allclose(top.get_ydata(orig=False), table.sort_values("fraction")["agreement"])
     np.testing.assert_allclose(top.get_xdata(orig=False), [0, 5, 20])
-    assert [container.get_label() for container in figure.axes[0].containers] == list(CHOICES)
+    assert [container.get_label() for container in figure.axes[0].containers] == list(CHOICE_WORDS.values())
 
 
 def test_part_of_the_page(ablation, tmp_path):

@@ -135,7 +135,7 @@ def test_no_classifier_falls_back_to_the_output(make_run):
 
 def test_one_patch_per_layer_has_no_concentration(make_run):
     run = make_run(images=1, side=2)
-    run.table["top_share"] = np.nan
+    run.table[["top_share", "effective_tokens"]] = np.nan
     assert summarise(run).sentences[0] == "No layer has more than one patch token, so concentration is undefined."
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 import overfocus
 from overfocus import Run, RunError
-from overfocus.results.names import folder_names
+from overfocus.runs.names import folder_names
 from overfocus.sweep.sweep import Subject
 
 FEW = {"corruptions": ["gaussian_noise"], "severities": [2], "workers": 0, "progress": False, "resamples": 200}
@@ -47,7 +47,7 @@ def test_other_input_sizes_see_the_same_corrupted_pixels_resized(models, photos,
         np.testing.assert_array_equal(resized, Image.fromarray(own).resize((48, 48), Image.Resampling.BICUBIC))
     assert last.description.pixels == first.description.pixels
     assert last.description.pixels.height == 32
-    assert comparison.notes[0] == "c takes 48×48 pixels: pictures were corrupted at 32×32 and resized for it"
+    assert comparison.notes[0] == "c takes 48×48 pixels: images were corrupted at 32×32 and resized for it"
     alone = overfocus.analyze(models[2], photos, ["gaussian_noise"], [2], tmp_path / "alone", workers=0, progress=False)
     with pytest.raises(RunError, match="c was measured on other pixels"):
         overfocus.compare([first, alone], output=tmp_path / "saved")

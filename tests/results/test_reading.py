@@ -32,7 +32,7 @@ def test_moved_with_its_runs(written, tmp_path):
 
 def test_no_comparison(tmp_path, written):
     assert not is_comparison(tmp_path)
-    with pytest.raises(RunError, match="expected what `overfocus compare` wrote"):
+    with pytest.raises(RunError, match="expected the description of a comparison"):
         read_comparison(tmp_path)
     (written / "comparison.json").write_text("[]")
     with pytest.raises(RunError, match="cannot be read"):

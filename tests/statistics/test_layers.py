@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from overfocus.statistics.layers import layer_statistics, variants_of
+from overfocus.statistics.layers import layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 
 def test_variants_begin_with_clean_and_keep_the_order_asked_for(run):
-    assert variants_of(run) == [CLEAN_VARIANT, *[Variant(name, s) for name in ("gaussian_noise", "fog") for s in (1, 3)]]
+    assert run.variants == [CLEAN_VARIANT, *[Variant(name, s) for name in ("gaussian_noise", "fog") for s in (1, 3)]]
 
 
 def test_words_of_a_variant():
@@ -87,8 +87,8 @@ def test_the_control_stands_beside_and_is_no_variant(run, make_run):
 def test_patch_tokens_are_counted_without_prefix(make_run):
     run = make_run(images=1)
     run.description = changed_layer(run.description, 0, {"kind": "class", "prefix_tokens": 1, "key_prefix_tokens": 1})
-    assert [layer.tokens for layer in layers_of(run)] == [36] * 4
-    assert layers_of(run)[0].label == "0 · blocks.0.attn"
+    assert [layer.tokens for layer in run.layers] == [36] * 4
+    assert run.layers[0].label == "0 · blocks.0.attn"
 
 
 def changed_layer(description, number, changes):

@@ -60,7 +60,7 @@ def test_mcnemar_is_the_binomial_test():
 def test_ratios_swapped_by_hand():
     """Three images: every swap of the models' numbers written out."""
     random = np.random.default_rng(4)
-    top, bottom, other_top, other_bottom = random.random((4, 3, 1)) + [[[0.0]], [[1.0]], [[0.5]], [[1.0]]]
+    top, bottom, other_top, other_bottom = random.random((4, 3, 1)) + np.reshape([0.0, 1.0, 0.5, 1.0], (4, 1, 1))
     observed = abs(top.sum() / bottom.sum() - other_top.sum() / other_bottom.sum())
     found = []
     for swap in itertools.product((False, True), repeat=3):

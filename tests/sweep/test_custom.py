@@ -55,7 +55,7 @@ def run(loaded, photos, tmp_path):
     return overfocus.analyze(loaded, photos, output=tmp_path / "run", metrics=TOYS, probes=[Brightness()], **OPTIONS)
 
 
-def test_columns_are_what_the_functions_say(run, loaded, photos):
+def test_columns_are_what_the_functions_say(run, loaded):
     assert list(run.table.columns)[-3:] == ["class_token_share", "peak", "change"]
     shown = run.maps(0).pictures
     with overfocus.capture(loaded.model) as captured:

@@ -1,12 +1,16 @@
-"""The methods that runs and comparisons have in a notebook; matplotlib is imported when one is called."""
+"""The methods that runs and comparisons have in a notebook.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+What draws is attached from outside, by `overfocus` itself: results know nothing of figures.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from overfocus.run import Run
+figures: Callable[[], Any] | None = None
+"""Gives the module that draws (`overfocus.figures.notebook`)."""
 
 Names = str | Sequence[str] | None
 """One name, several, or None for the usual ones."""
@@ -15,7 +19,7 @@ Names = str | Sequence[str] | None
 class NotebookMethods:
     """Figures of what a class holds, which says itself which runs these are."""
 
-    def _shown_runs(self) -> "tuple[Sequence[Run], Sequence[str]]":
+    def _shown_runs(self) -> tuple[Sequence[Any], Sequence[str]]:
         """The runs to draw and a name for each; one run or several."""
         raise NotImplementedError
 
@@ -25,9 +29,7 @@ class NotebookMethods:
         Raises:
             RunError: what was asked for was not measured; the message lists what there is.
         """
-        from overfocus.figures.notebook import plot_layers
-
-        return plot_layers(*self._shown_runs(), metrics, corruption, severity)
+        return _drawing().plot_layers(*self._shown_runs(), metrics, corruption, severity)
 
     def plot_stability(self, metrics: Names = None, corruption: Names = None, severity: int | None = None) -> "Figure":
         """Stability metrics against severity (against corruption where there is one severity), with 95 % intervals.
@@ -35,9 +37,7 @@ class NotebookMethods:
         Raises:
             RunError: what was asked for was not measured; the message lists what there is.
         """
-        from overfocus.figures.notebook import plot_stability
-
-        return plot_stability(*self._shown_runs(), metrics, corruption, severity)
+        return _drawing().plot_stability(*self._shown_runs(), metrics, corruption, severity)
 
     def show(
         self, image: int | str | None = None, layer: int | None = None, corruption: Names = None, severity: int | None = None
@@ -49,6 +49,13 @@ class NotebookMethods:
         Raises:
             RunError: its maps were not kept, or what was asked for was not measured.
         """
-        from overfocus.figures.notebook import show
+        return _drawing().show(*self._shown_runs(), image, layer, corruption, severity)
 
-        return show(*self._shown_runs(), image, layer, corruption, severity)
+    def _repr_html_(self) -> str:
+        return str(_drawing().as_html(self))
+
+
+def _drawing() -> Any:
+    if figures is None:
+        raise RuntimeError("figures are attached by the package overfocus; import it before its modules")
+    return figures()
