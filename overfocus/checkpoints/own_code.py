@@ -67,7 +67,7 @@ def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_em
     accounts = account(made.model, network.tensors, network.tensors, ())
     if not accounts.exact and not lenient:
         raise CheckpointError(
-            f"{file.path}: its tensors are not those of {spelling}: {accounts.faults}; change the function, or --lenient to load it"
+            f"{file.path}: its tensors are not those of {spelling}: {accounts.faults}; change the function, or --lenient"
         )
     fill(made.model, network.tensors, file.path)
     said = [f"LENIENT: loaded although it is not {spelling} to the last tensor: {accounts.faults}"] if not accounts.exact else []

@@ -18,8 +18,8 @@ from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 _TOWERS = {
-    "clip": "CLIPVisionModel", "siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel", "chinese_clip": "ChineseCLIPVisionModel",
-    "altclip": "AltCLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel",
+    "clip": "CLIPVisionModel", "siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel", "altclip": "AltCLIPVisionModel",
+    "chinese_clip": "ChineseCLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel",
     "vit_mae": "ViTModel",
 }  # fmt: skip
 """By `model_type`: the part that takes the image. MAE's own class hides most patches at random, its encoder is a plain ViT."""
@@ -32,6 +32,7 @@ _BOUNDS = {
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _NEEDLESS = ("pooler.", "classifier.", "cls_classifier.", "distillation_classifier.", "decode_head.", "lm_head.", "decoder.")
 """What a model of transformers may lack or have left over without a change to the encoder."""
+_OTHER_TOWER = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
 
 
 def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[int, int] | None, lenient: bool) -> LoadedModel:
@@ -57,19 +58,21 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
         if kind == "vit_mae":
             settings = transformers.ViTConfig(**{key: config[key] for key in transformers.ViTConfig().to_dict() if key in config})
             notes.append("MAE's encoder built as a ViT: every patch is seen, none is masked")
-        elif name in _TOWERS.values() and hasattr(settings, "vision_config"):
+        elif kind in _TOWERS and hasattr(settings, "vision_config"):
             settings = settings.vision_config
             notes.append("left out, no part of the encoder: the text model and the projections")
         model, told = built.from_pretrained(
-            folder, config=settings, local_files_only=True, output_loading_info=True, dtype=torch.float32, attn_implementation="sdpa"
-        ) if _takes_sdpa(built) else built.from_pretrained(
-            folder, config=settings, local_files_only=True, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
-        )  # fmt: skip
+            folder,
+            config=settings,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa" if getattr(built, "_supports_sdpa", False) else "eager",  # never a kernel of the hub
+        )
     except Exception as error:  # transformers raises whatever its parts raise
         raise CheckpointError(f"{folder}: transformers cannot load this {kind or 'model'} ({first_line(error)})") from error
-    tower = name in _TOWERS.values()
     missing = [key for key in told["missing_keys"] if not _needless(key)]
-    unexpected = [key for key in told["unexpected_keys"] if not _needless(key) and not (tower and _other_tower(key))]
+    unexpected = [key for key in told["unexpected_keys"] if not _needless(key) and not key.startswith(_OTHER_TOWER)]
     unfit = [str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ())]
     faults = "; ".join(
         f"{label} {some(sorted(keys))}"
@@ -95,23 +98,15 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
         weights_entry="save_pretrained",
         missing_keys=sorted(told["missing_keys"]),
         unexpected_keys=sorted(told["unexpected_keys"]),
-        notes=tuple([*said, *notes, *assumed]),
+        notes=(*said, *notes, *assumed),
         lenient=bool(faults),
         class_names=[str(labels[number]) for number in sorted(labels)] if labels else None,
         classes=classes,
     )
 
 
-def _takes_sdpa(built: type[nn.Module]) -> bool:
-    return bool(getattr(built, "_supports_sdpa", False))
-
-
 def _needless(key: str) -> bool:
     return is_harmless(key) or any(f".{part}" in f".{key}" for part in _NEEDLESS)
-
-
-def _other_tower(key: str) -> bool:
-    return not key.startswith(("vision_model.", "vision_tower.", "vit.", "embeddings.", "encoder."))
 
 
 def _require_sound(folder: Path, config: dict[str, Any]) -> None:
@@ -142,17 +137,15 @@ def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None)
             said = read if isinstance(read, dict) else {}
         except (ValueError, OSError, RecursionError) as error:
             raise CheckpointError(f"{path}: no readable JSON ({first_line(error)})") from None
-    notes = (
-        []
-        if said.get("image_mean")
-        else ["preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say"]
-    )
+    notes = []
+    if not said.get("image_mean"):
+        notes.append("preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say")
     channels = int(getattr(settings, "num_channels", 3) or 3)
     own = getattr(settings, "image_size", None) or 224
     side = own if isinstance(own, int) else max(own)
     size, crop = said.get("size"), said.get("crop_size")
     crop_pct, mode, target = 1.0, "squash", _sides(size, side)
-    if isinstance(size, dict) and "shortest_edge" in size or said.get("do_center_crop"):
+    if (isinstance(size, dict) and "shortest_edge" in size) or said.get("do_center_crop"):
         edge = min(_sides(size, side))
         target = _sides(crop, side) if said.get("do_center_crop") and crop else (edge, edge)
         crop_pct, mode = min(max(target) / edge, 1.0), "center"

@@ -160,9 +160,15 @@ def test_own_code(own: str, front: str, write) -> None:
 
 @pytest.mark.parametrize(
     ("spelling", "words"),
-    [("own_network:fails", "no luck"), ("own_network:number", "torch.nn.Module"), ("own_network:nothing", "nothing"), ("no_such_module:make", "no_such_module")],
-)  # fmt: skip
-def test_own_code_that_gives_no_module(own: str, spelling: str, words: str, write) -> None:
+    [
+        ("own_network:fails", "no luck"),
+        ("own_network:number", "torch.nn.Module"),
+        ("own_network:nothing", "nothing"),
+        ("no_such_module:make", "no_such_module"),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_own_code_that_gives_no_module(spelling: str, words: str, write) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         load_model(write({"stem.bias": torch.ones(8)}), model=spelling)
     assert "\n" not in str(caught.value)
