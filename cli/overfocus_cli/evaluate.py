@@ -1,12 +1,12 @@
 """`overfocus evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.options import AsJson, Device, ImageSize, Model, NoEma
 from overfocus_cli.segmentation_table import print_segmentation
 
@@ -115,7 +115,9 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate classifiers (accuracy, calibration, mCE) or segmentation models (mIoU, pixel accuracy), clean and corrupted.
+    """Evaluate classifiers or segmentation models, clean and corrupted.
+
+    Of classifiers accuracy, calibration and mCE; of segmentation models mIoU and pixel accuracy.
 
     The same command continues an interrupted evaluation. Several GPUs: accelerate launch -m overfocus evaluate …
 
@@ -149,7 +151,7 @@ def evaluate(
         limit=limit,
         overwrite=overwrite,
     )
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return
     if as_json:
         typer.echo(json.dumps([{"run": str(entry.path)} | entry.summary for entry in found], ensure_ascii=False, indent=2))

@@ -17,7 +17,7 @@ def trunk(model: nn.Module) -> tuple[nn.Module, str]:
 
     That is the backbone in a segmentation model with one of timm, else the model itself.
     """
-    from overfocus.models.segmentation_backbones import TimmLevels
+    from overfocus.models.segmentation import TimmLevels
 
     backbone = getattr(model, "backbone", None)
     return (backbone.model, "backbone.model.") if isinstance(backbone, TimmLevels) else (model, "")

@@ -18,7 +18,7 @@ def tap_branches(tensors: Mapping[str, Tensor]) -> int | None:
 
 def added_tap(tensors: Mapping[str, Tensor], outline: nn.Module) -> dict[str, Any] | None:
     """Arguments of `add_tap` that give an architecture without TAP the TAP that a state dict has; None where it has none."""
-    from overfocus.models.add_tap_sites import find_sites
+    from overfocus.models.add_tap import find_sites
 
     branches = tap_branches(tensors)
     if branches is None or tap_branches(outline.state_dict()) is not None:

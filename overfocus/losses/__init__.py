@@ -1,6 +1,5 @@
 """Losses that keep attention from collapsing onto a few tokens."""
 
-from overfocus.losses.attention_diversification import AttentionDiversificationLoss
-from overfocus.losses.diversify import Diversification, diversify
+from overfocus.losses.attention_diversification import AttentionDiversificationLoss, Diversification, diversify
 
 __all__ = ["AttentionDiversificationLoss", "Diversification", "diversify"]

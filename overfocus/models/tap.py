@@ -4,19 +4,91 @@ Source: Guo, Stutz, Schiele, "Robustifying Token Attention for Vision Transforme
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from overfocus.models.patch_grid import to_maps, to_tokens
-from overfocus.models.tap_pooling import TokenPooling
+from overfocus.models.layers import Grid, Maps, Tokens, to_maps, to_tokens
+from overfocus.models.tap_mixture import mix_dilated
 
 IDENTITY_MARGIN = 14.0
 """By how much branch 0 leads after `favour_identity`: the other weights are 8e-7, which pretrained outputs do not show."""
+POOLINGS = ("average", "max", "gaussian", "learned")
+_LINEAR_TAPS = {"average": (1 / 3, 1 / 3), "gaussian": (1 / 2, 1 / 4)}
 
 
+@register_notrace_module
+class TokenPooling(nn.Module):
+    """Mixes K poolings of the tokens, dilations 0 … K−1, by weights given per token.
+
+    Branch 0 is the token itself; branch r pools its 3×3 neighbours (3 on a sequence) that lie r tokens apart:
+
+    * "average": their mean, zeros beyond the border, always divided by 9 (3). No parameters.
+    * "gaussian": their mean weighted 1:2:1 along every axis, zeros beyond the border. No parameters.
+    * "max": their maximum per channel, over those inside the grid. No parameters.
+    * "learned": a depthwise 3×3 kernel per branch, parameter `kernels` (K − 1, channels, 1, 3, 3), which starts as the average.
+
+    So that a checkpoint tells its pooling, "gaussian" and "max" leave a buffer of that name (a single 1) in the state dict.
+
+    Raises:
+        ValueError: for an unknown pooling.
+    """
+
+    def __init__(self, channels: int, branches: int, pooling: str = "average", axes: int = 2) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        self.pooling = pooling
+        self.branches = branches
+        self.axes = axes
+        self.linear = pooling in _LINEAR_TAPS
+        self.taps = _LINEAR_TAPS.get(pooling, (0.0, 0.0))
+        if pooling in ("gaussian", "max"):
+            self.register_buffer(pooling, torch.ones(()))
+        self.kernels: nn.Parameter | None = None
+        if pooling == "learned":
+            self.kernels = nn.Parameter(torch.full((branches - 1, channels, 1, *[3] * axes), 1 / 3**axes))
+
+    def forward(self, tokens: Tokens, weights: Tokens, grid: Grid) -> Tokens:
+        """The pooled tokens; `grid` is (rows, columns), or (length,) on a sequence, and holds every token given."""
+        if self.branches == 1:
+            return tokens
+        if not torch.jit.is_scripting() and self.linear:  # type: ignore[no-untyped-call]
+            return mix_dilated(tokens, weights, grid, self.branches, self.taps)
+        image, shares = to_maps(tokens, grid), to_maps(weights, grid)
+        mixed = shares[:, :1] * image
+        for dilation in range(1, self.branches):
+            mixed = mixed + shares[:, dilation : dilation + 1] * self.pool(image, dilation)
+        return to_tokens(mixed)
+
+    def pool(self, image: Maps, dilation: int) -> Maps:
+        """The neighbours `dilation` tokens apart, pooled."""
+        if self.pooling == "max":
+            padded = F.pad(image, [dilation] * (2 * self.axes), value=-math.inf)
+            if self.axes == 2:
+                return F.max_pool2d(padded, 3, stride=1, dilation=dilation)
+            return F.max_pool1d(padded, 3, stride=1, dilation=dilation)
+        if self.kernels is not None:
+            kernel = self.kernels[dilation - 1]
+        else:
+            line = torch.full([3], self.taps[1], dtype=image.dtype, device=image.device)
+            line[1] = self.taps[0]
+            kernel = line if self.axes == 1 else line[:, None] * line
+            kernel = kernel.expand([image.shape[1], 1] + list(kernel.shape))  # noqa: RUF005  TorchScript unpacks no list
+        if self.axes == 2:
+            return F.conv2d(image, kernel, padding=dilation, dilation=dilation, groups=image.shape[1])
+        return F.conv1d(image, kernel, padding=dilation, dilation=dilation, groups=image.shape[1])
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"branches={self.branches}, pooling={self.pooling!r}"
+
+
+@register_notrace_module
 class DilationPredictor(nn.Module):
     """Predicts for every token the weights of the K branches: 3×3 convolution → batch norm → 3×3 convolution → softmax.
 
@@ -47,24 +119,31 @@ class DilationPredictor(nn.Module):
         if branches == 1:
             self.requires_grad_(False)
 
-    def forward(
-        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...]
-    ) -> Float[Tensor, "batch tokens branches"]:
+    def forward(self, tokens: Tokens, grid: Grid) -> Tokens:
         """Weights that sum to 1 over the branches, for the row-major tokens of `grid`.
 
         Raises:
             ValueError: if the grid does not hold exactly the tokens given.
         """
-        check_grid(tokens, grid, self.axes)
+        if not torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            check_grid(tokens, grid, self.axes)
         if self.branches == 1:
-            return tokens.new_ones(*tokens.shape[:2], 1)
+            return torch.ones_like(tokens[:, :, :1])
+        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            logits: Tensor = self.proj(to_maps(tokens, grid))
+        else:
+            logits = self.logits(tokens, grid)
+        return to_tokens(logits).softmax(dim=-1)
+
+    def logits(self, tokens: Tokens, grid: Grid) -> Maps:
+        """What the softmax over the branches is taken of."""
         first, norm, second = self.proj
         if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             maps = first(to_maps(tokens, grid))
         else:
             maps = convolve_to_few(tokens, first.get_parameter("weight"), grid)
         logits: Tensor = second(norm(maps))
-        return to_tokens(logits).softmax(dim=-1)
+        return logits
 
     @torch.no_grad()
     def favour_identity(self) -> None:
@@ -106,11 +185,11 @@ class TokenAwareAveragePooling(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "batch tokens channels"],
-        grid: tuple[int, ...] | None = None,
+        tokens: Tokens,
+        grid: Grid | None = None,
         prefix_tokens: int = 0,
         padding: Bool[Tensor, "batch patches"] | None = None,
-    ) -> Float[Tensor, "batch tokens channels"]:
+    ) -> Tokens:
         """The pooled tokens, in the shape given.
 
         `grid` is (rows, columns) of the patch tokens, row-major; a sequence needs none. The first `prefix_tokens` (class,
@@ -129,7 +208,7 @@ class TokenAwareAveragePooling(nn.Module):
 
 
 def convolve_to_few(
-    tokens: Float[Tensor, "batch tokens channels"], kernel: Float[Tensor, "branches channels *taps"], grid: tuple[int, ...]
+    tokens: Tokens, kernel: Float[Tensor, "branches channels *taps"], grid: Grid
 ) -> Float[Tensor, "batch branches *grid"]:
     """A convolution with 3 taps along every axis and zero padding 1, for far fewer output than input channels.
 
@@ -146,11 +225,11 @@ def convolve_to_few(
 def pool_tokens(
     predictor: nn.Module,
     pools: nn.Module,
-    tokens: Float[Tensor, "batch tokens channels"],
-    grid: tuple[int, ...],
+    tokens: Tokens,
+    grid: Grid,
     prefix_tokens: int = 0,
     padding: Bool[Tensor, "batch patches"] | None = None,
-) -> Float[Tensor, "batch tokens channels"]:
+) -> Tokens:
     """What `TokenAwareAveragePooling` does, with a `DilationPredictor` and a `TokenPooling` that live elsewhere."""
     patches = tokens[:, prefix_tokens:] if prefix_tokens else tokens
     if padding is not None:
@@ -159,7 +238,7 @@ def pool_tokens(
     return torch.cat([tokens[:, :prefix_tokens], pooled], dim=1) if prefix_tokens else pooled
 
 
-def check_grid(tokens: Tensor, grid: tuple[int, ...], axes: int) -> None:
+def check_grid(tokens: Tensor, grid: Grid, axes: int) -> None:
     """Raise ValueError unless `grid` has `axes` axes and holds exactly the tokens (batch, tokens, channels) given."""
     if len(grid) != axes:
         raise ValueError(f"expected a grid of {'(rows, columns)' if axes == 2 else '(length,)'}, got {tuple(grid)}")
@@ -169,3 +248,56 @@ def check_grid(tokens: Tensor, grid: tuple[int, ...], axes: int) -> None:
             f"expected a grid that holds the {tokens.shape[1]} tokens given, got {size} = {math.prod(grid)}; "
             "class, distillation and register tokens are counted in prefix_tokens"
         )
+
+
+class TapEncoderLayer(nn.TransformerEncoderLayer):
+    """`torch.nn.TransformerEncoderLayer` with token-aware average pooling along the sequence in front of its attention.
+
+    Takes the arguments of torch's layer, and `branches` and `pooling` as keywords; `nn.TransformerEncoder` stacks it as usual.
+    The pooled tokens feed the attention (and the norm before it where `norm_first` is true), the residual bypasses them. Padded
+    tokens (`src_key_padding_mask`) count as zero in their neighbours' pools.
+
+    Raises:
+        ValueError: for fewer than one branch or an unknown pooling.
+    """
+
+    def __init__(self, d_model: int, nhead: int, *args: Any, branches: int = 4, pooling: str = "average", **kwargs: Any) -> None:
+        super().__init__(d_model, nhead, *args, **kwargs)
+        # Keeps torch's fused kernel for whole layers away, and the nested tensors it comes with: neither knows of pooling.
+        self.activation_relu_or_gelu = 0
+        like = self.linear1.weight
+        self.dilation_predictor = DilationPredictor(d_model, branches, axes=1).to(like.device, like.dtype)
+        self.token_pools = TokenPooling(d_model, branches, pooling, axes=1).to(like.device, like.dtype)
+
+    def forward(
+        self,
+        src: Float[Tensor, "..."],
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "..."]:
+        """The layer's output; `src` is (batch, tokens, channels), (tokens, batch, channels) or (tokens, channels), as for torch.
+
+        Raises:
+            ValueError: the layer is called as a causal one; pooling would show it the tokens to come.
+        """
+        if is_causal:
+            raise ValueError(
+                "expected attention in both directions, got is_causal=True; pooling would show tokens what comes after them"
+            )
+        pooled = self._pool(src, src_key_padding_mask)
+        if self.norm_first:
+            x = src + self._sa_block(self.norm1(pooled), src_mask, src_key_padding_mask)
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(src + self._sa_block(pooled, src_mask, src_key_padding_mask))
+        output: Tensor = self.norm2(x + self._ff_block(x))
+        return output
+
+    def _pool(self, source: Tensor, padding: Tensor | None) -> Tensor:
+        """Pools along the tokens, whichever axis they are on; `padding` is True, or −∞, where a token is padding."""
+        sequence_first = source.ndim == 3 and not self.self_attn.batch_first
+        tokens = source.transpose(0, 1) if sequence_first else source.reshape(-1, *source.shape[-2:])
+        if padding is not None:
+            padding = (padding if padding.dtype == torch.bool else padding == -torch.inf).reshape(tokens.shape[:2])
+        pooled = pool_tokens(self.dilation_predictor, self.token_pools, tokens, (tokens.shape[1],), padding=padding)
+        return pooled.transpose(0, 1) if sequence_first else pooled.reshape(source.shape)

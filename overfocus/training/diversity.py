@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from overfocus.errors import TrainingError
 from overfocus.losses import Diversification, diversify
-from overfocus.losses.diversify import NoAttentionError
+from overfocus.losses.attention_diversification import NoAttentionError
 from overfocus.training.recipe import Recipe
 
 PROBE_EVERY = 50

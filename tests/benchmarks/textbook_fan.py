@@ -9,8 +9,7 @@ from torch import Tensor
 
 from overfocus.models.channel_processing import ChannelProcessing, DepthwiseMlp
 from overfocus.models.convnext_stem import ChannelNorm, ConvNeXtBlock, PixelMlp
-from overfocus.models.fan import Fan
-from overfocus.models.fan_block import FanBlock, TokenMixing
+from overfocus.models.fan import Fan, FanBlock, TokenMixing
 
 
 class TextbookChannelNorm(ChannelNorm):

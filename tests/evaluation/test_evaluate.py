@@ -20,15 +20,14 @@ from typer.testing import CliRunner
 
 import overfocus
 from overfocus.errors import OverfocusError, RunError
-from overfocus.evaluation import session
-from overfocus.evaluation.classification import ClassPredictor
-from overfocus.evaluation.evaluate import evaluate
-from overfocus.evaluation.models import run_folders
+from overfocus.evaluation.evaluate import evaluate, run_folders
+from overfocus.sweep.sweep import Subject
 from overfocus_cli.main import app
 
 QUICK: dict[str, Any] = {
     "corruptions": ["fog", "gaussian_noise"],
     "severities": [1, 4],
+    "constants": "imagenet-c",
     "workers": 0,
     "batch_size": 12,
     "device": "cpu",
@@ -49,7 +48,7 @@ def test_predictions_are_those_of_the_model(checkpoint: Path, pictures: Path, tm
     for row in run.predictions.sample(10, random_state=0).to_dict("records"):
         pixels = loaded.preprocess.resize(Image.open(pictures / row["name"]))
         if row["severity"]:
-            pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"])
+            pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"], constants="imagenet-c")
         with torch.no_grad():
             shares = loaded.model(loaded.preprocess.normalize(pixels)[None]).softmax(-1)[0]
         assert row["predicted"] == int(shares.argmax())
@@ -84,7 +83,9 @@ def tree(pictures: Path, tmp_path: Path) -> Path:
             for severity in QUICK["severities"]:
                 target = tmp_path / "tree" / name / str(severity) / path.relative_to(pictures)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity)).save(target)
+                Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity, constants="imagenet-c")).save(
+                    target
+                )
     return tmp_path / "tree"
 
 
@@ -127,10 +128,9 @@ def test_a_tree_with_its_clean_pictures_has_the_relative_mce_of_on_the_fly(
 def test_a_continued_evaluation_ends_with_the_same_table(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "BATCHES_PER_ROUND", 1)
-    monkeypatch.setattr("overfocus.evaluation.recorder.SECONDS_PER_PART", 0.0)
+    monkeypatch.setattr("overfocus.sweep.recorder.SECONDS_PER_PART", 0.0)
     (whole,) = evaluate(checkpoint, pictures, tmp_path / "whole", **QUICK)
-    original = ClassPredictor.__call__
+    original = Subject.measure
     calls: list[int] = []
 
     def interrupted(*arguments: Any) -> Any:
@@ -140,13 +140,13 @@ def test_a_continued_evaluation_ends_with_the_same_table(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ClassPredictor, "__call__", interrupted)
+        patch.setattr(Subject, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
-    assert overfocus.Run(tmp_path / "parts").info["done"] == 6
+    assert overfocus.Run(tmp_path / "parts").description.done == 6
     (parts,) = evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
     pd.testing.assert_frame_equal(whole.run.predictions, parts.run.predictions)
-    monkeypatch.setattr(ClassPredictor, "__call__", interrupted)
+    monkeypatch.setattr(Subject, "measure", interrupted)
     calls[:] = [1] * 3
     assert evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)[0].run.complete
 
@@ -233,7 +233,7 @@ def _synsets(letter: str) -> set[str]:
 def test_pictures_that_cannot_be_read_are_left_out(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "red" / "1.png").write_bytes(b"no picture")
     (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
-    assert [skip["name"] for skip in evaluation.run.skipped] == ["red/1.png"]
+    assert [skip.name for skip in evaluation.run.skipped] == ["red/1.png"]
     assert len(evaluation.run.predictions) == 11 * 5
     assert evaluation.summary["data"]["skipped"] == 1
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import overfocus.losses.row_alignment as blocks
 from overfocus.capturing.sources import ArrangedWeights, Arrangement, QueryKeyWeights
-from overfocus.losses import weight_blocks
-from overfocus.losses.row_alignment import row_alignment
-from overfocus.losses.weight_blocks import arrange
+from overfocus.losses.row_alignment import arrange, row_alignment
 
 Textbook = Callable[..., Tensor]
 HEADS = Arrangement((("image",), ("head",)), ((-1,), (3,)))
@@ -58,8 +57,8 @@ def test_queries_and_keys(threshold: float, prefix: int, textbook: Textbook) -> 
 def test_blocks_of_images_and_queries_change_nothing(
     block: int, limit: int, monkeypatch: pytest.MonkeyPatch, textbook: Textbook
 ) -> None:
-    monkeypatch.setattr(weight_blocks, "CPU_BLOCK", block)
-    monkeypatch.setattr(weight_blocks, "LIMIT", limit)
+    monkeypatch.setattr(blocks, "CPU_BLOCK", block)
+    monkeypatch.setattr(blocks, "LIMIT", limit)
     query, key = queries_and_keys()
     bias = sharp(1, 3, 14, 14, seed=2)
     ours = row_alignment(ArrangedWeights(QueryKeyWeights(query, key, bias), HEADS), 2.0, 1, 1)

@@ -14,8 +14,7 @@ from torch import nn
 
 import overfocus.models
 from overfocus.models import Fan
-from overfocus.models.fan_variants import ARCHITECTURES, convert_state_dict
-from overfocus.models.fourier_encoding import FourierEncoding
+from overfocus.models.fan import ARCHITECTURES, FourierEncoding, convert_state_dict
 
 NAMES = [prefix + name for prefix in ("", "tap_") for name in ARCHITECTURES]
 
@@ -122,8 +121,8 @@ def test_classifier_follows_timms_conventions() -> None:
     assert torch.equal(model.forward_head(features, pre_logits=True), features[:, 0])
     model.reset_classifier(5, global_pool="avg")
     assert torch.equal(model.forward_head(features, pre_logits=True), features[:, 1:].mean(dim=1))
-    with pytest.raises(ValueError, match="expected global_pool 'token' or 'avg', got 'max'"):
-        model.reset_classifier(5, global_pool="max")
+    with pytest.raises(ValueError, match="one of '', 'token', 'avg', 'avgmax', 'max', got 'map'"):
+        model.reset_classifier(5, global_pool="map")
 
 
 def test_classifier_of_the_large_hybrid_starts_small() -> None:

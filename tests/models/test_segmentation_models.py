@@ -10,9 +10,7 @@ from torch import nn
 
 import overfocus
 from overfocus.models import Fan, SegmentationModel, add_tap, segmentation_model
-from overfocus.models.segformer_head import SegFormerHead
-from overfocus.models.segmentation import OUT_BLOCKS
-from overfocus.models.segmentation_backbones import FanLevels, TimmLevels
+from overfocus.models.segmentation import OUT_BLOCKS, FanLevels, SegFormerHead, TimmLevels
 
 
 def small_fan_levels(**arguments: Any) -> FanLevels:
@@ -79,8 +77,7 @@ def test_last_map_is_what_class_attention_makes_of_the_patches() -> None:
     backbone, images = small_fan_levels(), torch.randn(2, 3, 64, 96)
     for block in backbone.cls_attn_blocks:
         nn.init.normal_(block.gamma1)
-    *_, (tokens, _) = backbone.token_maps(*backbone.embed(images))
-    patches = backbone.class_attention(tokens)[:, 1:]
+    patches = backbone.forward_features(images)[:, 1:]
     torch.testing.assert_close(backbone(images)[3].flatten(2).transpose(1, 2), patches, atol=1e-4, rtol=1e-4)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import overfocus
-from overfocus.models.tap_architectures import BASES
+from overfocus.models.add_tap import BASES
 
 
 def build(name: str, **arguments: object) -> nn.Module:

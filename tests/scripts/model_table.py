@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import overfocus.models  # noqa: F401  registers the models
-from overfocus.models import fan_swin_variants, fan_variants, rvt_variants, segmentation
+from overfocus.models import fan, fan_swin, rvt, segmentation
 
 SOURCE = "Guo, Stutz, Schiele, Robustifying Token Attention for Vision Transformers, ICCV 2023"
 CLASSIFICATION = """\
@@ -28,7 +28,7 @@ SEGMENTATION = """\
 
 def main() -> None:
     """Print the tables as Markdown."""
-    classifiers = {**fan_variants.ARCHITECTURES, **fan_swin_variants.ARCHITECTURES, **rvt_variants.ARCHITECTURES}
+    classifiers = {**fan.ARCHITECTURES, **fan_swin.ARCHITECTURES, **rvt.ARCHITECTURES}
     print("| model | parameters, M | GMACs | `tap_` model: parameters, M | GMACs |")
     print("|---|---|---|---|---|")
     for name in [*classifiers, *(f"{name}_segformer" for name in segmentation.OUT_BLOCKS)]:
