@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.monitoring import monitor
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
-    from overfocus.monitoring import monitor
     from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.checkpoints.messages import first_line, some
