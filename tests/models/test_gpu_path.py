@@ -1,4 +1,8 @@
-"""The path on a GPU, tested without one: fake CUDA tensors, which fail where devices mix or the host waits for a number."""
+"""The path on a GPU, tested without one: fake CUDA tensors, which fail where devices mix or the host waits for a number.
+
+torch's backward pass asks the CUDA driver for its context, so that without one it runs on fake tensors of the device "meta",
+which fail for the same reasons.
+"""
 
 import copy
 from collections.abc import Callable
@@ -18,7 +22,7 @@ from overfocus.losses.row_alignment import row_alignment
 from overfocus.models import DilationPredictor, TapEncoderLayer, TokenAwareAveragePooling, add_tap
 from overfocus.models.channel_processing import ChannelProcessing
 
-CUDA = torch.device("cuda", 0)
+CUDA, META = torch.device("cuda", 0), torch.device("meta")
 FAN: dict[str, Any] = {"embed_dims": (32,), "depths": (2,), "num_heads": (4,)}
 RVT: dict[str, Any] = {"embed_dims": (16, 32), "depths": (2, 1), "num_heads": (2, 4)}
 VIT: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
@@ -36,29 +40,31 @@ class NoTransfers(TorchDispatchMode):
         return result
 
 
-def on_device(module: nn.Module) -> nn.Module:
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with fake parameters and buffers on the device; call inside a FakeTensorMode."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                tensor = torch.empty(parameter.shape, dtype=parameter.dtype, device=CUDA)
+                tensor = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
                 part._parameters[name] = nn.Parameter(tensor, parameter.requires_grad)
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
     return module
 
 
-def check(module: nn.Module, run: Callable[[nn.Module], Tensor]) -> None:
-    """Forward and backward in both modes."""
+def check(module: nn.Module, run: Callable[[nn.Module, torch.device], Tensor]) -> None:
+    """Forward and backward in evaluation and training."""
     for training in (False, True):
-        copied = copy.deepcopy(module).train(training)
-        with FakeTensorMode():
-            fake = on_device(copied)
-            with NoTransfers():
-                result = run(fake)
-                result.sum().backward()
-            assert result.device == CUDA
+        for device in (CUDA, META):
+            copied = copy.deepcopy(module).train(training)
+            with FakeTensorMode():
+                fake = on_device(copied, device)
+                with NoTransfers():
+                    result = run(fake, device)
+                    if device == META or torch.cuda.is_available():
+                        result.sum().backward()
+                assert result.device == device
 
 
 def test_the_check_notices_waits_and_mixes() -> None:
@@ -78,8 +84,8 @@ def test_the_check_notices_waits_and_mixes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.zeros(x.shape).to(x.device)
 
-    def run(module: nn.Module) -> Tensor:
-        return module(torch.ones(3, device=CUDA, requires_grad=True))
+    def run(module: nn.Module, device: torch.device) -> Tensor:
+        return module(torch.ones(3, device=device, requires_grad=True))
 
     with pytest.raises(DataDependentOutputException):
         check(Waits(), run)
@@ -94,25 +100,25 @@ def test_the_check_notices_waits_and_mixes() -> None:
 @pytest.mark.parametrize("grid", [(6, 5), (40, 24)])  # one matrix, and tiles
 @pytest.mark.parametrize("pooling", ["average", "gaussian", "max", "learned"])
 def test_tap(grid: tuple[int, int], pooling: str) -> None:
-    def run(tap: nn.Module) -> Tensor:
-        tokens = torch.randn(2, 1 + grid[0] * grid[1], 8, device=CUDA, requires_grad=True)
+    def run(tap: nn.Module, device: torch.device) -> Tensor:
+        tokens = torch.randn(2, 1 + grid[0] * grid[1], 8, device=device, requires_grad=True)
         return tap(tokens, grid, prefix_tokens=1)
 
     check(TokenAwareAveragePooling(8, pooling=pooling), run)
 
 
 def test_tap_on_sequences_with_padding() -> None:
-    def run(layer: nn.Module) -> Tensor:
-        padding = torch.zeros(2, 50, dtype=torch.bool, device=CUDA)
-        return layer(torch.randn(2, 50, 8, device=CUDA, requires_grad=True), src_key_padding_mask=padding)
+    def run(layer: nn.Module, device: torch.device) -> Tensor:
+        padding = torch.zeros(2, 50, dtype=torch.bool, device=device)
+        return layer(torch.randn(2, 50, 8, device=device, requires_grad=True), src_key_padding_mask=padding)
 
     check(TapEncoderLayer(8, 2, 16, batch_first=True), run)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_channel_processing_and_predictor(dtype: torch.dtype) -> None:
-    def run(module: nn.Module) -> Tensor:
-        return module(torch.randn(2, 30, 8, dtype=dtype, device=CUDA, requires_grad=True), (6, 5))
+    def run(module: nn.Module, device: torch.device) -> Tensor:
+        return module(torch.randn(2, 30, 8, dtype=dtype, device=device, requires_grad=True), (6, 5))
 
     check(ChannelProcessing(8, 2).to(dtype), run)
     check(DilationPredictor(8).to(dtype), run)
@@ -134,7 +140,7 @@ def test_channel_processing_and_predictor(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_models(name: str, arguments: dict[str, Any], memory_format: torch.memory_format) -> None:
     model = timm.create_model(name, **arguments)
-    check(model, lambda fake: fake(torch.randn(2, 3, 64, 64, device=CUDA).contiguous(memory_format=memory_format)))
+    check(model, lambda fake, device: fake(torch.randn(2, 3, 64, 64, device=device).contiguous(memory_format=memory_format)))
 
 
 @pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224", "xcit_nano_12_p16_224"])
@@ -142,18 +148,22 @@ def test_added_tap_of_other_families(name: str) -> None:
     size = {} if name.startswith("xcit") else {"img_size": 56 if "14" in name else 64}
     side = size.get("img_size", 64)
     model = add_tap(timm.create_model(name, embed_dim=32, depth=2, num_heads=2, **size))
-    check(model, lambda fake: fake(torch.randn(2, 3, side, side, device=CUDA)))
+    check(model, lambda fake, device: fake(torch.randn(2, 3, side, side, device=device)))
 
 
+@pytest.mark.parametrize("device", [CUDA, META])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_diversification_loss(dtype: torch.dtype) -> None:
+def test_diversification_loss(dtype: torch.dtype, device: torch.device) -> None:
     arrangement = Arrangement((("image",), ("head",)), ((-1,), (3,)))
     with FakeTensorMode(), NoTransfers():
-        weights = torch.randn(2, 3, 50, 50, device=CUDA, dtype=dtype).softmax(-1).requires_grad_()
-        AttentionDiversificationLoss()([weights, weights], prefix_tokens=1).backward()
-        assert weights.grad is not None
-        query, key = (torch.randn(2, 3, 50, 8, device=CUDA, dtype=dtype, requires_grad=True) for _ in range(2))
+        learn = device == META or torch.cuda.is_available()
+        weights = torch.randn(2, 3, 50, 50, device=device, dtype=dtype).softmax(-1).requires_grad_(learn)
+        loss = AttentionDiversificationLoss()([weights, weights], prefix_tokens=1)
+        query, key = (torch.randn(2, 3, 50, 8, device=device, dtype=dtype, requires_grad=learn) for _ in range(2))
         source = ArrangedWeights(QueryKeyWeights(query, key, None, scale=None, is_causal=False), arrangement)
-        row_alignment(source, 2.0, 1, 1).backward()
-        assert query.grad is not None
-        assert query.grad.device == CUDA
+        loss = loss + row_alignment(source, 2.0, 1, 1)
+        assert loss.device == device
+        if learn:
+            loss.backward()
+            assert weights.grad is not None
+            assert query.grad is not None
