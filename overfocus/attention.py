@@ -14,7 +14,7 @@ from overfocus.errors import CaptureError
 if TYPE_CHECKING:
     from overfocus.capturing.sources import ArrangedWeights
 
-Kind = Literal["global", "window", "pooled", "class", "channel"]
+Kind = Literal["global", "window", "pooled", "class", "channel", "unlabelled"]
 TOKEN_KINDS: tuple[Kind, ...] = ("global", "window", "pooled", "class")
 ROW_SUM_TOLERANCE = 1e-3
 
@@ -24,7 +24,8 @@ class AttentionMap:
     """Attention weights of one site, computed when they are first asked for.
 
     `weights` is (batch · windows, heads, queries, keys); every row sums to 1. The windows of an image lie next to each
-    other in the first axis: entry `image * windows + window`. Prefix tokens come first, patches row by row.
+    other in the first axis: entry `image * windows + window`. Prefix tokens come first, patches row by row. What is not known
+    is None, never guessed; a map of which not even the axes are known is "unlabelled": (items, 1, queries, keys).
     """
 
     module: str
@@ -47,11 +48,15 @@ class AttentionMap:
     """(rows, columns) of the patch grid over the whole image, which `partition` points into."""
     branch: str | None = None
     """What tells the windows apart: "shifted" (windows moved by a part of their size) or "grid" (strided windows)."""
+    frames: int = 1
+    """Frames of a video: the query patches are `frames` grids, one after the other; 1 for images."""
     normalised: bool = True
     """False where the model changes the map after its softmax (mixed heads, differences of maps), so that rows need not sum
     to 1 and entries may be negative; metrics then take each entry's share of its row's magnitude."""
     precision: torch.dtype = torch.float32
     """Type that the weights were made in: where the model keeps its own map in a half, rows miss 1 by the rounding."""
+    computed_in: torch.dtype = torch.float32
+    """Type of the queries and keys, or of the map that the model made: what its own rounding follows."""
     hidden_rows: bool = False
     """Whether a mask may hide all keys of a query (padding), whose row is then zero."""
     deviation: tuple[float, float] | None = None
@@ -64,6 +69,11 @@ class AttentionMap:
         return self.source.shape
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.source.device
+
+    @property
     def batch(self) -> int:
         """Images in the batch: the first axis without the windows."""
         return self.shape[0] // self.windows
@@ -74,7 +84,12 @@ class AttentionMap:
         return self.source.images_first
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Float[Tensor, "batch heads rows keys"]:
-        """The weights of queries `start` to `stop` (of a slice of the images), computed now and not kept; float32."""
+        """The weights of queries `start` to `stop` (of a slice of the images), computed now and not kept; float32.
+
+        Raises:
+            CaptureError: the model has overwritten its queries or keys in place since this attention ran.
+        """
+        self.source.check_unchanged(self.module)
         return self.source.rows(start, stop, images)
 
     def chunks(self, size: int) -> Iterator[Float[Tensor, "batch heads chunk keys"]]:

@@ -1,8 +1,15 @@
-"""What overfocus raises: one root, one class per part of the route from checkpoint to run."""
+"""What overfocus raises: one root, one class per part of the route from checkpoint to run; and any exception in one line."""
+
+import errno
+
+from overfocus.text import one_line, printable
 
 
 class OverfocusError(Exception):
     """Root of every error that overfocus raises about what it was given; its text is one line that a user can act on."""
+
+    setting: str | None = None
+    """Name of the argument that it is about, where it is about one."""
 
 
 class CheckpointError(OverfocusError):
@@ -27,3 +34,85 @@ class RunError(OverfocusError):
 
 class TrainingError(OverfocusError):
     """A model cannot be trained as asked, or its training went wrong."""
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "backend out of memory",
+    "bad_alloc",
+)
+"""Words of errors for which torch has no class of their own: its allocator for the processor, and libraries on a GPU."""
+
+
+def explain(error: BaseException) -> str:
+    """An exception of any kind in one line: what went wrong and what to try.
+
+    Errors of overfocus say it themselves; those of the system, of memory and of torch's allocators get words of their own.
+    """
+    if isinstance(error, OverfocusError):
+        return str(error)
+    first = first_line(error)
+    if is_out_of_memory(error):
+        return f"out of memory ({first}); try a smaller batch size, fewer workers, fewer or smaller images, or another device"
+    if is_lost_worker(error):
+        return (
+            f"a process that prepares images ended ({first}), as the system does when memory runs out; "
+            "try fewer workers (0 reads in the main process) or a smaller batch size"
+        )
+    if isinstance(error, RecursionError):
+        return "something that was read is nested too deeply or refers to itself; it is damaged, or was made to do harm"
+    if isinstance(error, UnicodeError):
+        return f"a text that is not UTF-8 was met ({first}); save the file as UTF-8, or give it another name"
+    if isinstance(error, EOFError):
+        return f"a file ended too early ({first}); copy or download it again"
+    if isinstance(error, ModuleNotFoundError):
+        return f'the package {error.name} is not installed; pip install {error.name}, or "overfocus[train]" for training'
+    if isinstance(error, OSError):
+        return _explain_system(error)
+    return f"{type(error).__name__}: {first}; this is a fault of overfocus: please report it with what --debug prints"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or not; torch's allocator for processors has no exception of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether a process that prepares images was killed or ended by itself."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def _explain_system(error: OSError) -> str:
+    name = "" if error.filename is None else f"{printable(error.filename)}: "
+    reason = error.strerror or first_line(error)
+    remedies = {
+        errno.ENOSPC: "the disk is full; make room and start the same command again",
+        errno.EDQUOT: "your quota of disk space is used up; make room and start the same command again",
+        errno.EMFILE: "too many files are open; raise the limit (ulimit -n) or use fewer workers",
+        errno.ENFILE: "too many files are open on this machine; use fewer workers",
+        errno.EACCES: "permission denied; check who owns it, or choose another place",
+        errno.EPERM: "not permitted; check who owns it, or choose another place",
+        errno.EROFS: "the file system is read-only; choose another output",
+        errno.ENOENT: "no such file or folder; check the path",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
+        errno.EISDIR: "this is a folder where a file was expected; check the path",
+        errno.EEXIST: "this is there already; choose another output",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+        errno.ELOOP: "the links lead in a circle; check the path",
+        errno.EIO: "the device cannot be read or written; check the disk",
+    }
+    return name + remedies.get(error.errno or 0, f"{reason}; check the path and the disk")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message; of an exception in a worker process, which carries its traceback, the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)

@@ -1,101 +1,153 @@
-"""A run folder that `analyze` wrote, read back as tables and maps; an unfinished run can be read as far as it got."""
+"""A run folder that `analyze` or `evaluate` wrote, read back as tables and maps; an unfinished run reads as far as it got."""
 
-import contextlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
-from overfocus.figures.notebook_methods import NotebookMethods
-from overfocus.segmented_run import SegmentedRun
+from overfocus.metrics.catalogue import BUILT_IN, register_metric
+from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
+from overfocus.runs.notebook import NotebookMethods
+from overfocus.runs.tables import read_arrays, read_table
+from overfocus.variants import CLEAN, Variant, sort_variants
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     import pandas as pd
 
-FORMAT = 1
-"""Version of the layout of a run folder that this package writes and reads."""
+CLASS_SHARE_COLUMNS = {
+    "image": "int64", "name": "string", "corruption": "string", "severity": "int32", "layer": "int32", "module": "string",
+    "class": "int32", "class_name": "string", "received_share": "float64", "area_share": "float64",
+}  # fmt: skip
+"""Columns of `attention_by_class` and their types."""
 
 
 @dataclass(frozen=True, eq=False)
 class DisplayedImage:
     """One image of the run with everything that is needed to show it."""
 
-    variants: list[tuple[str, int]]
-    """(corruption, severity) of each variant; the first is ("clean", 0)."""
+    variants: list[Variant]
+    """The clean one is the first."""
     pictures: UInt8[np.ndarray, "variants height width 3"]
     """The model's input before normalisation."""
     attention: dict[int, Float[np.ndarray, "variants windows queries keys"]]
     """Weights averaged over heads, by layer; layers of more than 1024 queries are left out."""
 
 
-class Run(SegmentedRun, NotebookMethods):
+@dataclass(frozen=True, eq=False)
+class ClassMaps:
+    """The classes of the pixels of one displayed image, at the model's input size."""
+
+    variants: list[Variant]
+    """The clean one is the first."""
+    predicted: UInt8[np.ndarray, "variants height width"]
+    truth: UInt8[np.ndarray, "height width"] | None
+    """255 where no class counts; None where the classes are not known."""
+
+
+class Run(NotebookMethods):
     """What `analyze` measured.
 
-    Rows of the tables are sorted by image, then corruption (clean first, then as asked for), severity and layer, however
-    often the run was interrupted.
+    Rows of the tables are sorted by image, then corruption (clean first, then as asked for, the control last), severity and
+    layer, however often the run was interrupted.
 
     Raises:
         RunError: `path` is no run folder, or was written by a newer version.
     """
 
     path: Path
-    info: dict[str, Any]
+    description: RunDescription
     """The content of run.json."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.info = read_info(self.path)
+        self.description = read_run(self.path)
+        for measure in self.description.measures:
+            register_metric(measure.row())
         self._unpacked: tuple[int, dict[str, np.ndarray]] | None = None
 
     def __repr__(self) -> str:
-        model, status = self.info["checkpoint"]["name"], self.info["status"]
-        return f"Run({str(self.path)!r}, model={model!r}, images={len(self.images)}, {status})"
+        return f"Run({str(self.path)!r}, model={self.model!r}, images={len(self.images)}, {self.description.status})"
+
+    @property
+    def model(self) -> str:
+        """Architecture of the model."""
+        return self.description.checkpoint.name
+
+    @cached_property
+    def retained(self) -> "pd.DataFrame":
+        """Stability against the control "another image": one row per metric × corruption × severity × layer.
+
+        Columns: metric, corruption, severity, layer, module; value and control, the metric's means over images between an image
+        and its corrupted variant and between two different clean images; retained = 1 − D / D_control with the ends low and high
+        of its 95 % interval (1: as if not corrupted; 0: no more than another image has in common); count of images. Empty where
+        the control was not measured.
+        """
+        from overfocus.statistics.retained import tabulate_retained
+
+        return tabulate_retained(self)
 
     @property
     def complete(self) -> bool:
         """Whether the run was finished; if not, `analyze` with the same arguments continues it."""
-        return bool(self.info["status"] == "complete")
+        return self.description.complete
 
     @property
-    def images(self) -> list[dict[str, Any]]:
-        """The images asked for: image (number), name, path, label, width and height in pixels (None until read)."""
-        return list(self.info["images"])
+    def images(self) -> list[ImageEntry]:
+        """The images asked for."""
+        return list(self.description.images)
 
     @property
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[SkippedEntry]:
         """Images that could not be read: name and reason."""
-        return list(self.info["skipped"])
+        return list(self.description.skipped)
 
     @property
-    def layers(self) -> list[dict[str, Any]]:
+    def layers(self) -> list[Layer]:
         """The measured attention layers in the order in which the model calls them."""
-        return list(self.info["layers"])
+        return list(self.description.layers)
 
     @property
     def displayed(self) -> list[int]:
         """Numbers of the images whose pictures and full maps were kept and can be read by `maps`."""
-        return [number for number in self.info["displayed"] if self._maps_path(number).is_file()]
+        return [number for number in self.description.displayed if self._maps_path(number).is_file()]
 
     @property
     def class_names(self) -> list[str] | None:
         """Name of each class of the model, or None where they are not known."""
-        names: list[str] | None = self.info["class_names"]
-        return names
+        return self.description.class_names
+
+    @property
+    def segmented(self) -> bool:
+        """Whether the model predicts a class for every pixel."""
+        return self.description.segmented
+
+    @property
+    def class_colours(self) -> list[list[int]] | None:
+        """Red, green and blue (0 … 255) of each class in images of segmentations; None for other models."""
+        return self.description.class_colours
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        """The variants in the tables: clean first, corruptions in the order that was asked for; without the control."""
+        table = self.table if len(self.table) else self.predictions
+        pairs = table[["corruption", "severity"]].drop_duplicates().itertuples(index=False, name=None)
+        found = sort_variants(pairs, self.description.settings.corruptions)
+        return [variant for variant in found if variant.corrupted or variant.corruption == CLEAN]
 
     @cached_property
     def table(self) -> "pd.DataFrame":
         """One row per image × corruption × severity × layer (× head), one column per metric; NaN where undefined.
 
-        Empty for an evaluation, which measures predictions alone.
+        The rows of corruption "other image" are the control: the clean image beside another clean image of the run. Empty for
+        an evaluation, which measures predictions alone.
         """
-        if self.info.get("kind") == "evaluation":
+        if self.description.kind != "analysis":
             return _empty_table()
         table = self._read("metrics")
         narrow = table.select_dtypes("float32").columns
@@ -106,33 +158,42 @@ class Run(SegmentedRun, NotebookMethods):
         """One row per image × corruption × severity: predicted class, confidence, agreement with the clean image, …"""
         return self._read("predictions").astype({"predicted": "Int64"})
 
+    @cached_property
+    def attention_by_class(self) -> "pd.DataFrame":
+        """One row per image × corruption × severity × layer × class in the image's mask; of segmentation models.
+
+        Columns: image, name, corruption, severity, layer, module, class, class_name; received_share, the share of the layer's
+        received attention (mean over heads) that lands on the class, a token's spread evenly over its area; area_share, the
+        share of the image that the class covers, which attention without regard to the content would give. What is missing
+        from 1 lies on ignored pixels. Empty for images without masks.
+        """
+        import pandas as pd
+
+        kinds = {name: "object" if kind == "string" else kind for name, kind in CLASS_SHARE_COLUMNS.items()}
+        if not any((self.path / "attention_by_class").glob("part-*.parquet")):
+            return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+        return self._read("attention_by_class", everywhere=False)
+
     def summary(self) -> "pd.DataFrame":
         """Mean over images of each metric, per corruption × severity × layer, with a 95 % interval and what was skipped.
 
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.summary import summarise_table
+        from overfocus.statistics.layers import summarise_table
 
         return summarise_table(self.table)
 
     def _shown_runs(self) -> tuple[list["Run"], list[str]]:
-        return [self], [str(self.info["checkpoint"]["name"])]
+        return [self], [self.model]
 
-    def _repr_html_(self) -> str:
-        from overfocus.figures.notebook import run_html
-
-        return run_html(self)
-
-    def received(
-        self, image: int, corruption: str = "clean", severity: int = 0
-    ) -> list[Float[np.ndarray, "rows columns"] | None]:
-        """Received attention of one picture on the patch grid of the image, one array per layer of `layers`; each sums to 1.
+    def received(self, image: int, corruption: str = CLEAN, severity: int = 0) -> list[Float[np.ndarray, "rows columns"] | None]:
+        """Received attention of one image on its patch grid, one array per layer of `layers`; each sums to 1.
 
         None for a layer whose patches have no known grid.
 
         Raises:
-            RunError: the run does not hold this picture.
+            RunError: the run does not hold this image in this variant.
         """
         start = max((first for first in self._received_parts if first <= image), default=None)
         if start is not None:
@@ -140,7 +201,7 @@ class Run(SegmentedRun, NotebookMethods):
             found = (part["image"] == image) & (part["corruption"] == corruption) & (part["severity"] == severity)
             if found.any():
                 row = int(found.argmax())
-                names = [f"layer_{layer['layer']:02d}" for layer in self.layers]
+                names = [f"layer_{layer.layer:02d}" for layer in self.layers]
                 return [part[name][row] if name in part else None for name in names]
         raise RunError(
             f"{self.path}: no received attention of image {image} with {corruption} {severity}; see run.table for what there is"
@@ -154,105 +215,97 @@ class Run(SegmentedRun, NotebookMethods):
         """
         if image not in self.displayed:
             raise RunError(f"{self.path}: full maps are kept of the displayed images only, {self.displayed}; got image {image}")
-        with np.load(self._maps_path(image)) as kept:
-            variants = [(str(name), int(severity)) for name, severity in zip(kept["corruption"], kept["severity"], strict=True)]
-            wanted = [layer["layer"] for layer in self.layers if layers is None or layer["layer"] in layers]
-            attention = {layer: kept[f"attention_{layer:02d}"] for layer in wanted if f"attention_{layer:02d}" in kept.files}
-            return DisplayedImage(variants, kept["pictures"], attention)
+        kept = read_arrays(self._maps_path(image))
+        wanted = [layer.layer for layer in self.layers if layers is None or layer.layer in layers]
+        attention = {layer: kept[f"attention_{layer:02d}"] for layer in wanted if f"attention_{layer:02d}" in kept}
+        return DisplayedImage(_variants_of(kept), kept["pictures"], attention)
+
+    def class_maps(self, image: int) -> ClassMaps:
+        """Predicted and right classes of a displayed image; of segmentation models.
+
+        Raises:
+            RunError: they were not kept.
+        """
+        path = self.path / "maps" / f"classes-{int(image)}.npz"
+        if not path.is_file():
+            raise RunError(
+                f"{self.path}: no class maps of image {image}; they are kept of displayed images of segmentation models"
+            )
+        kept = read_arrays(path)
+        return ClassMaps(_variants_of(kept), kept["predicted"], kept.get("truth"))
 
     @cached_property
     def partitions(self) -> dict[int, Int[np.ndarray, "windows tokens"]]:
         """Place of each window's tokens in the row-major patch grid of the image, −1 for padding, by layer of windows."""
         path = self.path / "maps" / "windows.npz"
-        if not path.is_file():
-            return {}
-        with np.load(path) as kept:
-            return {int(name.removeprefix("layer_")): kept[name] for name in kept.files}
+        kept = read_arrays(path) if path.is_file() else {}
+        return {int(name.removeprefix("layer_")): places for name, places in kept.items()}
 
     def _maps_path(self, image: int) -> Path:
-        return self.path / "maps" / f"image-{image}.npz"
+        return self.path / "maps" / f"image-{int(image)}.npz"
 
     def _received_part(self, start: int) -> dict[str, np.ndarray]:
-        """The part whose first image is `start`, unpacked once for all pictures that are asked for in a row."""
+        """The part whose first image is `start`, unpacked once for all images that are asked for in a row."""
         if self._unpacked is None or self._unpacked[0] != start:
-            with np.load(self._received_parts[start]) as part:
-                self._unpacked = start, {name: part[name] for name in part.files}
+            self._unpacked = start, read_arrays(self._received_parts[start])
         return self._unpacked[1]
 
     @cached_property
     def _received_parts(self) -> dict[int, Path]:
-        return committed_parts(self.path / "maps", "received-", self.info)
+        return committed_parts(self.path, "maps/received", self.description)
 
-    def _read(self, kind: str) -> "pd.DataFrame":
-        import pyarrow
-        import pyarrow.parquet
-
-        parts = committed_parts(self.path / kind, "part-", self.info)
+    def _read(self, kind: str, *, everywhere: bool = True) -> "pd.DataFrame":
+        """A table put together from its parts, one of each that was committed where the table has rows `everywhere`."""
+        parts = committed_parts(self.path, f"{kind}/part", self.description)
+        absent = [first for first in self.description.parts or [] if first not in parts]
+        if everywhere and absent:
+            raise RunError(
+                f"{self.path}: the part of the {kind} table that begins with image {absent[0]} is missing; start the same "
+                "command again to measure it"
+            )
         if not parts:
             raise RunError(f"{self.path}: the run holds no results yet; start the same `overfocus analyze` again to continue it")
-        try:
-            tables = [pyarrow.parquet.read_table(path) for path in parts.values()]
-            frame: pd.DataFrame = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise RunError(
-                f"{self.path}: a part of the {kind} table cannot be read ({error}); run again with overwrite=True"
-            ) from error
+        frame: pd.DataFrame = read_table(parts.values()).to_pandas()
         return frame
+
+
+def read_run(folder: Path) -> RunDescription:
+    """The description of the run in a folder.
+
+    Raises:
+        RunError: there is none, it is damaged, or of another format.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise RunError(f"{folder}: expected a run folder as `overfocus analyze` writes it, but it holds no run.json")
+    return read_description(path, RunDescription)
+
+
+def committed_parts(folder: Path, name: str, description: RunDescription) -> dict[int, Path]:
+    """Parts of a table ("metrics/part") or of maps ("maps/received") by the number of their first item, in that order.
+
+    A part counts only when run.json, which is written after it, says so.
+    """
+    stem = Path(name)
+    parts = {}
+    for path in (folder / stem.parent).glob(f"{stem.name}-*"):
+        first = path.stem.removeprefix(f"{stem.name}-")
+        if path.suffix in (".parquet", ".npz") and first.isascii() and first.isdecimal() and path.is_file():
+            number = int(first)
+            if number in description.parts if description.parts is not None else number < description.done:
+                parts[number] = path
+    return dict(sorted(parts.items()))
+
+
+def _variants_of(kept: dict[str, np.ndarray]) -> list[Variant]:
+    return [Variant(str(name), int(severity)) for name, severity in zip(kept["corruption"], kept["severity"], strict=True)]
 
 
 def _empty_table() -> "pd.DataFrame":
     """A metrics table without rows."""
     import pandas as pd
 
-    from overfocus.metrics.catalogue import CATALOGUE
-
     kinds = {"image": "int64", "name": "object", "label": "object", "corruption": "object", "severity": "int32"}
     kinds |= {"layer": "int32", "module": "object", "kind": "object"}
-    kinds |= {name: "float64" for name, metric in CATALOGUE.items() if metric.group != "prediction"}
+    kinds |= {metric.name: "float64" for metric in BUILT_IN if metric.per_layer}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """The content of a run folder's run.json.
-
-    Raises:
-        RunError: it is missing, damaged, or of a newer format.
-    """
-    path = folder / "run.json"
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{folder}: expected a run folder as `overfocus analyze` writes it, but it holds no run.json") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: expected the description of a run, but it cannot be read ({error})") from None
-    _check_ours(path, info)
-    if info["format"] != FORMAT:
-        raise RunError(f"{path}: written in format {info['format']!r}, this version reads format {FORMAT}; upgrade overfocus")
-    return dict(info)
-
-
-def check_ours(folder: Path) -> None:
-    """Raise `RunError` if a folder's run.json was written by another program; a damaged one may be ours."""
-    path = folder / "run.json"
-    with contextlib.suppress(OSError, ValueError):
-        _check_ours(path, json.loads(path.read_text(encoding="utf-8")))
-
-
-def _check_ours(path: Path, info: object) -> None:
-    if not isinstance(info, dict) or "format" not in info:
-        raise RunError(
-            f"{path}: expected the description of an overfocus run, but this file is something else; choose another folder"
-        )
-
-
-def committed_parts(folder: Path, prefix: str, info: dict[str, Any]) -> dict[int, Path]:
-    """Parts of a table by the number of their first image, in that order.
-
-    A part counts only when run.json, which is written after it, says that its images are done.
-    """
-    parts = {}
-    for path in folder.glob(f"{prefix}*"):
-        first = path.stem.removeprefix(prefix)
-        if path.suffix in (".parquet", ".npz") and first.isdecimal() and int(first) < info.get("done", len(info["images"])):
-            parts[int(first)] = path
-    return dict(sorted(parts.items()))

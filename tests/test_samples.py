@@ -30,7 +30,7 @@ def test_checkpoint_says_what_it_is(checkpoint: Path) -> None:
     assert loaded.found_by == "metadata"
     assert loaded.parameters <= 2_000_000
     assert loaded.input_size == (1, 32, 32)
-    assert loaded.missing_keys == loaded.unexpected_keys == loaded.notes == []
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], ())
     assert loaded.model.patch_embed.num_patches >= 64
 
 

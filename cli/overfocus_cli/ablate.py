@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.analyze import default_output
+from overfocus_cli.hints import require_checkpoint
 from overfocus_cli.options import (
     AsJson,
     BatchSize,
@@ -66,7 +68,7 @@ def ablate(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take the most attended tokens out of the attention of every layer, and see what predictions do.
+    """Remove the most attended tokens and see what predictions do.
 
     As many random and as many least attended tokens are taken out for comparison, of clean and of corrupted pictures.
 
@@ -84,6 +86,7 @@ def ablate(
         "batch_size": batch_size,
         "device": device,
     } | ({"fractions": fraction} if fraction else {})
+    require_checkpoint(checkpoint, command="ablate")
     folder = output or default_output(checkpoint, measured, "overfocus-ablation")
 
     from overfocus.ablation.ablate import ablate as ablate_checkpoint
@@ -91,12 +94,14 @@ def ablate(
     found = ablate_checkpoint(
         checkpoint, output=folder, workers=workers, max_pixels=max_pixels, strict=strict, overwrite=overwrite, **measured
     )
+    if not is_main_process():
+        return
     if as_json:
         tables = {
             name: json.loads(table.to_json(orient="records", double_precision=15))
             for name, table in (("table", found.table), ("differences", found.differences))
         }
-        answer = {"ablation": str(folder), "model": found.model, "images": found.info["images"], "sentences": found.sentences}
+        answer = {"ablation": str(folder), "model": found.model, "images": found.images, "sentences": found.sentences}
         typer.echo(json.dumps(answer | tables, ensure_ascii=False, indent=2))
     else:
         _print(found)
@@ -109,10 +114,10 @@ def _print(found: "Ablation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from overfocus.comparison.overview import decimal, variant_label
+    from overfocus.statistics.wording import decimal, variant_label
 
     console = Console(highlight=False)
-    console.print(f"\n[bold]{escape(found.model)}[/bold], {found.info['images']} images\n")
+    console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")
     for sentence in found.sentences:
         console.print(sentence, markup=False)
     classes = found.table["agreement"].notna().any()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from overfocus_cli.hints import require_checkpoint
 from overfocus_cli.options import AsJson, Checkpoint, Device, ImageSize, Model, NoEma
 
 
@@ -79,6 +80,7 @@ def heatmap(
     Example: overfocus heatmap checkpoint.pth cat.jpg --method row --query class --layer -1
     """
     asked = _query(query)
+    require_checkpoint(checkpoint, images, command="heatmap")
 
     from overfocus.heatmaps import HeatMapRequest, draw_heat_maps
 

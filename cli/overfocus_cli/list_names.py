@@ -1,52 +1,45 @@
 """`overfocus list`: the names that other commands take, and what they mean."""
 
-import json
-from enum import StrEnum
+import sys
+from fnmatch import fnmatch
 from typing import Annotated
 
 import typer
 
+from overfocus.settings import did_you_mean, shown
 from overfocus_cli.options import AsJson
+from overfocus_cli.output import cell, new_table, print_json
 
 _HEADINGS = {"high": "a high value means"}
 
 
-class Listed(StrEnum):
-    """What can be listed."""
-
-    MODELS = "models"
-    CORRUPTIONS = "corruptions"
-    METRICS = "metrics"
-
-
 def list_names(
-    what: Annotated[Listed, typer.Argument(metavar="WHAT", help="models, corruptions or metrics", show_default=False)],
+    what: Annotated[
+        str, typer.Argument(metavar="models|corruptions|metrics", help="What to list.", autocompletion=lambda: list(_LISTED))
+    ],
     pattern: Annotated[
         str,
         typer.Argument(metavar="PATTERN", help="Only names that contain this, or match it where it has a *.", show_default=False),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List what has a name: architectures, corruptions, metrics.
+    """List the names of architectures, corruptions or metrics.
 
     Example: overfocus list models "deit*distilled*"
     """
-    rows = {Listed.MODELS: _models, Listed.CORRUPTIONS: _corruptions, Listed.METRICS: _metrics}[what]()
-    rows = [row for row in rows if _fits(row["name"], pattern)]
+    if what not in _LISTED:
+        raise typer.BadParameter(f"expected {', '.join(_LISTED)}, got {shown(what)}{did_you_mean(what, _LISTED)}")
+    rows = _LISTED[what]()
+    names = [row["name"] for row in rows]
+    rows = [row for row in rows if fnmatch(row["name"], pattern if "*" in pattern else f"*{pattern}*")]
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        print_json(rows)
     elif not rows:
-        typer.echo(f"no {what} fit {pattern!r}")
-    elif what is Listed.MODELS:
+        typer.echo(f"no {what} match {shown(pattern)}{did_you_mean(pattern, names)}")
+    elif what == "models":
         typer.echo("\n".join(row["name"] for row in rows))
     else:
         _print_table(rows)
-
-
-def _fits(name: str, pattern: str) -> bool:
-    from fnmatch import fnmatch
-
-    return fnmatch(name, pattern if "*" in pattern else f"*{pattern}*")
 
 
 def _models() -> list[dict[str, str]]:
@@ -77,13 +70,15 @@ def _metrics() -> list[dict[str, str]]:
     ]
 
 
+_LISTED = {"models": _models, "corruptions": _corruptions, "metrics": _metrics}
+
+
 def _print_table(rows: list[dict[str, str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in rows[0]:
-        table.add_column(_HEADINGS.get(column, column), no_wrap=column in ("name", "group"))
+    table = new_table(None, [_HEADINGS.get(column, column) for column in rows[0]], [])
+    for column, name in zip(table.columns, rows[0], strict=True):
+        column.no_wrap = name in ("name", "group")
     for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+        table.add_row(*map(cell, row.values()))
+    Console(file=sys.stdout).print(table)

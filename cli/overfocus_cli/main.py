@@ -1,18 +1,24 @@
-"""Where the program begins: the commands it has, and how trouble is told."""
+"""Where the program begins: the commands it has, and how problems are reported."""
 
 import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from overfocus.errors import OverfocusError
+from overfocus.errors import OverfocusError, explain
+from overfocus.processes import is_main_process, speaks
+from overfocus.settings import did_you_mean
+from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
 from overfocus_cli.ablate import ablate
 from overfocus_cli.analyze import analyze
+from overfocus_cli.check import check
 from overfocus_cli.compare import compare
 from overfocus_cli.evaluate import evaluate
 from overfocus_cli.figure import figure
@@ -24,39 +30,78 @@ from overfocus_cli.train import train
 
 UsageError: Any = typer.BadParameter.__base__
 """click's class, which typer does not export and newer releases bring a copy of their own of."""
+_CONTINUED = ("analyze", "compare", "ablate", "evaluate", "train")
+"""Commands that go on where they were interrupted."""
 
 
 class OneLineErrors(TyperGroup):
-    """A group that tells what went wrong in one line: exit status 1, 2 for wrong usage, or 130 after Ctrl-C."""
+    """A group that reports what went wrong in one line: exit status 1, 2 for wrong usage, or 130 after Ctrl-C.
 
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
+    `--debug`, anywhere on the command line, or the variable OVERFOCUS_DEBUG lets tracebacks through.
+    """
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **options: Any) -> Any:
         """Read the options that stand before the command."""
-        with _one_line():
-            return super().make_context(*arguments, **options)
+        make_streams_printable()
+        if not is_main_process():
+            warnings.simplefilter("ignore")
+        self._debug = bool(os.environ.get("OVERFOCUS_DEBUG"))
+        options_end = args.index("--") if "--" in args else len(args)
+        if "--debug" in args[:options_end]:
+            self._debug = True
+            args.remove("--debug")
+        with _one_line("", debug=self._debug):
+            _require_no_empty(args)
+            return super().make_context(info_name, args, *more, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Read the rest and run the command; `ctx` is click's context, whose class differs between typer's releases."""
-        with _one_line():
+        named = getattr(ctx, "_protected_args", None) or getattr(ctx, "protected_args", None) or [""]
+        with _one_line(named[0], debug=self._debug):
             return super().invoke(ctx)
 
 
+def _require_no_empty(args: list[str]) -> None:
+    """Raise a usage error if an argument is empty, as an unset shell variable makes it; `compare --model ''` has a meaning."""
+    for place, text in enumerate(args):
+        before = args[place - 1] if place and args[place - 1].startswith("--") else ""
+        if (not text and before != "--model") or re.fullmatch(r"--(?!model=)[a-z-]+=", text):
+            name = before or text.rstrip("=") or f"argument {place + 1}"
+            raise typer.BadParameter(f"{name} is empty, such as an unset variable makes it; leave it out or give a value")
+
+
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _one_line(command: str, *, debug: bool) -> Iterator[None]:
+    """The last catch around a command: whatever was raised in it becomes one line."""
     try:
         yield
-    except OverfocusError as error:
-        _stop(str(error), 1, error)
+        sys.stdout.flush()
+    except (typer.Exit, typer.Abort, SystemExit):
+        raise
+    except BrokenPipeError as error:
+        with suppress(OSError, ValueError):  # what is still buffered would be complained about at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        _stop("interrupted; the same command continues where it stopped", 130, error)
+        more = "; the same command continues where it stopped" if command in _CONTINUED else ""
+        _stop(f"interrupted{more}", 130, error)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # what it prints is the help
             raise
-        command = error.ctx.command_path if error.ctx else "overfocus"
-        _stop(f"{error.format_message().rstrip('.')}; see {command} --help", 2, error)
+        path = error.ctx.command_path if error.ctx else "overfocus"
+        message = error.format_message().rstrip(".")
+        if choice := re.search(r"'([^']*)' is not one of (.*)", message):
+            message += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
+        _stop(f"{message}; see {path} --help", 2, error)
+    except BaseException as error:
+        if debug or not isinstance(error, Exception):
+            raise
+        _stop(explain(error) if isinstance(error, OverfocusError) else f"{command or 'overfocus'}: {explain(error)}", 1, error)
 
 
 def _stop(message: str, status: int, cause: BaseException) -> NoReturn:
-    typer.echo(f"overfocus: {' '.join(message.split())}", err=True)
+    if speaks():
+        typer.echo(f"overfocus: {one_line(message)}", err=True)
     raise typer.Exit(status) from cause
 
 
@@ -67,11 +112,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.command("analyze")(analyze)
 app.command("compare")(compare)
 app.command("ablate")(ablate)
+app.command("check")(check)
 app.command("report")(report)
 app.command("inspect")(inspect_checkpoint)
 app.command("figure")(figure)
@@ -81,7 +126,7 @@ app.command("evaluate")(evaluate)
 app.command("list")(list_names)
 
 
-def _tell_version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"overfocus {__version__}")
         raise typer.Exit
@@ -89,9 +134,12 @@ def _tell_version(asked: bool) -> None:
 
 @app.callback()
 def overfocus(
-    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; also with OVERFOCUS_DEBUG=1.")] = False,
 ) -> None:
-    """Show whether a Vision Transformer's attention hangs on a few fragile tokens.
+    """Show whether a Vision Transformer's attention depends on a few fragile tokens.
 
     Example: overfocus analyze
     """
@@ -102,5 +150,5 @@ def run() -> None:
     # Threads of OpenMP that spin while they wait take the core from the processes that read and corrupt images, and on a
     # busy machine from each other; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    warnings.formatwarning = lambda message, *_: f"overfocus: warning: {' '.join(str(message).split())}\n"
-    app()
+    warnings.formatwarning = lambda message, *_: f"overfocus: warning: {one_line(message)}\n"
+    app(prog_name="overfocus")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from overfocus_cli.hints import require_run
 from overfocus_cli.options import AsJson
 
 
@@ -33,7 +34,8 @@ def report(
 
 
 def _drawn(folder: Path, ablations: list[Path]) -> Path:
-    from overfocus.comparison.reading import is_comparison, read_comparison
+    require_run(folder)
+    from overfocus.results.comparison import is_comparison, read_comparison
     from overfocus.run import Run
     from overfocus_reports import draw_comparison, draw_report
 

@@ -1,16 +1,19 @@
 """`capture(model)`: attention maps of everything a model runs inside the block."""
 
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from overfocus.attention import AttentionMap
 from overfocus.capturing.coverage import Site
-from overfocus.capturing.eager import eager
 from overfocus.capturing.norms import TokenNorms
-from overfocus.capturing.recorder import Recorder
+from overfocus.capturing.tracer import Tracer
+from overfocus.errors import CaptureError
 
 
 class Captured:
@@ -22,13 +25,19 @@ class Captured:
         self._maps: list[AttentionMap] = []
         self._reduced: list[Any] = []
         self._reduce = reduce
-        self.recorder = Recorder(model, self._keep, gradients=gradients, verify=verify, norms=norms)
+        self._errors: list[CaptureError] = []
+        self.tracer = Tracer(model, self._keep, gradients=gradients, verify=verify, norms=norms)
 
     def _keep(self, attention: AttentionMap) -> None:
         if self._reduce is None:
             self._maps.append(attention)
-        else:
-            self._reduced.append(self._reduce(attention))
+            return
+        value = None
+        try:
+            value = self._reduce(attention)
+        except CaptureError as error:  # NaN, say: the model's forward goes on
+            self._errors.append(error)
+        self._reduced.append(value)
 
     @property
     def maps(self) -> tuple[AttentionMap, ...]:
@@ -37,24 +46,31 @@ class Captured:
 
     @property
     def reduced(self) -> tuple[Any, ...]:
-        """What `reduce` returned for each map, in call order."""
+        """What `reduce` returned for each map, in call order; None where it raised `CaptureError`."""
         return tuple(self._reduced)
 
     @property
     def coverage(self) -> tuple[Site, ...]:
         """One row per attention-like module: module, kind, shape, captured or the reason why not."""
-        return self.recorder.sites.rows(self.recorder.stack.called)
+        return self.tracer.coverage()
 
     @property
     def norms(self) -> tuple[TokenNorms, ...]:
         """Norms of the tokens that leave each block, in call order; only where `norms=True` was given."""
-        return tuple(self.recorder.norms)
+        return tuple(self.tracer.norms)
+
+    def check(self) -> None:
+        """Raise the first `CaptureError` of `reduce` since the block began or the last check; the block's end does so too."""
+        if self._errors:
+            error = self._errors[0]
+            self._errors.clear()
+            raise error
 
     def clear(self) -> None:
         """Drop the maps and values so far, to go on with the next batch; the coverage stays."""
         self._maps.clear()
         self._reduced.clear()
-        self.recorder.norms.clear()
+        self.tracer.norms.clear()
 
 
 @contextmanager
@@ -74,20 +90,26 @@ def capture(
     With `norms`, the norms of the tokens that leave each block are noted as well.
     With `verify`, each map's `deviation` is measured: weights × values against what the model produced.
 
-    Works in the calling thread only; other models and other captures, also nested ones, are not mixed in.
+    Works in the calling thread only; other models and other captures, also nested ones, are not mixed in. Nothing that goes
+    wrong while watching reaches the model's forward: such a site is not captured, and the coverage table says why.
+
+    Raises:
+        CaptureError: when the block is left, if `reduce` raised one (NaN, or rows that do not sum to 1). Other errors of
+            `reduce` are raised at once, inside the forward.
     """
-    original = _original(model)
-    captured = Captured(original, reduce, gradients=gradients, verify=verify, norms=norms)
-    recorder = captured.recorder
-    recorder.stack.watch(recorder.enter, recorder.leave)
+    captured = Captured(_original(model), reduce, gradients=gradients, verify=verify, norms=norms)
+    tracer = captured.tracer
+    tracer.stack.watch(tracer.enter, tracer.leave)
     try:
-        with eager(), recorder.mode:
+        with _eager(), tracer.mode:
             try:
                 yield captured
             finally:
-                recorder.mode.active(True)  # a forward that raised may have left it aside
+                tracer.mode.active(True)  # a forward that raised may have left it aside
     finally:
-        recorder.stack.unwatch()
+        tracer.stack.unwatch()
+        tracer.finish()
+    captured.check()
 
 
 def _original(model: nn.Module) -> nn.Module:
@@ -99,3 +121,32 @@ def _original(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+_lock = threading.Lock()
+_open = 0
+_settings = ExitStack()
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Have what `torch.compile` made run its original code inside the block.
+
+    torch's stance and the filters of warnings belong to the whole process. Captures in several threads may overlap, so the
+    first to begin changes them and the last to end puts them back.
+    """
+    global _open
+    with _lock:
+        _open += 1
+        if _open == 1:
+            _settings.enter_context(warnings.catch_warnings())
+            # torch warns that global hooks fire for compiled wrappers too; ours look at the modules inside only
+            warnings.filterwarnings("ignore", message="Using `torch.compile")
+            _settings.enter_context(torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _lock:
+            _open -= 1
+            if not _open:
+                _settings.close()

@@ -86,14 +86,14 @@ def module_call(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Ma
     )
 
 
-def function_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MultiheadCall:
-    """The attention of one call of `torch.nn.functional.multi_head_attention_forward`."""
+def function_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[MultiheadCall, Tensor, Tensor]:
+    """The attention of one call of `torch.nn.functional.multi_head_attention_forward`, its queries and its keys."""
     given = dict(zip(FUNCTION_ARGUMENTS, args, strict=False)) | dict(kwargs)
     if given.get("use_separate_proj_weight"):
         projections = tuple(given[f"{name}_proj_weight"] for name in "qkv")
     else:
         projections = tuple(given["in_proj_weight"].chunk(3))
-    return _call(
+    call = _call(
         [given[name] for name in ("query", "key", "value")],
         heads=given["num_heads"],
         projections=projections,
@@ -105,6 +105,26 @@ def function_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Multihead
         mask=given.get("attn_mask"),
         is_causal=bool(given.get("is_causal", False)),
     )
+    return call, given["query"], given["key"]
+
+
+def nested_call(query: Tensor, key: Tensor, scale: float | None, is_causal: bool) -> QueryKeyWeights:
+    """The weights of nested queries and keys (batch, heads, *, width), padded; the rows and columns of padding are zero."""
+    padded, padding = _padded(query)
+    keys, hidden = _padded(key)
+    mask = ~(padding[:, None, :, None] | hidden[:, None, None, :])
+    if is_causal:
+        mask = mask & torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()
+    return QueryKeyWeights(padded, keys, mask, scale)
+
+
+def _padded(nested: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, heads, tokens, width) of nested tensors (batch, heads, *, width), and which tokens are padding."""
+    items = nested.unbind()
+    lengths = torch.tensor([item.shape[-2] for item in items], device=nested.device)
+    longest = int(lengths.max())
+    padded = torch.stack([F.pad(item, (0, 0, 0, longest - item.shape[-2])) for item in items])
+    return padded, torch.arange(longest, device=nested.device) >= lengths[:, None]
 
 
 def layer_call(

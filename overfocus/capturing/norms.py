@@ -36,13 +36,13 @@ class BlockTokens:
 
     @classmethod
     def around(cls, attention: AttentionMap) -> "BlockTokens | None":
-        """The tokens of a site's queries; None for class and channel attention."""
-        if attention.kind in ("class", "channel"):
+        """The tokens of a site's queries; None for class, channel and unlabelled attention."""
+        if attention.kind in ("class", "channel", "unlabelled"):
             return None
         windows = attention.kind == "window"
         grid = attention.image_grid if windows else attention.grid
         prefix = 0 if windows else attention.prefix_tokens
-        tokens = attention.shape[2] if grid is None else prefix + grid[0] * grid[1]
+        tokens = attention.shape[2] if grid is None or attention.frames > 1 else prefix + grid[0] * grid[1]
         return cls(attention.module, grid, prefix, tokens)
 
     @torch.no_grad()

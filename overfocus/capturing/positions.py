@@ -5,8 +5,9 @@ repeated on it, whatever computes along channels leaves it alone, and a convolut
 grid. At an attention site the positions of queries and values then say, without any knowledge of the architecture,
 which axes are images, windows, heads, tokens and channels, and where on the image each window lies.
 
-A position is `image · 2³² + index + 1`, with `index` in the row-major grid; 0 is padding and a negative number a token that
-belongs to no place (class, distillation, register and pooling tokens).
+A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
+belongs to no place (class, distillation, register and pooling tokens) and −2 a mask token, which stands for a place that
+nothing tells. A batch that grows inside the model (several crops, flips) has more images.
 """
 
 from collections.abc import Callable
@@ -16,23 +17,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import Operands, function_name, product_operands, tensors_in
-from overfocus.capturing.notes import TensorNotes
+from overfocus.capturing.functions import (
+    Operands,
+    TensorNotes,
+    argument,
+    first_argument,
+    product_operands,
+    tensors_in,
+)
 
-IMAGE = 1 << 32
+IMAGE_BITS = 40
+GRID_BITS = 28
 NOWHERE = -1
+MASK_TOKEN = -2
+_IMAGE = 1 << IMAGE_BITS
 _FAR = torch.iinfo(torch.int64).max
+_COLOURS = (1, 3, 4)
 
 # Functions that move entries and compute nothing: they are repeated on the positions as they are.
-_MOVES = frozenset(
+MOVES = frozenset(
     "view reshape permute transpose swapaxes swapdims movedim moveaxis flatten unflatten squeeze unsqueeze expand expand_as "
-    "roll flip unbind chunk split tensor_split __getitem__ narrow select index_select gather take_along_dim t repeat tile "
-    "repeat_interleave stack cat concat concatenate pad pixel_shuffle pixel_unshuffle contiguous clone unfold im2col "
-    "view_as reshape_as T.__get__ mT.__get__ channel_shuffle rot90".split()
+    "roll flip fliplr flipud unbind chunk split split_with_sizes tensor_split __getitem__ index slice narrow select index_select "
+    "gather take_along_dim t repeat tile repeat_interleave stack cat hstack vstack pad pixel_shuffle pixel_unshuffle contiguous "
+    "clone alias unfold im2col view_as reshape_as ravel T.__get__ mT.__get__ mT T channel_shuffle rot90 scatter scatter_ "
+    "index_put index_put_ index_copy index_copy_ broadcast_to".split()
 )
 _REDUCTIONS = frozenset("mean sum amax amin max min".split())
 _POOLS = frozenset("avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d".split())
 _CHANNEL_MIXING = frozenset("linear conv1d conv2d conv3d".split())
+# What comes out of these is none of the tokens that went in, or is in an order that only their values tell.
+_UNRELATED = frozenset(
+    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
+    "new_tensor sort topk argsort argmax argmin msort unique nonzero bernoulli multinomial size stride numel dim".split()
+)
+_GROWING = frozenset("cat stack repeat tile repeat_interleave index_select __getitem__ index vstack expand".split())
 
 
 @dataclass(eq=False, slots=True)
@@ -40,8 +58,38 @@ class Positions:
     """Positions of a tensor's entries, of the tensor's own shape (axes of one value are expanded, not stored)."""
 
     ids: Tensor
-    grid: tuple[int, int] | None
-    """(rows, columns) of the grid that the indices point into; None for sequences that are no image."""
+    raw: bool = False
+    """Whether nothing has computed with the input yet: entries are pixels."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid that positions point into."""
+
+    root: int
+    """Number of the input that it belongs to."""
+    size: tuple[int, ...] | None
+    """(rows, columns), or (frames, rows, columns) of a video; None for sequences that are no image."""
+
+
+def image_of(ids: Tensor) -> Tensor:
+    """Number of the image that positions belong to; only of places."""
+    return ids >> IMAGE_BITS
+
+
+def grid_of(ids: Tensor) -> Tensor:
+    """Number of the grid that positions point into; only of places."""
+    return (ids >> GRID_BITS) & ((1 << (IMAGE_BITS - GRID_BITS)) - 1)
+
+
+def index_of(ids: Tensor) -> Tensor:
+    """Row-major index in its grid; only of places."""
+    return (ids & ((1 << GRID_BITS) - 1)) - 1
+
+
+def without_image(ids: Tensor) -> Tensor:
+    """Positions with the number of the image left out."""
+    return torch.where(ids > 0, ids & (_IMAGE - 1), ids)
 
 
 def representative(ids: Tensor, axis: int) -> Tensor:
@@ -54,93 +102,293 @@ def representative(ids: Tensor, axis: int) -> Tensor:
     return torch.where(nearest == _FAR, ids.amin(axis, keepdim=True), nearest)
 
 
+def constant(ids: Tensor, axis: int) -> bool:
+    """Whether every entry along an axis is the same place."""
+    return ids.shape[axis] == 1 or ids.stride(axis) == 0 or bool((ids == ids.narrow(axis, 0, 1)).all())
+
+
 class PositionTracker:
     """Follows token positions through the functions of one forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, constants: frozenset[int] = frozenset()) -> None:
         self.notes: TensorNotes[Positions] = TensorNotes()
+        self.grids: list[Grid] = []
+        self.origins: list[int] = []
+        """Of each image the one of the input that it is a copy or a crop of."""
+        self.follows_data = False
+        """Whether tokens were put in an order that this input's values may tell: the next forward may have another."""
+        self._constants = constants
+        self._copies: TensorNotes[bool] = TensorNotes()
+        self._roots = 0
+        self._lists: dict[int, int] = {}
 
-    def start(self, tensor: Tensor) -> None:
-        """Number the places of a network's input: pixels of images (b, c, h, w), or items of sequences (b, n[, c])."""
+    def start(self, tensor: Tensor, *, sequences: bool = True) -> None:
+        """Number the places of a network's input.
+
+        Pixels of images (b, c, h, w) or (b, h, w, c), of videos (b, c, t, h, w) or (b, t, c, h, w), or items of sequences
+        (b, n, c), unless `sequences` is off, and of token numbers (b, n).
+        """
+        shape = tuple(tensor.shape)
         if tensor.ndim == 4:
-            images, _, rows, columns = tensor.shape
-            self.notes[tensor] = Positions(_fresh(images, rows, columns, tensor).expand(tensor.shape), (rows, columns))
-        elif tensor.ndim in (2, 3):
-            ids = _fresh(tensor.shape[0], 1, tensor.shape[1], tensor).reshape(tensor.shape[:2])
-            self.notes[tensor] = Positions(ids.reshape(ids.shape + (1,) * (tensor.ndim - 2)).expand(tensor.shape), None)
+            last = shape[3] in _COLOURS and shape[1] not in _COLOURS
+            size = shape[1:3] if last else shape[2:]
+            ids = self._numbered(shape[0], self._root(size), tensor)
+            self.notes[tensor] = Positions((ids.unsqueeze(-1) if last else ids.unsqueeze(1)).expand(shape), raw=True)
+        elif tensor.ndim == 5 and (channel := _channel_axis(shape)) is not None:
+            size = tuple(length for axis, length in enumerate(shape) if axis not in (0, channel))
+            ids = self._numbered(shape[0], self._root(size), tensor)
+            self.notes[tensor] = Positions(ids.unsqueeze(channel).expand(shape), raw=True)
+        elif tensor.ndim == 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool:
+            length = shape[1]
+            grid = self._lists.get(length)
+            if grid is None:
+                grid = self._lists[length] = self._root(None)
+            self.notes[tensor] = Positions(self._numbered(shape[0], grid, tensor, length))
+        elif tensor.ndim == 3 and sequences and tensor.is_floating_point():
+            ids = self._numbered(shape[0], self._root(None), tensor, shape[1])
+            self.notes[tensor] = Positions(ids.unsqueeze(-1).expand(shape))
+
+    def start_list(self, images: list[Tensor]) -> None:
+        """Number the pixels of images (c, h, w) that come in a list, each of its own size."""
+        for image, tensor in enumerate(images):
+            size = tuple(tensor.shape[1:])
+            ids = self._numbered(1, self._grid(0, size), tensor) + image * _IMAGE
+            self.notes[tensor] = Positions(ids.expand(tensor.shape), raw=True)
+        self.origins += range(len(self.origins), len(images))
 
     def start_patches(self, patches: Tensor, coordinates: Tensor, valid: Tensor | None) -> None:
         """Number patches (b, n, …) that come with their (row, column), (b, n, 2), some of them padding (NaFlexViT)."""
         columns = int(coordinates[..., 1].max()) + 1
+        grid = self._root((int(coordinates[..., 0].max()) + 1, columns))
+        self.origins += range(len(self.origins), len(patches))
         index = coordinates[..., 0] * columns + coordinates[..., 1] + 1
-        ids = index + torch.arange(len(index), device=index.device)[:, None] * IMAGE
+        ids = index + (grid << GRID_BITS) + torch.arange(len(index), device=index.device)[:, None] * _IMAGE
         if valid is not None:
             ids = ids.masked_fill(~valid, 0)
         ids = ids.reshape(ids.shape + (1,) * (patches.ndim - 2)).expand(patches.shape)
-        self.notes[patches] = Positions(ids, (int(coordinates[..., 0].max()) + 1, columns))
+        self.notes[patches] = Positions(ids)
 
     def get(self, tensor: Any) -> Positions | None:
         """Positions of this tensor, if they are known."""
         return self.notes.get(tensor)
 
-    def operand(self, operands: Operands, side: int) -> Positions | None:
-        """Positions of an operand with its summed axis last, so that the axis before it holds tokens."""
+    def operand(self, operands: Operands, side: int) -> Tensor | None:
+        """Positions of an operand with its summed axis last, and before it the axes of its own, which hold tokens."""
         known = self.get(operands.tensors[side])
-        letters = operands.letters[side]
-        summed = [axis for axis, letter in enumerate(letters) if letter not in operands.output]
+        letters, others = operands.letters[side], operands.letters[1 - side]
+        summed = operands.summed(side)
         if known is None or len(summed) != 1 or known.ids.ndim != len(letters):
             return None
-        return Positions(known.ids.movedim(summed[0], -1), known.grid)
+        shared = [letter for letter in operands.output if letter in letters and letter in others]
+        own = [letter for letter in operands.output if letter in letters and letter not in others]
+        return known.ids.permute([letters.index(letter) for letter in (*shared, *own, *summed)])
 
     def copy(self, source: Any, target: Any) -> None:
         """Give a tensor of the same shape the positions of another (for calls that cannot be looked into)."""
         known = self.get(source)
         if known is not None and isinstance(target, Tensor) and target.shape == known.ids.shape:
-            self.notes[target] = known
+            self.notes[target] = Positions(known.ids)
 
-    def follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def follow(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note the positions of what `func` returned for these arguments."""
-        tracked = [(tensor, known) for tensor in tensors_in((args, kwargs)) if (known := self.get(tensor)) is not None]
-        if not tracked:
+        if name in _UNRELATED:
             return
-        name = function_name(func)
+        if name == "__setitem__":
+            self._written(args)
+            return
+        tracked = [(tensor, known) for tensor in tensors_in((args, kwargs)) if (known := self.get(tensor)) is not None]
         outputs = list(tensors_in(result))
-        if name in _MOVES:
-            moved = self._move(func, args, kwargs)
+        if not tracked:
+            self._copied(name, args, outputs)
+            return
+        if name in MOVES:
+            moved = self._move(func, name, args, kwargs, tracked)
             if moved is not None and [ids.shape for ids in moved] == [output.shape for output in outputs]:
-                grid = next((known.grid for _, known in tracked if len(tracked) == 1 or bool((known.ids > 0).any())), None)
+                raw = all(known.raw for _, known in tracked)
                 for output, ids in zip(outputs, moved, strict=True):
-                    self.notes[output] = Positions(ids, grid)
+                    self.notes[output] = Positions(ids, raw)
                 return
         for output in outputs:
             found = self._reduced(args, kwargs, output) if name in _REDUCTIONS else None
-            found = found or self._product(name, args, output) or _computed(name, [known for _, known in tracked], output)
+            found = (
+                found
+                or self._product(name, args, kwargs, output)
+                or self._computed(name, [known for _, known in tracked], output)
+            )
             if found is not None and self.get(output) is not found:
                 self.notes[output] = found
 
-    def _move(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
-        def swap(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                known = self.get(value)
-                if known is not None:
-                    return known.ids
-                return torch.full_like(value, NOWHERE, dtype=torch.int64) if value.is_floating_point() else value
-            if isinstance(value, (tuple, list)):
-                return type(value)(swap(item) for item in value)
-            return value
+    def size(self, grid: int) -> tuple[int, ...] | None:
+        """(rows, columns) or (frames, rows, columns) of a grid."""
+        return self.grids[grid].size
 
+    def clear(self) -> None:
+        """Forget the forward that was followed."""
+        self.notes.clear()
+        self._copies.clear()
+        self.grids.clear()
+        self.origins.clear()
+        self._lists.clear()
+        self._roots = 0
+        self.follows_data = False
+
+    def _root(self, size: tuple[int, ...] | None) -> int:
+        self._roots += 1
+        return self._grid(self._roots, size)
+
+    def _grid(self, root: int, size: tuple[int, ...] | None) -> int:
+        grid = Grid(root, size)
+        if grid not in self.grids:
+            self.grids.append(grid)
+        return self.grids.index(grid)
+
+    def _numbered(self, images: int, grid: int, like: Tensor, length: int | None = None) -> Tensor:
+        """Positions (images, *size) of a whole grid, or (images, length)."""
+        self.origins += range(len(self.origins), images)
+        size = (length,) if length is not None else self.grids[grid].size
+        assert size is not None
+        places = 1
+        for side in size:
+            places *= side
+        index = torch.arange(1, places + 1, device=like.device).reshape(1, *size) + (grid << GRID_BITS)
+        return index + torch.arange(images, device=like.device).reshape(-1, *([1] * len(size))) * _IMAGE
+
+    def _copied(self, name: str, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
+        """Note tensors whose tokens are one token over and over: mask tokens, not the prefix that a model learns."""
+        source = args[0] if args else None
+        if name not in ("expand", "repeat", "tile", "broadcast_to", "expand_as", "view", "reshape", "contiguous", "to", "type"):
+            return
+        if not isinstance(source, Tensor) or not outputs or outputs[0].ndim < 3:
+            return
+        output = outputs[0]
+        if self._copies.get(source) and output.shape == source.shape:
+            self._copies[output] = True
+        elif name in ("expand", "repeat", "tile", "broadcast_to", "expand_as"):
+            before = (1,) * (output.ndim - source.ndim) + tuple(source.shape)
+            if before[-2] == 1 < output.shape[-2] and before[-1] == output.shape[-1]:
+                self._copies[output] = True
+
+    def _swap(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            known = self.get(value)
+            if known is not None:
+                return known.ids
+            if value.is_floating_point():
+                return torch.full_like(value, MASK_TOKEN if self._copies.get(value) else NOWHERE, dtype=torch.int64)
+            if value.numel() > 1 and id(value) not in self._constants:
+                self.follows_data = True
+            return value
+        if isinstance(value, (tuple, list)):
+            return type(value)(self._swap(item) for item in value)
+        return value
+
+    def _move(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tracked: list[tuple[Tensor, Positions]],
+    ) -> list[Tensor] | None:
+        swapped, named = self._swap(args), {key: self._swap(value) for key, value in kwargs.items()}
         try:
-            swapped = swap(args)
-            if function_name(func) in ("im2col", "unfold") and swapped[0].ndim == 4:
-                return [func(swapped[0].double(), *swapped[1:], **kwargs).long()]
-            return list(tensors_in(func(*swapped, **{name: swap(value) for name, value in kwargs.items()})))
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            if name in ("im2col", "unfold") and swapped and swapped[0].ndim == 4:
+                moved = [func(swapped[0].double(), *swapped[1:], **named).long()]
+            elif name == "pad":
+                mode = argument(swapped, named, 2, "mode")
+                sides = argument(swapped, named, 1, "pad")
+                ids = first_argument(swapped, named)
+                if isinstance(mode, str) and mode != "constant":
+                    moved = [torch.nn.functional.pad(ids.double(), sides, mode=mode).long()]
+                else:
+                    moved = [torch.nn.functional.pad(ids, sides)]
+            elif name.endswith("_"):
+                moved = list(tensors_in(func(swapped[0].contiguous().clone(), *swapped[1:], **named)))
+            else:
+                moved = list(tensors_in(func(*swapped, **named)))
+        except (TypeError, ValueError, IndexError, NotImplementedError):
             return None
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return None
+        if len(moved) == 1:
+            moved = [self._grown(name, args, kwargs, tracked, moved[0])]
+        return moved
+
+    def _grown(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tracked: list[tuple[Tensor, Positions]],
+        ids: Tensor,
+    ) -> Tensor:
+        """New images where a function has put the images of a batch into it once more."""
+        known = tracked[0][1]
+        if known.raw and known.ids.ndim == 5 and ids.ndim == 4 and ids.shape[1:] == known.ids.shape[2:]:
+            return self._frames_as_images(ids)  # (b, crops or frames, c, h, w) → (b · crops, c, h, w)
+        if name not in _GROWING or ids.ndim < 3:
+            return ids
+        if name == "stack" and known.raw and all(item.raw for _, item in tracked):
+            axis = argument(args, kwargs, 1, "dim") or 0
+            parts = [self._new_images(part) if place else part for place, part in enumerate(ids.unbind(axis))]
+            return torch.stack(parts, axis)
+        if ids.ndim != known.ids.ndim or ids.shape[0] <= known.ids.shape[0] or not _is_batch(known.ids):
+            return ids
+        if name == "cat" and not known.raw and len({id(tensor) for tensor, _ in tracked}) > 1:
+            others = (item.ids for _, item in tracked[1:])
+            if all(other.shape == known.ids.shape and torch.equal(other, known.ids) for other in others):
+                return ids  # the same tokens in other channels: heads that lie behind each other
+        seen: set[int] = set()
+        images = [int(number) for number in _entry_images(ids)]
+        if min(images) < 0:
+            return ids
+        parts = []
+        for part, number in zip(ids.chunk(len(ids)), images, strict=True):
+            parts.append(self._new_images(part) if number in seen else part)
+            seen.add(number)
+        return torch.cat(parts)
+
+    def _new_images(self, ids: Tensor) -> Tensor:
+        """The same places of images that the batch did not have before."""
+        old = torch.unique(image_of(ids[ids > 0]))
+        result = ids
+        for number in old.tolist():
+            mine = (ids > 0) & (image_of(ids) == number)
+            result = torch.where(mine, ids + (len(self.origins) - number) * _IMAGE, result)
+            self.origins.append(self.origins[number])
+        return result
+
+    def _frames_as_images(self, ids: Tensor) -> Tensor:
+        size = tuple(ids.shape[2:])
+        grid = self._grid(self.grids[int(grid_of(ids.flatten()[0]))].root, size)
+        images = len(self.origins)
+        self.origins += [self.origins[number] for number in image_of(ids[:, 0, 0, 0]).tolist()]
+        fresh = self._numbered(1, grid, ids) + (torch.arange(len(ids), device=ids.device).reshape(-1, 1, 1) + images) * _IMAGE
+        return fresh.unsqueeze(1).expand(ids.shape)
+
+    def _written(self, args: tuple[Any, ...]) -> None:
+        """`target[key] = value`: the places of the value now stand in the target, the rest of which is padding."""
+        target, key, value = args[:3]
+        known, given = self.get(target), self.get(value)
+        if not isinstance(target, Tensor) or (known is None and given is None):
+            return
+        if given is None and not (isinstance(value, Tensor) and value.ndim > 1 and value.is_floating_point()):
+            return
+        ids = torch.zeros_like(target, dtype=torch.int64) if known is None else known.ids.contiguous().clone()
+        key, value = self._swap(key), self._swap(value)
+        try:
+            ids[key] = value
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            self.notes.forget(target)
+            return
+        self.notes[target] = Positions(ids)
 
     def _reduced(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Positions | None:
-        known = self.get(args[0])
-        axes = args[1] if len(args) > 1 else kwargs.get("dim")
-        if known is None or axes is None or isinstance(axes, Tensor):
+        known = self.get(first_argument(args, kwargs))
+        axes = argument(args, kwargs, 1, "dim", "axis")
+        if known is None or axes is None or not isinstance(axes, (int, tuple, list)):
             return None
         axes = sorted(axis % known.ids.ndim for axis in ([axes] if isinstance(axes, int) else axes))
         ids = known.ids
@@ -150,11 +398,11 @@ class PositionTracker:
             ids = torch.full_like(ids, NOWHERE)  # the whole image in one token: a pooled query, no place
         for axis in reversed(axes):
             ids = ids.squeeze(axis) if ids.squeeze(axis).shape == output.shape or ids.ndim > output.ndim else ids
-        return Positions(ids, known.grid) if ids.shape == output.shape else None
+        return Positions(ids) if ids.shape == output.shape else None
 
-    def _product(self, name: str, args: tuple[Any, ...], output: Tensor) -> Positions | None:
+    def _product(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Positions | None:
         """Rows of a product a @ b keep the places of a's rows where a's row is one place, else columns those of b's."""
-        operands = product_operands(name, args)
+        operands = product_operands(name, args, kwargs)
         if operands is None:
             return None
         for operand, letters in zip(operands.tensors, operands.letters, strict=True):
@@ -173,77 +421,107 @@ class PositionTracker:
             for axis, letter in enumerate(operands.output):
                 if letter not in kept:
                     ids = ids.unsqueeze(axis)
-            return _expanded(ids, known.grid, output)
+            return _expanded(ids, output)
         return None
 
-    def clear(self) -> None:
-        """Forget the forward that was followed."""
-        self.notes.clear()
+    def _computed(self, name: str, tracked: list[Positions], output: Tensor) -> Positions | None:
+        """Positions after a function that computes: elementwise, along channels, or over a neighbourhood."""
+        known = next((item for item in tracked if item.ids.shape == output.shape), tracked[0])
+        ids = known.ids
+        if name in _CHANNEL_MIXING:
+            channel = ids.ndim - 1 if name == "linear" else 1
+            ids = representative(ids, channel)
+            if output.ndim == ids.ndim and all(output.shape[a] == ids.shape[a] for a in range(ids.ndim) if a != channel):
+                return Positions(ids.expand(output.shape))
+        elif ids.shape == output.shape:
+            return known
+        elif name in _POOLS:
+            return _expanded(_thinned(ids, -1, output.shape[-1]), output)
+        elif output.ndim == ids.ndim:
+            differing = [axis for axis in range(ids.ndim) if ids.shape[axis] != output.shape[axis]]
+            if len(differing) == 1 and not (
+                output.ndim in (4, 5)
+                and differing[0] >= 2
+                and name in ("interpolate", "max_pool2d", "avg_pool2d", "max_pool3d", "avg_pool3d")
+            ):
+                return _expanded(representative(ids, differing[0]), output)
+            if all(ids.shape[axis] == 1 for axis in differing):
+                return _expanded(ids, output)
+        if output.ndim in (4, 5) and ids.ndim == output.ndim and output.shape[0] == ids.shape[0]:
+            return self._new_grid(known, output)
+        if name == "fold" and ids.ndim == 3 and ids.shape[-1] == output.shape[-2:].numel():
+            return _expanded(torch.unflatten(representative(ids, 1), -1, output.shape[-2:]), output)
+        if name == "embedding" and output.ndim == ids.ndim + 1:
+            return _expanded(ids.unsqueeze(-1), output)
+        return None
+
+    def _new_grid(self, known: Positions, output: Tensor) -> Positions | None:
+        """Positions behind a function that changes the size of (b, c, *size): the grid that it puts out."""
+        ids = known.ids
+        first = representative(ids.reshape(ids.shape[0], -1), 1)
+        if bool((first <= 0).all()):
+            return None
+        images = image_of(first.clamp(min=0))
+        if len(torch.unique(images)) < len(images):
+            copies = known.raw and _same_places(ids, images)
+            if not copies:  # an entry is a part of an image (TNT): its places stay those of that part
+                thinned = representative(ids, 1)
+                for axis in range(2, output.ndim):
+                    thinned = _thinned(thinned, axis, output.shape[axis])
+                return _expanded(thinned, output)
+            start = len(self.origins)
+            self.origins += [self.origins[number] for number in images.flatten().tolist()]
+            images = torch.arange(start, start + len(images), device=ids.device)
+        root = self.grids[int(grid_of(first[first > 0].min()))].root
+        grid = self._grid(root, tuple(output.shape[2:]))
+        fresh = self._numbered(1, grid, output) + images.reshape(-1, *([1] * (output.ndim - 2))) * _IMAGE
+        return Positions(fresh.unsqueeze(1).expand(output.shape))
 
 
-def constant(ids: Tensor, axis: int) -> bool:
-    """Whether every entry along an axis is the same place."""
-    return ids.shape[axis] == 1 or ids.stride(axis) == 0 or bool((ids == ids.narrow(axis, 0, 1)).all())
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    """Which axis of a video holds its colours; None where both could."""
+    for colours in ((3,), _COLOURS):
+        fitting = [axis for axis in (1, 2) if shape[axis] in colours]
+        if len(fitting) == 1:
+            return fitting[0]
+    return None
+
+
+def _is_batch(ids: Tensor) -> bool:
+    """Whether the first axis holds the images of a batch, one each."""
+    images = _entry_images(ids)
+    return bool((images >= 0).all()) and len(set(images.tolist())) == len(images)
+
+
+def _entry_images(ids: Tensor) -> Tensor:
+    """The image of each entry of the first axis; −1 where there are several or none."""
+    flat = ids.reshape(ids.shape[0], -1)
+    images = torch.where(flat > 0, image_of(flat), -1)
+    highest = images.amax(1)
+    lowest = torch.where(images < 0, _FAR, images).amin(1)
+    return torch.where(highest == lowest, highest, -1)
+
+
+def _same_places(ids: Tensor, images: Tensor) -> bool:
+    """Whether entries of one image all show the same places: copies of it, not parts."""
+    places = without_image(ids).reshape(ids.shape[0], -1)
+    first = {int(number): place for place, number in reversed(list(enumerate(images.flatten().tolist())))}
+    return all(torch.equal(places[place], places[first[int(number)]]) for place, number in enumerate(images.flatten().tolist()))
 
 
 def _places(ids: Tensor) -> int:
     return int(torch.unique(ids[ids > 0]).numel())
 
 
-def _fresh(images: int, rows: int, columns: int, like: Tensor) -> Tensor:
-    index = torch.arange(1, rows * columns + 1, device=like.device).reshape(1, 1, rows, columns)
-    return index + torch.arange(images, device=like.device).reshape(-1, 1, 1, 1) * IMAGE
-
-
-def _expanded(ids: Tensor, grid: tuple[int, int] | None, output: Tensor) -> Positions | None:
+def _expanded(ids: Tensor, output: Tensor) -> Positions | None:
     try:
-        return Positions(ids.expand(output.shape), grid)
+        return Positions(ids.expand(output.shape))
     except RuntimeError:
         return None
 
 
-def _computed(name: str, tracked: list[Positions], output: Tensor) -> Positions | None:
-    """Positions after a function that computes: elementwise, along channels, or over a neighbourhood."""
-    known = next((item for item in tracked if item.ids.shape == output.shape), tracked[0])
-    ids, grid = known.ids, known.grid
-    if name in _CHANNEL_MIXING:
-        channel = ids.ndim - 1 if name == "linear" else 1
-        ids = representative(ids, channel)
-        if output.ndim == ids.ndim and all(output.shape[a] == ids.shape[a] for a in range(ids.ndim) if a != channel):
-            return Positions(ids.expand(output.shape), grid)
-    elif ids.shape == output.shape:
-        return known
-    elif name in _POOLS:
-        return _pooled(ids, grid, output)
-    elif output.ndim == ids.ndim:
-        differing = [axis for axis in range(ids.ndim) if ids.shape[axis] != output.shape[axis]]
-        if len(differing) == 1 and not (
-            output.ndim == 4 and differing[0] >= 2 and name in ("interpolate", "max_pool2d", "avg_pool2d")
-        ):
-            return _expanded(representative(ids, differing[0]), grid, output)
-        if all(ids.shape[axis] == 1 for axis in differing):
-            return _expanded(ids, grid, output)
-    if output.ndim == 4 and ids.ndim == 4 and output.shape[0] == ids.shape[0]:
-        images = representative(ids.reshape(ids.shape[0], -1), 1).clamp(min=0) // IMAGE * IMAGE
-        rows, columns = output.shape[2:]
-        if len(torch.unique(images)) < len(images):  # an entry is a part of an image (TNT): its places stay those of that part
-            return _expanded(_thinned(_thinned(representative(ids, 1), 2, rows), 3, columns), grid, output)
-        fresh = _fresh(1, rows, columns, output) + images.reshape(-1, 1, 1, 1)
-        return Positions(fresh.expand(output.shape), (rows, columns))
-    if name == "fold" and ids.ndim == 3 and ids.shape[-1] == output.shape[-2:].numel():
-        return _expanded(torch.unflatten(representative(ids, 1), -1, output.shape[-2:]), grid, output)
-    if name == "embedding" and output.ndim == ids.ndim + 1:
-        return _expanded(ids.unsqueeze(-1), grid, output)
-    return None
-
-
-def _pooled(ids: Tensor, grid: tuple[int, int] | None, output: Tensor) -> Positions | None:
-    """Runs of tokens pooled along a sequence (b, channels, tokens): each stands where its first token stood."""
-    return _expanded(_thinned(ids, -1, output.shape[-1]), grid, output)
-
-
 def _thinned(ids: Tensor, axis: int, size: int) -> Tensor:
     """The first entry of each of `size` runs along an axis."""
-    run = max(ids.shape[axis] // size, 1)
+    run = max(ids.shape[axis] // max(size, 1), 1)
     starts = (torch.arange(size, device=ids.device) * run).clamp(max=ids.shape[axis] - 1)
     return ids.index_select(axis, starts)

@@ -6,33 +6,57 @@ function in between, so what it reports is the map as it was used: with heads mi
 A softmax of anything else (branch weights, selective kernels, context scores) is noted as gating.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import Operands, Permuted, function_name, ordered, product_operands, tensors_in
-from overfocus.capturing.notes import TensorNotes
+from overfocus.capturing.functions import (
+    Operands,
+    Permuted,
+    TensorNotes,
+    argument,
+    first_argument,
+    ordered,
+    product_operands,
+    tensors_in,
+)
+from overfocus.capturing.sources import HIDDEN
 
 # What leaves every weight as it was, only elsewhere or in another type.
 _KEEPING = frozenset(
     "view reshape permute transpose swapaxes movedim flatten unflatten squeeze unsqueeze expand contiguous clone to type type_as "
-    "float half bfloat16 detach dropout T.__get__ mT.__get__ __getitem__ unbind chunk split cpu cuda".split()
+    "float half bfloat16 double detach dropout T.__get__ mT.__get__ T mT t alias cpu cuda _to_copy".split()
 )
 _SHRINKING = frozenset("mean sum amax amin max min argmax argmin topk size dim norm std var all any isnan".split())
+_HIDING = frozenset("masked_fill masked_fill_ where add add_ __add__ __iadd__ __radd__".split())
+_SQUASHING = {
+    "sigmoid": "sigmoid",
+    "sigmoid_": "sigmoid",
+    "relu": "ReLU",
+    "relu_": "ReLU",
+    "clamp": "ReLU",
+    "square": "squared",
+    "pow": "power",
+    "softplus": "softplus",
+    "tanh": "tanh",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "normalize": "length",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Weighting:
     """A tensor on its way from scores to weights."""
 
-    stage: Literal["scores", "weights"]
+    stage: Literal["scores", "exponentials", "weights"]
     from_product: bool
     """Whether the scores are a product of two activations."""
     module: str
-    """The module that began with it; what leaves that module is neither scores nor weights any more."""
+    """The module that began with it; what leaves that module is neither scores nor weights any more, unless it hands them on."""
     changed: bool = False
     """Whether anything but a softmax has changed the weights, so that rows need not sum to 1."""
     product: Operands | None = None
@@ -41,6 +65,10 @@ class Weighting:
     """The weights before attention dropout, which scales in training."""
     softmaxes: frozenset[int] = frozenset()
     """Numbers of the softmaxes behind the weights, no gating once these turn out to be attention."""
+    masked: bool = False
+    """Whether scores were hidden before the softmax."""
+    squashed: str | None = None
+    """What scores went through instead of a softmax."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,41 +82,61 @@ class Use:
 
 
 class ProductTracker:
-    """Follows scores and weights through the functions of one forward."""
+    """Follows scores and weights through the functions of one forward.
 
-    def __init__(self) -> None:
+    `squeezed` gives a view of a tensor without some of its axes of size 1, with everything that is known of the tensor;
+    `constants` are the parameters and buffers, whose products with activations are layers.
+    """
+
+    def __init__(self, constants: frozenset[int], squeezed: Callable[[Tensor, Sequence[int]], Tensor]) -> None:
         self.notes: TensorNotes[Weighting] = TensorNotes()
+        self.outer: TensorNotes[tuple[Tensor, Tensor]] = TensorNotes()
+        """Elementwise products of two tensors that are stretched to each other's size."""
+        self.other: dict[str, str] = {}
+        """Modules in which scores met values without a softmax, and what they went through."""
+        self._constants = constants
+        self._squeezed = squeezed
         self._softmaxes = 0
         self._modules: set[str] = set()
 
     def clear(self) -> None:
         """Forget the forward that was followed."""
         self.notes.clear()
+        self.outer.clear()
 
-    def left(self, module: str) -> None:
-        """A module has run: what it leaves behind is no longer on its way from scores to weights."""
+    def left(self, module: str, parent: str, output: Any) -> None:
+        """A module has run: what it leaves behind is no longer on its way from scores to weights, except what it returns."""
         if module in self._modules:
             self._modules.discard(module)
-            self.notes.keep(lambda note: note.module != module)
+            returned = {id(tensor) for tensor in tensors_in(output)}
 
-    def softmax(self, scores: Tensor, weights: Tensor, module: str) -> int:
-        """Note a softmax that ran in a module; returns its number."""
+            def kept(tensor: Tensor, note: Weighting) -> Weighting | None:
+                if note.module != module:
+                    return note
+                if id(tensor) not in returned or not note.from_product or tensor.ndim < 3 or module == parent:
+                    return None
+                self._modules.add(parent)
+                return replace(note, module=parent)
+
+            self.notes.change(kept)
+
+    def softmax(self, scores: Tensor, weights: Tensor, module: str, *, whole: bool = True) -> int:
+        """Note a softmax (`whole`), or the exponentials of one, that ran in a module; returns its number."""
         before = self.notes.get(scores)
         from_product = before is not None and before.from_product
         self._softmaxes += 1
         self._modules.add(module)
-        note = Weighting("weights", from_product, module, softmaxes=frozenset({self._softmaxes}))
+        note = Weighting("weights" if whole else "exponentials", from_product, module, softmaxes=frozenset({self._softmaxes}))
         if before is not None:
-            note = replace(note, product=before.product)
+            note = replace(note, product=before.product, masked=before.masked, changed=not whole)
         self.notes[weights] = note
         return self._softmaxes
 
-    def follow(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, module: str
-    ) -> Use | None:
-        """Note what `func` returned in a module; a `Use` where it multiplied weights with values."""
-        name = function_name(func)
-        operands = product_operands(name, args)
+    def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, module: str) -> Use | None:
+        """Note what a function returned in a module; a `Use` where it multiplied weights with values."""
+        operands = product_operands(name, args, kwargs)
+        if operands is None and name in ("mul", "mul_", "sum"):
+            operands = self._stretched(name, args, kwargs, result)
         if operands is not None and isinstance(result, Tensor):
             return self._multiplied(operands, result, module)
         if not len(self.notes) or name in _SHRINKING:
@@ -96,14 +144,23 @@ class ProductTracker:
         tracked = [(tensor, note) for tensor in tensors_in((args, kwargs)) if (note := self.notes.get(tensor)) is not None]
         if not tracked:
             return None
-        tensor, note = next((item for item in tracked if item[1].stage == "weights"), tracked[0])
+        tensor, note = next((item for item in tracked if item[1].stage != "scores"), tracked[0])
+        if name in ("exp", "exp_") and note.stage == "scores" and note.from_product:
+            if isinstance(result, Tensor):
+                self.softmax(tensor, result, module, whole=False)
+            return None
         if len(tracked) > 1:
             notes = [other for _, other in tracked]
             note = replace(
                 note,
                 from_product=any(other.from_product for other in notes),
                 softmaxes=frozenset().union(*(other.softmaxes for other in notes)),
+                masked=any(other.masked for other in notes),
             )
+        if note.stage == "scores" and name in _SQUASHING:
+            note = replace(note, squashed=_SQUASHING[name])
+        if name in _HIDING and not note.masked and note.stage == "scores":
+            note = replace(note, masked=_hides(name, args, kwargs, tensor))
         if name == "dropout" and not any(
             output is tensor for output in tensors_in(result)
         ):  # in place it leaves nothing undropped
@@ -117,21 +174,63 @@ class ProductTracker:
                 self.notes[output] = note
         return None
 
+    def _stretched(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Operands | None:
+        """A product spelled (a[…, None, :] * b[…, None, :, :]).sum(axis)."""
+        if not isinstance(result, Tensor):
+            return None
+        if name != "sum":
+            left, right = first_argument(args, kwargs), argument(args, kwargs, 1, "other")
+            if (
+                isinstance(left, Tensor)
+                and isinstance(right, Tensor)
+                and left.ndim == right.ndim >= 3
+                and any(mine == 1 < its for mine, its in zip(left.shape, right.shape, strict=True))
+                and any(mine > 1 == its for mine, its in zip(left.shape, right.shape, strict=True))
+                and left.is_floating_point()
+                and right.is_floating_point()
+            ):
+                self.outer[result] = left, right
+            return None
+        source, axes = first_argument(args, kwargs), argument(args, kwargs, 1, "dim", "axis")
+        pair = self.outer.get(source)
+        if pair is None or argument(args, kwargs, 2, "keepdim"):
+            return None
+        axes = [axes] if isinstance(axes, int) else list(axes) if isinstance(axes, (tuple, list)) else []
+        if len(axes) != 1:
+            return None
+        summed = axes[0] % source.ndim
+        if any(tensor.shape[summed] != source.shape[summed] for tensor in pair):
+            return None
+        letters = "abcdefghijklmnopqrstuvwxyz"[: source.ndim]
+        tensors, names = [], []
+        for tensor in pair:
+            single = [axis for axis in range(tensor.ndim) if tensor.shape[axis] == 1 < source.shape[axis]]
+            tensors.append(self._squeezed(tensor, single))
+            names.append("".join(letter for axis, letter in enumerate(letters) if axis not in single))
+        output = letters.replace(letters[summed], "")
+        return Operands((tensors[0], tensors[1]), (names[0], names[1]), output)
+
     def _multiplied(self, operands: Operands, result: Tensor, module: str) -> Use | None:
         notes = [self.notes.get(tensor) for tensor in operands.tensors]
         use = None
         for side, note in enumerate(notes):
             if note is None:
                 continue
-            if note.stage == "weights":
+            if note.stage != "scores":
                 use = self._use(operands, side, note, result)
                 if use is not None and note.from_product:
                     return use
+            elif note.squashed is not None and self._use(operands, side, note, result) is not None:
+                self.other[module] = f"no softmax: weights are scores after {note.squashed}"
             if use is None and _mixes_heads(operands, side):
                 self.notes[result] = replace(note, changed=True, undropped=None)
                 return None
         left, right = operands.tensors
-        if not isinstance(left, torch.nn.Parameter) and not isinstance(right, torch.nn.Parameter) and result.ndim >= 3:
+        if id(left) in self._constants or id(right) in self._constants:
+            return use
+        if isinstance(left, torch.nn.Parameter) or isinstance(right, torch.nn.Parameter):
+            return use
+        if result.ndim >= 2 and all(len(operands.summed(side)) == 1 for side in (0, 1)):
             self._modules.add(module)
             self.notes[result] = Weighting("scores", True, module, product=operands)
         return use
@@ -144,17 +243,29 @@ class ProductTracker:
             return None
         free = [letter for letter in weight_letters if letter not in value_letters]
         widths = [letter for letter in value_letters if letter not in weight_letters]
-        if len(free) != 1 or len(widths) > 1:
+        if not free or (len(free) > 1 and len(value_letters) == 2):  # a matrix mixes heads
             return None
         if note.undropped is not None and note.undropped.shape == weights.shape:
             weights = note.undropped
         shared = [letter for letter in weight_letters if letter not in (*keys, *free)]
+        last = ["".join(widths)] if widths else []
         return Use(
-            ordered(weights, weight_letters, [*shared, *free, *keys]),
-            ordered(values, value_letters, [*(letter for letter in shared if letter in value_letters), *keys, *widths]),
-            ordered(result, operands.output, [*shared, *free, *widths]),
+            ordered(weights, weight_letters, [*shared, "".join(free), *keys]),
+            ordered(values, value_letters, [*(letter for letter in shared if letter in value_letters), *keys, *last]),
+            ordered(result, operands.output, [*shared, "".join(free), *last]),
             note,
         )
+
+
+def _hides(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:
+    """Whether a function hides some scores from the softmax: it masks them, or adds a large negative number."""
+    if "add" not in name:
+        return True
+    other = next((item for item in (*args, *kwargs.values()) if item is not scores), None)
+    if not isinstance(other, Tensor) or isinstance(other, torch.nn.Parameter) or other.requires_grad or not other.numel():
+        return False
+    # on an accelerator the number would have to be waited for
+    return other.device.type != "cpu" or bool(other.detach().amin() <= HIDDEN)
 
 
 def _mixes_heads(operands: Operands, side: int) -> bool:

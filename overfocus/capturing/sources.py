@@ -1,12 +1,40 @@
 """Where the attention weights of a site come from, and how their axes are arranged."""
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from overfocus.errors import CaptureError
+
+
+class SameTensor:
+    """A tensor as a key: equal to itself only. It is held, so that no other one takes its place in memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameTensor) and other.tensor is self.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """An index of a layout on a device; sent there once, since layouts last and each transfer would be waited for."""
+    return tensor if tensor.device == device else _sent(SameTensor(tensor), device)
+
+
+@lru_cache(maxsize=256)
+def _sent(tensor: SameTensor, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used outside of it
+        return tensor.tensor.to(device)
 
 
 class WeightSource(Protocol):
@@ -17,8 +45,17 @@ class WeightSource(Protocol):
         """Shape of the whole map."""
         ...
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the weights are computed from."""
+        ...
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of some queries, and of some entries of the first axis, in float32."""
+        ...
+
+    def detached(self) -> "WeightSource":
+        """The same weights without gradients."""
         ...
 
 
@@ -39,8 +76,17 @@ class QueryKeyWeights:
     @property
     def shape(self) -> tuple[int, ...]:
         """(…, heads, queries, keys)."""
-        leading = self.query.shape[:-3]
-        return (*leading, *self.query.shape[-3:-1], self.key.shape[-2])
+        return (*self.query.shape[:-1], self.key.shape[-2])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Queries, keys and the mask."""
+        return (self.query, self.key) if self.mask is None else (self.query, self.key, self.mask)
+
+    def detached(self) -> "QueryKeyWeights":
+        """The same weights without gradients."""
+        mask = None if self.mask is None else self.mask.detach()
+        return replace(self, query=self.query.detach(), key=self.key.detach(), mask=mask)
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, heads, stop − start, keys); a row that the mask hides entirely is zero."""
@@ -54,8 +100,7 @@ class QueryKeyWeights:
         autocast = torch.is_autocast_enabled(query.device.type)
         with torch.autocast(query.device.type, enabled=False) if autocast else nullcontext():
             query, key = query.float(), key.float()
-            if key.shape[-3] != query.shape[-3]:
-                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+            key = for_heads(key, query)
             scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
             scores = scaled_products(query, key, scale)
             if self.is_causal:
@@ -66,12 +111,21 @@ class QueryKeyWeights:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
             hidden = scores.detach().amax(-1, keepdim=True) == -torch.inf
             weights = scores.softmax(-1)
-            return weights.masked_fill(hidden, 0.0) if bool(hidden.any()) else weights
+            if hidden.device.type == "cpu" and not bool(hidden.any()):  # elsewhere the answer would have to be waited for
+                return weights
+            return weights.masked_fill(hidden, 0.0)
+
+
+def for_heads(key: Tensor, query: Tensor) -> Tensor:
+    """Keys (…, heads or a divisor of heads, keys, width), one for each head of the queries."""
+    if key.ndim < 3 or key.shape[-3] == query.shape[-3] or query.shape[-3] % key.shape[-3]:
+        return key
+    return key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
 
 
 def scaled_products(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Scaled products of queries and keys, (…, queries, keys), without a pass over the queries for the factor."""
-    if query.shape[:-2] != key.shape[:-2]:
+    if query.shape[:-2] != key.shape[:-2] or query.ndim < 3:
         return (query * scale) @ key.transpose(-2, -1)
     leading = query.shape[:-2]
     none = query.new_empty(1, 1, 1)  # baddbmm adds 0 times this
@@ -91,10 +145,109 @@ class MaterialisedWeights:
         """(…, queries, keys)."""
         return tuple(self.weights.shape)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The map."""
+        return (self.weights,)
+
+    def detached(self) -> "MaterialisedWeights":
+        """The same weights without gradients."""
+        return MaterialisedWeights(self.weights.detach())
+
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, stop − start, keys)."""
         weights = self.weights if images is None else self.weights[images]
         return weights[..., start:stop, :].float()
+
+
+HIDDEN = -1e4
+"""A mask that adds this or less hides a key."""
+
+
+def hidden_keys(weights: WeightSource, *, masked: bool) -> Tensor | None:
+    """Which keys a mask hides from every query, (…, keys); None where there are none. `masked`: scores were masked before."""
+    if isinstance(weights, QueryKeyWeights):
+        mask = weights.mask
+        if mask is None or mask.ndim < len(weights.shape) or mask.shape[-1] == 1:
+            return None
+        rows = mask if mask.shape[-2] == 1 or mask.stride(-2) else mask[..., :1, :]
+        first = _hides(rows[..., 0, :])
+        if not bool(first.any()):
+            return None
+        return (
+            _hides(rows).all(-2).expand(*weights.shape[:-2], -1) if rows.shape[-2] > 1 else first.expand(*weights.shape[:-2], -1)
+        )
+    if isinstance(weights, MaterialisedWeights) and masked:
+        values = weights.weights.detach()
+        first = values[..., 0, :] == 0
+        return (values == 0).all(-2) if bool(first.any()) else None
+    return None
+
+
+def _hides(mask: Tensor) -> Tensor:
+    return ~mask if mask.dtype == torch.bool else mask <= HIDDEN
+
+
+@dataclass(eq=False)
+class FlexWeights:
+    """softmax of what `score_mod` makes of query · keyᵀ · scale where `mask_mod` allows, as `flex_attention` uses it.
+
+    The two functions see scalars: score_mod(score, image, head, query, key), mask_mod(image, head, query, key).
+    """
+
+    query: Tensor
+    """(images, heads, queries, width)"""
+    key: Tensor
+    """(images, heads or a divisor of heads, keys, width)"""
+    scale: float
+    score_mod: Callable[..., Tensor] | None = None
+    mask_mod: Callable[..., Tensor] | None = None
+    score_buffers: Sequence[Any] = ()
+    mask_buffers: Sequence[Any] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(images, heads, queries, keys)."""
+        return (*self.query.shape[:-1], self.key.shape[-2])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Queries and keys."""
+        return self.query, self.key
+
+    def detached(self) -> "FlexWeights":
+        """The same weights without gradients."""
+        return replace(self, query=self.query.detach(), key=self.key.detach())
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of those queries, (images, heads, stop − start, keys); a row that the mask hides entirely is zero."""
+        batch = torch.arange(self.query.shape[0], device=self.query.device)
+        query, key = self.query[..., start:stop, :].float(), self.key.float()
+        if images is not None:
+            batch, query, key = batch[images], query[images], key[images]
+        scores = scaled_products(query, for_heads(key, query), self.scale)
+        places = (
+            batch,
+            torch.arange(scores.shape[1], device=scores.device),
+            torch.arange(start, stop, device=scores.device),
+            torch.arange(scores.shape[3], device=scores.device),
+        )
+        if self.score_mod is not None:
+            scores = _for_each(self.score_mod, True, len(self.score_buffers))(scores, *places, *self.score_buffers)
+        if self.mask_mod is None:
+            return scores.softmax(-1)
+        seen = _for_each(self.mask_mod, False, len(self.mask_buffers))(*places, *self.mask_buffers)
+        hidden = ~seen.expand(scores.shape)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        return weights.masked_fill(hidden, 0.0)
+
+
+def _for_each(function: Callable[..., Tensor], scores: bool, buffers: int) -> Callable[..., Tensor]:
+    """A function of scalars, for every image, head, query and key."""
+    for axis in (3, 2, 1, 0):
+        places = tuple(0 if other == axis else None for other in range(4))
+        function = torch.vmap(function, in_dims=((0, *places) if scores else places) + (None,) * buffers)
+    return function
 
 
 _AS_WANTED = ((("image",), ("head",)), (("image", "window"), ("head",)), (("image",), ()), (("image", "window"), ()))
@@ -112,6 +265,8 @@ class Arrangement:
     """Size of each factor; −1 for the images, whose number may change from call to call."""
     query_order: Tensor | None = None
     key_order: Tensor | None = None
+    flat: bool = False
+    """Whether nothing is known of the axes: all of them are one, and there are no heads."""
 
     @property
     def windows(self) -> int:
@@ -126,7 +281,7 @@ class Arrangement:
     @property
     def images_first(self) -> bool:
         """Whether the entries of an image lie next to each other in the first axis."""
-        return self.axes[0][:1] == ("image",)
+        return not self.flat and self.axes[0][:1] == ("image",)
 
     def entries(self, images: slice) -> slice:
         """The slice of the first axis that holds a slice of the images, where these come first."""
@@ -148,6 +303,8 @@ class Arrangement:
 
     def fold(self, weights: Tensor) -> Tensor:
         """(…, queries, keys) → (images · windows, heads, queries, keys)."""
+        if self.flat:
+            return weights.reshape(-1, 1, *weights.shape[-2:])
         if not self.folded:
             names = [name for axis in self.axes for name in axis]
             sizes = [size for axis in self.sizes for size in axis]
@@ -156,7 +313,7 @@ class Arrangement:
             order = [axis for kind in ("image", "window", "head") for axis, name in enumerate(names) if name == kind]
             weights = weights.permute(*order, -2, -1).reshape(images * self.windows, self.heads, *weights.shape[-2:])
         if self.key_order is not None:
-            weights = weights.index_select(-1, self.key_order.to(weights.device))
+            weights = weights.index_select(-1, on_device(self.key_order, weights.device))
         return weights
 
     def unfold(self, keys: Tensor, width: int) -> Tensor:
@@ -166,7 +323,7 @@ class Arrangement:
         """
         if self.key_order is not None:
             raw = keys.new_ones(len(keys), width)
-            raw[:, self.key_order.to(keys.device)] = keys
+            raw[:, on_device(self.key_order, keys.device)] = keys
             keys = raw
         images = len(keys) // self.windows
         names = [name for axis in self.axes for name in axis]
@@ -186,6 +343,17 @@ class ArrangedWeights:
     source: WeightSource
     arrangement: Arrangement
 
+    def __post_init__(self) -> None:
+        self._versions = [_version(tensor) for tensor in self.source.tensors]
+
+    def check_unchanged(self, module: str) -> None:
+        """Raise `CaptureError` where the model has overwritten what the weights come from since they were captured."""
+        if any(_version(tensor) != version for tensor, version in zip(self.source.tensors, self._versions, strict=True)):
+            raise CaptureError(
+                f"{module}: the model overwrote its queries, keys or weights in place after this attention, so the map is gone; "
+                "give capture a reduce= function, which sees the map while its layer runs"
+            )
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(images · windows, heads, queries, keys)."""
@@ -194,6 +362,11 @@ class ArrangedWeights:
         queries = raw[-2] if self.arrangement.query_order is None else len(self.arrangement.query_order)
         keys = raw[-1] if self.arrangement.key_order is None else len(self.arrangement.key_order)
         return math.prod(raw[:-2]) // heads, heads, queries, keys
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.source.tensors[0].device
 
     @property
     def images_first(self) -> bool:
@@ -209,8 +382,13 @@ class ArrangedWeights:
             weights = self.arrangement.fold(self.source.rows(start, stop, block))
         else:
             weights = self.arrangement.fold(self.source.rows(0, self.source.shape[-2], block))
-            weights = weights.index_select(-2, order[start:stop].to(weights.device))
+            weights = weights.index_select(-2, on_device(order, weights.device)[start:stop])
         if direct or images is None:
             return weights
         windows = self.arrangement.windows
         return weights[images.start * windows : images.stop * windows]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 for those of inference mode, which do not count it."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,10 +1,16 @@
-"""What `load_model` gives back."""
+"""`LoadedModel`, what the rest of the program takes, and `wrap`, which makes one of a module in memory."""
 
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
-from overfocus.preprocessing import Preprocess
+from overfocus.errors import CheckpointError
+from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
 @dataclass
@@ -15,21 +21,29 @@ class LoadedModel:
     """In eval mode, on the device asked for."""
     preprocess: Preprocess = field(repr=False)
     name: str
-    """Architecture, e.g. "vit_small_patch16_224"."""
+    """Architecture, e.g. "vit_small_patch16_224"; for a wrapped module the name that the user gave it."""
     source: str
     sha256: str | None
-    """Of the weights file; None for a model that timm downloaded or made."""
+    """Of the weights file, or of the weights themselves for a module in memory; None for a model that timm downloaded."""
     found_by: str
-    """How the architecture was found: "asked for", "args.model", "shapes" …"""
+    """How the architecture was found: "asked for", "args.model", "shapes", "module" …"""
     weights_entry: str
     """Which weights of the file were taken, e.g. "state_dict_ema"."""
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-    notes: list[str]
-    """What a user should know: assumptions, resampled tables, other architectures that fit."""
-    class_names: list[str] | None = field(repr=False)
+    missing_keys: list[str] = field(default_factory=list)
+    """Tensors of the model that the file does not have."""
+    unexpected_keys: list[str] = field(default_factory=list)
+    """Tensors of the file that the model does not have."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, one line each: assumptions, resampled tables, dropped heads, the weights taken."""
+    lenient: bool = False
+    """Whether tensors of the trunk are missing or left over, and `lenient` loaded the model all the same."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """What the architecture was built with beside its defaults."""
+    class_names: list[str] | None = field(default=None, repr=False)
     class_colours: list[list[int]] | None = field(default=None, repr=False)
     """RGB of 0 … 255 of each class, where a segmentation's checkpoint says it."""
+    classes: int | None = None
+    """Number of classes of a model whose module does not say it."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -39,7 +53,7 @@ class LoadedModel:
     @property
     def num_classes(self) -> int:
         """Classes of the classifier; 0 where the model gives features."""
-        return int(getattr(self.model, "num_classes", 0) or 0)
+        return int(getattr(self.model, "num_classes", 0) or 0) if self.classes is None else self.classes
 
     @property
     def parameters(self) -> int:
@@ -58,10 +72,136 @@ class LoadedModel:
 
     @property
     def interpolation(self) -> str:
-        """How pictures are resized."""
+        """How images are resized."""
         return self.preprocess.interpolation
 
     @property
     def crop_pct(self) -> float:
-        """Side of the crop divided by the side that the picture was resized to."""
+        """Side of the crop divided by the side that the image was resized to."""
         return self.preprocess.crop_pct
+
+
+def wrap(
+    module: nn.Module,
+    preprocess: Preprocess | Callable[[Image.Image], Any] | None = None,
+    *,
+    input_size: int | tuple[int, ...] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str | None = None,
+) -> LoadedModel:
+    """Say how images become the input of a module, so that it can be measured like a checkpoint.
+
+    Args:
+        module: any `torch.nn.Module` that takes a batch of images (batch, channels, height, width) as its first argument.
+        preprocess: a `Preprocess`, or a function from a PIL image to a tensor (channels, height, width), such as a timm or
+            torchvision transform or an image processor of transformers, as used for evaluation.
+        input_size: in place of `preprocess`: side, (height, width) or (channels, height, width) of the input; images are
+            resized and cropped as timm does. What a timm or transformers model says of itself need not be repeated.
+        mean: per channel, of values in [0, 1]; ImageNet's where neither it nor the module says one.
+        std: as `mean`.
+        class_names: one per output.
+        name: what to call it in tables, reports and run folders; the class of the module otherwise.
+
+    Raises:
+        CheckpointError: the input size is not known, or what was given is not usable.
+    """
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"expected a torch.nn.Module to wrap, got {type(module).__name__}")
+    notes: list[str] = []
+    if preprocess is None:
+        preprocess = _own_preprocess(module, input_size, mean, std, notes)
+    elif input_size is not None or mean is not None or std is not None:
+        raise CheckpointError("expected either preprocess or input_size, mean and std, got both")
+    if not isinstance(preprocess, Preprocess):
+        try:
+            preprocess = Preprocess.from_callable(preprocess)
+        except Exception as error:  # the function is the user's and may raise anything
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"preprocess cannot be used: {text}") from error
+    names = None if class_names is None else [str(text) for text in class_names]
+    config = getattr(module, "config", None)
+    labels = getattr(config, "id2label", None)
+    if names is None and isinstance(labels, dict) and "Classification" in type(module).__name__:
+        names = [str(labels[key]) for key in sorted(labels)]
+    return LoadedModel(
+        model=module,
+        preprocess=preprocess,
+        name=name or type(module).__name__,
+        source=name or type(module).__name__,
+        sha256=hash_weights(module),
+        found_by="module",
+        weights_entry="in memory",
+        notes=tuple(notes),
+        class_names=names,
+        classes=len(names) if names is not None else _classes(module),
+    )
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of all parameters and buffers of a module."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _classes(module: nn.Module) -> int | None:
+    """Outputs of a module's classifier, where its name says that it is one."""
+    if hasattr(module, "num_classes"):
+        return None  # the property of LoadedModel asks the module, which may be given another classifier later
+    for name in ("head", "heads", "fc", "classifier", "mlp_head"):
+        layers = [part for part in getattr(module, name, nn.Identity()).modules() if isinstance(part, nn.Linear)]
+        if layers:
+            return layers[-1].out_features
+    return None
+
+
+def _own_preprocess(
+    module: nn.Module,
+    input_size: int | tuple[int, ...] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    notes: list[str],
+) -> Preprocess:
+    """From what was given and what the module says of itself (timm's `pretrained_cfg`, the `config` of transformers)."""
+    known: dict[str, Any] = dict(getattr(module, "pretrained_cfg", None) or {})
+    config = getattr(module, "config", None)
+    channels = int(getattr(module, "in_chans", None) or getattr(config, "num_channels", None) or 3)
+    embed = getattr(module, "patch_embed", None)
+    own = getattr(embed, "img_size", None) or getattr(config, "image_size", None) or (known.get("input_size") or (0, None))[1:]
+    size = own if input_size is None else input_size
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    if len(sides) == 3:
+        channels, *sides = sides  # type: ignore[assignment]
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise CheckpointError(
+            f"expected how images become the input of {type(module).__name__}; pass overfocus.wrap(module, preprocess=…) "
+            "or overfocus.wrap(module, input_size=224, mean=…, std=…)"
+        )
+    for label, given in (("mean", mean), ("std", std)):
+        if given is None and not known.get(label):
+            notes.append(f"preprocessing assumed: ImageNet's {label}; the module does not say (pass preprocess=, or {label}=)")
+    crop = {} if input_size is not None or not known else {
+        key: known[key] for key in ("interpolation", "crop_pct", "crop_mode") if known.get(key)
+    }  # fmt: skip
+    try:
+        return Preprocess(
+            (channels, int(sides[0]), int(sides[1])),
+            _per_channel(mean or known.get("mean") or IMAGENET_MEAN, channels),
+            _per_channel(std or known.get("std") or IMAGENET_STD, channels),
+            **{"crop_pct": 1.0 if input_size is not None else 0.875, **crop},
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"preprocessing of {type(module).__name__}: {error}") from None
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value per channel; a single value is spread, three are averaged for one channel."""
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) == 1:
+        return numbers * channels
+    return (sum(numbers) / 3,) if channels == 1 and len(numbers) == 3 else numbers

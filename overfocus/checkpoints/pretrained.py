@@ -56,9 +56,8 @@ def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int |
         sha256=None,
         found_by="name",
         weights_entry="timm's trained weights" if pretrained else "random",
-        missing_keys=[],
-        unexpected_keys=[],
-        notes=notes,
+        notes=tuple(notes),
+        model_args=arguments,
         class_names=class_names_for(Hints(), model),
     )
 

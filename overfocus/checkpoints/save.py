@@ -27,7 +27,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from overfocus.atomic import atomic_file
+from overfocus.files import atomic_file
 from overfocus.preprocessing import Preprocess
 from overfocus.version import __version__
 

@@ -1,182 +1,409 @@
 """`evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from overfocus.analysis.settings import choose_device, choose_workers
-from overfocus.analysis.variants import CLEAN, list_variants
-from overfocus.corruptions import GROUPS, check_severity, resolve_corruptions
-from overfocus.errors import RunError
+from overfocus.checkpoints.load import resolve_model
+from overfocus.checkpoints.loaded import LoadedModel
+from overfocus.checkpoints.source_name import source_name
+from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
+from overfocus.datasets.segmented import is_segmented
+from overfocus.errors import ImageError, RunError
 from overfocus.evaluation.evaluation import Evaluation
-from overfocus.evaluation.layouts import add_clean_pictures, choose_portions, open_evaluation_data, open_segmented_data
-from overfocus.evaluation.models import require_task, run_folders, task_of
-from overfocus.evaluation.segmented_summary import write_segmented_summary
-from overfocus.evaluation.summary import write_summary
-from overfocus.training.extra import require_extra
-from overfocus.training.memory import memory_told
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from overfocus.checkpoints.loaded import LoadedModel
-    from overfocus.evaluation.layouts import EvaluationData
-    from overfocus.evaluation.pictures import Item
-    from overfocus.evaluation.plan import EvaluationSettings, ModelUnderTest
-    from overfocus.evaluation.task import Task
-    from overfocus.segmentation.settings import InferenceSettings
+from overfocus.evaluation.layouts import (
+    EvaluationData,
+    FilmFolders,
+    Item,
+    add_clean_pictures,
+    choose_portions,
+    is_imagenet,
+    list_items,
+    open_evaluation_data,
+    open_segmented_data,
+)
+from overfocus.evaluation.reading import LabelledReader, SegmentedReader, uncropped
+from overfocus.evaluation.results import errors_of
+from overfocus.evaluation.severities import describe_variants
+from overfocus.evaluation.summary import write_segmented_summary, write_summary
+from overfocus.images.labels import match_labels
+from overfocus.preprocessing import Preprocess
+from overfocus.probes.classes import ScoresProbe
+from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
+from overfocus.probes.probe import Probe
+from overfocus.processes import Processes, join_processes
+from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
+from overfocus.runs.names import folder_names
+from overfocus.segmentation.inference import InferenceSettings, usual_batch
+from overfocus.segmentation.prediction import is_segmentation
+from overfocus.settings import takes
+from overfocus.sweep.opening import describe_checkpoint, open_run
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
+from overfocus.sweep.settings import EvaluateSettings, listed
+from overfocus.sweep.stopwatch import Stopwatch
+from overfocus.sweep.sweep import Subject, Work, pack_images, sweep
+from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
+from overfocus.version import __version__
 
 ALL_SEVERITIES = (1, 2, 3, 4, 5)
 USUAL_BATCH = 64
-"""Pictures of a classifier in one forward."""
+"""Images of a classifier in one forward."""
+FRAMES = 30
+"""Frames that a film has about."""
+TASKS = ("classification", SEGMENTATION)
+OWN_SIZE_WORDS = "the picture's own"
+"""Stands in run.json's `pixels` for the size at which images with masks are corrupted."""
+NOT_PUBLISHED = (
+    "Cityscapes was corrupted on the fly, as RGB pictures; published scores on Cityscapes-C rest on files that were corrupted as "
+    "BGR and with other random numbers, so that these are near to but not on that benchmark"
+)
 
 
-def evaluate(
-    checkpoints: str | Path | Sequence[str | Path],
-    data: str | Path,
-    output: str | Path = "overfocus-evaluation",
-    *,
-    task: str | None = None,
-    corruptions: str | Sequence[str] | None = None,
-    severities: int | Sequence[int] | None = None,
-    clean: str | Path | None = None,
-    baseline: str | Path | None = None,
-    model: str | None = None,
-    use_ema: bool = True,
-    image_size: int | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    whole: bool = False,
-    flip: bool = False,
-    scales: float | Sequence[float] | None = None,
-    device: str | None = None,
-    batch_size: int | None = None,
-    amp: bool = False,
-    workers: int | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    overwrite: bool = False,
-    progress: bool | None = None,
-) -> list[Evaluation]:
+@takes(EvaluateSettings)
+def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     """Evaluate classifiers or segmentation models; each gets a run folder in `output` that `compare` reads.
 
-    Corruptions are made on the fly from clean pictures, or lie in a tree of ImageNet-C's or Cityscapes-C's layout; which of the
-    two it was stands in the results. Pictures whose label means no class of a model do not count. Started by
-    `accelerate launch`, the processes share the pictures. Interrupted, the same call goes on.
+    Corruptions are made on the fly from clean images, or lie in a tree of ImageNet-C's or Cityscapes-C's layout; which of the
+    two it was stands in the results. Images whose label means no class of a model do not count. Started by
+    `accelerate launch` or `torchrun`, the processes share the images. Interrupted, the same call goes on.
 
-    Segmentation models see pictures at their own size, in sliding windows where one is larger than the window, and are scored
+    Segmentation models see images at their own size, in sliding windows where one is larger than the window, and are scored
     at the size of the masks.
 
-    Args:
-        checkpoints: files, folders or timm names.
-        data: a data set as for `train` (its validation split if it has one), ImageNet-A or -R (told by the folder's name),
-            or a tree corruption/severity/class/picture; for segmentation Cityscapes, Cityscapes-C, ACDC, or images/ and masks/.
-        output: a folder; with several checkpoints each has its run in a folder of it.
-        task: "classification" or "segmentation"; None takes what the checkpoints are for.
-        corruptions: names or groups to make on the fly (None: none), or to take of a tree (None: all).
-        severities: from 1 to 5; None takes all.
-        clean: the data set that a tree of corruptions was made from, for accuracy without corruption and relative mCE. Not for
-            segmentation.
-        baseline: a finished evaluation's folder, or a checkpoint, whose errors those of the others are divided by for mCE, where
-            AlexNet's published ones do not fit; None takes the first of several checkpoints. Not for segmentation.
-        model: architecture, where the checkpoints do not say it.
-        use_ema: take weights averaged over training where a checkpoint holds them.
-        image_size: side of the model's input in pixels, instead of the checkpoint's.
-        window: of segmentation: side of the sliding windows in pixels; None takes the model's input size.
-        stride: from one window to the next in pixels; None takes three quarters of the window.
-        whole: take pictures in one forward, whatever their size, instead of windows.
-        flip: average with the prediction of the mirrored picture.
-        scales: sizes at which each picture is seen, relative to its own, and their predictions averaged; None: 1 alone.
-        device: "cpu", "cuda"; None takes a CUDA device where there is one.
-        batch_size: pictures in one forward, or windows of pictures; None takes 64 pictures, or windows of as many pixels together
-            as four of 1024×1024.
-        amp: mixed precision.
-        workers: processes that read and corrupt; None: by the number of cores; 0 does it in this one.
-        seed: of the corruptions.
-        limit: take only so many pictures, spread evenly.
-        overwrite: replace what lies in the run folders.
-        progress: show a progress bar; None shows it on a terminal.
-
     Raises:
-        TrainingError: the extra `train` is not installed.
         CheckpointError: a checkpoint cannot be loaded.
         CorruptionError: a corruption or severity does not exist.
         ImageError: the data cannot be read.
         RunError: a setting is out of range, labels or masks do not fit the classes, checkpoints and data are for different tasks,
-            or a folder holds something else or cannot be written.
+            a folder holds something else or cannot be written, or memory ran out.
     """
-    require_extra()
-    import accelerate
-    import torch
-
-    from overfocus.checkpoints.load import load_model
-    from overfocus.evaluation.baseline import is_run, require_comparable
-    from overfocus.evaluation.pictures import list_items
-    from overfocus.evaluation.plan import EvaluationSettings
-    from overfocus.segmentation.settings import InferenceSettings, usual_batch
-
-    sources = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    sources: list[str | Path] = listed(settings.checkpoints)
     if not sources:
         raise RunError("expected at least one checkpoint to evaluate, got none")
-    levels = sorted({severities} if isinstance(severities, int) else set(severities or ALL_SEVERITIES))
-    for level in levels:
-        check_severity(level)
-    require_task(task, Path(data))
-    sizes = [1.0] if scales is None else [scales] if isinstance(scales, int | float) else list(scales)
-    inference = InferenceSettings(window, stride, bool(whole), bool(flip), [float(size) for size in sizes])
-    divisor = None if baseline is None or not is_run(baseline) else Evaluation(baseline)
+    data, clean, baseline, limit = Path(settings.data), settings.clean, settings.baseline, settings.limit
+    levels = settings.chosen_severities(usual=ALL_SEVERITIES)
+    _require_task(settings.task, data)
+    sizes = [1.0] if settings.scales is None else [float(size) for size in listed(settings.scales)]
+    inference = InferenceSettings(settings.window, settings.stride, settings.whole, settings.flip, sizes)
+    divisor = None if baseline is None or not _is_run(baseline) else Evaluation(baseline)
     if baseline is not None and divisor is None:
         sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
 
-    place = str(choose_device(device))
-    accelerator = accelerate.Accelerator(cpu=torch.device(place).type == "cpu")
-    where = str(accelerator.device) if accelerator.num_processes > 1 else place
-    loaded = [load_model(source, model=model, use_ema=use_ema, image_size=image_size, device=where) for source in sources]
-    segmentation = task_of(loaded, task, Path(data)) == "segmentation"
-    _require_options(inference, baseline, clean, segmentation=segmentation)
-    opened: EvaluationData[Any] = open_segmented_data(data, loaded[0]) if segmentation else open_evaluation_data(data)
-    names = None if corruptions is None else _names(corruptions, tree=opened.corrupted)
+    processes = join_processes(settings.device)
+    options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
+    models = [resolve_model(source, device=processes.device, **options) for source in sources]
+    segmented = _task_of(models, settings.task, data) == SEGMENTATION
+    again = settings.tree_geometry == "model"
+    _require_options(inference, baseline, clean, segmented=segmented)
+    opened: EvaluationData[Any] = open_segmented_data(data, models[0]) if segmented else open_evaluation_data(data)
+    names = None if settings.corruptions is None else _names(settings.corruptions, tree=opened.corrupted)
     if opened.corrupted:
-        opened = choose_portions(opened, names, levels if severities is not None else None)
+        opened = choose_portions(opened, names, levels if settings.severities is not None else None)
         names = list(dict.fromkeys(portion.corruption for portion in opened.portions if portion.severity))
         levels = sorted({portion.severity for portion in opened.portions if portion.severity})
-    elif severities is not None and not names:
+    elif settings.severities is not None and not names:
         raise RunError("severities are those of corruptions, but none is to be made; name one or a group, such as common")
     elif names and opened.layout == "ACDC":
         raise RunError(f"{data}: the pictures of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
+    if again and (segmented or not opened.corrupted):
+        raise RunError("tree_geometry is for images of a classifier that are corrupted on the disk, which the data are not")
     if clean is not None:
         opened = add_clean_pictures(opened, clean)
-    usual = usual_batch(loaded[0], window) if segmentation else USUAL_BATCH
-    settings = EvaluationSettings(
-        images=str(Path(data).absolute()),
+    usual = usual_batch(models[0], settings.window) if segmented else USUAL_BATCH
+    fitting = _constants(opened, models[0], segmented=segmented) if names and not opened.corrupted else None
+    described = RunSettings(
+        images=str(data.absolute()),
         corruptions=names or [],
         severities=levels if names else [],
+        constants=fitting and (settings.constants or fitting),
         made=opened.layout if opened.corrupted else "on-the-fly" if names else "none",
-        seed=int(seed),
-        batch_size=usual if batch_size is None else int(batch_size),
+        seed=settings.seed,
+        batch_size=settings.batch_size or usual,
         limit=limit,
-        amp=bool(amp),
-        device=place,
-        workers=choose_workers(workers),
-        image_size=image_size,
+        amp=settings.amp,
+        device=processes.device.type,
+        workers=choose_workers(settings.workers),
+        image_size=settings.image_size,
         clean=None if clean is None else str(Path(clean).absolute()),
-        inference=inference if segmentation else None,
+        tree_geometry=settings.tree_geometry if opened.corrupted and not segmented else None,
+        **(asdict(inference) if segmented else {}),
     )
-    work = list_items(opened.portions, limit)
+    items, images = list_items(opened.portions, limit)
     if divisor is not None:
-        require_comparable(divisor, work[1], settings)
-    folders = run_folders(Path(output), sources)
-    _run_all(loaded, folders, opened, work, settings, accelerator, overwrite=overwrite, progress=progress)
+        _require_comparable(divisor, images, described)
+    folders = run_folders(Path(settings.output), sources)
+    task_class = _Segmentation if segmented else _Classification
+    plan = task_class(opened, items, images, described, inference)
+    _evaluate_models(models, folders, plan, processes, overwrite=settings.overwrite, progress=settings.progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
         divisor = found[0]
-    if accelerator.is_main_process:
+    if processes.main:
         for evaluation in found:
-            if segmentation:
+            if segmented:
                 write_segmented_summary(evaluation)
             else:
                 write_summary(evaluation, divisor)
+    processes.wait()
     return found
+
+
+class _Plan:
+    """What an evaluation does with each of its models."""
+
+    def __init__(
+        self,
+        data: EvaluationData[Any],
+        items: Sequence[Item],
+        images: Sequence[tuple[str, str | None]],
+        settings: RunSettings,
+        inference: InferenceSettings,
+    ) -> None:
+        self.data = data
+        self.items = items
+        self.images = images
+        self.settings = settings
+        self.inference = inference
+        self.batch_size = settings.batch_size or 1
+        self.variants: list[Variant] = (
+            [CLEAN_VARIANT] if data.corrupted else list_variants(settings.corruptions, settings.severities)
+        )
+
+    def wanted(self, loaded: LoadedModel) -> RunDescription:
+        """What a new run says.
+
+        Raises:
+            RunError: the model does not fit the task or the data.
+        """
+        return RunDescription(
+            format=FORMAT,
+            overfocus=__version__,
+            kind="evaluation",
+            status="running",
+            done=0,
+            parts=[],
+            checkpoint=describe_checkpoint(loaded),
+            settings=self.settings,
+            images=[ImageEntry(image=number, name=name, label=label) for number, (name, label) in enumerate(self.images)],
+            **self.described(loaded),
+        )
+
+    def approximations(self) -> list[str]:
+        """A note on corruptions made here with another algorithm than the benchmark's."""
+        settings = self.settings
+        note = describe_approximations(settings.corruptions, settings.constants) if settings.constants else ""
+        return [note] if note else []
+
+    def described(self, loaded: LoadedModel) -> dict[str, Any]:
+        """What the task adds to that."""
+        raise NotImplementedError
+
+    def geometry(self, loaded: LoadedModel) -> object:
+        """Models for which this is equal share the images."""
+        raise NotImplementedError
+
+    def work(self, loaded: LoadedModel) -> Work:
+        """What is read for a model and others of the same geometry."""
+        raise NotImplementedError
+
+    def probe(self, loaded: LoadedModel) -> Probe:
+        """What is asked of a model."""
+        raise NotImplementedError
+
+    def input_size(self, loaded: LoadedModel) -> InputSize:
+        """At which a model takes the images that are read."""
+        raise NotImplementedError
+
+    def _work(self, reader: Reader, packing: Any) -> Work:
+        return Work(reader, [item.image for item in self.items], self.variants, packing, workers=self.settings.workers or 0)
+
+
+class _Classification(_Plan):
+    """Images at the model's input size, one class each."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Those of the images, each once."""
+        return list(dict.fromkeys(label for _, label in self.images if label is not None))
+
+    def described(self, loaded: LoadedModel) -> dict[str, Any]:
+        """Class names, and which labels mean none of them."""
+        labels = self.labels
+        if loaded.num_classes == 0:
+            raise RunError(f"{loaded.source}: expected a classifier, but the checkpoint gives features")
+        classes = match_labels(labels, loaded.class_names, loaded.num_classes)
+        if not classes.ids:
+            names = ", ".join((classes.names or [])[:3]) or "not named"
+            raise RunError(
+                f"{loaded.source}: none of the labels ({', '.join(labels[:3])}) means one of its {loaded.num_classes} classes "
+                f"({names}); name the folders after the classes or by their numbers"
+            )
+        unknown = [label for label in labels if label not in classes.ids]
+        notes = (
+            [f"{len(unknown)} of {len(labels)} labels mean no class of the model ({', '.join(unknown[:3])})"] if unknown else []
+        )
+        if self.data.synsets is not None:
+            notes.append(f"{self.data.layout}: predictions are restricted to its {len(self.data.synsets)} classes")
+        if self.data.layout == "ImageNet-P":
+            notes.append("ImageNet-P: accuracy and calibration are those of the first frame of each film")
+        return {
+            "pixels": describe_pixels(self._tree(loaded) or loaded.preprocess),
+            "class_names": classes.names,
+            "imagenet_labels": is_imagenet(labels),
+            "notes": notes + self._resized(loaded) + self.approximations(),
+        }
+
+    def _resized(self, loaded: LoadedModel) -> list[str]:
+        """A note where images of a tree are not of the input's size; the first one that can be read stands for all."""
+        if self._tree(loaded) is None:
+            return []
+        height, width = loaded.input_size[1:]
+        for item in self.items:
+            portion = self.data.portions[item.portion]
+            if portion.severity:
+                with contextlib.suppress(ImageError):
+                    size = portion.images.image(item.index).size
+                    there = f"{size[0]}×{size[1]}"
+                    return [] if size == (width, height) else [f"images of the tree are {there}, resized to {width}×{height}"]
+        return []
+
+    def _tree(self, loaded: LoadedModel) -> Preprocess | None:
+        """What is done with images that are corrupted on the disk, where it is not the model's preprocessing."""
+        return uncropped(loaded.preprocess) if self.settings.tree_geometry == "as-is" else None
+
+    def geometry(self, loaded: LoadedModel) -> object:
+        """How images are resized and cropped."""
+        preprocess = loaded.preprocess
+        own = None if preprocess.transform is None else id(preprocess.transform)
+        return preprocess.input_size[1:], preprocess.interpolation, preprocess.crop_pct, preprocess.crop_mode, own
+
+    def work(self, loaded: LoadedModel) -> Work:
+        """All variants of an image together, and as many images as fill a batch."""
+        settings = self.settings
+        reader = LabelledReader(
+            self.items,
+            self.data.portions,
+            self.variants,
+            loaded.preprocess,
+            settings.seed,
+            settings.constants,
+            self._tree(loaded),
+        )
+        packing = pack_images(len(self.variants), self.batch_size)
+        if self.data.layout == "ImageNet-P":
+            packing = pack_images(len(self.variants), max(1, self.batch_size // FRAMES))
+        return self._work(reader, packing)
+
+    def probe(self, loaded: LoadedModel) -> Probe:
+        """The classes of the labels, in the order of the model; films by the portion that they are of."""
+        ids = match_labels(self.labels, loaded.class_names, loaded.num_classes).ids
+        targets = [ids.get(self.images[item.image][1] or "", -1) for item in self.items]
+        allowed = None
+        if self.data.synsets is not None:
+            allowed = sorted(match_labels(self.data.synsets, loaded.class_names, loaded.num_classes).ids.values())
+        films = {
+            number: "noise" in self.data.portions[item.portion].corruption
+            for number, item in enumerate(self.items)
+            if isinstance(self.data.portions[item.portion].images, FilmFolders)
+        }
+        return ScoresProbe(loaded, targets, allowed=allowed, films=films)
+
+    def input_size(self, loaded: LoadedModel) -> InputSize:
+        """That of the model."""
+        return InputSize.of(loaded.preprocess)
+
+
+class _Segmentation(_Plan):
+    """Images at their own size, a class for each pixel."""
+
+    def described(self, loaded: LoadedModel) -> dict[str, Any]:
+        """Classes and their colours, and how images go through the model."""
+        images = self.data.portions[0].images
+        names = list(images.class_names)
+        if loaded.num_classes != len(names):
+            raise RunError(
+                f"{loaded.source}: predicts {loaded.num_classes} classes, the masks have {len(names)} "
+                f"({', '.join(names[:3])} …); evaluate it on masks of the classes that it was trained on"
+            )
+        own = loaded.class_names if _named(loaded.class_names) else None
+        if own is not None and _named(names) and own != names:
+            place = next(number for number, pair in enumerate(zip(own, names, strict=True)) if len(set(pair)) > 1)
+            raise RunError(
+                f"{loaded.source}: its class {place} is {own[place]}, that of the masks {names[place]}; "
+                "give the masks' classes.txt the order of the model"
+            )
+        inference = self.inference.for_model(loaded, self.batch_size)
+        colours = [[int(part) for part in colour] for colour in images.colours]
+        published = self.data.layout == "Cityscapes" and self.settings.corruptions
+        return {
+            "task": SEGMENTATION,
+            "pixels": Pixels(height=OWN_SIZE_WORDS, width=OWN_SIZE_WORDS),
+            "class_names": own or names,
+            "class_colours": loaded.class_colours or colours,
+            "inference": self.inference.describe(inference),
+            "notes": ([NOT_PUBLISHED] if published else []) + self.approximations(),
+        }
+
+    def geometry(self, loaded: LoadedModel) -> object:
+        """All see the same images; they are normalised for each model."""
+        del loaded
+
+    def work(self, loaded: LoadedModel) -> Work:
+        """As many variants as go through a model at a time."""
+        del loaded
+        reader = SegmentedReader(self.items, self.data.portions, self.variants, self.settings.seed, self.settings.constants)
+        return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
+
+    def probe(self, loaded: LoadedModel) -> Probe:
+        """Whole images or sliding windows, as the settings say."""
+        return WindowsProbe(loaded, self.inference, self.batch_size, [self.images[item.image][0] for item in self.items])
+
+    def input_size(self, loaded: LoadedModel) -> InputSize:
+        """The images' own."""
+        del loaded
+        return OWN_SIZE
+
+
+def _evaluate_models(
+    models: Sequence[LoadedModel],
+    folders: Sequence[Path],
+    plan: _Plan,
+    processes: Processes,
+    *,
+    overwrite: bool,
+    progress: bool | None,
+) -> None:
+    """Evaluate all models, those that take the same images together."""
+    groups: dict[object, list[Subject]] = {}
+    works: dict[object, Work] = {}
+    for loaded, folder in zip(models, folders, strict=True):
+        wanted = plan.wanted(loaded)
+        geometry = plan.geometry(loaded)
+        work = works.setdefault(geometry, plan.work(loaded))
+        subject = Subject(
+            loaded,
+            [plan.probe(loaded)],
+            Stopwatch(),
+            device=processes.device,
+            input_size=plan.input_size(loaded),
+            batch_size=plan.batch_size,
+            amp=plan.settings.amp,
+        )
+        description = open_run(subject, folder, wanted, work, processes, example=None, overwrite=overwrite)
+        if not description.complete:
+            groups.setdefault(geometry, []).append(subject)
+    for geometry, subjects in groups.items():
+        sweep(subjects, works[geometry], processes, progress=progress)
+    processes.wait()
+
+
+def run_folders(output: Path, sources: Sequence[str | Path]) -> list[Path]:
+    """The folder of each checkpoint's run: `output`, or for several a folder in it with a name of its own."""
+    if len(sources) == 1:
+        return [output]
+    return [output / name for name in folder_names([source_name(source) for source in sources])]
 
 
 def _names(corruptions: str | Sequence[str], *, tree: bool) -> list[str]:
@@ -187,58 +414,100 @@ def _names(corruptions: str | Sequence[str], *, tree: bool) -> list[str]:
     return [name for entry in given for name in GROUPS.get(entry, (entry,))]
 
 
+def _constants(data: EvaluationData[Any], loaded: LoadedModel, *, segmented: bool) -> ConstantSet:
+    """The set of constants for all images: by the first one's own size for segmentation, else by that of the model's input."""
+    return choose_constants(min(data.portions[0].images.size(0) if segmented else loaded.input_size[1:]))
+
+
+def _named(names: Sequence[str] | None) -> bool:
+    """Whether classes have names, not numbers."""
+    return names is not None and not all(name.isdecimal() for name in names)
+
+
 def _require_options(
-    inference: "InferenceSettings", baseline: str | Path | None, clean: str | Path | None, *, segmentation: bool
+    inference: InferenceSettings, baseline: str | Path | None, clean: str | Path | None, *, segmented: bool
 ) -> None:
     """Raise a `RunError` for options of the other task."""
-    from overfocus.segmentation.settings import InferenceSettings
-
-    if segmentation and baseline is not None:
+    if segmented and baseline is not None:
         raise RunError("a baseline is what mCE is divided by, which segmentation does not have; compare the runs instead")
-    if segmentation and clean is not None:
+    if segmented and clean is not None:
         raise RunError("clean pictures beside a tree are for relative mCE, which segmentation does not have; evaluate them alone")
-    if not segmentation and inference != InferenceSettings():
+    if not segmented and inference != InferenceSettings():
         raise RunError("window, stride, whole, flip and scales are for segmentation models, but the checkpoint is a classifier")
 
 
-def _run_all(
-    loaded: "Sequence[LoadedModel]",
-    folders: Sequence[Path],
-    data: "EvaluationData[Any]",
-    work: "tuple[list[Item], list[tuple[str, str | None]]]",
-    settings: "EvaluationSettings",
-    accelerator: "Accelerator",
-    *,
-    overwrite: bool,
-    progress: bool | None,
-) -> None:
-    """Evaluate all models, those that take the same pictures together."""
-    import accelerate
+def _require_task(task: str | None, data: Path) -> None:
+    """Find out before any model is loaded whether the task exists and the data can be for it.
 
-    from overfocus.evaluation.classification import Classification
-    from overfocus.evaluation.plan import open_model
-    from overfocus.evaluation.segmentation import Segmentation
-    from overfocus.evaluation.session import evaluate_models
+    Raises:
+        RunError: there is no such task, or the data are for the other one.
+        ImageError: there is no such folder.
+    """
+    if task is not None and task not in TASKS:
+        raise RunError(f"unknown task {task!r}; valid tasks: {', '.join(TASKS)}")
+    if not data.is_dir():
+        problem = "it is a file" if data.exists() else "there is no such folder"
+        raise ImageError(f"{data}: expected a folder of labelled pictures, or of pictures and masks, but {problem}")
+    if task == "classification" and is_segmented(data):
+        raise RunError(f"{data}: holds pictures with masks, which classification has no use for; try --task segmentation")
 
-    variants = [CLEAN] if data.corrupted else list_variants(settings.corruptions, settings.severities)
-    items, images = work
-    labels = list(dict.fromkeys(label for _, label in images if label is not None))
-    segmentation = settings.inference is not None
-    task: Task = Segmentation(data, variants, settings) if segmentation else Classification(data, labels, variants, settings)
-    main = accelerator.is_main_process
-    models = [
-        open_model(one, folder, task, images, settings, overwrite=overwrite, main=main)
-        for one, folder in zip(loaded, folders, strict=True)
-    ]
-    if accelerator.num_processes > 1:
-        done = accelerate.utils.broadcast_object_list([[entry.done for entry in models], [entry.complete for entry in models]])
-        for entry, number, complete in zip(models, *done, strict=True):
-            entry.info |= {"done": number, "status": "complete" if complete else "running"}
-    groups: dict[object, list[ModelUnderTest]] = {}
-    for entry in models:
-        if not entry.complete:
-            groups.setdefault(task.geometry(entry.loaded), []).append(entry)
-    for group in groups.values():
-        with memory_told(f"try a smaller batch_size than {settings.batch_size}", RunError):
-            evaluate_models(group, task, items, settings, accelerator, progress=progress)
-    accelerator.wait_for_everyone()
+
+def _task_of(models: Sequence[LoadedModel], task: str | None, data: Path) -> str:
+    """What the checkpoints are for: "segmentation" or "classification".
+
+    Raises:
+        RunError: they are not what was asked for, not all of one kind, or classifiers with pictures and masks.
+    """
+    kinds = [TASKS[is_segmentation(loaded.model)] for loaded in models]
+    wanted = task or kinds[0]
+    for loaded, kind in zip(models, kinds, strict=True):
+        if kind != wanted:
+            asked = f"--task {wanted}" if task else f"{models[0].source} is for {wanted}"
+            what = "a segmentation model" if kind == "segmentation" else "no segmentation model"
+            raise RunError(
+                f"{loaded.source}: {what} ({loaded.name}), but {asked}; evaluate checkpoints of one kind with their task"
+            )
+    if wanted == "classification" and is_segmented(data):
+        raise RunError(
+            f"{models[0].source}: {models[0].name} is no segmentation model, but {data} holds pictures with masks; "
+            "give labelled pictures, or a segmentation checkpoint"
+        )
+    return wanted
+
+
+def _is_run(source: str | Path) -> bool:
+    """Whether a baseline is a run folder, not a checkpoint."""
+    return (Path(source) / "run.json").is_file()
+
+
+def _require_comparable(baseline: Evaluation, images: Sequence[tuple[str, str | None]], settings: RunSettings) -> None:
+    """Find out before anything is evaluated whether mCE can be relative to a baseline.
+
+    Raises:
+        RunError: it is not finished, saw other pictures or others of their corruptions, or none of the severities.
+    """
+    where, description = baseline.path, baseline.run.description
+    if not baseline.run.complete:
+        raise RunError(
+            f"{where}: expected a finished evaluation as the baseline, got an interrupted one; let it go on to its end"
+        )
+    alike = {
+        "made": "corruptions",
+        "constants": "constants",
+        "tree_geometry": "tree geometry",
+        "seed": "seed",
+        "limit": "limit",
+    }
+    for name, words in alike.items():
+        mine, other = getattr(settings, name), getattr(description.settings, name)
+        if mine != other:
+            raise RunError(f"{where}: the baseline was evaluated with {words} {other!r}, expected {mine!r}; evaluate it alike")
+    if [(image.name, image.label) for image in description.images] != list(images):
+        raise RunError(f"{where}: the baseline was evaluated on other pictures; evaluate it on the same data")
+    wanted = [(name, level) for name in settings.corruptions if name in GROUPS["common"] for level in settings.severities]
+    there = list(errors_of(baseline.table)[0])
+    if wanted and not set(wanted) & set(there):
+        raise RunError(
+            f"{where}: the baseline was evaluated under {describe_variants(there)} alone, expected some of "
+            f"{describe_variants(wanted)}; evaluate it under the same corruptions and severities"
+        )

@@ -21,7 +21,7 @@ class Evaluation:
 
     def __init__(self, path: str | Path) -> None:
         self.run = Run(path)
-        if self.run.info.get("kind") != "evaluation":
+        if self.run.description.kind != "evaluation":
             raise RunError(f"{path}: expected an evaluation as `overfocus evaluate` writes it, but this is another run")
 
     @property
@@ -36,8 +36,8 @@ class Evaluation:
         Columns: images, top1, top5, ece, nll; of segmentation images, miou, pixel_accuracy, image_iou, agreement, and "iou …" for
         each class.
         """
-        if self.run.info.get("task") == "segmentation":
-            from overfocus.evaluation.segmented_results import measure_segmentation
+        if self.run.segmented:
+            from overfocus.evaluation.results import measure_segmentation
 
             return measure_segmentation(self.run.predictions, self.run.class_names or [])
         from overfocus.evaluation.results import measure_predictions

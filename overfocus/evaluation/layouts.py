@@ -1,10 +1,14 @@
 """What lies in a folder of evaluation data: plain labelled pictures, or a tree of corrupted ones as of ImageNet-C."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from PIL import Image
 
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.corruptions import CORRUPTIONS
@@ -13,8 +17,7 @@ from overfocus.datasets.class_folders import ClassFolders
 from overfocus.datasets.mask_folders import CLASSES
 from overfocus.datasets.segmented import SegmentedImages, open_segmented_portions
 from overfocus.errors import ImageError, RunError
-from overfocus.evaluation.imagenet import is_imagenet, subset
-from overfocus.evaluation.sequences import FilmFolders, film_folders
+from overfocus.variants import CLEAN, Variant
 
 C_BAR = (
     "blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout", "cocentric_sine_waves",
@@ -37,6 +40,11 @@ class Portion(Generic[Images]):
     corruption: str
     severity: int
     images: Images
+
+    @property
+    def variant(self) -> Variant:
+        """What its images are."""
+        return Variant(self.corruption, self.severity)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     if folder.is_dir() and (perturbations := film_folders(folder)):
         return EvaluationData("ImageNet-P", [Portion(path.name, 1, FilmFolders(path)) for path in perturbations])
     images = open_evaluation_images(folder)
-    portions = [Portion("clean", 0, images)]
+    portions = [Portion(CLEAN, 0, images)]
     for letter in ("a", "r"):
         known = subset(letter)
         if _says(folder, letter) and set(images.class_names) <= set(known or images.class_names):
@@ -144,7 +152,7 @@ def add_clean_pictures(tree: EvaluationData[LabelledImages], source: str | Path)
                 f"{source}: expected the classes of the tree, but {different[0]} {which} {there}; "
                 "give the clean pictures that the tree was made from"
             )
-    return EvaluationData(tree.layout, [Portion("clean", 0, images), *tree.portions])
+    return EvaluationData(tree.layout, [Portion(CLEAN, 0, images), *tree.portions])
 
 
 def _corruption_folders(folder: Path) -> list[Path]:
@@ -173,3 +181,101 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _says(folder: Path, letter: str) -> bool:
     return any(re.sub(r"[-_\s]", "", part.lower()) == f"imagenet{letter}" for part in folder.absolute().parts[-2:])
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image, or film, on the disk."""
+
+    image: int
+    """Number in run.json; the versions of an image in a tree of corruptions share it."""
+    portion: int
+    index: int
+    """In its portion."""
+
+
+def list_items(portions: Sequence[Portion[Any]], limit: int | None) -> tuple[list[Item], list[tuple[str, str | None]]]:
+    """All items, portion by portion, and (name, label) of each image; `limit` takes so many of each portion, spread evenly.
+
+    Images with masks have no label.
+    """
+    items: list[Item] = []
+    images: dict[tuple[str, str | None], int] = {}
+    for number, portion in enumerate(portions):
+        count = len(portion.images)
+        labels = getattr(portion.images, "labels", None)
+        taken = count if limit is None else min(limit, count)
+        for place in range(taken):
+            index = place * count // taken
+            label = None if labels is None else portion.images.class_names[int(labels[index])]
+            image = images.setdefault((portion.images.name(index), label), len(images))
+            items.append(Item(image, number, index))
+    return items, list(images)
+
+
+FILMS = (".mp4", ".avi", ".mkv", ".webm")
+
+
+class FilmFolders:
+    """Films of one perturbation in class folders; as a picture, a film is its first frame."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._paths = _films(folder)
+        self.class_names = sorted({path.parent.name for path in self._paths})
+        self.labels = np.array([self.class_names.index(path.parent.name) for path in self._paths], np.int64)
+        self.channels = 3
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        """Path below the folder."""
+        return self._paths[index].relative_to(self.folder).as_posix()
+
+    def image(self, index: int) -> Image.Image:
+        """The first frame."""
+        return next(self.frames(index))
+
+    def frames(self, index: int) -> Iterator[Image.Image]:
+        """All frames as RGB.
+
+        Raises:
+            ImageError: the file is no film, or has fewer than two frames.
+        """
+        import cv2
+
+        reader = cv2.VideoCapture(str(self._paths[index]))
+        count = 0
+        try:
+            while (read := reader.read())[0]:
+                count += 1
+                yield Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+        finally:
+            reader.release()
+        if count < 2:
+            raise ImageError(f"{self._paths[index]}: expected a film of at least two frames, got {count}; replace or remove it")
+
+
+def film_folders(folder: Path) -> list[Path]:
+    """The perturbations of ImageNet-P's layout, `perturbation/class/film.mp4`; none where there are no films."""
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".") and _films(path)]
+
+
+def _films(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in FILMS and not path.name.startswith(".")]
+
+
+def is_imagenet(labels: Iterable[str]) -> bool:
+    """Whether all labels are identifiers of ImageNet's 1000 classes."""
+    return set(labels) <= set(_read_synsets("imagenet_synsets.txt") or ())
+
+
+def subset(letter: str) -> list[str] | None:
+    """The 200 classes of ImageNet-A or -R; None if timm no longer lists them."""
+    return _read_synsets(f"imagenet_{letter}_synsets.txt")
+
+
+def _read_synsets(name: str) -> list[str] | None:
+    path = files("timm.data") / "_info" / name
+    return path.read_text(encoding="utf-8").split() if path.is_file() else None

@@ -3,11 +3,11 @@
 import numpy as np
 
 from overfocus.figures.colours import SEQUENTIAL
-from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.received import ReceivedMaps, top_places
-from overfocus.figures.variants import Variant
+from overfocus.runs.description import Layer
+from overfocus.variants import Variant
 
 
 def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> PlainFigure:
@@ -16,7 +16,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
     `high` is the upper end of the colour scale, in powers of two of uniform attention.
     """
     kept = maps.run.maps(image, [layer.number])
-    place = [row["layer"] for row in maps.run.layers].index(layer.number)
+    place = [other.layer for other in maps.run.layers].index(layer.number)
     weights = kept.attention.get(layer.number)
     rows = 1 if weights is None or layer.windows > 1 else 2
     width, height = 0.55 + 2.2 * len(shown) + 0.85, 2.3 * rows + 0.5
@@ -28,7 +28,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
     )  # fmt: skip
     norm = attention_norm(high)
     for column, variant in enumerate(shown):
-        version = kept.variants.index((variant.corruption, variant.severity))
+        version = kept.variants.index(variant)
         profile = maps(image, variant)[place]
         axes[0, column].set_title(variant.label, fontsize=9)
         multiples = None if profile is None else profile * profile.size

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -36,6 +37,9 @@ class ImageSource:
     def read_mask(self) -> UInt8[np.ndarray, "height width"] | None:
         """The class of each pixel; None where they are not known."""
         return None
+
+
+Source = TypeVar("Source", bound=ImageSource)
 
 
 def find_images(
@@ -118,3 +122,10 @@ def _in_line(line: str, folder: Path) -> ImageSource:
     if not label and Path(front).suffix.lower() in EXTENSIONS and not (folder / name).exists():
         name, label = front.rstrip(), last
     return ImageSource((folder / name).absolute(), Path(name).as_posix(), label.strip() or None)
+
+
+def spread(sources: Sequence[Source], limit: int | None) -> list[Source]:
+    """At most `limit` of the images, spread evenly, so that a list sorted by class gives all classes."""
+    if limit is None or limit >= len(sources):
+        return list(sources)
+    return [sources[number * len(sources) // limit] for number in range(limit)]

@@ -8,32 +8,39 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfocus.metrics.catalogue import CATALOGUE, Metric
-    from overfocus.metrics.expectation import chance_level, uniform_value
-    from overfocus.metrics.measure import measure
+    from overfocus.metrics.catalogue import CATALOGUE, Metric, chance_level, register_metric, select_metrics, uniform_value
+    from overfocus.metrics.formulas import METRICS, STABILITY
+    from overfocus.metrics.measuring import ForwardMeasurement, LayerValues, measure
     from overfocus.metrics.received import received_attention, top_tokens
-    from overfocus.metrics.registry import METRICS, STABILITY
 
 _HOME = {
     "CATALOGUE": "catalogue",
-    "METRICS": "registry",
-    "STABILITY": "registry",
+    "ForwardMeasurement": "measuring",
+    "LayerValues": "measuring",
+    "METRICS": "formulas",
+    "STABILITY": "formulas",
     "Metric": "catalogue",
-    "chance_level": "expectation",
-    "measure": "measure",
+    "chance_level": "catalogue",
+    "measure": "measuring",
     "received_attention": "received",
+    "register_metric": "catalogue",
+    "select_metrics": "catalogue",
     "top_tokens": "received",
-    "uniform_value": "expectation",
+    "uniform_value": "catalogue",
 }
 
 __all__ = [
     "CATALOGUE",
     "METRICS",
     "STABILITY",
+    "ForwardMeasurement",
+    "LayerValues",
     "Metric",
     "chance_level",
     "measure",
     "received_attention",
+    "register_metric",
+    "select_metrics",
     "top_tokens",
     "uniform_value",
 ]

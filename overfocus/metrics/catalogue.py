@@ -1,278 +1,561 @@
-"""What each metric is, in words and as data: for `overfocus list metrics`, for the report, and for whoever reads a table."""
+"""What each metric is, in words and as data. Everything else that names metrics reads it here; no other list has to be kept.
 
-from dataclasses import dataclass
-from typing import Literal
+A new metric is one function and one row: a function of the row's name in `overfocus.metrics` (or given in the row), and the row.
+Registries, table columns, titles, units, expectations, `overfocus list metrics` and the report follow from the row.
+"""
 
-Group = Literal["concentration", "similarity", "locality", "norms", "stability", "prediction"]
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from overfocus.metrics.expectation import TOP_FRACTION, Level, TokenCounts, mean_distance
+
+Group = Literal["concentration", "similarity", "locality", "norms", "stability", "prediction", "custom"]
+
+HEADINGS: dict[Group, str] = {
+    "concentration": "Concentration — how few tokens receive the attention",
+    "similarity": "Similarity — do all tokens look at the same place",
+    "locality": "Locality — how far tokens look",
+    "norms": "Token norms — are there outlier tokens, and do they receive the attention",
+    "custom": "Custom metrics",
+    "stability": "Stability — the same image, clean against corrupted",
+    "prediction": "Prediction — does the output follow",
+}
+"""What each group of metrics tells, in the order of a report."""
 
 ALL_KINDS = ("global", "window", "pooled", "class")
 SELF_KINDS = ("global", "window")
 PATCH_KINDS = ("global", "window", "pooled")
 
+_RESERVED = frozenset(
+    "image name label corruption severity layer module kind head metric received mean low high count skipped".split()
+)
+"""Columns of the tables beside the metrics."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric; N is the number of patch tokens, k = max(1, round(f·N)) with f = 0.05 unless told otherwise."""
+    """One metric. N is the number of patch tokens, k = max(1, round(f·N)) with f = 0.05 unless asked otherwise.
+
+    For a custom metric give `name` and `function`, and as much of the rest as the report should say:
+
+        Metric(name="peak", function=lambda weights: weights.amax((1, 2, 3)), title="Largest weight", overfocused="high")
+    """
 
     name: str
-    group: Group
-    formula: str
-    lowest: str
-    """Smallest possible value, as a number or in terms of N and k."""
-    highest: str
-    """Largest possible value, as a number or in terms of N and k."""
+    """Column of the tables; a Python identifier."""
+    group: Group = "custom"
+    """"stability" is for functions of a clean and a corrupted map."""
+    title: str = ""
+    """Name for people, used everywhere; from `name` where empty."""
+    formula: str = ""
+    lowest: Level = field(default=Level("−∞"))
+    """Smallest possible value."""
+    highest: Level = field(default=Level("∞"))
+    """Largest possible value."""
     unit: str = "1"
-    """Unit of the value; "1" for a plain ratio."""
-    high: str
+    """What an axis counts; "1" for a plain ratio."""
+    high: str = ""
     """What a high value means."""
     overfocused: Literal["high", "low", "neither"] = "neither"
     """Which end of the range speaks of overfocused or fragile attention."""
-    uniform: str
+    uniform: Level = field(default=Level("undefined"))
     """Value where attention is uniform over all keys; "undefined" where it has none."""
-    chance: str = "none"
+    chance: Level = field(default=Level("none"))
     """Value of an uninformed guess; "none" where there is no such level."""
-    kinds: tuple[str, ...]
+    identical: float | None = None
+    """Value for two identical maps (or outputs); None for metrics of one map."""
+    kinds: tuple[str, ...] = PATCH_KINDS
     """Kinds of attention that it is measured on; empty for metrics of the prediction and of norms, which need no attention."""
+    scale: tuple[Level, Level] | None = None
+    """What becomes 0 and 1 where layers of different N are put together; None where the value itself is comparable."""
+    function: Callable[..., Any] | None = None
+    """Of a custom metric: `function(weights, …)`, or `function(clean, corrupted, …)` in the group "stability", of attention
+    weights (batch, heads, queries, keys); returns (batch,). Of the keyword arguments `prefix_tokens`, `key_prefix_tokens`,
+    `grid`, `key_grid`, `top_fraction` it gets those that it takes. None: the built-in function of that name."""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name in _RESERVED:
+            raise ValueError(f"expected the name of a metric to be an identifier that is no other column, got {self.name!r}")
+        if self.group not in get_args(Group):
+            raise ValueError(f"expected the group of metric {self.name} to be one of {', '.join(HEADINGS)}; got {self.group!r}")
+        if not self.title:
+            object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
+        for end in ("lowest", "highest", "uniform", "chance"):
+            if not isinstance(getattr(self, end), Level):
+                object.__setattr__(self, end, Level(getattr(self, end)))
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares a clean map with a corrupted one."""
+        return self.group == "stability"
+
+    @property
+    def of_attention(self) -> bool:
+        """Whether it is measured on attention weights."""
+        return bool(self.kinds) and self.group not in ("norms", "prediction")
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether it is a column of the metrics table, which has a row per layer."""
+        return self.group != "prediction"
+
+    def distance(self, values: Any) -> Any:
+        """|identical − value|: how far the compared maps are from equal.
+
+        Raises:
+            ValueError: it compares nothing.
+        """
+        if self.identical is None:
+            raise ValueError(f"{self.name} is measured on one map; only metrics of two maps have a distance from equal")
+        return abs(self.identical - values)
+
+    def describe(self) -> dict[str, Any]:
+        """The row without its function, as JSON has it; `Metric(**described)` is the same row."""
+        described = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("function", "scale")}
+        return described | {"kinds": list(self.kinds)}
 
 
-_METRICS = (
+_TOP_OF_N = Level("k/N", lambda counts: counts.top / counts.tokens)
+_N = Level("N", lambda counts: float(counts.tokens))
+_ALL_BUT_ONE = Level("1 − 1/N", lambda counts: 1 - 1 / counts.tokens)
+_MEAN_DISTANCE = Level(
+    "mean distance between two patches", lambda counts: mean_distance(counts.grid) if counts.grid else math.nan
+)
+_ONE_OF_N = Level("1/N", lambda counts: 1 / counts.tokens)
+_ONE_UNLESS_ALONE = Level("1", lambda counts: 1.0 if counts.tokens > 1 else math.nan)
+_CLASSES = Level("1/classes")
+
+_ROWS = (
     Metric(
         name="top_share",
+        title="Attention on the top k",
         group="concentration",
         formula="Σ_{j∈T_k(r)} r_j",
-        lowest="k/N",
-        highest="1",
+        lowest=_TOP_OF_N,
+        highest=Level("1"),
+        unit="share of attention",
         high="a few tokens take all attention",
         overfocused="high",
-        uniform="k/N",
+        uniform=_TOP_OF_N,
+        scale=(_TOP_OF_N, Level("1")),
         kinds=ALL_KINDS,
     ),
     Metric(
         name="max_ratio",
+        title="Most attended token",
         group="concentration",
         formula="N · max_j r_j",
-        lowest="1",
-        highest="N",
+        lowest=Level("1"),
+        highest=_N,
+        unit="× uniform",
         high="the most attended token receives that many times its even share",
         overfocused="high",
-        uniform="1",
+        uniform=Level("1"),
+        scale=(Level("1"), _N),
         kinds=ALL_KINDS,
     ),
     Metric(
         name="gini",
+        title="Gini coefficient",
         group="concentration",
         formula="Σ_{a,b} |r_a − r_b| / (2 N)",
-        lowest="0",
-        highest="1 − 1/N",
+        lowest=Level("0"),
+        highest=_ALL_BUT_ONE,
+        unit="0 even … 1 one token",
         high="attention is shared out unequally among the tokens",
         overfocused="high",
-        uniform="0",
+        uniform=Level("0"),
+        scale=(Level("0"), _ALL_BUT_ONE),
         kinds=ALL_KINDS,
     ),
     Metric(
         name="effective_tokens",
+        title="Effective tokens",
         group="concentration",
         formula="exp(−Σ_j r_j ln r_j) / N",
-        lowest="1/N",
-        highest="1",
+        lowest=_ONE_OF_N,
+        highest=Level("1"),
+        unit="share of N",
         high="attention reaches all tokens; low means that a few receive it",
         overfocused="low",
-        uniform="1",
+        uniform=Level("1"),
+        scale=(_ONE_OF_N, Level("1")),
         kinds=ALL_KINDS,
     ),
     Metric(
         name="row_entropy",
+        title="Row entropy",
         group="concentration",
         formula="mean_{i∈P} H(Ā_P,i / Σ_j Ā_P,ij) / ln N",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="share of ln N",
         high="each token spreads its attention over all tokens; low means that it looks at one",
         overfocused="low",
-        uniform="1",
+        uniform=_ONE_UNLESS_ALONE,
         kinds=ALL_KINDS,
     ),
     Metric(
         name="prefix_share",
+        title="Attention on prefix tokens",
         group="concentration",
         formula="mean_{i∈P} Σ_{j∉P} Ā_ij",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="share of attention",
         high="patches give their attention to class, distillation or register tokens",
-        uniform="prefix/(prefix + N)",
+        uniform=Level("prefix/(prefix + N)", lambda counts: counts.prefix_tokens / (counts.prefix_tokens + counts.tokens)),
         kinds=ALL_KINDS,
     ),
     Metric(
         name="token_cosine",
+        title="Cosine between tokens",
         group="similarity",
         formula="mean_{i≠j∈P} cos(Ā_P,i , Ā_P,j)",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="cosine",
         high="every token attends alike",
         overfocused="high",
-        uniform="1",
+        uniform=_ONE_UNLESS_ALONE,
         kinds=PATCH_KINDS,
     ),
     Metric(
         name="diversification",
+        title="Similarity to the mean row",
         group="similarity",
         formula="mean_{i∈P} cos(m>t, Ā_P,i>t), m = mean_i Ā_P,i, t = 2/N",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="cosine",
         high="every token looks at the tokens that the layer as a whole looks at",
         overfocused="high",
-        uniform="0",
+        uniform=Level("0"),
         kinds=SELF_KINDS,
     ),
     Metric(
         name="attention_distance",
+        title="Attention distance",
         group="locality",
         formula="mean_{i∈P} Σ_j p_ij · d(i,j), p_i = Ā_P,i / Σ_j Ā_P,ij",
-        lowest="0",
-        highest="diagonal of the patch grid",
+        lowest=Level("0"),
+        highest=Level(
+            "diagonal of the patch grid",
+            lambda counts: math.hypot(counts.grid[0] - 1, counts.grid[1] - 1) if counts.grid else math.nan,
+        ),
         unit="patches",
         high="tokens attend far away; low means that they attend to their neighbours",
-        uniform="mean distance between two patches",
+        uniform=_MEAN_DISTANCE,
+        scale=(Level("0"), _MEAN_DISTANCE),
         kinds=PATCH_KINDS,
     ),
     Metric(
         name="token_norm",
+        title="Token norm",
         group="norms",
         formula="mean_{i∈P} ‖x_i‖₂, x the tokens that leave the block",
-        lowest="0",
-        highest="∞",
-        unit="activation",
+        lowest=Level("0"),
+        highest=Level("∞"),
+        unit="Euclidean norm",
         high="the block's tokens are long; compare layers of one model only",
-        uniform="undefined",
         kinds=(),
     ),
     Metric(
         name="norm_ratio",
+        title="Largest norm over median",
         group="norms",
         formula="max_{i∈P} ‖x_i‖₂ / median_{i∈P} ‖x_i‖₂",
-        lowest="1",
-        highest="∞",
+        lowest=Level("1"),
+        highest=Level("∞"),
+        unit="× median",
         high="a patch token sticks out by its norm, an artefact where the image has nothing",
         overfocused="high",
-        uniform="undefined",
         kinds=(),
     ),
     Metric(
         name="outlier_share",
+        title="Tokens of outlier norm",
         group="norms",
         formula="|O| / N, O = {i∈P : ‖x_i‖₂ > 3 · median}",
-        lowest="0",
-        highest="1",
-        high="many patch tokens have outlying norms",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="share of N",
+        high="many patch tokens have outlier norms",
         overfocused="high",
-        uniform="undefined",
         kinds=(),
     ),
     Metric(
         name="outlier_received",
+        title="Attention on outlier tokens",
         group="norms",
         formula="Σ_{j∈O} r_j",
-        lowest="0",
-        highest="1",
-        high="the tokens that receive the attention are those of outlying norm",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="share of attention",
+        high="the tokens that receive the attention are those of outlier norm",
         overfocused="high",
-        uniform="undefined",
-        chance="outlier_share",
+        chance=Level("outlier_share"),
         kinds=(),
     ),
     Metric(
         name="top_overlap",
+        title="Top-k overlap",
         group="stability",
         formula="|T_k(r) ∩ T_k(r')| / k",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="share of k",
         high="the most attended tokens stay the same; low means that they change",
         overfocused="low",
-        uniform="1",
-        chance="k/N",
+        uniform=Level("1"),
+        chance=_TOP_OF_N,
+        identical=1.0,
+        scale=(_TOP_OF_N, Level("1")),
         kinds=ALL_KINDS,
     ),
     Metric(
         name="rank_correlation",
+        title="Rank correlation",
         group="stability",
         formula="Spearman's ρ of r and r'",
-        lowest="−1",
-        highest="1",
+        lowest=Level("−1"),
+        highest=Level("1"),
+        unit="Spearman's ρ",
         high="the order of the tokens stays the same",
         overfocused="low",
-        uniform="undefined",
-        chance="0",
+        chance=Level("0"),
+        identical=1.0,
         kinds=ALL_KINDS,
     ),
     Metric(
         name="attention_cosine",
+        title="Attention cosine",
         group="stability",
         formula="mean_{i∈P} cos(Ā_P,i , Ā'_P,i)",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="cosine",
         high="each token attends as it did",
         overfocused="low",
-        uniform="1",
+        uniform=Level("1"),
+        identical=1.0,
         kinds=ALL_KINDS,
     ),
     Metric(
         name="js_divergence",
+        title="Jensen–Shannon divergence",
         group="stability",
         formula="mean_{i∈P} JS(p_i , p'_i)",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
         unit="bits",
         high="the attention of each token has diverged",
         overfocused="high",
-        uniform="0",
+        uniform=Level("0"),
+        identical=0.0,
         kinds=ALL_KINDS,
     ),
     Metric(
         name="received_shift",
+        title="Attention moved",
         group="stability",
         formula="½ Σ_j |r_j − r'_j|",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
+        unit="share of attention",
         high="attention has moved to other tokens",
         overfocused="high",
-        uniform="0",
+        uniform=Level("0"),
+        identical=0.0,
         kinds=ALL_KINDS,
     ),
     Metric(
         name="agreement",
+        title="Same prediction",
         group="prediction",
         formula="[argmax p' = argmax p]",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
         high="the predicted class stays the same",
         overfocused="low",
-        uniform="undefined",
-        chance="1/classes",
+        chance=_CLASSES,
+        identical=1.0,
         kinds=(),
     ),
     Metric(
         name="confidence_drop",
+        title="Confidence drop",
         group="prediction",
         formula="p_c − p'_c, c = argmax p",
-        lowest="−1",
-        highest="1",
+        lowest=Level("−1"),
+        highest=Level("1"),
         high="the class predicted on the clean image loses probability",
         overfocused="high",
-        uniform="undefined",
+        identical=0.0,
         kinds=(),
     ),
     Metric(
         name="correct",
+        title="Accuracy",
         group="prediction",
         formula="[argmax p' = label]",
-        lowest="0",
-        highest="1",
+        lowest=Level("0"),
+        highest=Level("1"),
         high="the predicted class is the label",
         overfocused="low",
-        uniform="undefined",
-        chance="1/classes",
+        chance=_CLASSES,
+        kinds=(),
+    ),
+    Metric(
+        name="output_cosine",
+        title="Output cosine",
+        group="prediction",
+        formula="cos(y, y'), y what the model returns",
+        lowest=Level("−1"),
+        highest=Level("1"),
+        high="the output keeps its direction",
+        overfocused="low",
+        identical=1.0,
+        kinds=(),
+    ),
+    Metric(
+        name="image_iou",
+        title="IoU of the images",
+        group="prediction",
+        formula="mean over the classes of an image of |S_c ∩ L_c| / |S_c ∪ L_c|",
+        lowest=Level("0"),
+        highest=Level("1"),
+        high="the predicted segments of each image cover the labelled ones",
+        overfocused="low",
+        kinds=(),
+    ),
+    Metric(
+        name="mean_iou",
+        title="mIoU of the set",
+        group="prediction",
+        formula="mean over classes of Σ |S_c ∩ L_c| / Σ |S_c ∪ L_c|, sums over images",
+        lowest=Level("0"),
+        highest=Level("1"),
+        high="the predicted segments cover the labelled ones, pixels of all images counted together",
+        overfocused="low",
         kinds=(),
     ),
 )
 
-CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
-"""Every metric by name, in the order of the tables."""
+CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
+"""Every metric by name, in the order of the tables: the built-in ones, then custom ones that were used or read."""
+
+BUILT_IN: tuple[Metric, ...] = _ROWS
+
+
+def select_metrics(metrics: Sequence[str | Callable[..., Any] | Metric] | None = None) -> tuple[Metric, ...]:
+    """The rows of the metrics that are asked for, per layer: names, functions, or rows; None for all built-in ones.
+
+    A function becomes a row named after it: of the group "stability" where it takes two maps. Custom rows are added to
+    the catalogue, so that tables and reports know them.
+
+    Raises:
+        ValueError: an unknown name, a name that is taken, or a function without a name.
+    """
+    if metrics is None:
+        return tuple(metric for metric in BUILT_IN if metric.per_layer)
+    if isinstance(metrics, str):
+        raise ValueError(f"expected a list of metrics, got the name {metrics!r}; write [{metrics!r}]")
+    chosen: dict[str, Metric] = {}
+    for given in metrics:
+        metric = metric_named(given) if isinstance(given, str) else given if isinstance(given, Metric) else _row_of(given)
+        if not metric.per_layer:
+            raise ValueError(f"{metric.name} is a score of the prediction, measured in every run; expected metrics of attention")
+        if metric.function is not None:
+            register_metric(metric)
+        elif CATALOGUE.get(metric.name) is not metric:
+            raise ValueError(f"expected a function in the row of metric {metric.name}")
+        if metric.name in chosen:
+            raise ValueError(f"metric {metric.name} is given twice")
+        chosen[metric.name] = metric
+    if not chosen:
+        raise ValueError("expected at least one metric, got none")
+    return tuple(chosen.values())
+
+
+def register_metric(metric: Metric) -> None:
+    """Add a custom row to the catalogue, or put it in place of one of that name: titles and units of a saved run, say.
+
+    Raises:
+        ValueError: the name is that of a built-in metric.
+    """
+    if any(metric.name == built_in.name for built_in in BUILT_IN):
+        raise ValueError(f"{metric.name} is the name of a built-in metric; give yours another one")
+    CATALOGUE[metric.name] = metric
+
+
+def _row_of(function: Callable[..., Any]) -> Metric:
+    name = getattr(function, "__name__", "")
+    if not callable(function) or not name.isidentifier():
+        raise ValueError(f"expected names of metrics, named functions or rows of the catalogue; got {function!r}")
+    required = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+        and parameter.name not in KEYWORDS
+    ]
+    if len(required) not in (1, 2):
+        raise ValueError(f"expected metric {name} to take (weights, …) or (clean, corrupted, …), got {len(required)} arguments")
+    about = (inspect.getdoc(function) or "").partition("\n")[0]
+    compares = len(required) == 2
+    return Metric(name=name, group="stability" if compares else "custom", high=about, function=function)
+
+
+KEYWORDS = ("prefix_tokens", "key_prefix_tokens", "grid", "key_grid", "top_fraction")
+"""What custom functions may ask for beside the weights."""
+
+
+def metric_named(name: str) -> Metric:
+    """The row of a metric.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    if name not in CATALOGUE:
+        raise ValueError(f"expected a metric, one of {', '.join(CATALOGUE)}; got {name!r}")
+    return CATALOGUE[name]
+
+
+def title_of(name: str) -> str:
+    """Name of a metric or score for people; the column's name where it has no row.
+
+    >>> title_of("js_divergence")
+    'Jensen–Shannon divergence'
+    """
+    return CATALOGUE[name].title if name in CATALOGUE else name.replace("_", " ")
+
+
+def uniform_value(
+    name: str,
+    tokens: int,
+    *,
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    top_fraction: float = TOP_FRACTION,
+) -> float:
+    """Value of metric `name` where each query spreads its attention evenly over all keys; NaN where it has none.
+
+    `tokens` is the number N of patch tokens; `grid` their (rows, columns), which attention_distance needs.
+
+    >>> round(uniform_value("top_share", 196), 3)
+    0.051
+    """
+    return metric_named(name).uniform.value(TokenCounts(tokens, prefix_tokens, grid, top_fraction))
+
+
+def chance_level(name: str, tokens: int, *, top_fraction: float = TOP_FRACTION) -> float:
+    """Value of metric `name` for an uninformed guess among `tokens` patch tokens; NaN where there is no such level.
+
+    >>> round(chance_level("top_overlap", 196), 3)
+    0.051
+    """
+    return metric_named(name).chance.value(TokenCounts(tokens, top_fraction=top_fraction))

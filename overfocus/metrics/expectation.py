@@ -1,8 +1,57 @@
-"""What a metric would be where attention is uniform, and by chance: the lines that a measured value is read against."""
+"""Values in symbols, such as "k/N", and what they come to in a layer: the ends of a range, uniform attention, chance."""
 
 import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from overfocus.metrics.catalogue import CATALOGUE
+TOP_FRACTION = 0.05
+"""f of k = max(1, round(f·N)), unless asked otherwise."""
+
+_NUMBER = re.compile(r"[−-]?\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What the value of a symbol depends on."""
+
+    tokens: int
+    """N, the patch tokens."""
+    prefix_tokens: int = 0
+    grid: tuple[int, int] | None = None
+    """(rows, columns) of the patches."""
+    top_fraction: float = TOP_FRACTION
+
+    @property
+    def top(self) -> int:
+        """k, the number of tokens that count as the most attended."""
+        return top_count(self.tokens, self.top_fraction)
+
+
+class Level(str):
+    """A value in symbols, which is its text, and how it is computed: "k/N", "1", "undefined".
+
+    >>> Level("k/N", lambda counts: counts.top / counts.tokens).value(TokenCounts(20))
+    0.05
+    >>> Level("−1").number
+    -1.0
+    """
+
+    _computed: Callable[[TokenCounts], float] | None
+
+    def __new__(cls, text: str, computed: Callable[[TokenCounts], float] | None = None) -> "Level":
+        level = super().__new__(cls, text)
+        level._computed = computed
+        return level
+
+    @property
+    def number(self) -> float:
+        """The value where it is the same for every layer; NaN where it depends on the layer or there is none."""
+        return float(self.replace("−", "-")) if _NUMBER.fullmatch(self) else math.nan
+
+    def value(self, counts: TokenCounts) -> float:
+        """The value in a layer with that many tokens; NaN where there is none."""
+        return self.number if self._computed is None else self._computed(counts)
 
 
 def top_count(tokens: int, top_fraction: float) -> int:
@@ -14,48 +63,6 @@ def top_count(tokens: int, top_fraction: float) -> int:
     if not 0 < top_fraction <= 1:
         raise ValueError(f"expected top_fraction in (0, 1], got {top_fraction}; 0.05 takes the top twentieth of the tokens")
     return max(1, round(top_fraction * tokens))
-
-
-def uniform_value(
-    name: str,
-    tokens: int,
-    *,
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    top_fraction: float = 0.05,
-) -> float:
-    """Value of metric `name` where each query spreads its attention evenly over all keys; NaN where it has none.
-
-    `tokens` is the number N of patch tokens; `grid` their (rows, columns), which attention_distance needs.
-
-    >>> round(uniform_value("top_share", 196), 3)
-    0.051
-    """
-    if name not in CATALOGUE:
-        raise ValueError(f"expected a metric, one of {', '.join(CATALOGUE)}; got {name!r}")
-    if name == "top_share":
-        return top_count(tokens, top_fraction) / tokens
-    if name == "prefix_share":
-        return prefix_tokens / (prefix_tokens + tokens)
-    if name == "attention_distance":
-        return mean_distance(grid) if grid else math.nan
-    if tokens == 1 and name in ("row_entropy", "token_cosine"):
-        return math.nan
-    text = CATALOGUE[name].uniform
-    return math.nan if text == "undefined" else float(text)
-
-
-def chance_level(name: str, tokens: int, *, top_fraction: float = 0.05) -> float:
-    """Value of metric `name` for an uninformed guess among `tokens` patch tokens; NaN where there is no such level.
-
-    >>> round(chance_level("top_overlap", 196), 3)
-    0.051
-    """
-    if name not in CATALOGUE:
-        raise ValueError(f"expected a metric, one of {', '.join(CATALOGUE)}; got {name!r}")
-    if name == "top_overlap":
-        return top_count(tokens, top_fraction) / tokens
-    return 0.0 if name == "rank_correlation" else math.nan
 
 
 def mean_distance(grid: tuple[int, int]) -> float:

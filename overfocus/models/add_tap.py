@@ -29,7 +29,7 @@ from timm.models.xcit import XCABlock, Xcit
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from overfocus.capturing.modules import in_backward
+from overfocus.capturing.watching import in_backward
 from overfocus.errors import OverfocusError
 from overfocus.models.layers import held_statistics
 from overfocus.models.registration import register_entry_point

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from overfocus.analysis.measuring import output_tensor
 from overfocus.errors import TrainingError
+from overfocus.forward import output_tensor
 from overfocus.preprocessing import Preprocess
 from overfocus.training.recipe import Recipe
 

@@ -1,128 +1,132 @@
 """How a model is trained: the settings that a recipe file holds, named as in the file."""
 
-import sys
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from functools import cache
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, Literal
 
-from overfocus.errors import TrainingError
-from overfocus.training.setting_values import checked
+from overfocus.errors import OverfocusError, TrainingError
+from overfocus.files import require_regular_file
+from overfocus.settings import Settings, did_you_mean, element, field_type, members, setting
+from overfocus.text import one_line, printable
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_FOLDER = Path(__file__).parent / "recipes"
+_LARGEST_FILE = 1_000_000
+"""Bytes of a recipe file; those here have 800."""
+_MANY = 10**9
+_DEEPEST = 200
+"""Opening brackets in a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """Every setting of a training that its result depends on, beside the data, the model and the seed.
 
     Raises:
-        TrainingError: a value is out of range.
+        TrainingError: a value is out of range, or two do not go together.
     """
 
-    epochs: int | None = None
-    iterations: int | None = None
-    """Steps to take; in place of `epochs`."""
-    batch_size: int
-    """Images in one forward of one process."""
-    accumulation: int = 1
-    """Forwards whose gradients are added up for one step of the optimiser."""
+    error: ClassVar[type[OverfocusError]] = TrainingError
 
-    optimizer: str = "adamw"
-    """A name that timm.optim knows."""
-    learning_rate: float
-    """The highest one; with a `reference_batch`, that for so many images a step, scaled in proportion to their real number."""
-    reference_batch: int | None = None
-    weight_decay: float = 0.05
-    """Not applied to biases, norms and what the model excepts (class token, position table)."""
-    layer_decay: float | None = None
-    """Factor on the learning rate from each layer to the one before it, for fine-tuning."""
-    head_rate: float = 1.0
-    """Factor on the learning rate of the classifier, or of all of a segmentation head."""
-    clip_norm: float | None = None
-    """Longest gradient; longer ones are scaled down."""
-    schedule: str = "cosine"
-    """A name that timm.scheduler knows, or "none"."""
-    power: float = 1.0
-    """Of the schedule "poly"."""
-    warmup_epochs: float = 0.0
-    warmup_iterations: int | None = None
-    """Steps of the warm-up; in place of `warmup_epochs`."""
-    warmup_rate: float = 1e-6
-    """Learning rate at the first step of the warm-up."""
-    minimum_rate: float = 1e-6
-    cooldown_epochs: int = 0
-    """Epochs at `minimum_rate`, after the others."""
+    epochs: int | None = setting(None, "Passes over the data.", least=1, most=1_000_000, metavar="N")
+    iterations: int | None = setting(None, "Steps to take, in place of epochs.", least=1, most=_MANY, metavar="N")
+    batch_size: int = setting(help="Images in one forward of one process.", least=1, most=1_000_000, metavar="N")
+    accumulation: int = setting(
+        1, "Forwards whose gradients are added up for one step of the optimiser.", least=1, most=1_000_000, metavar="N"
+    )
 
-    init_ema: bool = True
-    """Start from the weights averaged over training, where the checkpoint to start from holds them beside others."""
-    drop_path: float = 0.0
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the picture's area that a random crop takes."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333)
-    flip: float = 0.5
-    interpolation: str = "random"
-    color_jitter: float | None = None
-    auto_augment: str | None = None
-    """timm's notation, such as "rand-m9-mstd0.5-inc1"."""
-    erasing: float = 0.0
-    """Probability of random erasing (filled with noise pixel by pixel)."""
-    patch_augmentation: bool = False
-    """RVT's: a second forward on pictures whose patches are augmented one by one."""
-    repeated_augmentation: int = 1
-    """How often each picture occurs in a row, differently augmented; epochs stay as long."""
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
-    mix_switch: float = 0.5
-    """Probability of cutmix where both are on."""
-    label_smoothing: float = 0.0
+    optimizer: str = setting("adamw", "A name that timm.optim knows.")
+    learning_rate: float = setting(
+        help="The highest learning rate; with a reference_batch, that for so many images a step, scaled in proportion.",
+        above=0,
+        metavar="RATE",
+    )
+    reference_batch: int | None = setting(None, "Images a step that learning_rate is meant for.", least=1, most=_MANY)
+    weight_decay: float = setting(
+        0.05, "Not applied to biases, norms and what the model excepts (class token, position table).", least=0
+    )
+    layer_decay: float | None = setting(
+        None, "Factor on the learning rate from each layer to the one before it, for fine-tuning.", above=0, most=1
+    )
+    head_rate: float = setting(1.0, "Factor on the learning rate of the classifier, or of all of a segmentation head.", above=0)
+    clip_norm: float | None = setting(None, "Longest gradient; longer ones are scaled down.", above=0)
+    schedule: str = setting("cosine", 'A name that timm.scheduler knows, or "none".')
+    power: float = setting(1.0, 'Of the schedule "poly".', above=0)
+    warmup_epochs: float = setting(0.0, "Epochs in which the learning rate rises.", least=0)
+    warmup_iterations: int | None = setting(None, "Steps of the warm-up; in place of warmup_epochs.", least=0, most=_MANY)
+    warmup_rate: float = setting(1e-6, "Learning rate at the first step of the warm-up.", least=0)
+    minimum_rate: float = setting(1e-6, "Lowest learning rate.", least=0)
+    cooldown_epochs: int = setting(0, "Epochs at minimum_rate, after the others.", least=0, most=1_000_000)
 
-    resize_scale: tuple[float, float] = (0.5, 2.0)
-    """Segmentation: factor on the picture's size, before a crop of the model's input size."""
-    largest_share: float = 0.75
-    """Segmentation: crops are tried until no class takes more of its pixels than this, ten at most."""
-    photometric: bool = False
-    """Segmentation: change brightness, contrast, saturation and hue."""
+    init_ema: bool = setting(
+        True, "Start from the weights averaged over training, where the checkpoint to start from holds them beside others."
+    )
+    drop_path: float = setting(0.0, "Largest probability of leaving out a residual branch.", least=0, most=0.999)
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), "Share of the image's area that a random crop takes.", above=0, most=1)
+    crop_ratio: tuple[float, float] = setting((0.75, 1.3333333), "Width by height of a random crop.", above=0)
+    flip: float = setting(0.5, "Probability of mirroring an image.", least=0, most=1)
+    interpolation: str = setting("random", "Of the crop.")
+    color_jitter: float | None = setting(None, "Largest change of brightness, contrast and saturation.", least=0)
+    auto_augment: str | None = setting(None, 'timm\'s notation, such as "rand-m9-mstd0.5-inc1".')
+    erasing: float = setting(0.0, "Probability of random erasing (filled with noise pixel by pixel).", least=0, most=1)
+    patch_augmentation: bool = setting(False, "RVT's: a second forward on images whose patches are augmented one by one.")
+    repeated_augmentation: int = setting(
+        1, "How often each image occurs in a row, differently augmented; epochs stay as long.", least=1, most=1000
+    )
+    mixup: float = setting(0.0, "α of mixup.", least=0)
+    cutmix: float = setting(0.0, "α of cutmix.", least=0)
+    mix_probability: float = setting(1.0, "Probability of mixing a batch.", least=0, most=1)
+    mix_switch: float = setting(0.5, "Probability of cutmix where both are on.", least=0, most=1)
+    label_smoothing: float = setting(0.0, "Share of the target spread over all classes.", least=0, most=0.999)
 
-    ema_decay: float | None = None
-    """Decay of the moving average of the weights per step; the averaged ones are then validated and saved."""
-    ema_warmup: bool = False
-    """Let the decay rise from 0, for short trainings."""
-    masking: float = 0.75
-    """Share of the patches that a masked autoencoder does not see; this and the next two matter to `objective` mae alone."""
-    decoder_width: int = 128
-    decoder_depth: int = 2
+    resize_scale: tuple[float, float] = setting(
+        (0.5, 2.0), "Segmentation: factor on the image's size, before a crop of the model's input size.", above=0, most=16
+    )
+    largest_share: float = setting(
+        0.75, "Segmentation: crops are tried until no class takes more of the pixels than this, ten at most.", above=0, most=1
+    )
+    photometric: bool = setting(False, "Segmentation: change brightness, contrast, saturation and hue.")
 
-    precision: str = "auto"
-    """"auto": bfloat16 on a GPU that has it, else float32."""
+    ema_decay: float | None = setting(
+        None,
+        "Decay of the moving average of the weights per step; the averaged ones are then validated and saved.",
+        above=0,
+        most=0.9999999,
+    )
+    ema_warmup: bool = setting(False, "Let the decay rise from 0, for short trainings.")
+    masking: float = setting(0.75, "Masked autoencoder: share of the patches that it does not see.", above=0, most=0.999)
+    decoder_width: int = setting(
+        128,
+        "Masked autoencoder: width of the decoder.",
+        least=32,
+        most=16_384,
+        check=lambda width: f"must be a multiple of 32, got {width}" if width % 32 else None,
+    )
+    decoder_depth: int = setting(2, "Masked autoencoder: blocks of the decoder.", least=1, most=1000)
 
-    adl: float | str = 0.0
-    """Weight λ of the attention diversification loss; "auto" keeps its gradient at `adl_share` of the task's."""
-    adl_threshold: float = 2.0
-    adl_layers: tuple[int, ...] | None = None
-    adl_warmup: float = 0.0
-    """Epochs in which λ rises from 0."""
-    adl_share: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Of the computation; auto is bfloat16 on a GPU that has it, else float32."
+    )
+
+    adl: float | Literal["auto"] = setting(
+        0.0,
+        "Weight λ of the attention diversification loss (the paper: 1), or auto, which keeps its gradient at adl_share of the "
+        "task's.",
+        least=0,
+        metavar="WEIGHT|auto",
+    )
+    adl_threshold: float = setting(2.0, "τ of the paper: attention above so many times the mean is left out.", above=0)
+    adl_layers: tuple[int, ...] | None = setting(None, "Only these layers, e.g. 3,4,-1.", none="all", metavar="N,N,…")
+    adl_warmup: float = setting(0.0, "Epochs in which λ rises from 0.", least=0, metavar="EPOCHS")
+    adl_share: float = setting(0.1, "What auto keeps the gradient of ADL at, as a share of the task's.", above=0, most=1)
 
     def __post_init__(self) -> None:
-        for name, (low, high, rule) in _RANGES.items():
-            value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else [value]:
-                if number is not None and not (low <= number <= high if rule.startswith("from") else low < number <= high):
-                    raise TrainingError(f"{name} must be {rule}, got {number}")
-        if not (self.adl >= 0 if isinstance(self.adl, float) else self.adl == "auto"):
-            raise TrainingError(f"adl must be a weight from 0 on or auto, got {self.adl!r}")
-        if self.precision not in PRECISIONS:
-            raise TrainingError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.decoder_width < 32 or self.decoder_width % 32:
-            raise TrainingError(f"decoder_width must be a multiple of 32, got {self.decoder_width}")
+        super().__post_init__()
         for name in ("crop_scale", "crop_ratio", "resize_scale"):
             low, high = getattr(self, name)
             if low > high:
-                raise TrainingError(f"{name} must go from small to large, got {low} to {high}")
+                self.refuse(name, f"must go from small to large, got {low} to {high}")
         if (self.epochs is None) == (self.iterations is None):
             raise TrainingError("expected either epochs or iterations in a recipe")
         if self.head_rate != 1 and self.schedule == "none":
@@ -131,12 +135,8 @@ class Recipe:
             raise TrainingError(
                 f"mixup and cutmix pair the images of a batch; expected an even batch_size, got {self.batch_size}"
             )
-        if (
-            self.epochs is not None
-            and self.warmup_iterations is None
-            and self.warmup_epochs >= self.epochs
-            and self.schedule != "none"
-        ):
+        timed = self.epochs is not None and self.warmup_iterations is None and self.schedule != "none"
+        if timed and self.warmup_epochs >= (self.epochs or 0):
             raise TrainingError(
                 f"a warm-up of {self.warmup_epochs:g} epochs leaves nothing of {self.epochs}; lower warmup_epochs or train longer"
             )
@@ -161,7 +161,7 @@ class Recipe:
         Raises:
             TrainingError: there is no such setting, or its value makes no sense.
         """
-        given = {name: checked(name, value, _types()) for name, value in changes.items()}
+        given = {name: _value(name, value) for name, value in changes.items()}
         if given.get("epochs") is not None and given.get("iterations") is not None:
             raise TrainingError("expected either epochs or iterations, got both; leave one out")
         for one, other in _ALTERNATIVES:  # what is asked for takes the place of what the recipe had
@@ -174,32 +174,11 @@ _ALTERNATIVES = (
     ("epochs", "iterations"), ("iterations", "epochs"),
     ("warmup_epochs", "warmup_iterations"), ("warmup_iterations", "warmup_epochs"),
 )  # fmt: skip
-_LARGEST = sys.float_info.max
-_RANGES: dict[str, tuple[float, float, str]] = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulation", "repeated_augmentation"), (1, _LARGEST, "from 1 on")),
-    **dict.fromkeys(("reference_batch", "decoder_depth"), (1, _LARGEST, "from 1 on")),
-    "iterations": (1, _LARGEST, "from 1 on"),
-    **dict.fromkeys(
-        ("learning_rate", "clip_norm", "adl_threshold", "head_rate", "power", "resize_scale"), (0, _LARGEST, "above 0")
-    ),
-    "warmup_iterations": (0, _LARGEST, "from 0 on"),
-    **dict.fromkeys(
-        ("weight_decay", "warmup_epochs", "warmup_rate", "minimum_rate", "cooldown_epochs", "mixup", "cutmix", "adl_warmup"),
-        (0, _LARGEST, "from 0 on"),
-    ),
-    "color_jitter": (0, _LARGEST, "from 0 on"),
-    **dict.fromkeys(("flip", "erasing", "mix_probability", "mix_switch"), (0, 1, "from 0 to 1")),
-    **dict.fromkeys(("drop_path", "label_smoothing"), (0, 0.999, "from 0 to below 1")),
-    "masking": (0, 0.999, "above 0 and below 1"),
-    **dict.fromkeys(("layer_decay", "crop_scale", "adl_share", "largest_share"), (0, 1, "above 0 and at most 1")),
-    "crop_ratio": (0, _LARGEST, "above 0"),
-    "ema_decay": (0, 0.9999999, "above 0 and below 1"),
-}  # fmt: skip
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -208,33 +187,72 @@ def load_recipe(name: str | Path) -> Recipe:
     Raises:
         TrainingError: there is no such recipe, or its file is none.
     """
-    import yaml
-
-    if str(name) in recipe_names():
-        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
-        raise TrainingError(f"no recipe {str(name)!r}; expected {', '.join(recipe_names())} or a YAML file")
+    shown = printable(name)
+    path = _FOLDER / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
+    if not path.exists():
+        near = did_you_mean(str(name), recipe_names())
+        raise TrainingError(f"no recipe {shown!r}; expected {', '.join(recipe_names())} or a YAML file{near}")
+    if require_regular_file(path, "a recipe in YAML", TrainingError).st_size > _LARGEST_FILE:
+        raise TrainingError(
+            f"{shown}: expected a recipe in YAML of at most {_LARGEST_FILE:,} bytes; this is another kind of file"
+        )
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TrainingError(f"{name}: expected YAML, got {' '.join(str(error).split())[:120]}") from None
+        content = _yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TrainingError(f"{shown}: expected a recipe in YAML, got {one_line(reason, 120)}") from None
     if not isinstance(content, dict):
-        raise TrainingError(f"{name}: expected settings such as `epochs: 10`, got {type(content).__name__}")
+        raise TrainingError(f"{shown}: expected settings such as `epochs: 10`, got {type(content).__name__}")
     missing = [key for key in ("batch_size", "learning_rate") if key not in content]
     if not {"epochs", "iterations"} & set(content):
         missing = ["epochs (or iterations)", *missing]
     if missing:
-        raise TrainingError(f"{name}: expected epochs, batch_size and learning_rate in a recipe, {', '.join(missing)} is missing")
-    return Recipe(**{str(key): checked(str(key), value, _types()) for key, value in content.items()})
+        raise TrainingError(
+            f"{shown}: expected epochs, batch_size and learning_rate in a recipe, {', '.join(missing)} is missing"
+        )
+    return Recipe(**{str(key): _value(str(key), value) for key, value in content.items()})
 
 
-@cache
-def _types() -> dict[str, Any]:
-    hints = get_type_hints(Recipe)
-    return {field.name: hints[field.name] for field in fields(Recipe)}
+def _value(name: str, value: Any) -> Any:
+    """The value of a setting, a text read as YAML where the setting is no text.
+
+    Raises:
+        TrainingError: there is no such setting, or the text is no YAML.
+    """
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    if name not in known:
+        near = did_you_mean(name, known).removeprefix("; ")
+        raise TrainingError(f"no setting {printable(name, 80)!r} in a recipe; {near and near + ' '}There are {', '.join(known)}")
+    kinds = members(field_type(Recipe, name))
+    if str in kinds or not isinstance(value, str):
+        return value
+    try:
+        value = _yaml(value)
+    except ValueError as error:
+        raise TrainingError(f"{name} cannot be read: {one_line(error, 120)}") from None
+    if isinstance(value, str) and any(kind in (int, float) or element(kind) for kind in kinds):
+        try:
+            return float(value)  # YAML reads 1e-3 as text for want of a dot
+        except ValueError:
+            return value
+    return value
 
 
-def _folder() -> Any:
-    return files("overfocus.training") / "recipes"
+def _yaml(text: str) -> Any:
+    """What a YAML text says, which may not refer to itself: a few such lines can stand for gigabytes.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
+    import yaml
+
+    if any(text.count(opening) > _DEEPEST for opening in "[{"):
+        raise ValueError("lists nested too deeply")
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("an alias (*), which a recipe may not have")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("lists nested too deeply") from None

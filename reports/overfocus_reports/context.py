@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from overfocus.figures.model_colours import model_colour
-from overfocus.figures.variants import Variant
-from overfocus.figures.wording import GROUPS
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
+from overfocus.variants import Variant
 from overfocus_reports.figures import Figures
 from overfocus_reports.how_to_read import Reading, reading_of
 from overfocus_reports.model import Model
@@ -18,8 +17,8 @@ def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -
     """For the templates; those of the parts that only a comparison has find `comparison` None."""
     readings = {metric: first_reading(models, metric) for metric in metrics_of(models)}
     grouped = {
-        heading: [reading for metric, reading in readings.items() if CATALOGUE[metric].group in group.split(", ")]
-        for group, heading in GROUPS.items()
+        heading: [reading for metric, reading in readings.items() if CATALOGUE[metric].group == group]
+        for group, heading in HEADINGS.items()
     }
     return {
         "title": models[0].name,

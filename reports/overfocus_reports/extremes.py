@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from overfocus.figures.layers import Layer
-from overfocus.figures.variants import Variant
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.runs.description import Layer
+from overfocus.variants import OTHER_IMAGE, Variant
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -66,7 +66,7 @@ class ImageValues:
 
 def image_values(run: "Run", variants: list[Variant], layers: list[Layer]) -> ImageValues:
     """Read the stability metrics of every image from the table, heads averaged."""
-    table = run.table
+    table = run.table[run.table["corruption"] != OTHER_IMAGE]
     images = [int(image) for image in table["image"].unique()]
     shape = (len(variants), len(layers), len(images))
     pairs = pd.MultiIndex.from_arrays([table["corruption"], table["severity"]])

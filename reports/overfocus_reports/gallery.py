@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import OverfocusError
-from overfocus.figures.layers import Layer
 from overfocus.figures.received import ReceivedMaps
-from overfocus.figures.variants import CLEAN, Variant
 from overfocus.images.reading import read_image
+from overfocus.runs.description import Layer
+from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.displayed import RECEIVED, Displayed
 from overfocus_reports.encoding import number, picture_uri, png
 from overfocus_reports.extremes import ImageValues
@@ -41,22 +41,24 @@ def gallery(run: "Run", displayed: Displayed, values: ImageValues, layer: Layer)
         for variant, both in ends.items()
     }
     wanted = Counter(image for both in ends.values() for end in both for image in end if image not in run.displayed)
-    files = {entry["image"]: entry["path"] for entry in run.images}
+    files = {entry.image: entry.path for entry in run.images}
     pictures = {image: small_picture(files[image]) for image, _ in wanted.most_common(MOST_PICTURES)}
     return {"items": items, "pictures": pictures, "layer": layer.number}
 
 
 def item_of(received: ReceivedMaps, variant: Variant, image: int, moved: float, place: int) -> dict[str, Any]:
     """One image of a gallery; "maps" holds the clean and the corrupted received attention side by side."""
-    clean, corrupted = received(image, CLEAN)[place], received(image, variant)[place]
+    clean, corrupted = received(image, CLEAN_VARIANT)[place], received(image, variant)[place]
     maps = None
     if clean is not None and corrupted is not None:
         maps = png(RECEIVED.encode(np.concatenate([clean, corrupted], axis=1) * clean.size))
     return {"image": image, "moved": number(moved), "maps": maps}
 
 
-def small_picture(path: str) -> str | None:
+def small_picture(path: str | None) -> str | None:
     """A small version of a picture file; None where it cannot be read any more."""
+    if path is None:
+        return None
     try:
         return picture_uri(np.asarray(shrunk(path)), PIXELS, 70)
     except OverfocusError:

@@ -1,5 +1,6 @@
 """Where the numbers come from: checkpoint, settings, versions, as rows of (name, value) for the page."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,35 +13,36 @@ MOST_ITEMS = 8
 
 def checkpoint_rows(run: "Run") -> list[tuple[str, str]]:
     """The checkpoint: what it is, how it was recognised, what of it did not fit."""
-    known = run.info["checkpoint"]
-    size = known.get("input_size")
+    known = run.description.checkpoint
+    size = known.input_size
     rows = {
-        "architecture": known["name"],
-        "found by": known.get("found_by"),
-        "source": known.get("source"),
-        "SHA-256": known.get("sha256"),
-        "weights": known.get("weights_entry"),
-        "parameters": f"{known['parameters']:,}" if known.get("parameters") is not None else None,
+        "architecture": known.name,
+        "found by": known.found_by,
+        "source": known.source,
+        "SHA-256": known.sha256,
+        "weights": known.weights_entry,
+        "parameters": f"{known.parameters:,}" if known.parameters is not None else None,
         "input": f"{size[1]} × {size[2]} pixels, {size[0]} channel{'s' if size[0] != 1 else ''}" if size else None,
-        "classes": known.get("num_classes"),
-        "mean, standard deviation": f"{in_words(known.get('mean'))}; {in_words(known.get('std'))}",
-        "missing keys": in_words(known.get("missing_keys")) or "none",
-        "unexpected keys": in_words(known.get("unexpected_keys")) or "none",
-        "notes": "; ".join(known.get("notes") or []),
+        "classes": known.num_classes,
+        "mean, standard deviation": f"{in_words(known.mean)}; {in_words(known.std)}",
+        "missing keys": in_words(known.missing_keys) or "none",
+        "unexpected keys": in_words(known.unexpected_keys) or "none",
+        "notes": "; ".join(known.notes),
     }
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
 def settings_rows(run: "Run") -> list[tuple[str, str]]:
     """What was asked for."""
-    rows = {name.replace("_", " "): value for name, value in run.info["settings"].items()}
+    rows = {name.replace("_", " "): value for name, value in asdict(run.description.settings).items() if value is not None}
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
 def version_rows(run: "Run") -> list[tuple[str, str]]:
     """What it ran with, when, and how long it took."""
-    rows = {"overfocus": run.info["overfocus"], "started": run.info["created"]} | dict(run.info.get("versions") or {})
-    rows |= {name.replace("_", " "): value for name, value in (run.info.get("timing") or {}).items()}
+    known = run.description
+    rows: dict[str, Any] = {"overfocus": known.overfocus, "started": known.created} | known.versions
+    rows |= {name.replace("_", " "): value for name, value in known.timing.items()}
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 

@@ -41,7 +41,7 @@ def draw_report(run: "Run", *, megabytes: float | None = None) -> Path:
         raise RunError(
             f"{run.path}: this run measured predictions only, so there is no attention to draw; `overfocus compare` compares it"
         )
-    models = [Model(run, str(run.info["checkpoint"]["name"]))]
+    models = [Model(run, run.model)]
     return write_page(models, run.path, room_of(models) if megabytes is None else megabytes, {}, {})
 
 

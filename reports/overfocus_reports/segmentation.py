@@ -8,8 +8,8 @@ import pandas as pd
 from PIL import Image
 
 from overfocus.datasets.masks import IGNORED
-from overfocus.evaluation.segmented_results import measure_segmentation
-from overfocus.figures.variants import Variant
+from overfocus.evaluation.results import measure_segmentation
+from overfocus.variants import Variant
 from overfocus_reports.encoding import base64_of, number, numbers
 
 if TYPE_CHECKING:

@@ -38,7 +38,8 @@ def captured_maps(loaded, pixels):
 
 def test_one_row_per_image_corruption_severity_and_layer(run):
     variants = [("clean", 0), ("gaussian_noise", 2), ("gaussian_noise", 4), ("fog", 2), ("fog", 4)]
-    expected = [(image, name, severity, layer) for image in range(6) for name, severity in variants for layer in range(2)]
+    control = ("other image", 0)
+    expected = [(image, *variant, layer) for image in range(6) for variant in [*variants, control] for layer in range(2)]
     assert list(run.table[KEYS].itertuples(index=False, name=None)) == expected
     assert list(run.table.columns) == [
         "image",
@@ -142,20 +143,20 @@ def test_worker_processes_do_not_change_the_result(run, loaded, photos, tmp_path
 
 def test_the_seed_counts(run, loaded, photos, tmp_path):
     other = overfocus.analyze(loaded, photos, output=tmp_path / "other", **OPTIONS | {"seed": 1})
-    clean = run.table["severity"] == 0
+    clean = run.table["corruption"] == "clean"
     pd.testing.assert_frame_equal(other.table[clean], run.table[clean])
-    assert not np.allclose(other.table.loc[~clean, "received_shift"], run.table.loc[~clean, "received_shift"])
+    assert not np.allclose(other.table.query("severity > 0")["received_shift"], run.table.query("severity > 0")["received_shift"])
 
 
 def test_layers_and_heads_and_limit(loaded, photos, tmp_path):
     other = overfocus.analyze(loaded, photos, output=tmp_path / "other", layers=[-1], per_head=True, limit=2, **OPTIONS)
     assert list(other.table["layer"].unique()) == [1]
-    assert [layer["layer"] for layer in other.layers] == [1]
-    assert [image["name"] for image in other.images] == ["cat/000.png", "dog/003.png"]
+    assert [layer.layer for layer in other.layers] == [1]
+    assert [image.name for image in other.images] == ["cat/000.png", "dog/003.png"]
     assert list(other.table["head"][:4]) == [0, 1, 0, 1]
-    assert len(other.table) == 2 * 5 * 2
+    assert len(other.table) == 2 * 6 * 2
     _, maps = captured_maps(loaded, loaded.preprocess.resize(Image.open(photos / "dog/003.png")))
-    heads = other.table[(other.table["image"] == 1) & (other.table["severity"] == 0)]
+    heads = other.table[(other.table["image"] == 1) & (other.table["corruption"] == "clean")]
     np.testing.assert_allclose(heads["gini"], METRICS["gini"](maps[1], prefix_tokens=1, per_head=True)[0], atol=1e-5)
     assert set(other.maps(0).attention) == {1}
 
@@ -179,7 +180,7 @@ def test_labels_that_are_classes_give_correct(photos, tmp_path, make_loaded):
 def test_labels_that_are_no_classes_give_no_correct(run):
     assert set(run.table["label"]) == {"cat", "dog"}
     assert run.predictions["correct"].isna().all()
-    assert run.info["notes"] == ["2 of 2 labels mean no class of the model (cat, dog)"]
+    assert run.description.notes == ["2 of 2 labels mean no class of the model (cat, dog)"]
 
 
 def test_model_without_classifier(photos, tmp_path, make_loaded):
@@ -201,8 +202,8 @@ def test_grey_model_with_the_bundled_images(tmp_path, make_loaded):
 
 def test_clean_images_alone(loaded, photos, tmp_path):
     run = overfocus.analyze(loaded, photos, corruptions=[], output=tmp_path / "run", workers=0, device="cpu", batch_size=1)
-    assert set(run.table["corruption"]) == {"clean"}
-    assert len(run.table) == 12
+    assert set(run.table["corruption"]) == {"clean", "other image"}
+    assert len(run.table) == 24
 
 
 def test_mixed_precision_stays_close(run, loaded, photos, tmp_path):
@@ -219,7 +220,7 @@ def test_windows_are_measured_and_put_back(photos, tmp_path, make_loaded):
         img_size=32, patch_size=4, window_size=4, embed_dim=16, depths=(2,), num_heads=(2,), num_classes=5
     )
     run = overfocus.analyze(make_loaded(model), photos, output=tmp_path / "run", **OPTIONS)
-    assert {layer["kind"] for layer in run.layers} == {"window"}
+    assert {layer.kind for layer in run.layers} == {"window"}
     assert run.table["attention_distance"].notna().all()
     assert [received.shape for received in run.received(2, "fog", 2)] == [(8, 8), (8, 8)]
     assert run.maps(0).attention[0].shape == (5, 4, 16, 16)
@@ -282,9 +283,9 @@ def test_from_a_checkpoint_file(loaded, photos, tmp_path):
     run = overfocus.analyze(path, photos, output=tmp_path / "run", **OPTIONS)
     expected = overfocus.analyze(loaded, photos, output=tmp_path / "expected", **OPTIONS)
     pd.testing.assert_frame_equal(run.table, expected.table)
-    checkpoint = run.info["checkpoint"]
-    assert checkpoint["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert checkpoint["weights_sha256"] == expected.info["checkpoint"]["weights_sha256"]
+    checkpoint = run.description.checkpoint
+    assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checkpoint.weights_sha256 == expected.description.checkpoint.weights_sha256
     assert run.class_names == names
     assert run.predictions["correct"].notna().all()
 
@@ -317,7 +318,7 @@ def test_silent_attention_module_is_warned_of(photos, tmp_path, make_loaded):
     loaded.model.blocks[1].attn = LinearAttention()
     with pytest.warns(UserWarning, match=r"1 attention modules gave no map and are not measured: blocks\.1\.attn"):
         run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
-    assert [row["module"] for row in run.info["coverage"] if not row["captured"]] == ["blocks.1.attn"]
+    assert [row.module for row in run.description.coverage if not row.captured] == ["blocks.1.attn"]
 
 
 def test_the_gate_of_tap_is_named_but_not_warned_of(photos, tmp_path, make_loaded):
@@ -326,9 +327,9 @@ def test_the_gate_of_tap_is_named_but_not_warned_of(photos, tmp_path, make_loade
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
-    gates = [row for row in run.info["coverage"] if row["kind"] == "gating"]
+    gates = [row for row in run.description.coverage if row.kind == "gating"]
     assert len(gates) == len(loaded.model.blocks)
-    assert not any(row["captured"] for row in gates)
+    assert not any(row.captured for row in gates)
 
 
 def test_weights_that_are_not_numbers(photos, tmp_path, make_loaded):
@@ -344,8 +345,8 @@ def test_bad_images_are_skipped_counted_and_named(loaded, photos, tmp_path):
     (photos / "dog" / "zzz.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
     run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     assert sorted(run.table["image"].unique()) == [0, 2, 3, 4, 5]
-    assert [row["name"] for row in run.skipped] == ["cat/001.png", "dog/zzz.jpg"]
-    assert "none that Pillow reads" in run.skipped[0]["reason"]
+    assert [row.name for row in run.skipped] == ["cat/001.png", "dog/zzz.jpg"]
+    assert "none that Pillow reads" in run.skipped[0].reason
     assert run.displayed == [0, 2, 3, 5]
     with pytest.raises(ImageError, match=r"001\.png"):
         overfocus.analyze(loaded, photos, output=tmp_path / "strict", strict=True, **OPTIONS)
@@ -395,7 +396,7 @@ def test_reading_what_is_no_run(tmp_path):
     with pytest.raises(RunError, match="cannot be read"):
         Run(tmp_path)
     (tmp_path / "run.json").write_text('{"format": 99}')
-    with pytest.raises(RunError, match="written in format 99, this version reads format 1"):
+    with pytest.raises(RunError, match="written in format 99, this version reads formats 1 to 2"):
         Run(tmp_path)
     (tmp_path / "run.json").write_text('{"scripts": {}}')
     with pytest.raises(RunError, match="something else"):

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import importlib.util, resource, sys
 import overfocus
-from overfocus.analysis import recorder
+from overfocus.sweep import recorder
 
 spec = importlib.util.spec_from_file_location("fixtures", sys.argv[1])
 fixtures = importlib.util.module_from_spec(spec)

@@ -9,8 +9,8 @@ from torchmetrics.functional.segmentation import mean_iou as reference_iou
 
 import overfocus
 from overfocus import ImageError, RunError
-from overfocus.analysis import recorder
 from overfocus.models.segmentation import segmentation_model
+from overfocus.sweep import recorder
 
 CLASSES = ["background", "thing", "sky"]
 
@@ -66,7 +66,7 @@ def forward(segmenter, pictures):
 def test_predictions_are_those_of_the_plain_forward(segmenter, masked, tmp_path):
     run = analyze(segmenter, masked, tmp_path / "run")
     assert run.segmented
-    assert run.info["task"] == "segmentation"
+    assert run.segmented
     assert run.class_names == CLASSES
     assert run.predictions["label"].isna().all()
     for image in run.displayed:
@@ -141,17 +141,17 @@ def test_large_batches_and_small_ones_give_the_same(segmenter, masked, tmp_path)
 def test_an_interrupted_run_continues_to_the_same_tables(segmenter, masked, tmp_path, monkeypatch):
     whole = analyze(segmenter, masked, tmp_path / "whole", batch_size=4)
     monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
-    add = recorder.PartRecorder.add
+    add = recorder.Recorder.add
 
-    def stop(self, results, skipped):
-        if self.done:
+    def stop(self, results):
+        if self.reached:
             raise KeyboardInterrupt
-        add(self, results, skipped)
+        add(self, results)
 
-    monkeypatch.setattr(recorder.PartRecorder, "add", stop)
+    monkeypatch.setattr(recorder.Recorder, "add", stop)
     with pytest.raises(KeyboardInterrupt):
         analyze(segmenter, masked, tmp_path / "run", batch_size=4)
-    monkeypatch.setattr(recorder.PartRecorder, "add", add)
+    monkeypatch.setattr(recorder.Recorder, "add", add)
     part = tmp_path / "run" / "attention_by_class" / "part-00001.parquet"
     part.write_bytes(b"left behind by a kill")
     again = analyze(segmenter, masked, tmp_path / "run", batch_size=4)
@@ -262,7 +262,7 @@ def test_a_data_set_comes_alone(segmenter, masked, photos, tmp_path):
 def test_a_damaged_mask_is_skipped_and_named(segmenter, masked, tmp_path):
     Image.new("L", (10, 10)).save(masked / "masks" / "1.png")
     run = analyze(segmenter, masked, tmp_path / "run")
-    assert [row["name"] for row in run.skipped] == ["1.png"]
+    assert [row.name for row in run.skipped] == ["1.png"]
     assert "48×32 pixels, got 10×10" in run.skipped[0]["reason"]
     assert sorted(run.predictions["image"].unique()) == [0, 2]
 
@@ -281,6 +281,6 @@ def test_the_bundled_photographs_serve_a_registered_model(tmp_path):
     run = overfocus.analyze(
         loaded, corruptions=["fog"], severities=[3], limit=2, output=tmp_path / "run", workers=0, device="cpu"
     )
-    assert run.info["settings"]["batch_size"] == 4
-    assert len(run.layers) == run.info["attention_layers"]
+    assert run.description.settings.batch_size == 4
+    assert len(run.layers) == run.description.attention_layers
     assert run.class_maps(0).predicted.shape == (2, 128, 128)

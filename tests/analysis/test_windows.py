@@ -16,7 +16,7 @@ def _swin():
 
 def test_partitions_cover_the_patch_grid_and_fit_the_maps(make_loaded, photos, tmp_path):
     run = overfocus.analyze(make_loaded(_swin()), photos, ["fog"], [1], tmp_path / "run", batch_size=2, limit=1, progress=False)
-    assert [layer["branch"] for layer in run.layers][:2] == [None, "shifted"]
+    assert [layer.branch for layer in run.layers][:2] == [None, "shifted"]
     regular, shifted = run.partitions[0], run.partitions[1]
     assert regular.shape == shifted.shape == (4, 16)
     assert sorted(regular.ravel()) == sorted(shifted.ravel()) == list(range(64))

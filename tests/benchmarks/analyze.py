@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 import overfocus
-from overfocus.analysis.variants import list_variants, pack_variants
+from overfocus.sweep.sweep import pack_pairs
+from overfocus.variants import list_variants
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
 
     loaded = overfocus.load_model(arguments.model, pretrained=False)
     variants = len(list_variants(corruptions, [3]))
-    packing = pack_variants(variants, arguments.batch_size)
+    packing = pack_pairs(variants, arguments.batch_size)
     sizes = [packing.images * len(members) for members in packing.batches]
     forwards = [torch.randn(size, *loaded.input_size) for size in sizes]
     packs = -(-arguments.images // packing.images)
@@ -74,7 +75,7 @@ def main() -> None:
             before, whole, after = timed(plain), timed(analyze), timed(plain)
             reference = [(first + second) / 2 for first, second in zip(before, after, strict=True)]
             ratios.append([measured / expected for measured, expected in zip(whole, reference, strict=True)])
-            timing = overfocus.Run(output).info["timing"]
+            timing = overfocus.Run(output).description.timing
             parts = ", ".join(
                 f"{part} {timing[part]:.1f}" for part in ("forward", "capture", "waiting", "normalising", "writing")
             )

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 import overfocus
-from overfocus.analysis.variants import pack_variants
 from overfocus.corruptions import resolve_corruptions
+from overfocus.sweep.sweep import pack_pairs
 
 MODELS = (
     "tap_fan_tiny_8_p4_hybrid_segformer",
@@ -73,7 +73,7 @@ def run(model: str, way: str, arguments: argparse.Namespace) -> dict[str, float]
     loaded = overfocus.load_model(model, pretrained=False, device="cpu", image_size=arguments.image_size)
     began = time.perf_counter()
     if way == "plain":
-        largest = max(len(batch) for batch in pack_variants(arguments.variants, arguments.batch_size).batches)
+        largest = max(len(batch) for batch in pack_pairs(arguments.variants, arguments.batch_size).batches)
         pictures = torch.randn(largest, *loaded.input_size)
         with torch.no_grad():
             loaded.model(pictures)

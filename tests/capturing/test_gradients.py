@@ -78,7 +78,7 @@ def test_without_asking_weights_are_detached(make_vit, family):
 
 def test_without_gradient_mode_there_are_none(make_vit, family):
     with torch.no_grad(), overfocus.capture(make_vit(), gradients=True) as captured:
-        captured.recorder.stack.model(family.images(32))
+        captured.tracer.stack.model(family.images(32))
     assert not captured.maps[0].weights.requires_grad
 
 

@@ -120,5 +120,5 @@ def test_keyword_and_positional_arguments():
     expected = (q @ k.mT * 0.5 + mask).softmax(-1)
     for call in calls:
         with torch.no_grad(), overfocus.capture(Spelled(call)) as captured:
-            captured.recorder.stack.model(q)
+            captured.tracer.stack.model(q)
         torch.testing.assert_close(captured.maps[0].weights, expected)

@@ -69,12 +69,12 @@ def test_an_error_in_reduce_reaches_the_caller(make_vit, family):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"), overfocus.capture(make_vit(), reduce=reduce) as captured:
-        captured.recorder.stack.model(family.images(32))
+        captured.tracer.stack.model(family.images(32))
 
 
 def test_weights_are_computed_once_and_in_blocks_the_same(make_vit, family):
     with torch.inference_mode(), overfocus.capture(make_vit()) as captured:
-        captured.recorder.stack.model(family.images(32))
+        captured.tracer.stack.model(family.images(32))
     attention = captured.maps[0]
     assert attention.weights is attention.weights
     for size in (1, 5, 17, 100):

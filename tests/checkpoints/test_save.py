@@ -29,7 +29,7 @@ def test_registered_architecture(tmp_path) -> None:
     loaded = load_model(path)
     assert (loaded.name, loaded.found_by, loaded.class_names) == ("test_vit", "metadata", ["a", "b", "c"])
     assert loaded.preprocess == preprocess
-    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], [])
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], ())
     images = torch.rand(1, 3, 96, 96)
     torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)
     with safe_open(path, framework="pt") as reader:

@@ -45,7 +45,7 @@ def test_a_saved_model_is_built_again(tmp_path: Path, name: str, arguments: dict
     loaded = overfocus.load_model(tmp_path / "model.safetensors")
     assert (loaded.name, loaded.found_by, loaded.num_classes) == (name, "metadata", arguments["num_classes"])
     assert (loaded.input_size, loaded.crop_pct) == ((arguments.get("in_chans", 3), 32, 32), 1.0)
-    assert loaded.missing_keys == loaded.unexpected_keys == loaded.notes == []
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], ())
     assert loaded.class_names == [f"class {number}" for number in range(arguments["num_classes"])]
     assert loaded.class_colours == [[9, 8, 7]] * arguments["num_classes"]
     images = torch.randn(2, *loaded.input_size)
@@ -56,7 +56,7 @@ def test_position_tables_of_the_backbone_are_resampled(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", "VisionTransformer_segformer", VIT)
     loaded = overfocus.load_model(tmp_path / "model.safetensors", image_size=64)
     assert loaded.input_size == (3, 64, 64)
-    assert loaded.notes == ["position tables resampled: backbone.model.pos_embed (1, 17, 16) → (1, 65, 16)"]
+    assert loaded.notes == ("position tables resampled: backbone.model.pos_embed (1, 17, 16) → (1, 65, 16)",)
     assert loaded.model(torch.randn(1, 3, 64, 64)).shape == (1, 3, 8, 8)
 
 

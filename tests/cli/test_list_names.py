@@ -39,7 +39,7 @@ def test_models_of_overfocus_itself_are_listed() -> None:
 def test_nothing_found_is_said(what: str) -> None:
     result = run(app, ["list", what, "xyzzy"])
     assert result.exit_code == 0
-    assert result.stdout == f"no {what} fit 'xyzzy'\n"
+    assert result.stdout == f"no {what} match 'xyzzy'\n"
 
 
 def test_tables_name_everything() -> None:

@@ -52,7 +52,7 @@ def test_train_with_tap_and_adl_and_fine_tune_the_result(data: Path, tmp_path: P
             ["--recipe", "huge"],
             "no recipe 'huge'; expected fan, finetune, mae, rvt, segmentation, segmentation_small, small or a YAML",
         ),
-        (["--tap", "0"], "tap must be at least 1, got 0"),
+        (["--tap", "0"], "--tap must be at least 1 and at most 64, got 0"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(data: Path, tmp_path: Path, options: list[str], words: str) -> None:
@@ -116,7 +116,7 @@ def test_train_a_segmentation_model(masks: Path, tmp_path: Path) -> None:
     [
         (["--task", "detection"], "task must be classification or segmentation, got 'detection'"),
         ([], "holds pictures with masks; train on them with --task segmentation"),
-        (["--task", "segmentation", "--set", "mixup=0.2"], "mixup changes pictures but not their masks"),
+        (["--task", "segmentation", "--set", "mixup=0.2"], "mixup changes images but not their masks"),
     ],
 )
 def test_what_is_wrong_with_a_segmentation_is_told_in_one_line(

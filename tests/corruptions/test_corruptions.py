@@ -11,7 +11,15 @@ import pytest
 
 import overfocus
 from overfocus import CorruptionError, corrupt
-from overfocus.corruptions import CORRUPTIONS, GROUPS, prepare_corruptions, resolve_corruptions
+from overfocus.corruptions import (
+    CONSTANT_SETS,
+    CORRUPTIONS,
+    GROUPS,
+    choose_constants,
+    describe_constants,
+    is_approximation,
+    resolve_corruptions,
+)
 
 RANDOM = [
     name
@@ -79,7 +87,7 @@ def test_below_the_librarys_limit(name, size):
 def test_small_pictures_keep_the_strength_of_the_noise():
     for side in (16, 64):
         grey = np.full((side, side, 3), 128, np.uint8)
-        noise = np.concatenate([corrupt(grey, "gaussian_noise", 1, seed).astype(float) - 128 for seed in range(20)])
+        noise = np.concatenate([corrupt(grey, "gaussian_noise", 1, seed, "imagenet-c").astype(float) - 128 for seed in range(20)])
         assert noise.std() == pytest.approx(0.08 * 255, rel=0.05)
 
 
@@ -112,7 +120,7 @@ def test_numpys_global_generator_is_left_alone(picture, name):
     np.testing.assert_array_equal(np.concatenate([first, np.random.standard_normal(2)]), expected)  # noqa: NPY002
 
 
-def test_generator_is_put_back_when_the_library_fails(picture, monkeypatch):
+def test_generator_is_put_back_when_the_package_fails(picture, monkeypatch):
     def fail(*_args, **_keywords):
         np.random.standard_normal(5)  # noqa: NPY002
         raise ZeroDivisionError
@@ -120,7 +128,7 @@ def test_generator_is_put_back_when_the_library_fails(picture, monkeypatch):
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     monkeypatch.setattr(imagecorruptions, "corrupt", fail)
     with pytest.raises(ZeroDivisionError):
-        corrupt(picture, "fog")
+        corrupt(picture, "fog", constants="imagenet-c")
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
@@ -154,20 +162,43 @@ def test_new_process_gives_the_same(picture, tmp_path):
             np.testing.assert_array_equal(results[name], corrupt(picture, name, 4, 3), err_msg=name)
 
 
-def test_glass_blur_is_compiled_once_per_kind_of_parameters(picture):
-    from imagecorruptions.corruptions import _shuffle_pixels_njit_glass_blur as shuffle
-
-    prepare_corruptions(["glass_blur"])
-    compiled = len(shuffle.signatures)
-    for severity in (1, 2, 3, 4, 5):
-        corrupt(picture, "glass_blur", severity)
-    assert len(shuffle.signatures) == compiled
-
-
-def test_values_are_those_of_the_library(picture):
+def test_values_are_those_of_the_package(picture):
     for name in ("defocus_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "saturate"):
         expected = imagecorruptions.corrupt(picture, corruption_name=name, severity=4)
-        np.testing.assert_array_equal(corrupt(picture, name, 4), expected, err_msg=name)
+        np.testing.assert_array_equal(corrupt(picture, name, 4, constants="imagenet-c"), expected, err_msg=name)
+
+
+def test_constants_follow_the_shorter_side():
+    assert [choose_constants(side) for side in (1, 28, 32, 48)] == ["cifar-c"] * 4
+    assert [choose_constants(side) for side in (49, 64, 96)] == ["tiny-imagenet-c"] * 3
+    assert [choose_constants(side) for side in (97, 224, 1024)] == ["imagenet-c"] * 3
+    with pytest.raises(CorruptionError, match="at least 1 pixel"):
+        choose_constants(0)
+    wide = np.random.default_rng(0).integers(0, 256, (40, 200, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(corrupt(wide, "contrast", 5), corrupt(wide, "contrast", 5, constants="cifar-c"))
+    assert (corrupt(wide, "contrast", 5) != corrupt(wide, "contrast", 5, constants="imagenet-c")).any()
+
+
+def test_constants_in_words():
+    described = {side: describe_constants("imagenet-c", side) for side in (97, 191, 192, 224, 256, 257)}
+    assert [side for side, words in described.items() if words == "ImageNet-C constants"] == [192, 224, 256]
+    assert described[191] == "ImageNet-C constants at 191 pixels"
+    assert describe_constants("cifar-c", 28) == "CIFAR-C constants"
+    assert describe_constants("cifar-c", 224) == "CIFAR-C constants at 224 pixels"
+    assert describe_constants("tiny-imagenet-c", 64) == "Tiny-ImageNet-C constants"
+
+
+def test_approximations_are_motion_blur_and_snow():
+    for constants in CONSTANT_SETS:
+        assert [name for name in CORRUPTIONS if is_approximation(name, constants)] == ["motion_blur", "snow"]
+    with pytest.raises(CorruptionError, match="unknown corruption 'rain'"):
+        is_approximation("rain", "cifar-c")
+
+
+@pytest.mark.parametrize("constants", ["imagenet", "CIFAR-C", "", 3, b"cifar-c"])
+def test_unknown_constants(picture, constants):
+    with pytest.raises(CorruptionError, match=r"unknown set of constants .*Valid names: cifar-c, tiny-imagenet-c, imagenet-c"):
+        corrupt(picture, "fog", constants=constants)
 
 
 def test_names_and_groups_resolve():

@@ -10,15 +10,22 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from overfocus.corruptions import GROUPS
 from overfocus.evaluation.corruption_error import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, corruption_error
 from overfocus.evaluation.results import errors_of, measure_predictions
-from overfocus.evaluation.scoring import COLUMNS, score
+from overfocus.probes.classes import PREDICTION, SCORES, score
+from overfocus.runs.description import Pixels
+
+
+def scored(*arguments):
+    """The columns as arrays."""
+    return {name: column.double().numpy() for name, column in score(*arguments).items()}
+
 
 LOGITS = torch.randn(60, 7, generator=torch.Generator().manual_seed(0)) * 2
 TARGETS = torch.randint(0, 7, (60,), generator=torch.Generator().manual_seed(1))
 
 
 def test_scores_against_numpy() -> None:
-    columns = score(LOGITS, TARGETS, None)
-    assert tuple(columns) == COLUMNS
+    columns = scored(LOGITS, TARGETS, None)
+    assert tuple(columns) == (*PREDICTION, *SCORES)
     logits, targets = LOGITS.double().numpy(), TARGETS.numpy()
     np.testing.assert_array_equal(columns["predicted"], logits.argmax(1))
     np.testing.assert_allclose(
@@ -32,7 +39,7 @@ def test_scores_against_numpy() -> None:
 def test_restricted_predictions_leave_the_other_classes_out_before_the_softmax() -> None:
     allowed = torch.tensor([1, 4, 6])
     targets = allowed[torch.arange(60) % 3]
-    columns = score(LOGITS, targets, None, allowed)
+    columns = scored(LOGITS, targets, None, allowed)
     logits = LOGITS.double().numpy()[:, [1, 4, 6]]
     np.testing.assert_array_equal(columns["predicted"], np.array([1, 4, 6])[logits.argmax(1)])
     np.testing.assert_allclose(columns["confidence"], np.exp(log_softmax(logits, axis=1)).max(1), rtol=1e-5)
@@ -43,20 +50,20 @@ def test_restricted_predictions_leave_the_other_classes_out_before_the_softmax()
 
 @pytest.mark.parametrize(("classes", "defined"), [(4, False), (5, False), (6, True)])
 def test_top5_is_of_more_than_five_classes(classes: int, defined: bool) -> None:
-    columns = score(LOGITS[:, :classes], TARGETS % classes, None)
+    columns = scored(LOGITS[:, :classes], TARGETS % classes, None)
     assert np.isfinite(columns["correct_top5"]).all() == defined
     assert np.isfinite(measure_predictions(table_of(columns))["top5"].item()) == defined
 
 
 def test_labels_that_mean_no_class_have_no_scores() -> None:
-    columns = score(LOGITS[:2], torch.tensor([3, -1]), None)
+    columns = scored(LOGITS[:2], torch.tensor([3, -1]), None)
     for name in ("correct", "correct_top5", "negative_log_likelihood"):
         assert np.isnan(columns[name]).tolist() == [False, True]
 
 
 def test_corrupted_pictures_are_compared_with_their_clean_one() -> None:
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
-    columns = score(logits, torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0]))
+    columns = scored(logits, torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0]))
     np.testing.assert_array_equal(columns["agreement"], [np.nan, 1, 0])
     before, after = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1))
     np.testing.assert_allclose(columns["confidence_drop"], [np.nan, 0, before - after], atol=1e-6)
@@ -68,7 +75,7 @@ def table_of(columns: dict[str, np.ndarray], corruption: str = "clean", severity
 
 
 def test_accuracy_and_calibration_are_those_of_torchmetrics() -> None:
-    (row,) = measure_predictions(table_of(score(LOGITS, TARGETS, None))).to_dict("records")
+    (row,) = measure_predictions(table_of(scored(LOGITS, TARGETS, None))).to_dict("records")
     assert row["images"] == 60
     for name, top in (("top1", 1), ("top5", 5)):
         expected = multiclass_accuracy(LOGITS, TARGETS, num_classes=7, top_k=top, average="micro")
@@ -103,7 +110,10 @@ def test_mce_is_the_mean_of_ratios_of_sums() -> None:
     assert found.corruptions == {"snow": pytest.approx(100.0), "fog": pytest.approx(50.0)}
     assert found.mce == pytest.approx(75)
     assert found.relative_mce == pytest.approx((100 * 0.4 / 0.8 + 100 * 0.4 / 0.2) / 2)
-    assert found.note == "over 2 of the 15 common corruptions, severities 1, 3, on-the-fly; relative to first, not to AlexNet"
+    assert found.note == (
+        "over 2 of the 15 common corruptions, severities 1, 3, on-the-fly; relative to first, not to AlexNet; "
+        "snow approximates the benchmark: its constants, another algorithm"
+    )
     assert found.relative_note == ""
 
 
@@ -162,5 +172,26 @@ def test_nothing_is_normalised_silently() -> None:
     perfect = corruption_error(three, 0.1, made="on-the-fly", imagenet=False, baseline=("first", dict.fromkeys(three, 0.0), 0.0))
     assert perfect.mce is None
     assert perfect.note.endswith("; first makes no error under fog")
+    small = corruption_error(ALEXNET, 0.2, made="on-the-fly", imagenet=True, baseline=None, constants="cifar-c")
+    assert small.mce is None
+    assert "AlexNet's errors are those with ImageNet-C's constants" in small.note
     tree = corruption_error(ALEXNET, 0.2, made="tree of corruptions", imagenet=True, baseline=None)
     assert tree.note.endswith("the tree does not hold ImageNet-C's corruptions alone, so it may not be the published benchmark")
+
+
+def test_what_mce_rests_on_is_named() -> None:
+    side = Pixels(height=160, width=160, interpolation="bicubic", crop_pct=0.9, crop_mode="center")
+    made = {"made": "on-the-fly", "imagenet": True, "baseline": None, "constants": "imagenet-c", "pixels": side}
+    note = corruption_error(ALEXNET, 0.4, **made).note
+    assert "on-the-fly, ImageNet-C constants at 160 pixels; relative to AlexNet's" in note
+    assert (
+        "motion blur and snow approximate the benchmark: its constants, another algorithm, AlexNet's errors are those on" in note
+    )
+    fog = {("fog", level): 0.5 for level in range(1, 6)}
+    assert "approximate" not in corruption_error(fog, 0.4, **made).note
+    tree = {"made": "ImageNet-C", "imagenet": True, "baseline": None, "pixels": side}
+    published = corruption_error(ALEXNET, 0.4, **tree, tree_geometry="as-is").note
+    assert "ImageNet-C, images as they are at 160×160 pixels, not cropped; relative to AlexNet's" in published
+    assert "approximate" not in published
+    other = corruption_error(ALEXNET, 0.4, **tree, tree_geometry="model").note
+    assert "images resized and cropped to 0.9 once more, which the published protocol does not" in other

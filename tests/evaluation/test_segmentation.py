@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import overfocus
 from overfocus.errors import OverfocusError
 from overfocus.evaluation.evaluate import evaluate
-from overfocus.evaluation.segmentation import PixelPredictor
-from overfocus.segmentation.windows import sliding_logits
+from overfocus.segmentation.inference import sliding_logits
+from overfocus.sweep.sweep import Subject
 from overfocus_cli.main import app
 
 MASKED = ["ground", "box", "corner"]
@@ -53,8 +53,8 @@ def test_predictions_are_those_of_the_model(segmenter: Path, masked: Path, tmp_p
     (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", **QUICK)
     run = evaluation.run
     assert run.complete
-    assert run.info["task"] == "segmentation"
-    assert len(run.info["class_colours"]) == 3
+    assert run.segmented
+    assert len(run.class_colours or []) == 3
     assert len(run.predictions) == 5 * 5
     for row in run.predictions.sample(8, random_state=0).to_dict("records"):
         clean_pixels = np.asarray(Image.open(masked / "images" / row["name"]))
@@ -118,11 +118,10 @@ def test_pictures_of_several_sizes(segmenter: Path, masked: Path, tmp_path: Path
 def test_a_continued_evaluation_ends_with_the_same_table(
     segmenter: Path, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr("overfocus.evaluation.recorder.SECONDS_PER_PART", 0.0)
-    monkeypatch.setattr("overfocus.evaluation.session.BATCHES_PER_ROUND", 1)
+    monkeypatch.setattr("overfocus.sweep.recorder.SECONDS_PER_PART", 0.0)
     options = QUICK | {"batch_size": size if size == 2 else 10}
     (whole,) = evaluate(segmenter, masked, tmp_path / "whole", **options)
-    original, calls = PixelPredictor.__call__, []
+    original, calls = Subject.measure, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -131,10 +130,10 @@ def test_a_continued_evaluation_ends_with_the_same_table(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PixelPredictor, "__call__", interrupted)
+        patch.setattr(Subject, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(segmenter, masked, tmp_path / "parts", **options)
-    assert 0 < overfocus.Run(tmp_path / "parts").info["done"] < 5
+    assert 0 < overfocus.Run(tmp_path / "parts").description.done < 5
     (parts,) = evaluate(segmenter, masked, tmp_path / "parts", **options)
     assert_same(whole.run.predictions, parts.run.predictions)
 
@@ -293,7 +292,7 @@ def test_wrong_masks_stop_the_evaluation(segmenter: Path, masked: Path, tmp_path
     path.write_bytes(kept)
     (masked / "images" / "3.png").write_bytes(b"no picture")
     (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
-    assert [skip["name"] for skip in evaluation.run.skipped] == ["3.png"]
+    assert [skip.name for skip in evaluation.run.skipped] == ["3.png"]
     assert len(evaluation.run.predictions) == 4 * 5
 
 

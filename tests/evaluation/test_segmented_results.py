@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from overfocus.corruptions import CORRUPTIONS, GROUPS
-from overfocus.evaluation.segmented_results import CITYSCAPES_C, average_corruptions
+from overfocus.evaluation.results import CITYSCAPES_C, average_corruptions
 
 
 def mious(names: tuple[str, ...] = CORRUPTIONS, levels: tuple[int, ...] = (1, 2, 3, 4, 5)) -> dict[tuple[str, int], float]:

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from overfocus.comparison.comparison import Comparison
 from overfocus.errors import RunError
+from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 
 
@@ -21,7 +22,9 @@ def test_table_of_means(run):
 
 def test_hostile_names_stay_text(make_run):
     run = make_run(images=1, layers=1)
-    run.info["checkpoint"]["name"] = "<img src=x onerror=alert(1)>"
+    run.description = replace(
+        run.description, checkpoint=replace(run.description.checkpoint, name="<img src=x onerror=alert(1)>")
+    )
     found = []
 
     class Parser(HTMLParser):

@@ -1,29 +1,92 @@
 """The catalogue agrees with the functions, and reading it costs nothing."""
 
+import json
 import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from overfocus.metrics import CATALOGUE, METRICS, STABILITY, chance_level, uniform_value
-from overfocus.metrics.expectation import mean_distance, top_count
+from overfocus.metrics import CATALOGUE, METRICS, STABILITY, Metric, chance_level, select_metrics, uniform_value
+from overfocus.metrics.catalogue import BUILT_IN, HEADINGS
+from overfocus.metrics.expectation import Level, TokenCounts, mean_distance, top_count
 
 
 def test_every_metric_is_described():
-    of_attention = [name for name, metric in CATALOGUE.items() if metric.group != "norms"]
-    assert of_attention == [*METRICS, *STABILITY, "agreement", "confidence_drop", "correct"]
+    of_attention = [metric.name for metric in BUILT_IN if metric.of_attention]
+    assert of_attention == [*METRICS, *STABILITY]
     assert list(METRICS) == [
         "top_share", "max_ratio", "gini", "effective_tokens", "row_entropy", "prefix_share",
         "token_cosine", "diversification", "attention_distance",
     ]  # fmt: skip
     assert list(STABILITY) == ["top_overlap", "rank_correlation", "attention_cosine", "js_divergence", "received_shift"]
-    for name, metric in CATALOGUE.items():
-        assert metric.name == name
-        assert all([metric.formula, metric.lowest, metric.highest, metric.unit, metric.high, metric.uniform, metric.chance])
-        assert (metric.group == "stability") == (name in STABILITY)
+    for metric in BUILT_IN:
+        texts = [metric.formula, metric.lowest, metric.highest, metric.unit, metric.high, metric.uniform, metric.chance]
+        assert CATALOGUE[metric.name] is metric
+        assert all(texts)
+        assert metric.compares == (metric.name in STABILITY)
+        assert (metric.identical is not None) or not metric.compares
         assert set(metric.kinds) <= {"global", "window", "pooled", "class"}
+
+
+def test_titles_are_one_each():
+    titles = [metric.title for metric in BUILT_IN]
+    assert len(set(titles)) == len(titles)
+    assert set(HEADINGS) >= {metric.group for metric in BUILT_IN}
+
+
+def test_distance_from_equal():
+    assert CATALOGUE["top_overlap"].distance(np.array([1.0, 0.25])).tolist() == [0, 0.75]
+    assert CATALOGUE["js_divergence"].distance(0.25) == 0.25
+    with pytest.raises(ValueError, match="gini is measured on one map"):
+        CATALOGUE["gini"].distance(1.0)
+
+
+def test_scale_of_layers():
+    """0 and 1 of the form that is comparable between layers are the ends of the range, save for overlap and distance."""
+    counts = TokenCounts(100, grid=(10, 10))
+    for metric in BUILT_IN:
+        if metric.scale and metric.name not in ("top_overlap", "attention_distance"):
+            assert [end.value(counts) for end in metric.scale] == [metric.lowest.value(counts), metric.highest.value(counts)]
+    assert [end.value(counts) for end in CATALOGUE["top_overlap"].scale] == [0.05, 1]
+
+
+def test_row_survives_json():
+    row = Metric(name="toy", title="Toy", lowest=Level("0"), overfocused="high", high="much", function=abs)
+    again = Metric(**json.loads(json.dumps(row.describe())))
+    assert again.describe() == row.describe()
+    assert again.lowest.number == 0
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ([], "at least one metric"),
+    ("gini", "expected a list of metrics"),
+    (["ginny"], "got 'ginny'"),
+    (["agreement"], "agreement is a score of the prediction"),
+    (["gini", "gini"], "gini is given twice"),
+    ([lambda weights: weights], "named functions"),
+    ([3], "got 3"),
+])  # fmt: skip
+def test_wrong_selection_is_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        select_metrics(given)
+
+
+def test_names_that_are_taken_are_refused():
+    def gini(weights):
+        return weights
+
+    def image(weights):
+        return weights
+
+    def three(a, b, c):
+        return a + b + c
+
+    for function, words in ((gini, "name of a built-in metric"), (image, "no other column"), (three, "got 3 arguments")):
+        with pytest.raises(ValueError, match=words):
+            select_metrics([function])
 
 
 def test_reading_the_catalogue_does_not_import_torch():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_features_without_classes_or_pictures(make_run):
 @pytest.mark.slow
 def test_layers_without_a_grid(make_run):
     run = make_run(layers=2)
-    run.info["layers"][1] |= {"grid": None, "key_grid": None, "image_grid": None}
+    run.description = changed_layer(run.description, 1, {"grid": None, "key_grid": None, "image_grid": None})
     received = run.received
     run.received = lambda *where: [received(*where)[0], None]
     draw_report(run)
@@ -87,6 +88,13 @@ def test_unfinished_run_says_so(make_run):
 
 def test_a_run_without_attention(make_run):
     run = make_run(images=1, layers=1)
-    run.info["kind"] = "evaluation"
+    run.description = replace(run.description, kind="evaluation")
     with pytest.raises(RunError, match="measured predictions only"):
         draw_report(run)
+
+
+def changed_layer(description, number, changes):
+    """The description of a run with another layer."""
+    layers = list(description.layers)
+    layers[number] = replace(layers[number], **changes)
+    return replace(description, layers=layers)

@@ -36,7 +36,7 @@ def test_training_learns_and_its_result_is_loaded_and_evaluated(train_masks: Tra
     loaded = overfocus.load_model(training.checkpoint)
     assert (loaded.name, loaded.found_by, loaded.input_size) == ("VisionTransformer_segformer", "metadata", (3, 32, 32))
     assert (loaded.class_names, loaded.class_colours) == (NAMES, [[64, 64, 64], [230, 159, 0], [86, 180, 233]])
-    assert loaded.missing_keys == loaded.unexpected_keys == loaded.notes == []
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], ())
     assert loaded.model.backbone.model.blocks[0].dilation_predictor.branches == 3
     with safe_open(training.checkpoint, "pt") as file:
         assert float(file.metadata()["validation_miou"]) == pytest.approx(log["validation_miou"].iloc[-1], abs=1e-5)

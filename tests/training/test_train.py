@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 import overfocus
 from overfocus.errors import ImageError, OverfocusError, TrainingError
+from overfocus.training.data import _named
 from overfocus.training.loop import Trainer
-from overfocus.training.material import _named
 from overfocus.training.train import Training, train
 from tests.training.stopping import StoppedError, same_weights, stop_at
 
@@ -30,7 +30,7 @@ def test_result_goes_into_analyze_as_it_is(train_tiny: Train, shapes_folder: Pat
     training = train_tiny(tap=3, changes={"adl": 1.0, "adl_threshold": 0.5})
     loaded = overfocus.load_model(training.checkpoint)
     assert (loaded.found_by, loaded.input_size, loaded.class_names) == ("metadata", (3, 16, 16), ["blue", "green", "red"])
-    assert loaded.missing_keys == loaded.unexpected_keys == loaded.notes == []
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.notes) == ([], [], ())
     assert loaded.model.blocks[0].dilation_predictor.branches == 3
     run = overfocus.analyze(training.checkpoint, shapes_folder / "val", [], [], tmp_path / "run", workers=0, progress=False)
     assert run.predictions["correct"].notna().all()
@@ -145,7 +145,7 @@ def test_options_that_must_not_change_the_result(train_tiny: Train) -> None:
 
 
 def test_loss_that_is_no_number_keeps_the_last_checkpoint(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    from overfocus.training.classification import Classification
+    from overfocus.training.objective import Classification
 
     original = Classification.loss
     calls = []
@@ -187,7 +187,7 @@ def test_weights_that_are_no_numbers_are_not_kept(train_tiny: Train, monkeypatch
 
 
 def test_a_validation_loss_that_is_no_number_is_told(train_tiny: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from overfocus.training.classification import Classification
+    from overfocus.training.objective import Classification
 
     monkeypatch.setattr(Classification, "score", lambda *_: torch.tensor([math.nan, 1.0, 1.0]))
     with pytest.raises(TrainingError, match="the validation loss became nan by step 4; there is no checkpoint yet"):
@@ -199,7 +199,7 @@ def test_killed_while_its_result_is_written_it_still_ends_whole(train_tiny: Trai
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("overfocus.training.result.draw_curves", killed)
+    monkeypatch.setattr("overfocus.training.session.draw_curves", killed)
     with pytest.raises(KeyboardInterrupt):
         train_tiny()
     monkeypatch.undo()
@@ -294,11 +294,11 @@ def test_other_errors_are_not_hidden(train_tiny: Train, monkeypatch: pytest.Monk
         ({"model": None, "model_args": {}}, "give --model NAME or --init CHECKPOINT"),
         ({"model": "vit_tiny_patch16_225", "model_args": {}}, "vit_tiny_patch16_224"),
         ({"model_args": {"deepness": 3}}, "VisionTransformer cannot be built with"),
-        ({"tap": 0}, "tap must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be 0 or a positive number, got -1"),
+        ({"tap": 0}, "tap must be at least 1 and at most 64, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"changes": {"epochs": 2, "iterations": 3}}, "expected either epochs or iterations, got both; leave one out"),
-        ({"changes": {"learning_rate": math.inf}}, "learning_rate must be above 0, got inf"),
-        ({"limit": 5}, "5 pictures do not fill one step of 8"),
+        ({"changes": {"learning_rate": math.inf}}, "learning_rate must be finite, got inf"),
+        ({"limit": 5}, "5 images do not fill one step of 8 (batch_size 8 × 1); try --batch-size 5"),
         ({"trackers": ["tensorbord"]}, "no tracker 'tensorbord'; accelerate has"),
         ({"device": "tpu"}, "device must be cpu or cuda, got 'tpu'"),
         ({"class_names": ["a"]}, "expected names for 3 classes, got 1"),

@@ -1,0 +1,37 @@
+"""`overfocus check`: whether a run keeps within limits, for continuous integration and model cards."""
+
+import dataclasses
+import math
+
+import typer
+
+from overfocus.limits import CheckSettings
+from overfocus_cli.from_settings import from_settings
+from overfocus_cli.options import AsJson
+from overfocus_cli.output import print_json
+
+
+@from_settings(CheckSettings)
+def check(settings: CheckSettings, *, as_json: AsJson = False) -> None:
+    """Check that a run keeps within limits; exit status 1 if not.
+
+    What counts is the mean over images in the worst layer under the worst variant; an undefined value fails. What is retained of
+    a metric of stability against the control is retained.METRIC.
+
+    Example: overfocus check overfocus-run/vit-3f2a1c --max top_share=0.3 --min retained.js_divergence=0.5 --min agreement=0.8
+    """
+    from overfocus.limits import check as check_run
+
+    limits = check_run(**settings.arguments())
+    broken = [limit for limit in limits if not limit.kept]
+    if as_json:
+        rows = [
+            dataclasses.asdict(limit) | {"value": None if math.isnan(limit.value) else limit.value, "kept": limit.kept}
+            for limit in limits
+        ]
+        print_json({"passed": not broken, "limits": rows})
+    else:
+        for limit in limits:
+            typer.echo(f"{'ok  ' if limit.kept else 'FAIL'}  {limit.sentence}")
+    if broken:
+        raise typer.Exit(1)

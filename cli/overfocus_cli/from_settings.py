@@ -1,0 +1,210 @@
+"""Commands made of settings dataclasses: arguments, options, defaults and help come from the fields, and stand nowhere else."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, fields
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from overfocus.errors import OverfocusError
+from overfocus.settings import Setting, Settings, element, field_type, members, shown
+
+Command = Callable[..., None]
+
+
+def from_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """A decorator: the function, which takes the settings and its own options by keyword, becomes a command.
+
+    The command has an argument or option for each field that is for the command line, but those named in `without`, and then
+    the function's own.
+    """
+    given = [
+        field
+        for field in fields(settings)
+        if "setting" in field.metadata and field.metadata["setting"].command_line and field.name not in without
+    ]
+
+    def decorate(function: Command) -> Command:
+        own = [entry for entry in inspect.signature(function).parameters.values() if entry.kind is entry.KEYWORD_ONLY]
+
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            extra = {entry.name: values.pop(entry.name) for entry in own}
+            function(_made(settings, given, values), **extra)
+
+        parameters = sorted((_parameter(settings, field) for field in given), key=lambda entry: entry.default is not entry.empty)
+        parameters = [entry.replace(kind=entry.KEYWORD_ONLY) for entry in parameters] + own
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+        return command
+
+    return decorate
+
+
+def option_name(settings: type[Settings], name: str) -> str:
+    """How a setting is spelled on the command line."""
+    known: Setting = next(field for field in fields(settings) if field.name == name).metadata["setting"]
+    if known.argument:
+        return known.metavar or name.upper()
+    if known.spelling:
+        return known.spelling[0]
+    plural = element(_kind(settings, name)) is not None and name.endswith("s") and not _takes_commas(known, _kind(settings, name))
+    return "--" + (name.removesuffix("s") if plural else name).replace("_", "-")
+
+
+def _parameter(settings: type[Settings], field: "Field[Any]") -> inspect.Parameter:
+    """A field as a parameter that typer reads: a switch, a list of texts or a text, brought into its type by `_made`."""
+    known: Setting = field.metadata["setting"]
+    kind = _kind(settings, field.name)
+    required = field.default is field.default_factory  # both missing
+    text = _help(known, kind, field, required=required)
+    default: Any = inspect.Parameter.empty if required else None
+    if bool in members(kind):
+        names = known.spelling or (f"--{field.name.replace('_', '-')}",)
+        return inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, typer.Option(*names, help=text)]
+        )
+    about: dict[str, Any] = {"help": text, "show_default": False, "metavar": known.metavar or _metavar(kind)}
+    if choices := _choices(known, kind):
+        about["autocompletion"] = _completion(choices)
+    several = _is_list(known, kind)
+    shape: Any = list[str] if several else str
+    made = typer.Argument(**about) if known.argument else typer.Option(*_names(settings, field.name), **about)
+    annotation = Annotated[shape if required else shape | None, made]  # type: ignore[valid-type]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _names(settings: type[Settings], name: str) -> tuple[str, ...]:
+    known: Setting = next(field for field in fields(settings) if field.name == name).metadata["setting"]
+    return known.spelling or (option_name(settings, name),)
+
+
+def _made(settings: type[Settings], given: "list[Field[Any]]", values: Mapping[str, Any]) -> Settings:
+    """The settings that the texts of the command line mean.
+
+    Raises:
+        typer.BadParameter: a text is of another kind than the setting.
+        OverfocusError: a value is out of bounds or unknown.
+    """
+    taken = {}
+    for field in given:
+        value = values[field.name]
+        known: Setting = field.metadata["setting"]
+        kind = _kind(settings, field.name)
+        if isinstance(value, bool):
+            inverted = any(name.startswith("--no-") for name in known.spelling)
+            if value:
+                taken[field.name] = not inverted
+        elif value is not None and value != []:
+            try:
+                taken[field.name] = _read(known, kind, value)
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint=f"'{option_name(settings, field.name)}'") from None
+    try:
+        return settings(**taken)
+    except OverfocusError as error:
+        if error.setting is None:
+            raise
+        raise type(error)(option_name(settings, error.setting) + str(error).removeprefix(error.setting)) from error
+
+
+def _read(known: Setting, kind: Any, value: str | list[str]) -> Any:
+    """The value of one option.
+
+    Raises:
+        ValueError: it is of another kind; the words say what was expected.
+    """
+    if isinstance(value, str):
+        return known.parse(value) if known.parse else _read_one(kind, value)
+    if _is_table(kind):
+        return dict(map(_pair, value))
+    inner = next(part for part in map(element, members(kind)) if part is not None)
+    entries = [entry for text in value for entry in text.split(",")] if _takes_commas(known, kind) else value
+    return [
+        known.parse(entry) if known.parse else _read_one(inner, entry, f"numbers such as {_EXAMPLES.get(inner, '')}")
+        for entry in entries
+    ]
+
+
+_EXAMPLES = {int: "0,5,-1", float: "0.5,1,1.5"}
+
+
+def _read_one(kind: Any, text: str, expected: str = "") -> Any:
+    parts = members(kind)
+    for part, read in ((int, int), (float, float)):
+        if part in parts:
+            try:
+                return read(text)
+            except ValueError:
+                if not {str} & set(parts) and not any(text in get_args(other) for other in parts if get_origin(other) is Literal):
+                    word = "a whole number" if float not in parts else "a number"
+                    literal = "".join(
+                        f" or {name}" for other in parts if get_origin(other) is Literal for name in get_args(other)
+                    )
+                    raise ValueError(f"expected {expected or word + literal}, got {shown(text)}") from None
+    return text
+
+
+def _pair(entry: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value a number, truth value, list or null as in JSON; anything else is text."""
+    name, equals, text = entry.partition("=")
+    if not (equals and name.strip()):
+        raise ValueError(f"expected NAME=VALUE, got {shown(entry)}")
+    try:
+        return name.strip(), json.loads(text)
+    except (ValueError, RecursionError):
+        return name.strip(), text.strip()
+
+
+def _kind(settings: type[Settings], name: str) -> Any:
+    """Type of a field, as far as the command line can give it: texts, where it may hold live objects."""
+    kind = field_type(settings, name)
+    return str if kind is None else kind
+
+
+def _is_table(kind: Any) -> bool:
+    return any(isinstance(get_origin(part), type) and issubclass(get_origin(part), Mapping) for part in members(kind))
+
+
+def _is_list(known: Setting, kind: Any) -> bool:
+    return not known.parse and (_is_table(kind) or any(element(part) is not None for part in members(kind)))
+
+
+def _takes_commas(known: Setting, kind: Any) -> bool:
+    inner = next((part for part in map(element, members(kind)) if part is not None), None)
+    return inner is not None and (known.commas if known.commas is not None else inner in (int, float))
+
+
+def _choices(known: Setting, kind: Any) -> list[str]:
+    literals = [str(name) for part in members(kind) if get_origin(part) is Literal for name in get_args(part)]
+    return literals or ([] if callable(known.one_of) else known.choices())
+
+
+def _completion(choices: list[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def _metavar(kind: Any) -> str:
+    if literals := [str(name) for part in members(kind) if get_origin(part) is Literal for name in get_args(part)]:
+        return "|".join(literals)
+    if _is_table(kind):
+        return "NAME=VALUE"
+    return "N" if {int, float} & set(members(kind)) else "TEXT"
+
+
+def _help(known: Setting, kind: Any, field: "Field[Any]", *, required: bool) -> str:
+    """The setting's help, whether it may be repeated, and its default."""
+    text = known.help
+    if _is_list(known, kind) and not _takes_commas(known, kind):
+        text = f"{text.rstrip('.')}; repeatable."
+    if known.none and field.default is None:
+        text += f" Default: {known.none}."
+    elif not required and field.default is not None and not isinstance(field.default, bool):
+        text += f" Default: {field.default}."
+    return text

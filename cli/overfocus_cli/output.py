@@ -1,0 +1,35 @@
+"""What commands print: JSON, tables, and text from outside in them."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from overfocus.text import json_text, printable, shows_unicode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def print_json(value: Any) -> None:
+    """Print JSON that can be read back whatever the terminal shows."""
+    typer.echo(json_text(value, ascii_only=not shows_unicode(sys.stdout)))
+
+
+def cell(text: object) -> str:
+    """Text from outside for a table or line of rich: printable, and never read as markup."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
+def new_table(title: str | None, words: list[str], numbers: list[str]) -> "Table":
+    """An empty table with columns of words, then of numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    for heading in words:
+        table.add_column(heading)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,313 @@
+"""The layouts of a model's maps: worked out in the first forward with inputs of a size, looked up in every later one.
+
+A later forward is checked cheaply: the model's own settings must be those of the forward that was traced, and the functions
+that move tokens (rolls, flips, permutations, slices) the same with the same arguments. Where they are not, a map stays
+unlabelled and the next forward is traced anew; where the order of tokens follows the input's values, every forward is traced.
+The first two are traced in any case: models fill caches (masks, embeddings of positions) in the first, which moves tensors too.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overfocus.capturing.functions import tensors_in
+from overfocus.capturing.layout import (
+    Layout,
+    UnclearAxesError,
+    UnplacedTokensError,
+    channel_layout,
+    infer_layout,
+    is_channel_map,
+    token_positions,
+    unlabelled,
+    unplaced,
+)
+from overfocus.capturing.positions import PositionTracker
+from overfocus.capturing.sources import MaterialisedWeights, WeightSource
+
+TokenPositions = tuple[Tensor | None, Tensor | None]
+"""Positions of queries and of keys or values, (…, tokens, width)."""
+
+_PACKED = ("packed",)
+_ARGUMENTS_COUNT = frozenset(
+    "roll flip fliplr flipud rot90 permute transpose swapaxes swapdims movedim moveaxis select unbind channel_shuffle".split()
+)
+_SLICES = frozenset("__getitem__ index slice narrow".split())
+_PLAIN = (int, float, str, bool, type(None))
+_HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head", "nhead")
+
+
+@dataclass
+class _Page:
+    """The layouts of one forward with inputs of a size."""
+
+    configuration: int
+    """The model's settings in that forward."""
+    layouts: dict[tuple[str, int], tuple[Layout, int]] = field(default_factory=dict)
+    """By module and how often it had run: the layout, and the moves up to there."""
+    judged: dict[tuple[str, int], tuple[bool, bool]] = field(default_factory=dict)
+    """By the same, what was said of the rows of its weights."""
+    traced: int = 0
+    """Forwards that have been traced one after the other."""
+    follows_data: bool = False
+    mismatches: int = 0
+
+
+@dataclass
+class _Book:
+    """What is remembered of a model."""
+
+    pages: dict[tuple[Any, ...], _Page] = field(default_factory=dict)
+    """By the shapes of the inputs."""
+    changing: set[tuple[int, str]] = field(default_factory=set)
+    """Settings (number of the module, name) that a forward itself changes: they say nothing."""
+
+
+_BOOKS: weakref.WeakKeyDictionary[nn.Module, _Book] = weakref.WeakKeyDictionary()
+
+
+_TRACED = 2
+
+
+class LayoutMemory:
+    """Layouts of one model, by the shapes of its inputs, the module and how often it has run in this forward."""
+
+    def __init__(self, model: nn.Module, constants: frozenset[int]) -> None:
+        self.positions = PositionTracker(constants)
+        self.tracing = False
+        """Whether positions are followed in this forward, because its layouts are not known yet."""
+        self.started = False
+        """Whether an input has been seen in this forward."""
+        self.images = 1
+        self._model = model
+        self._book = _BOOKS.setdefault(model, _Book())
+        self._page = _Page(0)
+        self._signature: tuple[Any, ...] = ()
+        self._calls: Counter[str] = Counter()
+        self._moves = 0
+        self._whole = False
+        """Whether the last module that was called from outside has come back."""
+        modules = list(model.modules())
+        self._structure = hash(tuple(type(module).__qualname__ for module in modules))
+        changing = self._book.changing
+        self._settings = [
+            (number, vars(module), [name for name in _plain_settings(module) if (number, name) not in changing])
+            for number, module in enumerate(modules)
+        ]
+        self._before: list[Any] = []
+        # torch's own sequence modules take (tokens, batch, channels) unless they are told otherwise
+        self._sequences = not any(isinstance(module, nn.MultiheadAttention) and not module.batch_first for module in modules)
+
+    def judge(
+        self, name: str, weights: MaterialisedWeights, judgement: Callable[[MaterialisedWeights], tuple[bool, bool]]
+    ) -> tuple[bool, bool]:
+        """What a judgement says of the weights that module `name` has just made.
+
+        On an accelerator the answer would have to be waited for: there, what it said in the forward that was traced stays.
+        """
+        key = name, self._calls[name]
+        if self.tracing or weights.weights.device.type == "cpu" or key not in self._page.judged:
+            self._page.judged[key] = judgement(weights)
+        return self._page.judged[key]
+
+    def begin(self) -> None:
+        """A new forward begins."""
+        self.finish()
+        self.positions.clear()
+        self._calls.clear()
+        self._moves = 0
+        self.started = False
+
+    def enter(self) -> None:
+        """A module is called from outside: what is traced is whole once it has come back."""
+        self._whole = False
+
+    def leave(self) -> None:
+        """That module has come back."""
+        self._whole = True
+        if not self.tracing:
+            return
+        self._page.follows_data |= self.positions.follows_data
+        changed = [place for place, (now, before) in enumerate(zip(self._values(), self._before, strict=True)) if now != before]
+        if changed:
+            names = [(number, name) for number, _, names in self._settings for name in names]
+            self._book.changing |= {names[place] for place in changed}
+            self._settings = [
+                (number, values, [name for name in names if (number, name) not in self._book.changing])
+                for number, values, names in self._settings
+            ]
+            self._before = self._values()
+            self._page.configuration = self._hashed(self._before)
+
+    def finish(self) -> None:
+        """No more of the forward comes."""
+        if self.tracing and self._whole:
+            self._page.traced += 1
+        self.tracing = False
+
+    def start(self, name: str, args: tuple[Any, ...]) -> None:
+        """See the first inputs of a forward, given to module `name`: images, videos, sequences, or packed patches."""
+        packed = next((item for item in args if isinstance(item, dict) and "patch_coord" in item), None)
+        listed = next((images for item in args if (images := _listed_images(item))), None)
+        tensors = [tensor for tensor in tensors_in(args) if tensor.ndim >= 2 and not tensor.is_nested]
+        if not tensors:
+            return
+        self.started = True
+        self.images = len(listed) if listed else int(tensors[0].shape[0])
+        if packed is not None or listed:  # every batch has sizes and padding of its own, so its layouts are not kept
+            self._signature, self.tracing = _PACKED, True
+        else:
+            self._signature = (name, self.images == 1, *(tuple(tensor.shape[1:]) for tensor in tensors))
+        self._before = self._values()
+        configuration = self._hashed(self._before)
+        page = self._book.pages.get(self._signature)
+        if page is None or page.configuration != configuration or listed or packed:
+            page = self._book.pages[self._signature] = _Page(configuration)
+        self._page = page
+        self.tracing = page.traced < _TRACED or page.follows_data
+        if self.tracing:
+            if packed is not None:
+                self.positions.start_patches(packed["patches"], packed["patch_coord"], packed.get("patch_valid"))
+            elif listed:
+                self.positions.start_list(listed)
+            else:
+                whole = name == ""
+                for tensor in tensors:
+                    if whole or tensor.ndim != 4 or tensor.shape[1] in (1, 3, 4):
+                        self.positions.start(tensor, sequences=self._sequences)
+
+    def start_later(self, args: tuple[Any, ...]) -> None:
+        """See the inputs of a module inside: token numbers that were given by name begin here."""
+        for tensor in args:
+            if (
+                isinstance(tensor, Tensor)
+                and tensor.ndim == 2
+                and tensor.dtype in (torch.int64, torch.int32)
+                and (tensor.shape[0] > 1 or self.images == 1)
+                and self.positions.get(tensor) is None
+            ):
+                self.positions.start(tensor)
+
+    def moved(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A function that moves tokens has run."""
+        if name in _ARGUMENTS_COUNT:
+            self._moves = hash((self._moves, name, _fixed(args[1:]), _fixed(tuple(kwargs.values()))))
+        elif name in _SLICES:
+            self._moves = hash((self._moves, _slices(args[1:])))
+
+    def find(
+        self,
+        name: str,
+        weights: WeightSource,
+        positions: TokenPositions | None,
+        *,
+        running: list[nn.Module],
+        images: int | None = None,
+        crossed: bool = False,
+    ) -> Layout:
+        """Layout of the weights (…, queries, keys) that module `name` has just made.
+
+        `positions` are those of its queries and of its keys or values, in a forward that is traced; `images` how many it has and
+        `crossed` whether its keys are other tokens than its queries, where the call itself says so.
+        """
+        shape = weights.shape
+        key = name, self._calls[name]
+        self._calls[name] += 1
+        if not self.tracing and self.started:
+            layout, moves = self._page.layouts.get(key, (None, 0))
+            if layout is None or layout.tokens != shape[-2:] or moves != self._moves:
+                self._page.mismatches += self._page.traced > 0
+                self._page.traced = 0
+                self._page.follows_data |= self._page.mismatches > 1
+                return unlabelled(shape, "the model ran differently from the forward that was traced")
+            return layout
+        heads = next((number for label in _HEADS if (number := _number(running, self._model, label)) is not None), None)
+        prefix = _number(running, self._model, "num_prefix_tokens")
+        try:
+            layout = self._inferred(weights, positions, prefix)
+        except UnplacedTokensError:
+            layout = unplaced(shape, images or self.images, heads, prefix, crossed=crossed)
+        except UnclearAxesError as error:
+            layout = unlabelled(shape, str(error))
+        self._page.layouts[key] = layout, self._moves
+        return layout
+
+    def _inferred(self, weights: WeightSource, positions: TokenPositions | None, prefix: int | None) -> Layout:
+        queries, keys = positions or (None, None)
+        shape = weights.shape
+        if keys is None:
+            raise UnplacedTokensError
+        if is_channel_map(keys):
+            return channel_layout(shape)
+        key_ids = token_positions(keys)
+        if len(shape) > 2 and key_ids.ndim == len(shape) - 1 and key_ids.shape[-2] not in (1, shape[-3]):
+            key_ids = key_ids.repeat_interleave(shape[-3] // key_ids.shape[-2], dim=-2)  # grouped queries share keys
+        query_ids = None if queries is None else token_positions(queries)
+        try:
+            key_ids = key_ids.expand(*shape[:-2], shape[-1])
+            query_ids = None if query_ids is None else query_ids.expand(*shape[:-2], shape[-2])
+        except RuntimeError:
+            raise UnclearAxesError("the places of its tokens do not fit its axes") from None
+        padding = key_ids == 0
+        attended = bool(padding.any()) and bool((weights.rows(0, 1).squeeze(-2)[padding] > 0).any())
+        tracker = self.positions
+        return infer_layout(shape, query_ids, key_ids, tracker.grids, tracker.origins, padding_attended=attended, prefix=prefix)
+
+    def _values(self) -> list[Any]:
+        """The settings of the model's modules as they are now."""
+        return [
+            value if _is_plain(value := values.get(name)) else type(value)
+            for _, values, names in self._settings
+            for name in names
+        ]
+
+    def _hashed(self, values: list[Any]) -> int:
+        return hash((self._structure, *values))
+
+
+def _plain_settings(module: nn.Module) -> list[str]:
+    """Names of settings of a module that may decide how its tokens are moved."""
+    return [name for name, value in vars(module).items() if not name.startswith("_") and _is_plain(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def _fixed(value: Any) -> Any:
+    """An argument without its tensors, to be hashed."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_fixed, value))
+    if isinstance(value, _PLAIN):
+        return value
+    return "Tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _slices(value: Any) -> Any:
+    """Where slices begin and which steps they take; their ends may follow the size of the batch."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_slices, value))
+    if isinstance(value, slice):
+        return _fixed((value.start, value.step))
+    return _fixed(value)
+
+
+def _listed_images(value: Any) -> list[Tensor]:
+    """Images (c, h, w) of a list, which may each have a size of their own."""
+    if not isinstance(value, (list, tuple)):
+        return []
+    items = list(tensors_in(value))
+    return items if items and all(item.ndim == 3 and item.shape[0] in (1, 3, 4) for item in items) else []
+
+
+def _number(running: list[nn.Module], model: nn.Module, attribute: str) -> int | None:
+    for module in (*reversed(running), model):
+        value: Tensor | nn.Module | int | None = getattr(module, attribute, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

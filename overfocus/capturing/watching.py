@@ -1,0 +1,126 @@
+"""Watching a model run: a stack of its modules kept by hooks, and a mode that sees the torch functions they call.
+
+The hooks are torch's global ones, so that nothing hangs on the model itself; `nn.TransformerEncoderLayer` leaves its fast path as
+soon as a module of its own has a hook. They look at one model and one thread only.
+
+Functions are caught as Python functions and operators (`TorchFunctionMode`), not at the dispatcher. Below autograd the outputs
+of views come back as other tensors, so that nothing could be known of them by identity; weights have no gradients there; and a
+dispatch mode sees several times as many calls. What the dispatcher alone sees is the inside of TorchScript, which is named.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils.hooks import RemovableHandle
+
+Enter = Callable[[nn.Module, tuple[Any, ...]], None]
+Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+Observe = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+
+
+def in_backward() -> bool:
+    """Whether autograd is running: an activation checkpoint then repeats a forward that has been seen."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+class ModuleStack:
+    """The running modules of one model in one thread, innermost last."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self.names[id(model)] = ""
+        self.running: list[nn.Module] = []
+        self.called: set[str] = set()
+        self.elsewhere: set[str] = set()
+        """Modules that ran in another thread."""
+        self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
+        self._thread = threading.get_ident()
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def site(self) -> str:
+        """Name of the running module; of the one that holds it where it has no parameters of its own (a softmax, say)."""
+        holder = next((module for module in reversed(self.running) if id(module) in self._holders), None)
+        return self.names[id(holder if holder is not None else self.running[0])] if self.running else ""
+
+    def watch(self, enter: Enter, leave: Leave) -> None:
+        """Begin to follow the model; `enter` sees each module before it runs, `leave` after it ran without an error."""
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if self._ours(module):
+                self.called.add(self.names[id(module)])
+                enter(module, args)
+                self.running.append(module)
+
+        def after(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+            if self._ours(module) and any(entry is module for entry in self.running):
+                while self.running.pop() is not module:
+                    pass  # modules inside that an error ended
+                if len(rest) == 2:  # torch leaves the keyword arguments out where forward raised
+                    leave(module, args, *rest)
+
+        self._handles = [
+            register_module_forward_pre_hook(before),
+            register_module_forward_hook(after, with_kwargs=True, always_call=True),
+        ]
+
+    def unwatch(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets this one
+        self._handles.clear()
+        self.running.clear()
+
+    def _ours(self, module: nn.Module) -> bool:
+        if id(module) not in self.names or in_backward():
+            return False
+        if threading.get_ident() == self._thread:
+            return True
+        self.elsewhere.add(self.names[id(module)])
+        return False
+
+
+class CaptureMode(TorchFunctionMode):
+    """Hands every torch function's arguments and result to an observer; the result is returned as it is."""
+
+    def __init__(self, observe: Observe) -> None:
+        super().__init__()
+        self._observe = observe
+        self._below: list[TorchFunctionMode] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._observe(func, args, kwargs or {}, result)
+        return result
+
+    def __enter__(self) -> Self:
+        self._below = list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def active(self, wanted: bool) -> None:
+        """Step aside, or come back, wherever in the stack of modes this one stands."""
+        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        others = [mode for mode in stack if mode is not self]
+        if wanted == (len(others) < len(stack)):
+            return
+        if wanted:  # above the modes that were there first, below those that came later
+            below = [place for place, mode in enumerate(others) if any(mode is earlier for earlier in self._below)]
+            others.insert(max(below, default=-1) + 1, self)
+        for _ in stack:
+            _pop_mode()  # type: ignore[no-untyped-call]
+        for mode in others:
+            _push_mode(mode)  # type: ignore[no-untyped-call]

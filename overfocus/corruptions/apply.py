@@ -1,0 +1,159 @@
+"""`corrupt`: one corrupted image that depends on nothing but what is asked for.
+
+With ImageNet-C's constants the pixels come from the `imagecorruptions` package where it has the published ones and is quick; the
+README beside this file has the table. The package draws from numpy's global generator, which is seeded here for each call
+from (pixels, name, severity, seed) and put back afterwards; our own functions draw from a generator of their own with the same
+seed. An image therefore gets the same corruption in any order, worker and batch, and two different images get different noise.
+
+Corruption is applied to the uint8 RGB image after it was resized and cropped to the model's input, as ImageNet-C was built.
+A model with one input channel gets the luma of the corrupted RGB image, in which noise is weaker: each colour has its own.
+"""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from overfocus.corruptions.constants import (
+    CONSTANTS,
+    CORRUPTIONS,
+    ConstantSet,
+    check_constants,
+    check_severity,
+    choose_constants,
+    unknown,
+)
+from overfocus.errors import CorruptionError
+
+FROM_PACKAGE = frozenset(CORRUPTIONS) - {"glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "elastic_transform"}
+"""Corruptions that `imagecorruptions` applies where the constants are ImageNet-C's."""
+
+_SMALLEST_SIDE = 32
+"""Pixels; the package works from this size on."""
+_IMAGENET_C_SIDE = 244
+"""The side that ImageNet-C's elastic transform takes its lengths from, whatever the image's; the authors' constant."""
+
+_global_generator = threading.Lock()
+"""Held while numpy's global generator is seeded for one call, so that threads do not draw from each other's."""
+
+Array = np.ndarray[Any, Any]
+
+
+def corrupt(
+    rgb: UInt8[np.ndarray, "height width 3"],
+    name: str,
+    severity: int = 3,
+    seed: int = 0,
+    constants: ConstantSet | None = None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Corrupt one RGB image; the same (pixels, name, severity, seed, constants) always give the same result.
+
+    A side below 32 pixels is continued by mirroring to 32 for the call and cut back, so that noise and blur keep their size in
+    pixels. `rgb` is not changed.
+
+    Args:
+        rgb: the image, at the size at which the model sees it.
+        name: one of `CORRUPTIONS`.
+        severity: from 1 (weak) to 5 (strong).
+        seed: of the random corruptions.
+        constants: the benchmark whose constants are applied; None for the one that fits the shorter side (`choose_constants`).
+
+    Raises:
+        CorruptionError: unknown name or constants, severity outside 1–5, or pixels that are not uint8 (height, width, 3).
+    """
+    if name not in CORRUPTIONS:
+        raise CorruptionError(unknown("corruption", name, CORRUPTIONS))
+    check_severity(severity)
+    check_constants(constants)
+    if not (isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3):
+        came = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
+        raise CorruptionError(
+            f"corrupt expects RGB pixels as a uint8 array (height, width, 3), got {came}; try np.asarray(image)"
+        )
+    height, width, _ = rgb.shape
+    if 0 in (height, width):
+        raise CorruptionError(f"corrupt expects an image of at least 1×1 pixels, got {width}×{height}")
+    above, left = max(0, _SMALLEST_SIDE - height) // 2, max(0, _SMALLEST_SIDE - width) // 2
+    below, right = max(0, _SMALLEST_SIDE - height - above), max(0, _SMALLEST_SIDE - width - left)
+    padded = np.pad(rgb, ((above, below), (left, right), (0, 0)), mode="symmetric")
+    words = _random_words(rgb, name, severity, seed)
+    chosen = constants or choose_constants(min(height, width))
+    if chosen == "imagenet-c" and name in FROM_PACKAGE:
+        result = _from_package(padded, name, int(severity), words)
+    else:
+        result = _apply(padded, name, int(severity), chosen, words)
+    return np.ascontiguousarray(result[above : above + height, left : left + width])
+
+
+def prepare_corruptions(names: Iterable[str]) -> None:
+    """Import and compile what the corruptions need, before worker processes are started from this one."""
+    _package()
+    image = np.zeros((_SMALLEST_SIDE, _SMALLEST_SIDE, 3), np.uint8)
+    for name in names:
+        for constants in ("cifar-c", "imagenet-c"):
+            corrupt(image, name, 2, constants=constants)
+
+
+def _apply(image: Array, name: str, severity: int, constants: ConstantSet, words: list[int]) -> Array:
+    """Our own function."""
+    from overfocus.corruptions import effects, kernels
+
+    parameters = CONSTANTS[constants][name][severity - 1]
+    rng = np.random.RandomState(words)
+    if name == "elastic_transform":
+        side = _IMAGENET_C_SIDE if constants == "imagenet-c" else min(image.shape[:2])
+        parameters = tuple(side * share for share in parameters)
+    if name == "glass_blur" and constants == "imagenet-c":
+        sigma, reach, rounds = parameters
+        count = effects.scattered_pixels(image, int(reach), int(rounds))
+        offsets = kernels.draw_offsets(words[0], int(reach), count)
+        values = effects.scatter_and_blur(image, sigma, int(reach), int(rounds), offsets)
+    else:
+        values = effects.EFFECTS[name](image, rng, *parameters)
+    return values.astype(np.uint8)
+
+
+def _from_package(image: Array, name: str, severity: int, words: list[int]) -> Array:
+    """The package's function."""
+    keywords = {"seed": words[0]} if name == "impulse_noise" else {}
+    package = _package()
+    # spatter divides by its strongest drop; where there is none, the result is the image as it is
+    with _global_generator, _numpy_seeded(words), np.errstate(invalid="raise" if name == "spatter" else "warn"):
+        try:
+            result: Array = package.corrupt(image, severity=severity, corruption_name=name, **keywords)
+        except FloatingPointError:
+            return image
+    return result
+
+
+@cache
+def _package() -> ModuleType:
+    """The `imagecorruptions` package; imported late because it takes a second."""
+    import imagecorruptions
+
+    package: ModuleType = imagecorruptions
+    return package
+
+
+def _random_words(pixels: UInt8[np.ndarray, "height width 3"], name: str, severity: int, seed: int) -> list[int]:
+    """Four 32-bit numbers that depend on every argument and on nothing else."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
+    digest.update(f"{pixels.shape} {name} {int(severity)} {int(seed)}".encode())
+    return [int.from_bytes(digest.digest()[start : start + 4], "little") for start in range(0, 16, 4)]
+
+
+@contextlib.contextmanager
+def _numpy_seeded(words: list[int]) -> Iterator[None]:
+    """Seed numpy's global generator inside the block and put its state back after it."""
+    state = np.random.get_state()  # noqa: NPY002  # the package draws from the global generator
+    np.random.seed(words)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002

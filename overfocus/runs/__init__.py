@@ -1,0 +1,1 @@
+"""Run folders: what describes them, how they are written and read."""

@@ -1,0 +1,332 @@
+"""Settings that the Python interface and the command line share: one dataclass for each entry point, and nothing written twice.
+
+A field carries its default, its help, its bounds and how the command line spells it (`setting`); the values are checked when the
+dataclass is made, before any work; `takes` gives a function the signature and the documentation of the fields. Nothing here
+imports torch, so that help comes at once.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import operator
+import os
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, ParamSpec, TypeVar, Union, cast, get_args, get_origin
+
+from overfocus.errors import OverfocusError, RunError
+from overfocus.text import one_line, printable
+
+P = ParamSpec("P")
+S = TypeVar("S", bound="Settings")
+R = TypeVar("R")
+T = TypeVar("T")
+
+LARGEST_COUNT = 10**12
+"""Bound of counts that cost nothing by themselves, such as the number of images to take at most."""
+LARGEST_SEED = 2**63 - 1
+"""Seeds are stored as 64-bit integers."""
+_SHOWN_CHOICES = 40
+_SHORT_RANGE = 1000
+"""Bounds up to this are named both where one is broken."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one field beside its name, type and default; `setting` says what each entry means."""
+
+    help: str
+    none: str | None = None
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    one_of: Collection[str] | Callable[[], Collection[str]] | None = None
+    check: Callable[[Any], str | None] | None = None
+    may_be_empty: bool = False
+    affects_result: bool = True
+    command_line: bool = True
+    spelling: tuple[str, ...] = ()
+    metavar: str | None = None
+    argument: bool = False
+    commas: bool | None = None
+    parse: Callable[[str], Any] | None = None
+
+    def choices(self) -> list[str]:
+        """The names allowed; empty where any text is."""
+        known = self.one_of() if callable(self.one_of) else self.one_of
+        return list(known or ())
+
+
+def setting(default: Any = MISSING, help: str = "", **about: Any) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        default: the value where none is given; without it the setting must be given.
+        help: what the setting means, for both interfaces: a phrase or sentences, beginning with a capital, ending with a period.
+        about: any of
+            none: what None stands for, such as "all layers";
+            least, most, above, below: bounds of a number, or of each number of a list;
+            one_of: the names allowed, or a function that lists them when a value is checked;
+            check: takes the value (of a list, each entry) and returns what is wrong with it, in words that follow the setting's
+                name, or None;
+            may_be_empty: whether "" is a value; elsewhere it is an error, as it is what an unset shell variable gives;
+            affects_result: whether another value makes another run; False for what only says where, how fast or how shown;
+            command_line: whether the command line has it; False for what takes live objects;
+            spelling: names of the option, where they are not the field's; one with --no- turns a switch off;
+            metavar: what stands for the value in the help;
+            argument: whether it is given by its place and not by an option;
+            commas: whether entries of a list may be separated by commas; by default numbers may;
+            parse: from the command line's text to the value, raising a ValueError that says what was expected.
+    """
+    return dataclasses.field(default=default, metadata={"setting": Setting(help, **about)})
+
+
+def described(owner: type["Settings"], name: str) -> Setting:
+    """What is known of a field, for another settings dataclass that has the same one."""
+    return cast(Setting, next(field for field in dataclasses.fields(owner) if field.name == name).metadata["setting"])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of settings dataclasses: values are brought into the types of their fields and checked when one is made.
+
+    Raises:
+        OverfocusError: of class `error`: a value is of another type, out of bounds, unknown or an empty text. Its `setting` is
+            the name of the field.
+    """
+
+    error: ClassVar[type[OverfocusError]] = RunError
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = self._checked(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    def arguments(self) -> dict[str, Any]:
+        """The values by name, as the function that takes these settings is called."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def refuse(self, name: str, problem: str) -> NoReturn:
+        """Raise the error of these settings about one of them; `problem` follows its name."""
+        error = self.error(f"{name} {problem}")
+        error.setting = name
+        raise error
+
+    def _checked(self, field: "dataclasses.Field[Any]", value: Any) -> Any:
+        known: Setting | None = field.metadata.get("setting")
+        if known is None or (value is None and field.default is None):
+            return value
+        kind = field_type(type(self), field.name)
+        for text in _texts(value):
+            if not text and not known.may_be_empty:
+                self.refuse(field.name, "is an empty text, such as an unset variable gives; leave it out or give a value")
+            if "\0" in text:
+                self.refuse(field.name, f"holds a zero byte: {printable(text)}")
+        if kind is not None:
+            fits, value = _fitted(kind, value)
+            if not fits:
+                self.refuse(field.name, f"must be {describe_type(kind)}, got {shown(value)}")
+        for entry in _entries(value):
+            if problem := _out_of_bounds(known, entry) or _unknown(known, entry) or (known.check and known.check(entry)):
+                self.refuse(field.name, problem)
+        return value
+
+
+def takes(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
+    """A decorator: the function, which takes the settings as one, is called with the fields as its arguments.
+
+    Its signature is that of the settings, and its documentation gets their help as the section "Args".
+    """
+    signature = inspect.signature(settings)
+    fields = dataclasses.fields(cast(type[Settings], settings))
+
+    def decorate(function: Callable[[S], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name not in signature.parameters:
+                    near = difflib.get_close_matches(name, signature.parameters, n=1)
+                    hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(signature.parameters)}"
+                    raise TypeError(f"{function.__name__}() has no argument {name!r}; {hint}")
+            return function(settings(*args, **kwargs))
+
+        returned = inspect.signature(function).return_annotation
+        call.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        call.__annotations__ = {name: entry.annotation for name, entry in signature.parameters.items()} | {"return": returned}
+        call.__doc__ = _documented(function.__doc__ or "", fields)
+        return call
+
+    return decorate
+
+
+def field_type(owner: type[Settings], name: str) -> Any:
+    """The type of a field; None where it names classes that are not imported here, which may hold any object."""
+    kind = next(field for field in dataclasses.fields(owner) if field.name == name).type
+    if not isinstance(kind, str):
+        return kind
+    module = inspect.getmodule(next(home for home in owner.__mro__ if name in inspect.get_annotations(home)))
+    try:
+        return eval(kind, dict(vars(module)))
+    except (NameError, AttributeError, TypeError):
+        return None
+
+
+def members(kind: Any) -> tuple[Any, ...]:
+    """The types that a union allows, None left out; of another type itself."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return tuple(part for part in parts if part is not type(None))
+
+
+def element(kind: Any) -> Any | None:
+    """Type of the entries, of a list; None for another type."""
+    origin = get_origin(kind)
+    if isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, Mapping):
+        return get_args(kind)[0]
+    return None
+
+
+def shown(value: object) -> str:
+    """A value in an error: printable, and short however large it is."""
+    try:
+        return one_line(repr(value), 80)
+    except ValueError:  # Python prints no integers of more than 4,300 digits
+        return f"a number of {cast(int, value).bit_length():,} bits"
+
+
+def describe_type(kind: Any) -> str:
+    """A type in words."""
+    return " or ".join(dict.fromkeys(_described(part) for part in members(kind)))
+
+
+def _described(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path", type(None): "none"}
+    if get_origin(kind) is Literal:
+        return _listed(list(map(str, get_args(kind))))
+    if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
+        return f"{len(get_args(kind))} numbers"
+    if (inner := element(kind)) is not None:
+        plural = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+        return f"a list of {' or '.join(plural.get(part, 'values') for part in members(inner))}"
+    return words.get(
+        kind, "a table of names and values" if get_origin(kind) in (dict, Mapping) else getattr(kind, "__name__", str(kind))
+    )
+
+
+def _fitted(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether the value is of the type, and the value in that type."""
+    if value is None:
+        return type(None) in (get_args(kind) or (kind,)), value
+    for part in sorted(members(kind), key=lambda part: type(value) is not part):
+        fits, made = _fitted_one(part, value)
+        if fits:
+            return True, made
+    return False, value
+
+
+def _fitted_one(kind: Any, value: Any) -> tuple[bool, Any]:
+    if kind is Any or kind is object:
+        return True, value
+    if get_origin(kind) is Literal:
+        return value in get_args(kind), value
+    if kind in (bool, int, float):
+        return _number(kind, value)
+    if kind is Path:
+        return isinstance(value, str | os.PathLike), Path(value) if isinstance(value, str | os.PathLike) else value
+    if (inner := element(kind)) is not None:
+        return _sequence(kind, inner, value)
+    if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
+        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
+    return isinstance(value, kind) if isinstance(kind, type) else True, value
+
+
+def _number(kind: type, value: Any) -> tuple[bool, Any]:
+    truth = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's
+    if kind is bool:
+        return truth, bool(value) if truth else value
+    if truth or isinstance(value, str):
+        return False, value
+    try:
+        return True, operator.index(value) if kind is int else float(value) if not isinstance(value, complex) else value
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False, value
+
+
+def _sequence(kind: Any, inner: Any, value: Any) -> tuple[bool, Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return False, value
+    entries = list(value)
+    fixed = get_origin(kind) is tuple and Ellipsis not in get_args(kind)
+    made = [_fitted(inner, entry) for entry in entries]
+    fits = all(fit for fit, _ in made) and (not fixed or len(entries) == len(get_args(kind)))
+    return fits, tuple(entry for _, entry in made) if fits else value
+
+
+def _entries(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+def _texts(value: Any) -> list[str]:
+    entries = value if isinstance(value, tuple | list) else [value]
+    return [entry for entry in entries if isinstance(entry, str)]
+
+
+def _out_of_bounds(known: Setting, value: Any) -> str | None:
+    """What is wrong with a number, in words that follow the setting's name."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    rules = [
+        (f"{words} {bound:,}", holds(value, bound), bound)
+        for bound, holds, words in (
+            (known.least, operator.ge, "at least"),
+            (known.above, operator.gt, "above"),
+            (known.most, operator.le, "at most"),
+            (known.below, operator.lt, "below"),
+        )
+        if bound is not None
+    ]
+    if all(holds for _, holds, _ in rules) and math.isfinite(value if isinstance(value, float) else 0):
+        return None
+    short = all(abs(bound) <= _SHORT_RANGE for *_, bound in rules)
+    broken = [words for words, holds, _ in rules if short or not holds]
+    return f"must be {' and '.join(broken) or 'finite'}, got {shown(value)}"
+
+
+def _unknown(known: Setting, value: Any) -> str | None:
+    """What is wrong with a name that is none of those allowed, in words that follow the setting's name."""
+    if known.one_of is None or not isinstance(value, str):
+        return None
+    choices = known.choices()
+    if value in choices:
+        return None
+    return f"must be {_listed(choices)}, got {shown(value)}{did_you_mean(value, choices)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest of the names as the end of an error, "; did you mean X?"; nothing where none is near."""
+    by_folded = {entry.lower().replace("-", "_"): entry for entry in known}
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), by_folded, n=1)
+    return f"; did you mean {by_folded[near[0]]}?" if near else ""
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) > _SHOWN_CHOICES:
+        return f"one of {len(names)} names ({', '.join(names[:3])}, …)"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _documented(text: str, fields: "tuple[dataclasses.Field[Any], ...]") -> str:
+    """A docstring with the section "Args" before its other sections."""
+    lines = ["Args:"]
+    for field in fields:
+        if known := field.metadata.get("setting"):
+            none = f" None: {known.none}." if known.none else ""
+            lines.append(f"    {field.name}: {known.help}{none}")
+    arguments = "\n".join(lines)
+    text = inspect.cleandoc(text)
+    head, raises, tail = text.partition("\nRaises:")
+    return f"{head.rstrip()}\n\n{arguments}\n" + (f"\nRaises:{tail}" if raises else "")

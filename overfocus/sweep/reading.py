@@ -1,0 +1,243 @@
+"""Images read, resized and corrupted in worker processes while the models run."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from timm.data.transforms import str_to_pil_interp
+from torch.utils.data import DataLoader, Dataset
+
+from overfocus.corruptions import ConstantSet, corrupt, prepare_corruptions
+from overfocus.errors import ImageError
+from overfocus.images.reading import MAX_PIXELS
+from overfocus.images.sources import ImageSource
+from overfocus.preprocessing import Preprocess
+from overfocus.runs.description import Pixels
+from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
+
+BYTES_AHEAD = 256 * 2**20
+"""Memory that images prepared ahead of the models may take together; each worker has one unit of work ahead anyway."""
+
+Mask = UInt8[np.ndarray, "height width"]
+"""The class of each pixel."""
+
+
+class InputSize(NamedTuple):
+    """The size of a model's input, and how images are brought to it."""
+
+    height: int
+    width: int
+    interpolation: str
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> "InputSize":
+        """That of one model."""
+        return cls(*preprocess.input_size[1:], preprocess.interpolation)
+
+    def fit(self, pictures: UInt8[np.ndarray, "variants height width 3"]) -> UInt8[np.ndarray, "variants new_height new_width 3"]:
+        """Resize what was prepared for another model; what has the size stays as it is."""
+        if pictures.shape[1:3] == (self.height, self.width):
+            return pictures
+        method = str_to_pil_interp(self.interpolation)  # type: ignore[no-untyped-call]
+        size = self.width, self.height
+        return np.stack([np.asarray(Image.fromarray(pixels).resize(size, method)) for pixels in pictures])
+
+    def fit_mask(self, mask: Mask) -> Mask:
+        """Resize a mask that was prepared for another model, each pixel taking the class of the nearest."""
+        if mask.shape == (self.height, self.width):
+            return mask
+        return np.asarray(Image.fromarray(mask).resize((self.width, self.height), Image.Resampling.NEAREST))
+
+
+OWN_SIZE = InputSize(0, 0, "")
+"""Stands for the images' own size, at which segmentation models are evaluated."""
+
+
+def describe_pixels(preprocess: Preprocess) -> Pixels:
+    """For run.json: the geometry at which the images of a run are corrupted."""
+    _, height, width = preprocess.input_size
+    return Pixels(
+        height=height,
+        width=width,
+        interpolation=preprocess.interpolation,
+        crop_pct=preprocess.crop_pct,
+        crop_mode=preprocess.crop_mode,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image in its variants, or the reason why it could not be read."""
+
+    item: int
+    """Place in the list of what the sweep reads."""
+    variants: Sequence[Variant] = ()
+    pixels: dict[InputSize, UInt8[np.ndarray, "variants height width 3"]] = field(default_factory=dict)
+    """The same variants for each input size; empty where the image could not be read."""
+    size: tuple[int, int] | None = None
+    """(width, height) of the file."""
+    mask: Mask | None = None
+    """The class of each pixel, where it is known, at the first input size."""
+    control: bool = True
+    """Whether the control shows another image; False where there is no other that can be read."""
+    reason: str | None = None
+    fatal: bool = False
+    """Whether the reason lies in the data set, not in one image, so that the sweep has to stop."""
+
+
+class Reader(Protocol):
+    """Reads an item of the list and makes those of its variants that are in a range."""
+
+    def __call__(self, item: int, places: range) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads images at models' input sizes: resized and corrupted once as for `preprocess`, resized from there to `others`."""
+
+    sources: Sequence[ImageSource]
+    variants: Sequence[Variant]
+    preprocess: Preprocess
+    seed: int = 0
+    max_pixels: int = MAX_PIXELS
+    others: tuple[InputSize, ...] = ()
+    constants: ConstantSet | None = None
+    """Whose corruptions are applied; None for those that fit the image's side."""
+
+    @property
+    def sizes(self) -> list[InputSize]:
+        """All input sizes, that of `preprocess` first."""
+        return list(dict.fromkeys([InputSize.of(self.preprocess), *self.others]))
+
+    @property
+    def image_bytes(self) -> int:
+        """Memory that the variants of one image take."""
+        return len(self.variants) * sum(3 * size.height * size.width for size in self.sizes)
+
+    def __call__(self, item: int, places: range) -> Sample:
+        source = self.sources[item]
+        try:
+            image, mask = source.read(self.max_pixels), source.read_mask()
+        except ImageError as error:
+            return Sample(item, reason=str(error))
+        clean = self.preprocess.resize(image)
+        variants = [self.variants[place] for place in places]
+        partner = self._partner(item) if CONTROL_VARIANT in variants else None
+        pictures = np.stack([self._picture(clean, partner, variant) for variant in variants])
+        mask = None if mask is None else self.preprocess.resize_mask(mask)
+        pixels = {size: size.fit(pictures) for size in self.sizes}
+        return Sample(item, variants, pixels, image.size, mask, control=partner is not None)
+
+    def _picture(
+        self, clean: UInt8[np.ndarray, "height width 3"], partner: UInt8[np.ndarray, "height width 3"] | None, variant: Variant
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        if variant == CONTROL_VARIANT:
+            return clean if partner is None else partner
+        return clean if variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
+
+    def _partner(self, item: int) -> UInt8[np.ndarray, "height width 3"] | None:
+        """The clean image that this one is compared with, the next one of the cycle where that cannot be read."""
+        cycle = partners(len(self.sources), self.seed)
+        other = int(cycle[item])
+        while other != item:
+            with contextlib.suppress(ImageError):
+                return self.preprocess.resize(self.sources[other].read(self.max_pixels))
+            other = int(cycle[other])
+        return None
+
+
+def partners(images: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The other image that each of so many is compared with in the control: a random cycle through all, without fixed points.
+
+    It depends on the number of images and the seed alone.
+
+    >>> partners(4, seed=0).tolist()
+    [1, 2, 3, 0]
+    """
+    order = np.random.default_rng([images, abs(int(seed))]).permutation(images)
+    partner = np.empty(images, np.int64)
+    partner[order] = np.roll(order, -1)
+    return partner
+
+
+class Unit(NamedTuple):
+    """What is read and measured together: some items, all of their variants or a part of them."""
+
+    items: tuple[int, ...]
+    places: range
+
+
+class _Units(Dataset[list[Sample]]):
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, unit: Unit) -> list[Sample]:
+        return [self.reader(item, unit.places) for item in unit.items]
+
+
+def load_units(
+    reader: Reader, units: Sequence[Unit], variants: Iterable[Variant], *, workers: int, ahead: int
+) -> Iterator[list[Sample]]:
+    """The samples of each unit, in order, prepared by `workers` processes, each `ahead` units ahead; in this one if 0."""
+    workers = min(workers, len(units))
+    prepare_corruptions([variant.corruption for variant in variants if variant.corrupted])  # before workers copy this process
+    loader = DataLoader(
+        _Units(reader),
+        sampler=units,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=max(1, ahead) if workers else None,
+        worker_init_fn=start_worker,
+        collate_fn=_unchanged,
+    )
+    with one_opencv_thread():
+        return iter(loader)
+
+
+def choose_workers(workers: int | None) -> int:
+    """Worker processes: as asked for, or one per core that is free beside the model's own thread, at most four."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, cores - 1))
+
+
+@contextlib.contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Have OpenCV end its threads in this process while it is forked: a copy would wait forever for threads that it has not."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _unchanged(prepared: Any) -> Any:
+    """Leave arrays as they are: as tensors they would need shared memory, of which containers have little."""
+    return prepared
+
+
+def start_worker(_number: int) -> None:
+    """Leave Ctrl-C to the main process and, as far as the system has priorities, the cores to the model.
+
+    The workers take what the model leaves idle, and all when it waits for them. Images are small: threads would cost more
+    than they give.
+    """
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "nice"):
+        os.nice(10)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

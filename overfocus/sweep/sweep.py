@@ -1,0 +1,363 @@
+"""The one loop: images are read, made into variants, sent through each model, asked by probes, and recorded.
+
+Which pictures share a forward depends on the list of images alone: not on where a run continues, nor on how many processes
+share the images. Interrupted at any moment, and continued by as many processes as one likes, a run ends with the same tables.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby, islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from overfocus.errors import ImageError, OverfocusError, RunError
+from overfocus.forward import output_tensor, precision
+from overfocus.memory import out_of_memory_as
+from overfocus.probes.probe import Batch, Column, ItemResult, Probe
+from overfocus.processes import Processes
+from overfocus.runs.description import RunDescription
+from overfocus.runs.folder import RunFolder
+from overfocus.sweep.reading import BYTES_AHEAD, InputSize, Reader, Sample, Unit, load_units
+from overfocus.sweep.recorder import Recorder
+from overfocus.sweep.stopwatch import Stopwatch, progress_bar
+from overfocus.variants import Variant
+
+if TYPE_CHECKING:
+    from overfocus.checkpoints.loaded import LoadedModel
+
+PACKS_PER_ROUND = 4
+"""So many packs go through one model before the next one's turn, and before processes bring their results together. The first
+rounds are shorter, so that nobody waits long for the first images."""
+PACKS_AHEAD = 3
+"""Packs of images that are prepared ahead of the models."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images in their variants are put together."""
+
+    images: int
+    """Images whose variants are read together and go through the model together."""
+    batches: tuple[tuple[int, ...], ...]
+    """Variants of each of these images in each forward."""
+    pieces: tuple[range, ...]
+    """The variants of an image in the parts that are read one after the other; several only where `images` is 1."""
+
+
+def pack_pairs(variants: int, batch_size: int) -> Packing:
+    """Pack images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.
+
+    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean picture
+    repeated. A corrupted picture needs its clean one, so that a forward holds at least two.
+    """
+    if variants <= batch_size:
+        return Packing(batch_size // variants, (tuple(range(variants)),), (range(variants),))
+    room = max(1, batch_size - 1)
+    corrupted = variants - 1
+    number = -(-corrupted // room)
+    ends = [round(corrupted * part / number) for part in range(number + 1)]
+    return Packing(1, tuple((0, *range(1 + start, 1 + stop)) for start, stop in pairwise(ends)), (range(variants),))
+
+
+def pack_images(variants: int, batch_size: int, *, split: bool = False) -> Packing:
+    """Pack images in so many variants whose forwards need no clean counterpart: as many images as fill a batch.
+
+    With `split`, the variants of an image are read a batch at a time: all those of a large image would take gigabytes.
+    """
+    every = tuple(range(variants))
+    size = batch_size if split else variants
+    pieces = tuple(range(start, min(start + size, variants)) for start in range(0, variants, size))
+    return Packing(max(1, batch_size // variants), (every,), pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a sweep reads: the same for all of its models."""
+
+    reader: Reader
+    images: Sequence[int]
+    """Number of the image of each item; the versions of an image in a tree of corruptions share it."""
+    variants: Sequence[Variant]
+    """Made of each item; one where the data say what the images are."""
+    packing: Packing
+    workers: int = 0
+    strict: bool = False
+    """Whether an image that cannot be read ends the sweep."""
+    image_bytes: int = 8 * 2**20
+    """Memory that an image takes in all its variants, about."""
+
+
+class Subject:
+    """One model of a sweep: what is asked of it, and where its run is written."""
+
+    def __init__(
+        self,
+        loaded: "LoadedModel",
+        probes: Sequence[Probe],
+        stopwatch: Stopwatch,
+        *,
+        device: torch.device,
+        input_size: InputSize,
+        batch_size: int,
+        amp: bool = False,
+    ) -> None:
+        """`input_size` is that at which it takes the samples' pixels."""
+        self.loaded = loaded
+        self.probes = list(probes)
+        self.stopwatch = stopwatch
+        self.device = device
+        self.input_size = input_size
+        self.batch_size = batch_size
+        self.amp = amp
+        self.recorder: Recorder | None = None
+        """Only in the process that writes."""
+        self.done = 0
+        self._contexts: ExitStack | None = None
+
+    def begin(self, folder: RunFolder, description: RunDescription, work: Work, *, main: bool) -> None:
+        """Take in the run, new or continued."""
+        self.done = description.done
+        for probe in self.probes:
+            probe.prepare(description)
+        if main:
+            rows = rows_of(self.probes, work.variants)
+            self.recorder = Recorder(
+                folder, description, self.probes, work.images, rows, self.stopwatch, variants=len(work.variants)
+            )
+
+    def attach(self) -> None:
+        """Attach what the probes need, until `detach`."""
+        if self._contexts is None:
+            with ExitStack() as contexts:
+                contexts.enter_context(precision(self.device, amp=self.amp))
+                for probe in self.probes:
+                    contexts.enter_context(probe.attach())
+                self._contexts = contexts.pop_all()
+
+    def detach(self) -> None:
+        """Take it off."""
+        contexts, self._contexts = self._contexts, None
+        if contexts is not None:
+            contexts.close()
+
+    def measure(self, samples: Sequence[Sample], packing: Packing) -> list[ItemResult]:
+        """What the probes say of samples that were read together."""
+        readable = [sample for sample in samples if sample.reason is None]
+        results = {
+            sample.item: ItemResult(sample.item, list(sample.variants), sample.size, reason=sample.reason) for sample in samples
+        }
+        if readable:
+            whole = len(packing.batches) == 1
+            for number, members in enumerate(packing.batches):
+                chosen = [range(len(sample.variants)) if whole else members for sample in readable]
+                self._measure_batch(readable, chosen, results, first=number == 0)
+        displayed = {number for probe in self.probes for number in getattr(probe, "displayed", ())}
+        for sample in readable:
+            result = results[sample.item]
+            for probe in self.probes:
+                probe.finish(sample, result)
+            if sample.item in displayed:
+                result.pixels = sample.pixels[self.input_size]
+                result.mask = None if sample.mask is None else self.input_size.fit_mask(sample.mask)
+        return list(results.values())
+
+    def _measure_batch(
+        self, samples: Sequence[Sample], members: Sequence[Sequence[int]], results: Mapping[int, ItemResult], *, first: bool
+    ) -> None:
+        """Send a batch through the model and add its columns to the results; the clean picture counts in the first alone."""
+        pixels = [
+            sample.pixels[self.input_size][place] for sample, places in zip(samples, members, strict=True) for place in places
+        ]
+        batch = Batch(samples, members, pixels, self.device)
+        for probe in self.probes:
+            probe.begin(batch)
+        output = self._forward(batch)
+        with self.stopwatch.on("forward"):
+            for probe in self.probes:
+                columns = probe.columns(batch, output)
+                for (start, stop), sample in zip(pairwise(batch.starts), samples, strict=True):
+                    own = results[sample.item].columns.setdefault(probe.name, {})
+                    for name, column in columns.items():
+                        part = column[start if first else start + 1 : stop]
+                        own[name] = part if first else _joined(own[name], part)
+
+    def _forward(self, batch: Batch) -> Any:
+        owner = next((probe for probe in self.probes if probe.owns_forward), None)
+        paired = any(probe.paired for probe in self.probes)
+        preprocess = self.loaded.preprocess
+        if owner is not None and not paired:
+            return owner.forward(batch)
+        step = len(batch.pixels) if paired else self.batch_size
+        outputs = []
+        for start in range(0, len(batch.pixels), step):
+            with self.stopwatch.on("normalising"):
+                batch.inputs = preprocess.normalize_batch(batch.pixels[start : start + step], self.device)
+            with self.stopwatch.on("forward"):
+                outputs.append(owner.forward(batch) if owner is not None else output_tensor(self.loaded.model(batch.inputs)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def rows_of(probes: Sequence[Probe], variants: Sequence[Variant]) -> dict[str, int]:
+    """Rows of an item in each table."""
+    rows: dict[str, int] = {}
+    for probe in probes:
+        rows |= probe.rows(variants)
+    return rows
+
+
+def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, progress: bool | None = None) -> None:
+    """Measure what is not done yet of the runs of several models, and mark them complete; all see the same pixels.
+
+    The processes share the images; the first one writes. Ctrl-C, running out of memory and the loss of a process write what is
+    measured before they end the sweep; it can be continued.
+
+    Raises:
+        CaptureError, ImageError, RunError: as the probes and the reader say.
+    """
+    recorders = [subject.recorder for subject in subjects if subject.recorder is not None]
+    packs = [tuple(range(start, min(start + work.packing.images, len(work.images)))) for start in _starts(work)]
+    first = min(subject.done for subject in subjects) // work.packing.images
+    shown = progress if processes.main else False
+    results: list[list[ItemResult]] = []
+    with ExitStack() as contexts:
+        contexts.enter_context(torch.no_grad())
+        show = contexts.enter_context(progress_bar(len(work.images), packs[first][0] if packs[first:] else 0, show=shown))
+        contexts.callback(_detach_all, subjects)
+        try:
+            most = PACKS_PER_ROUND if max(len(subjects), processes.count) > 1 else 1
+            rounds = _rounds(len(packs) - first, processes.count, most)
+            mine = [[packs[first + number] for number in numbers[processes.index :: processes.count]] for numbers in rounds]
+            loaded = _load(work, [pack for packs_of_round in mine for pack in packs_of_round])
+            for packs_of_round in mine:
+                results = [[] for _ in subjects]
+                error = _measure_round(subjects, work, loaded, packs_of_round, results)
+                if processes.count > 1:  # their talking is no part of a model
+                    _detach_all(subjects)
+                gathered = processes.gather([_whole(found) for found in results] if error is None else [], error)
+                for place, subject in enumerate(subjects):
+                    _record(subject, [result for of_process in gathered for result in of_process[place]])
+                results = []
+                if recorders:
+                    show(min(recorder.reached for recorder in recorders))
+        except (KeyboardInterrupt, OverfocusError):
+            if processes.count == 1:  # what this round has measured by now; of several processes it need not be consecutive
+                for subject, found in zip(subjects, results, strict=False):
+                    _record(subject, [result for result in _whole(found) if _is_whole(result, work)])
+            for recorder in recorders:
+                recorder.write()
+            raise
+        for recorder in recorders:
+            recorder.complete()
+
+
+def _record(subject: Subject, results: Sequence[ItemResult]) -> None:
+    if subject.recorder is not None:
+        with subject.stopwatch.running():
+            subject.recorder.add(sorted(results, key=lambda result: result.item))
+
+
+def _is_whole(result: ItemResult, work: Work) -> bool:
+    """Whether all pieces of an item are there."""
+    return len(work.packing.pieces) == 1 or result.reason is not None or len(result.variants) == len(work.variants)
+
+
+def _starts(work: Work) -> range:
+    return range(0, len(work.images), work.packing.images)
+
+
+def _rounds(packs: int, processes: int, most: int) -> list[range]:
+    """Numbers of the packs of each round: one for each process at first, then more, up to `most`."""
+    rounds, start, size = [], 0, 1
+    while start < packs:
+        stop = min(packs, start + size * processes)
+        rounds.append(range(start, stop))
+        start, size = stop, min(2 * size, most)
+    return rounds
+
+
+def _load(work: Work, packs: Sequence[tuple[int, ...]]) -> Iterator[list[Sample]]:
+    """The samples of packs, piece by piece."""
+    units = [Unit(pack, piece) for pack in packs for piece in work.packing.pieces]
+    unit_bytes = work.image_bytes * work.packing.images // len(work.packing.pieces)
+    ahead = min(max(2 * work.workers, PACKS_AHEAD * PACKS_PER_ROUND), BYTES_AHEAD // max(1, unit_bytes))
+    return load_units(work.reader, units, work.variants, workers=work.workers, ahead=-(-ahead // max(1, work.workers)))
+
+
+def _measure_round(
+    subjects: Sequence[Subject],
+    work: Work,
+    loaded: Iterator[list[Sample]],
+    packs: Sequence[tuple[int, ...]],
+    results: Sequence[list[ItemResult]],
+) -> OverfocusError | None:
+    """Add to the results of each model those of this process's packs of a round; what went wrong, for all processes to know.
+
+    Images that are read in pieces are measured piece by piece, so that one piece is in memory at a time.
+    """
+    pieces = len(work.packing.pieces)
+    together = 1 if pieces > 1 else len(packs)
+    try:
+        with out_of_memory_as(RunError, f"try a smaller batch_size than {subjects[0].batch_size}; what is measured is kept"):
+            for _ in range(0, len(packs) * pieces, max(1, together)):
+                began = time.perf_counter()
+                units = list(islice(loaded, together))
+                waited = (time.perf_counter() - began) / len(subjects)
+                for samples in units:
+                    _require_sound(samples, strict=work.strict)
+                for subject, found in zip(subjects, results, strict=True):
+                    subject.stopwatch.waited(waited)
+                    _turn_to(subject, subjects)
+                    with subject.stopwatch.running():
+                        for samples in units:
+                            if samples[-1].item >= subject.done:
+                                found += subject.measure(samples, work.packing)
+    except OverfocusError as error:
+        return error
+    return None
+
+
+def _turn_to(subject: Subject, subjects: Sequence[Subject]) -> None:
+    """Let one model after the other capture, never two at once: torch runs some attention otherwise under a foreign mode."""
+    for other in subjects:
+        if other is not subject:
+            other.detach()
+    subject.attach()
+
+
+def _detach_all(subjects: Sequence[Subject]) -> None:
+    for subject in subjects:
+        subject.detach()
+
+
+def _require_sound(samples: Sequence[Sample], *, strict: bool) -> None:
+    """Raise what is wrong with the data, or with one image where that is enough."""
+    for sample in samples:
+        if sample.reason is not None and (sample.fatal or strict):
+            raise ImageError(sample.reason)
+
+
+def _whole(results: Sequence[ItemResult]) -> list[ItemResult]:
+    """Results by item, the variants of one put together where they came in pieces."""
+    whole: list[ItemResult] = []
+    for _, group in groupby(results, key=lambda result: result.item):
+        pieces = list(group)
+        first = next((piece for piece in pieces if piece.reason is not None), pieces[0])
+        if first.reason is None:
+            for piece in pieces[1:]:
+                first.variants = [*first.variants, *piece.variants]
+                for probe, columns in piece.columns.items():
+                    own = first.columns[probe]
+                    for name, column in columns.items():
+                        own[name] = _joined(own[name], column)
+        whole.append(first)
+    return whole
+
+
+def _joined(before: Column, after: Column) -> Column:
+    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray):
+        return np.concatenate([before, after])
+    return [*before, *after]

@@ -1,0 +1,113 @@
+"""Text from outside made printable: names of files, classes, tensors and architectures, and the words of other libraries.
+
+A file name may hold a terminal escape, a class name the mark that reverses reading order, a tensor's name five megabytes. What
+goes to a terminal, a warning, a table or a page passes through `printable` first; JSON through `json_text`.
+"""
+
+import codecs
+import json
+import sys
+import unicodedata
+from typing import IO, Any
+
+LONGEST_NAME = 200
+"""Characters of a name that are shown."""
+LONGEST_LINE = 2000
+"""Characters of a message that are shown."""
+
+_SHAPES_LETTERS = "\u200c\u200d"
+"""Joiners without which Persian, Indic scripts and emoji are misspelt; they change no order and move no cursor."""
+_ASCII = str.maketrans(
+    {"×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "±": "+-", "·": "*", "’": "'", "│": "|"}
+    | {
+        "━": "-",
+        "─": "-",
+        "╸": "-",
+        "╺": "-",
+        "“": '"',
+        "”": '"',
+        "°": " deg",
+        "λ": "lambda",
+        "τ": "tau",
+        "\u202f": " ",
+        "\xa0": " ",
+    }
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet reads as the start of a formula."""
+
+
+def printable(text: object, limit: int = LONGEST_NAME) -> str:
+    r"""The text with every character that cannot be seen escaped, and at most `limit` characters of it.
+
+    Escaped are control characters (`\x1b`), marks that change the reading order (`\u202e`), other invisible ones, separators of
+    lines, and surrogates: those that stand for the bytes of a file name that is not UTF-8 as these bytes (`\xff`), others as
+    themselves.
+
+    >>> printable("photo\x1b[31m.png"), printable("abcdefgh", limit=5)
+    ('photo\\x1b[31m.png', 'abcd…')
+    """
+    shown = str(text)
+    shown = shown if len(shown) <= limit else shown[: max(limit - 1, 0)] + "…"
+    return shown if shown.isascii() and shown.isprintable() else "".join(map(_visible, shown))
+
+
+def one_line(text: object, limit: int = LONGEST_LINE) -> str:
+    """The text on one line, white space folded, printable, and at most `limit` characters long."""
+    return printable(" ".join(str(text).split()), limit)
+
+
+def json_text(value: Any, *, ascii_only: bool = False) -> str:
+    """JSON with an indent of two, invisible characters and surrogates as JSON's own escapes: nothing is lost, nothing acts.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON cannot say.
+    """
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=2, allow_nan=False)
+    return text if text.isascii() else "".join(_json_escape(character) for character in text)
+
+
+def csv_cell(value: object) -> object:
+    """A cell of a CSV file: text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def make_streams_printable() -> None:
+    """Let no character end the program: on a terminal of ASCII or Latin-1 the nearest signs stand for those it lacks."""
+    codecs.register_error("overfocus", _nearest)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="overfocus")
+
+
+def shows_unicode(stream: IO[str]) -> bool:
+    """Whether the stream can carry any character."""
+    return (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "").startswith("utf")
+
+
+def _nearest(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For `codecs.register_error`: × as x, – as -; what has no like is escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    replaced = error.object[error.start : error.end].translate(_ASCII)
+    return replaced.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def _visible(character: str) -> str:
+    if character in _SHAPES_LETTERS or not _acts(character):
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8, as Python keeps it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escape(character: str) -> str:
+    if character in _SHAPES_LETTERS or character == "\n" or not _acts(character):
+        return character
+    return json.dumps(character)[1:-1]
+
+
+def _acts(character: str) -> bool:
+    """Whether a character moves the cursor, changes the order or cannot be seen, in place of being seen."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
