@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
-from overfocus.figures.notebook_methods import NotebookMethods
+from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
+from overfocus.runs.notebook import NotebookMethods
 from overfocus.runs.tables import read_arrays, read_table
 from overfocus.variants import CLEAN, Variant, sort_variants
 
@@ -66,6 +67,8 @@ class Run(NotebookMethods):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.description = read_run(self.path)
+        for measure in self.description.measures:
+            register_metric(measure.row())
         self._unpacked: tuple[int, dict[str, np.ndarray]] | None = None
 
     def __repr__(self) -> str:
@@ -75,6 +78,19 @@ class Run(NotebookMethods):
     def model(self) -> str:
         """Architecture of the model."""
         return self.description.checkpoint.name
+
+    @cached_property
+    def retained(self) -> "pd.DataFrame":
+        """Stability against the control "another image": one row per metric × corruption × severity × layer.
+
+        Columns: metric, corruption, severity, layer, module; value and control, the metric's means over images between an image
+        and its corrupted variant and between two different clean images; retained = 1 − D / D_control with the ends low and high
+        of its 95 % interval (1: as if not corrupted; 0: no more than another image has in common); count of images. Empty where
+        the control was not measured.
+        """
+        from overfocus.statistics.retained import tabulate_retained
+
+        return tabulate_retained(self)
 
     @property
     def complete(self) -> bool:
@@ -164,17 +180,12 @@ class Run(NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.summary import summarise_table
+        from overfocus.statistics.layers import summarise_table
 
         return summarise_table(self.table)
 
     def _shown_runs(self) -> tuple[list["Run"], list[str]]:
         return [self], [self.model]
-
-    def _repr_html_(self) -> str:
-        from overfocus.figures.notebook import run_html
-
-        return run_html(self)
 
     def received(self, image: int, corruption: str = CLEAN, severity: int = 0) -> list[Float[np.ndarray, "rows columns"] | None]:
         """Received attention of one image on its patch grid, one array per layer of `layers`; each sums to 1.
@@ -294,9 +305,7 @@ def _empty_table() -> "pd.DataFrame":
     """A metrics table without rows."""
     import pandas as pd
 
-    from overfocus.metrics.catalogue import CATALOGUE
-
     kinds = {"image": "int64", "name": "object", "label": "object", "corruption": "object", "severity": "int32"}
     kinds |= {"layer": "int32", "module": "object", "kind": "object"}
-    kinds |= {name: "float64" for name, metric in CATALOGUE.items() if metric.per_layer}
+    kinds |= {metric.name: "float64" for metric in BUILT_IN if metric.per_layer}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})

@@ -88,7 +88,7 @@ class RunFolder:
         skipped = {entry.item if entry.item is not None else entry.image for entry in description.skipped}
         parts = description.parts or []
         done = description.done
-        bounds = zip(parts, [*parts[1:], done], strict=True)
+        bounds = zip(parts, [*parts[1:], done], strict=False)
         first_done = next((item for item in range(min(parts[0] if parts else done, done)) if item not in skipped), None)
         if first_done is not None or parts != sorted(set(parts)):
             return _shortened(description, 0)
@@ -107,12 +107,7 @@ class RunFolder:
     def write(self, description: RunDescription) -> None:
         """Replace run.json."""
         text = encode_description(description)
-
-        def write(path: Path) -> None:
-            with atomic_file(path) as file:
-                file.write(text)
-
-        self._write("run.json", write)
+        self._write("run.json", lambda path: _write_text(path, text))
 
     def write_table(self, name: str, table: "pyarrow.Table") -> None:
         """Write a Parquet file."""
@@ -132,7 +127,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: the output folder cannot be read ({error.strerror}); choose another output") from None
 
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
         path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +187,11 @@ class RunFolder:
         except RunError as error:
             if "something else" in str(error):
                 raise
+
+
+def _write_text(path: Path, text: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(text)
 
 
 def _shortened(description: RunDescription, done: int) -> RunDescription:

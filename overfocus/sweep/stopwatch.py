@@ -15,15 +15,18 @@ class Stopwatch:
         before = before or {}
         self._seconds = {part: float(before.get(part, 0.0)) for part in PARTS}
         self._total = float(before.get("seconds", 0.0))
+        self._since: float | None = None
+        """When the block began whose time is counted now."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time of the block in the total."""
-        began = time.perf_counter()
+        self._since = time.perf_counter()
         try:
             yield
         finally:
-            self._total += time.perf_counter() - began
+            self._total += time.perf_counter() - self._since
+            self._since = None
 
     @contextmanager
     def on(self, part: str, inside: str | None = None) -> Iterator[None]:
@@ -44,13 +47,14 @@ class Stopwatch:
 
     def timing(self, images: int, variants: int) -> dict[str, float]:
         """Seconds in total and by part, and the speed over `images` in so many variants."""
-        seconds = max(self._total, 1e-9)
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        seconds = max(self._total + running, 1e-9)
         parts = {part: round(value, 3) for part, value in self._seconds.items()}
         speed = {
             "images_per_second": round(images / seconds, 3),
             "pictures_per_second": round(images * variants / seconds, 3),
         }
-        return {"seconds": round(self._total, 3)} | parts | speed
+        return {"seconds": round(seconds, 3)} | parts | speed
 
 
 @contextmanager
