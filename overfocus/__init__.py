@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from overfocus.errors import CaptureError, CheckpointError, CorruptionError, ImageError, OverfocusError, RunError, TrainingError
+from overfocus.runs import notebook as _notebook
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import load_model
     from overfocus.checkpoints.loaded import LoadedModel, wrap
-    from overfocus.comparison.compare import compare
-    from overfocus.comparison.comparison import Comparison
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.results.compare import compare
+    from overfocus.results.comparison import Comparison
     from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Ablation": "overfocus.ablation.ablation",
     "AttentionMap": "overfocus.attention",
-    "Comparison": "overfocus.comparison.comparison",
+    "Comparison": "overfocus.results.comparison",
     "Evaluation": "overfocus.evaluation.evaluation",
     "LoadedModel": "overfocus.checkpoints.loaded",
     "Run": "overfocus.run",
@@ -41,7 +42,7 @@ _HOME = {
     "ablate": "overfocus.ablation.ablate",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
-    "compare": "overfocus.comparison.compare",
+    "compare": "overfocus.results.compare",
     "corrupt": "overfocus.corruptions",
     "evaluate": "overfocus.evaluation.evaluate",
     "load_model": "overfocus.checkpoints.load",
@@ -84,6 +85,15 @@ __all__ = [
     "verify",
     "wrap",
 ]
+
+
+def _figures() -> object:
+    from overfocus.figures import notebook
+
+    return notebook
+
+
+_notebook.figures = _figures
 
 
 def __getattr__(name: str) -> object:

@@ -114,7 +114,7 @@ def _print(found: "Ablation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from overfocus.comparison.overview import decimal, variant_label
+    from overfocus.statistics.wording import decimal, variant_label
 
     console = Console(highlight=False)
     console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")

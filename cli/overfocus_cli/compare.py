@@ -33,7 +33,7 @@ from overfocus_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
 
 class Format(StrEnum):
@@ -124,7 +124,7 @@ def compare(
     others = [str(Path(source).absolute()) if Path(source).exists() else source for source in (sources or [])[1:]]
     folder = output or default_output(sources[0] if sources else None, asked | {"others": others}, "overfocus-comparison")
 
-    from overfocus.comparison.compare import compare as compare_models
+    from overfocus.results.compare import compare as compare_models
 
     comparison = compare_models(
         sources or None,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
-_ANSWERS = {"yes": "green", "no": "red", "can't tell": "yellow"}
+_ANSWERS = {"yes": "green", "no": "red", "mixed": "yellow", "can't tell": "yellow"}
 _METRICS_PER_MODEL = 5
 
 
@@ -16,7 +16,11 @@ def print_comparison(comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from overfocus.comparison.overview import cells, decimal, metric_label
+    from overfocus.results.overview import cells
+    from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
+    from overfocus.statistics.panel import EVERY
+    from overfocus.statistics.retained import NOT_MEASURED
+    from overfocus.statistics.wording import decimal, interval_text, measure_title
 
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])
@@ -36,32 +40,46 @@ def print_comparison(comparison: "Comparison") -> None:
             if not len(chosen):
                 continue
             table = _table(
-                f"{escape(model)}, {title}", ["metric"], ["mean", "baseline", "difference", "95 % interval", "p", "d_z"]
+                f"{escape(model)}, {title}",
+                ["metric"],
+                ["mean", "baseline", "another image", "difference", "95 % interval", "p", "d_z"],
             )
             for metric, _, _, _, *numbers, _ in cells(chosen):
                 table.add_row(escape(metric), *numbers)
             console.print()
             console.print(table)
-    console.print("p of the Wilcoxon signed-rank test after Holm; d_z: difference in its standard deviations over images")
+    tests = int(rows["p_value"].notna().sum())
+    console.print(
+        f"p after Holm over the {tests} tests of these tables; d_z: difference in its standard deviations over images; another "
+        + ("image: the control, model / baseline" if comparison.controlled else f"image: {NOT_MEASURED}")
+    )
 
-    found = comparison.fragility
-    found = found[(found["layers"] == "all") & (found["corruption"] == "all")].dropna(subset=["auroc"])
-    if not len(found):
-        return
-    found = found.assign(strength=(found["auroc"] - 0.5).abs()).sort_values("strength", ascending=False, kind="stable")
+    found = comparison.fragility.dropna(subset=["auroc"])
+    within = found[(found["layers"] == "all") & (found["corruption"] == EVERY)]
+    within = within.assign(strength=(within["auroc"] - 0.5).abs()).sort_values("strength", ascending=False, kind="stable")
+    beside = found[
+        (found["metric"] == CORRUPTION_ALONE) | ((found["metric"] == CLEAN_CONFIDENCE) & (found["corruption"] == EVERY))
+    ]
+    pooled = found[found["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     for name in comparison.names:
         told = _table(
-            f"What tells that a prediction of {escape(name)} flips",
+            f"What tells that a prediction of {escape(name)} flips, within a corruption and severity",
             ["metric"],
-            ["AUROC", "95 % interval", "Spearman", "95 % interval", "flipped"],
+            ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval", "flipped"],
         )
-        for row in found[found["model"] == name].head(_METRICS_PER_MODEL).to_dict("records"):
-            intervals = (
-                [decimal(row[key], sign=key.startswith("s"), places=2) for key in (score, f"{score}_low", f"{score}_high")]
+        shown = within[within["model"] == name].head(_METRICS_PER_MODEL).to_dict("records")
+        for row in shown + beside[beside["model"] == name].to_dict("records") if shown else []:
+            alone = row["metric"] == CORRUPTION_ALONE
+            area, rank = (
+                ["–", "–"] if alone else [
+                    decimal(row[score], sign=score == "spearman", places=2),
+                    interval_text(row[f"{score}_low"], row[f"{score}_high"], sign=score == "spearman", places=2),
+                ]
                 for score in ("auroc", "spearman")
-            )
-            numbers = [text for value, low, high in intervals for text in (value, f"{low} … {high}")]
-            told.add_row(metric_label(row["metric"], float("nan")), *numbers, f"{row['flipped']:,} of {row['count']:,}")
+            )  # fmt: skip
+            together = decimal(pooled.get((name, row["metric"], row["layers"]), float("nan")), places=2)
+            counts = f"{row['flipped']:,} of {row['count']:,}"
+            told.add_row(measure_title(row["metric"]), *area, together, *rank, counts)
         if told.row_count:
             console.print()
             console.print(told)

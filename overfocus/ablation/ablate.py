@@ -6,7 +6,10 @@ from overfocus.ablation.ablation import Ablation, write_tables
 from overfocus.analysis.analyze import choose_images
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import choose_constants
+from overfocus.errors import RunError
+from overfocus.memory import out_of_memory_as
 from overfocus.probes.ablation import AblationProbe
+from overfocus.probes.pixels import predicts_pixels
 from overfocus.processes import join_processes
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings
 from overfocus.settings import takes
@@ -45,7 +48,9 @@ def ablate(settings: AblateSettings) -> Ablation:
     processes = join_processes(place_of(settings.checkpoint, settings.device))
     options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
     loaded = resolve_model(settings.checkpoint, device=processes.device, **options)
-    sources = choose_images(settings.images, loaded, settings.limit)
+    with out_of_memory_as(RunError, f"try a smaller batch_size than {settings.batch_size}"):
+        segmented = predicts_pixels(loaded)
+    sources = choose_images(settings.images, loaded, settings.limit, segmented=segmented)
     fractions = sorted(set(settings.fractions))
     described = RunSettings(
         images=describe_source(settings.images),
@@ -61,7 +66,6 @@ def ablate(settings: AblateSettings) -> Ablation:
         image_size=settings.image_size,
         max_pixels=settings.max_pixels,
         fractions=fractions,
-        resamples=settings.resamples,
     )
     variants = list_variants(corruptions, described.severities)
     reader = ImageReader(sources, variants, loaded.preprocess, settings.seed, settings.max_pixels, constants=described.constants)
@@ -99,5 +103,5 @@ def ablate(settings: AblateSettings) -> Ablation:
     description = open_run(subject, folder, wanted, work, processes, example=example, overwrite=settings.overwrite)
     if not description.complete:
         sweep([subject], work, processes, progress=settings.progress)
-    processes.decide(lambda: write_tables(folder, resamples=settings.resamples))
+    processes.decide(lambda: write_tables(folder))
     return Ablation(folder)

@@ -1,5 +1,6 @@
 """`analyze`: images × corruptions × severities through one model, attention measured on the way, into a run folder."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from overfocus.errors import RunError
 from overfocus.images.labels import Classes, match_labels
 from overfocus.images.reading import MAX_PIXELS
 from overfocus.images.sources import ImageSource, find_images, spread
+from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe
 from overfocus.probes.classes import ClassesProbe
 from overfocus.probes.pixels import BATCH_SIZE, SEGMENTATION, PixelsProbe, predicts_pixels
@@ -31,7 +33,7 @@ from overfocus.sweep.opening import (
     place_of,
 )
 from overfocus.sweep.reading import ImageReader, InputSize, choose_workers, describe_pixels
-from overfocus.sweep.settings import AnalyzeSettings, CompareSettings
+from overfocus.sweep.settings import AnalyzeSettings, CompareSettings, listed
 from overfocus.sweep.stopwatch import Stopwatch
 from overfocus.sweep.sweep import Subject, Work, pack_pairs, sweep
 from overfocus.variants import CONTROL_VARIANT, list_variants
@@ -63,9 +65,7 @@ def analyze(settings: AnalyzeSettings) -> Run:
     processes = join_processes(place_of(settings.checkpoint, settings.device))
     options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
     loaded = resolve_model(settings.checkpoint, device=processes.device, **options)
-    folder = Path(settings.output)
-    overwrite, progress = settings.overwrite, settings.progress
-    return analyze_models([loaded], [folder], settings.images, wanted, processes, overwrite=overwrite, progress=progress)[0]
+    return analyze_models([loaded], [Path(settings.output)], wanted, settings, processes)[0]
 
 
 def run_settings(settings: AnalyzeSettings | CompareSettings) -> RunSettings:
@@ -107,13 +107,9 @@ class _Model:
 def analyze_models(
     models: "Sequence[LoadedModel]",
     folders: Sequence[Path],
-    images: Any,
     settings: RunSettings,
+    asked: AnalyzeSettings | CompareSettings,
     processes: Processes,
-    *,
-    overwrite: bool = False,
-    progress: bool | None = None,
-    probes: "Sequence[Probe]" = (),
 ) -> list[Run]:
     """Measure models on the same images with the same pixels, prepared as for the first; each writes a run into its folder.
 
@@ -121,7 +117,8 @@ def analyze_models(
         CaptureError, ImageError, RunError: as `analyze` says.
     """
     first = models[0]
-    segmented = [predicts_pixels(loaded) for loaded in models]
+    with out_of_memory_as(RunError, f"try a smaller batch_size than {settings.batch_size or DEFAULT_BATCH_SIZE}"):
+        segmented = [predicts_pixels(loaded) for loaded in models]
     usual = BATCH_SIZE if any(segmented) else DEFAULT_BATCH_SIZE
     settings = replace(
         settings,
@@ -130,7 +127,7 @@ def analyze_models(
         constants=settings.constants or choose_constants(min(first.input_size[1:])),
     )
     assert settings.batch_size is not None
-    sources = choose_images(images, first, settings.limit)
+    sources = choose_images(asked.images, first, settings.limit, segmented=segmented[0])
     variants = [*list_variants(settings.corruptions, settings.severities), *([CONTROL_VARIANT] if len(sources) > 1 else [])]
     sizes = tuple(dict.fromkeys(InputSize.of(loaded.preprocess) for loaded in models))
     reader = ImageReader(
@@ -151,7 +148,6 @@ def analyze_models(
     subjects = []
     for loaded, folder, pixelwise in zip(models, folders, segmented, strict=True):
         classes = _classes_of_pixels(loaded, sources) if pixelwise else _classes_of_images(loaded, sources)
-        wanted = _describe(_Model(loaded, pixelwise, classes), sources, settings, displayed, pixels=first)
         stopwatch = Stopwatch()
         targets = [classes.ids.get(source.label, -1) if source.label is not None else -1 for source in sources]
         predictions: Probe = PixelsProbe(loaded) if pixelwise else ClassesProbe(loaded, targets)
@@ -163,26 +159,29 @@ def analyze_models(
             per_head=settings.per_head,
             amp=settings.amp,
             maps_limit=settings.maps_limit or 0,
+            metrics=asked.metrics or (),
         )
+        probes = [attention, predictions, *custom_probes(asked.probes)]
+        wanted = _describe(_Model(loaded, pixelwise, classes), sources, settings, displayed, probes, pixels=first)
         subject = Subject(
             loaded,
-            [attention, predictions, *probes],
+            probes,
             stopwatch,
             device=processes.device,
             input_size=InputSize.of(loaded.preprocess),
             batch_size=settings.batch_size,
             amp=settings.amp,
         )
-        description = open_run(subject, folder, wanted, work, processes, example=example, overwrite=overwrite)
+        description = open_run(subject, folder, wanted, work, processes, example=example, overwrite=asked.overwrite)
         if not description.complete:
             subjects.append(subject)
     if subjects:
-        sweep(subjects, work, processes, progress=progress)
+        sweep(subjects, work, processes, progress=asked.progress)
     processes.wait()
     return [Run(folder) for folder in folders]
 
 
-def choose_images(images: Any, loaded: "LoadedModel", limit: int | None) -> list[ImageSource]:
+def choose_images(images: Any, loaded: "LoadedModel", limit: int | None, *, segmented: bool) -> list[ImageSource]:
     """The images that a run takes; the bundled ones that suit the model where `images` is None.
 
     For a segmentation model a data set with masks gives these too; sub-folders of images mean nothing for it.
@@ -190,7 +189,7 @@ def choose_images(images: Any, loaded: "LoadedModel", limit: int | None) -> list
     Raises:
         ImageError: there are none.
     """
-    if not predicts_pixels(loaded):
+    if not segmented:
         return spread(find_images(images, loaded.input_size), limit)
     masked = masked_sources(images, loaded)
     if masked is not None:
@@ -198,8 +197,33 @@ def choose_images(images: Any, loaded: "LoadedModel", limit: int | None) -> list
     return spread([replace(source, label=None) for source in find_images(images, loaded.input_size)], limit)
 
 
+def custom_probes(probes: Any) -> list[Probe]:
+    """The probes of the user, copied, so that each model has its own.
+
+    Raises:
+        RunError: one is no probe, or two have the same name.
+    """
+    chosen = [] if probes is None else listed(probes)
+    names = [AttentionProbe.name, ClassesProbe.name, PixelsProbe.name]
+    for probe in chosen:
+        if not isinstance(probe, Probe) or not probe.name or probe.owns_forward:
+            raise RunError(f"expected probes with a name, as overfocus.probes.probe.Probe describes them, got {probe!r}")
+        if probe.name in names:
+            raise RunError(
+                f"expected probes of different names, got {probe.name!r} twice; built-in ones are {', '.join(names[:3])}"
+            )
+        names.append(probe.name)
+    return [copy.copy(probe) for probe in chosen]
+
+
 def _describe(
-    model: _Model, sources: Sequence[ImageSource], settings: RunSettings, displayed: list[int], *, pixels: "LoadedModel"
+    model: _Model,
+    sources: Sequence[ImageSource],
+    settings: RunSettings,
+    displayed: list[int],
+    probes: Sequence[Probe],
+    *,
+    pixels: "LoadedModel",
 ) -> RunDescription:
     """What a new run says before the probes have seen the model."""
     labels = {source.label for source in sources if source.label is not None}
@@ -220,6 +244,7 @@ def _describe(
         class_colours=_colours(model) if model.segmented else None,
         pixels=describe_pixels(pixels.preprocess),
         displayed=displayed,
+        measures=[measure for probe in probes for measure in probe.measures],
         notes=notes,
     )
 

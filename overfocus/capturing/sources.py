@@ -4,12 +4,37 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from overfocus.errors import CaptureError
+
+
+class SameTensor:
+    """A tensor as a key: equal to itself only. It is held, so that no other one takes its place in memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameTensor) and other.tensor is self.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """An index of a layout on a device; sent there once, since layouts last and each transfer would be waited for."""
+    return tensor if tensor.device == device else _sent(SameTensor(tensor), device)
+
+
+@lru_cache(maxsize=256)
+def _sent(tensor: SameTensor, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used outside of it
+        return tensor.tensor.to(device)
 
 
 class WeightSource(Protocol):
@@ -23,11 +48,6 @@ class WeightSource(Protocol):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What the weights are computed from."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are computed."""
         ...
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
@@ -67,11 +87,6 @@ class QueryKeyWeights:
         """The same weights without gradients."""
         mask = None if self.mask is None else self.mask.detach()
         return replace(self, query=self.query.detach(), key=self.key.detach(), mask=mask)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are computed."""
-        return self.query.device
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, heads, stop − start, keys); a row that the mask hides entirely is zero."""
@@ -138,12 +153,6 @@ class MaterialisedWeights:
     def detached(self) -> "MaterialisedWeights":
         """The same weights without gradients."""
         return MaterialisedWeights(self.weights.detach())
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are computed."""
-        return self.weights.device
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
         """Weights of those queries, (…, stop − start, keys)."""
@@ -304,7 +313,7 @@ class Arrangement:
             order = [axis for kind in ("image", "window", "head") for axis, name in enumerate(names) if name == kind]
             weights = weights.permute(*order, -2, -1).reshape(images * self.windows, self.heads, *weights.shape[-2:])
         if self.key_order is not None:
-            weights = weights.index_select(-1, self.key_order.to(weights.device))
+            weights = weights.index_select(-1, on_device(self.key_order, weights.device))
         return weights
 
     def unfold(self, keys: Tensor, width: int) -> Tensor:
@@ -314,7 +323,7 @@ class Arrangement:
         """
         if self.key_order is not None:
             raw = keys.new_ones(len(keys), width)
-            raw[:, self.key_order.to(keys.device)] = keys
+            raw[:, on_device(self.key_order, keys.device)] = keys
             keys = raw
         images = len(keys) // self.windows
         names = [name for axis in self.axes for name in axis]
@@ -357,7 +366,7 @@ class ArrangedWeights:
     @property
     def device(self) -> torch.device:
         """Where the weights are computed."""
-        return self.source.device
+        return self.source.tensors[0].device
 
     @property
     def images_first(self) -> bool:
@@ -373,7 +382,7 @@ class ArrangedWeights:
             weights = self.arrangement.fold(self.source.rows(start, stop, block))
         else:
             weights = self.arrangement.fold(self.source.rows(0, self.source.shape[-2], block))
-            weights = weights.index_select(-2, order[start:stop].to(weights.device))
+            weights = weights.index_select(-2, on_device(order, weights.device)[start:stop])
         if direct or images is None:
             return weights
         windows = self.arrangement.windows

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from overfocus.checkpoints.formats import foreign_folder
 from overfocus.errors import CheckpointError
 
 _WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "model.bin", "model.pth")
@@ -15,6 +16,9 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: one of the two is missing or the configuration is no JSON object.
     """
+    foreign = foreign_folder(path)
+    if foreign:
+        raise CheckpointError(f"{path}: expected a checkpoint file or a folder with config.json and weights, got {foreign}")
     config_path = path / "config.json"
     weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if not config_path.is_file():

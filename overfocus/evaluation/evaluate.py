@@ -9,7 +9,6 @@ from typing import Any
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.source_name import source_name
-from overfocus.comparison.names import folder_names
 from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
@@ -36,6 +35,7 @@ from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
+from overfocus.runs.names import folder_names
 from overfocus.segmentation.prediction import is_segmentation
 from overfocus.segmentation.settings import InferenceSettings, usual_batch
 from overfocus.settings import takes

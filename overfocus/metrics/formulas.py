@@ -110,7 +110,7 @@ class PairMetric:
 def top_share(sums: MapSums) -> Float[Tensor, "*items"]:
     """Share of the received attention that the k most attended tokens take: Σ_{j∈T_k(r)} r_j.
 
-    Range k/N (uniform) … 1; high means that a few tokens take all. Source: README.md here, concentration.
+    Range k/N (uniform) … 1; high means that a few tokens take all. Source: overfocus/metrics/README.md, concentration.
 
     >>> top_share(torch.full((1, 1, 4, 4), 0.25))
     tensor([0.2500])
@@ -122,7 +122,7 @@ def top_share(sums: MapSums) -> Float[Tensor, "*items"]:
 def max_ratio(sums: MapSums) -> Float[Tensor, "*items"]:
     """Attention that the most attended token receives, relative to its even share: N · max_j r_j.
 
-    Range 1 (uniform) … N; high means that one token stands out. Source: README.md here, concentration.
+    Range 1 (uniform) … N; high means that one token stands out. Source: overfocus/metrics/README.md, concentration.
 
     >>> max_ratio(torch.full((1, 1, 4, 4), 0.25))
     tensor([1.])
@@ -134,7 +134,7 @@ def max_ratio(sums: MapSums) -> Float[Tensor, "*items"]:
 def gini(sums: MapSums) -> Float[Tensor, "*items"]:
     """Gini coefficient of the received attention: Σ_{a,b} |r_a − r_b| / (2 N), from the sorted profile.
 
-    Range 0 (uniform) … 1 − 1/N; high means unequal shares. Source: Gini 1912; README.md here, concentration.
+    Range 0 (uniform) … 1 − 1/N; high means unequal shares. Source: Gini 1912; overfocus/metrics/README.md, concentration.
 
     >>> gini(torch.eye(4)[None, None, [0, 0, 0, 0]])
     tensor([0.7500])
@@ -148,7 +148,7 @@ def gini(sums: MapSums) -> Float[Tensor, "*items"]:
 def effective_tokens(sums: MapSums) -> Float[Tensor, "*items"]:
     """Perplexity of the received attention as a share of the tokens: exp(−Σ_j r_j ln r_j) / N.
 
-    Range 1/N … 1 (uniform); low means overfocused. Source: README.md here, concentration.
+    Range 1/N … 1 (uniform); low means overfocused. Source: overfocus/metrics/README.md, concentration.
 
     >>> effective_tokens(torch.eye(4)[None, None, [0, 0, 0, 0]])
     tensor([0.2500])
@@ -161,7 +161,7 @@ def row_entropy(sums: MapSums) -> Float[Tensor, "*items"]:
     """Mean entropy of the patches' rows, renormalised over the N patch keys, divided by ln N.
 
     Range 0 (one-hot rows) … 1 (uniform); NaN for N = 1. Rows without attention on patches have no entropy and are left out of
-    the mean. Source: README.md here, concentration.
+    the mean. Source: overfocus/metrics/README.md, concentration.
 
     >>> row_entropy(torch.full((1, 1, 4, 4), 0.25))
     tensor([1.])
@@ -174,7 +174,8 @@ def row_entropy(sums: MapSums) -> Float[Tensor, "*items"]:
 def prefix_share(sums: MapSums) -> Float[Tensor, "*items"]:
     """Mean attention that patches give to class, distillation and register tokens: mean_i Σ_{j∉P} Ā_ij.
 
-    Range 0 (also where there are none) … 1; high means that patches look at prefix tokens. Source: README.md here, concentration.
+    Range 0 (also where there are none) … 1; high means that patches look at prefix tokens. Source:
+    overfocus/metrics/README.md, concentration.
 
     >>> prefix_share(torch.full((1, 1, 5, 5), 0.2), prefix_tokens=1)
     tensor([0.2000])
@@ -187,7 +188,7 @@ def token_cosine(sums: MapSums) -> Float[Tensor, "*items"]:
     """Mean cosine between the rows of two different patch queries: (‖Σ_i u_i‖² − Σ_i ‖u_i‖²) / (N (N − 1)), u_i unit rows.
 
     Range 0 … 1 (uniform); high means that every token attends alike; NaN for N = 1. A row without attention on patches has
-    cosine 0 with every other. Source: README.md here, similarity.
+    cosine 0 with every other. Source: overfocus/metrics/README.md, similarity.
 
     >>> token_cosine(torch.eye(4)[None, None])
     tensor([0.])
@@ -236,7 +237,8 @@ def top_overlap(sums: PairSums) -> Float[Tensor, "*pairs"]:
     """Share of the k most attended tokens that stay among the k most attended: |T_k(r) ∩ T_k(r')| / k.
 
     Range 0 … 1; low means that the important tokens change. Where attention is flat the order of tokens is noise, where it is
-    the same for every image they stay whatever is shown: read it beside the control. Source: README.md here, stability.
+    the same for every image they stay whatever is shown: read it beside the control. Source:
+    overfocus/metrics/README.md, stability.
 
     >>> top_overlap(torch.eye(4)[None, None, [0, 0, 0, 0]], torch.eye(4)[None, None, [1, 1, 1, 1]])
     tensor([0.])
@@ -249,7 +251,7 @@ def rank_correlation(sums: PairSums) -> Float[Tensor, "*pairs"]:
     """Spearman's ρ of the received attention, clean and corrupted, with average ranks for ties.
 
     Range −1 … 1; low means that the order of tokens changes; NaN where a profile is constant. Where attention is flat the order
-    is noise: read it beside the control. Source: Spearman 1904; README.md here, stability.
+    is noise: read it beside the control. Source: Spearman 1904; overfocus/metrics/README.md, stability.
 
     >>> weights = torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(1, 1, 4, 4)
     >>> rank_correlation(weights, weights.flip(-1))
@@ -262,8 +264,8 @@ def rank_correlation(sums: PairSums) -> Float[Tensor, "*pairs"]:
 def attention_cosine(sums: PairSums) -> Float[Tensor, "*pairs"]:
     """Mean cosine between a patch's row on the clean and on the corrupted image: mean_i cos(Ā_P,i , Ā'_P,i).
 
-    Range 0 … 1; low means that tokens attend elsewhere. A row without attention on patches has cosine 0. Source: README.md here,
-    stability.
+    Range 0 … 1; low means that tokens attend elsewhere. A row without attention on patches has cosine 0. Source:
+    overfocus/metrics/README.md, stability.
 
     >>> attention_cosine(torch.eye(4)[None, None], torch.eye(4)[None, None])
     tensor([1.])
@@ -291,7 +293,7 @@ def js_divergence(sums: PairSums) -> Float[Tensor, "*pairs"]:
 def received_shift(sums: PairSums) -> Float[Tensor, "*pairs"]:
     """Share of the received attention that moves to other tokens: ½ Σ_j |r_j − r'_j|, the total variation distance.
 
-    Range 0 … 1; high means that mass has moved. Source: README.md here, stability.
+    Range 0 … 1; high means that mass has moved. Source: overfocus/metrics/README.md, stability.
 
     >>> received_shift(torch.eye(4)[None, None, [0, 0, 0, 0]], torch.eye(4)[None, None, [1, 1, 1, 1]])
     tensor([1.])

@@ -217,7 +217,7 @@ class ForwardMeasurement:
                 names += compared
             group = of_first.group
             stacked = torch.stack(values) if values else maps.mass.new_empty(0, *maps.mass.shape[:-1])
-            of_groups.append(stacked.view(len(names), len(layers), -1, group.windows, group.heads))
+            of_groups.append(stacked.view(len(names), len(layers), first.batch, group.windows, group.heads))
             flags.append(faults(maps, hidden_rows=first.hidden_rows))
             sums.append(maps)
         values = of_groups[0] if len(of_groups) == 1 else torch.cat(of_groups, 3)

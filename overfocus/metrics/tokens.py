@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from overfocus.attention import AttentionMap, row_tolerance
+from overfocus.capturing.sources import SameTensor, on_device
 from overfocus.errors import CaptureError
 from overfocus.metrics.expectation import TOP_FRACTION
 from overfocus.metrics.sums import (
@@ -115,23 +116,10 @@ def token_groups(attention: AttentionMap, *, per_head: bool, device: torch.devic
     )
     if attention.partition is None:
         return (whole,)
-    padded = _padding_on(_Same(attention.partition), device)
+    padded = _padding_on(SameTensor(attention.partition), device)
     if not padded:
-        return (replace(whole, image_places=_on(_Same(attention.partition), device)),)
+        return (replace(whole, image_places=on_device(attention.partition, device)),)
     return tuple(_padded_group(whole, padding, attention.partition.shape[1]) for padding in padded)
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """A tensor as a key: equal to itself only. It is kept, so that no other one takes its place in memory."""
-
-    tensor: Tensor
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.tensor is self.tensor
-
-    def __hash__(self) -> int:
-        return id(self.tensor)
 
 
 class _Padding(NamedTuple):
@@ -144,14 +132,7 @@ class _Padding(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _on(tensor: _Same, device: torch.device) -> Tensor:
-    """A tensor on a device, sent there once."""
-    with torch.inference_mode(False):
-        return tensor.tensor.to(device)
-
-
-@lru_cache(maxsize=256)
-def _padding_on(partition: _Same, device: torch.device) -> tuple[tuple[_Padding, tuple[int, ...]], ...]:
+def _padding_on(partition: SameTensor, device: torch.device) -> tuple[tuple[_Padding, tuple[int, ...]], ...]:
     """`_padding` with its indices on a device, and the places kept on the host."""
     with torch.inference_mode(False):
         return tuple(
@@ -160,7 +141,7 @@ def _padding_on(partition: _Same, device: torch.device) -> tuple[tuple[_Padding,
 
 
 @lru_cache(maxsize=256)
-def _padding(partition: _Same) -> tuple[_Padding, ...]:
+def _padding(partition: SameTensor) -> tuple[_Padding, ...]:
     """The patterns of padding; empty where nothing is padding. Windows of padding alone are left out."""
     with torch.inference_mode(False):
         places = partition.tensor.cpu()

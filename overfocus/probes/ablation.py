@@ -20,6 +20,7 @@ from overfocus.runs.description import RunDescription
 from overfocus.variants import Variant
 
 QUANTITIES = ("agreement", "confidence_drop", "output_cosine", "clean_agreement")
+"""What is compared with the output for all tokens."""
 CHOICES = ("top", "random", "bottom")
 """Which tokens are taken out: those that receive most attention, any, those that receive least."""
 

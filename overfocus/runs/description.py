@@ -13,8 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
 from overfocus.errors import OverfocusError, RunError, TrainingError
+from overfocus.files import require_regular_file
 from overfocus.metrics.catalogue import BUILT_IN, Metric
 from overfocus.metrics.expectation import top_count
+from overfocus.text import one_line, printable
 
 FORMAT = 2
 """Version of the descriptions that this package writes."""
@@ -391,16 +393,14 @@ def read_description(path: Path, kind: type[Description]) -> Description:
             or number, or was written in a format that this version does not read; one line.
     """
     error = kind.ERROR
-    expected = f"{path}: expected the description of {kind.WHAT}"
+    expected = f"the description of {kind.WHAT}"
+    size = require_regular_file(path, expected, error).st_size
+    if size > MOST_BYTES:
+        raise error(f"{printable(path)}: expected {expected}, but the file has {size:,} bytes, more than {MOST_BYTES:,}")
     try:
-        if not path.is_file():
-            problem = "this is no file" if path.exists() else "there is no such file"
-            raise error(f"{expected}, but {problem}")
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise error(f"{expected}, but the file has {size:,} bytes, more than {MOST_BYTES:,}")
         text = path.read_bytes()
     except OSError as problem:
-        raise error(f"{expected}, but it cannot be read ({problem.strerror or problem})") from None
+        raise error(f"{printable(path)}: expected {expected}, but it cannot be read ({problem.strerror or problem})") from None
     return decode_description(text, kind, path)
 
 
@@ -408,24 +408,24 @@ def decode_description(text: bytes, kind: type[Description], path: Path) -> Desc
     """The same for text that stands in `path`."""
     import msgspec
 
-    error = kind.ERROR
+    error, where = kind.ERROR, printable(path)
     try:
         header = msgspec.json.decode(text, type=_Header)
         if header.format is None:
             raise error(
-                f"{path}: expected the description of {kind.WHAT} of overfocus, but this file is something else; "
+                f"{where}: expected the description of {kind.WHAT} of overfocus, but this file is something else; "
                 "choose another folder"
             )
         if not isinstance(header.format, int) or not OLDEST_FORMAT <= header.format <= FORMAT:
             raise error(
-                f"{path}: written in format {printed(header.format)}, this version reads formats {OLDEST_FORMAT} to {FORMAT}; "
+                f"{where}: written in format {printable(header.format)}, this version reads formats {OLDEST_FORMAT} to {FORMAT}; "
                 "upgrade overfocus, or measure again"
             )
         description = msgspec.json.decode(text, type=kind)
         _check_numbers(description, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as problem:
-        reason = printed(str(problem) or type(problem).__name__)
-        raise error(f"{path}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
+        reason = one_line(str(problem) or type(problem).__name__, 300)
+        raise error(f"{where}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
     return description
 
 
@@ -442,18 +442,11 @@ def inside(folder: Path, name: str) -> Path:
     """
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in name:
-        raise RunError(f"{folder}: expected the name of a file in this folder, got {printed(name)}")
+        raise RunError(f"{folder}: expected the name of a file in this folder, got {printable(name)}")
     path = folder.joinpath(*relative.parts)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{folder}: {printed(name)} leads out of this folder")
+        raise RunError(f"{folder}: {printable(name)} leads out of this folder")
     return path
-
-
-def printed(value: object, most: int = 200) -> str:
-    """What a file says, fit for one line of a message."""
-    text = " ".join(str(value).split())
-    safe = "".join(letter if letter.isprintable() else "�" for letter in text[: most + 1])
-    return safe if len(safe) <= most else safe[:most] + "…"
 
 
 @dataclass(frozen=True)
@@ -473,7 +466,7 @@ def _check_numbers(value: Any, where: str, *, signed: bool = False) -> None:
             raise ValueError(f"expected a finite number, got {value} - at `{where}`")
     elif isinstance(value, dict):
         for name, part in value.items():
-            _check_numbers(part, f"{where}.{printed(name, 40)}", signed=True)
+            _check_numbers(part, f"{where}.{printable(name, 40)}", signed=True)
     elif isinstance(value, Sequence):
         for part in value:
             _check_numbers(part, f"{where}[…]", signed=signed)

@@ -1,6 +1,6 @@
 """What `analyze`, `compare`, `evaluate` and `ablate` take, for the Python interface and the command line; without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from overfocus.checkpoints.loaded import LoadedModel
+    from overfocus.metrics.catalogue import Metric
+    from overfocus.probes.probe import Probe
     from overfocus.run import Run
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
@@ -132,6 +134,14 @@ class MeasuringSettings(SweepSettings):
     )
     per_head: bool = setting(False, "A row for each head instead of the mean over heads.")
     top_fraction: float = setting(0.05, "Share of the patches that count as the most attended.", above=0, most=1, metavar="SHARE")
+    metrics: "Sequence[str | Callable[..., Any] | Metric] | None" = setting(
+        None,
+        "Metrics beside the built-in ones: functions of attention weights, or rows of the catalogue (`metrics.Metric`).",
+        command_line=False,
+    )
+    probes: "Sequence[Probe] | None" = setting(
+        None, "What is asked of each batch besides: subclasses of `overfocus.probes.probe.Probe`.", command_line=False
+    )
     displayed: int = setting(
         4, "Images to keep pictures and full maps of, for the report.", least=0, most=10_000, command_line=False
     )
@@ -192,6 +202,12 @@ class CompareSettings(MeasuringSettings):
         metavar="BASELINE OTHER…",
     )
     _: KW_ONLY
+    groups: "Mapping[str, Sequence[str | Path | Run]] | None" = setting(
+        None,
+        "In place of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then take "
+        "in images and runs.",
+        command_line=False,
+    )
     images: str | Path | Sequence[str | Path] | None = _images()
     corruptions: str | Sequence[str] | None = _corruptions("one of each group; all that saved runs have in common")
     severities: int | Sequence[int] | None = _severities("1, 3 and 5; all that saved runs have in common")
@@ -204,7 +220,9 @@ class CompareSettings(MeasuringSettings):
         metavar="NAME",
         may_be_empty=True,
     )
-    resamples: int = setting(10_000, "Bootstrap resamples behind each interval.", least=1, most=10**7, metavar="N")
+    resamples: int = setting(
+        10_000, "Bootstrap resamples behind intervals of ratios and of mIoU.", least=1, most=10**7, metavar="N"
+    )
 
 
 @dataclass(frozen=True)
@@ -249,9 +267,6 @@ class AblateSettings(SweepSettings):
     )
     strict: bool = setting(
         False, "Stop at an image that cannot be read; otherwise it is left out and counted.", affects_result=False
-    )
-    resamples: int = setting(
-        10_000, "Bootstrap resamples behind each interval.", least=1, most=10**7, affects_result=False, metavar="N"
     )
 
     def __post_init__(self) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from overfocus.statistics.retained import NOT_MEASURED
 from overfocus_reports.sentences import percent
 
 if TYPE_CHECKING:
-    from overfocus.intervals import Interval
+    from overfocus.statistics.intervals import Interval
     from overfocus_reports.summary import Summary, Survival
 
 
@@ -29,14 +30,18 @@ def key_figures_of(summary: "Summary") -> list[KeyFigure]:
         layer, share = first.layer, first.concentration["top_share"].mean
         note = f"of layer {layer.number}'s attention; uniform: {percent(first.uniform_share)}"
         found.append(KeyFigure(f"On {layer.top} of {layer.tokens} patches", percent(share), note))
-    kept = mean_of(summary, lambda row: row.stability["top_overlap"])
-    if not math.isnan(kept):
-        found.append(
-            KeyFigure("Top patches kept", percent(kept), f"under corruption; chance: {percent(summary.survival[0].chance)}")
-        )
-    moved = mean_of(summary, lambda row: row.stability["received_shift"])
-    if not math.isnan(moved):
-        found.append(KeyFigure("Attention moved", percent(moved), "to other patches, under corruption"))
+    retained = summary.retained
+    if "js_divergence" in retained and not math.isnan(retained["js_divergence"].retained):
+        note = "under corruption, by Jensen–Shannon divergence; 0\u00a0%: no more than another image has in common"
+        found.append(KeyFigure("Attention retained", percent(retained["js_divergence"].retained), note))
+    for name, title, note in (
+        ("top_overlap", "Top patches kept", "under corruption"),
+        ("received_shift", "Attention moved", "to other patches, under corruption"),
+    ):
+        value = mean_of(summary, lambda row, name=name: row.stability[name])
+        if not math.isnan(value):
+            beside = f"another image: {percent(retained[name].control)}" if name in retained else NOT_MEASURED
+            found.append(KeyFigure(title, percent(value), f"{note}; {beside}"))
     found += iou_figures(summary)
     same = mean_of(summary, lambda row: row.prediction["agreement"])
     if not math.isnan(same) and summary.segmented:

@@ -8,7 +8,6 @@ from PIL import Image
 
 import overfocus
 from overfocus import Ablation, RunError
-from overfocus.ablation.ablation import AblationTables, describe_answer, tabulate_ablation
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.preprocessing import Preprocess
 from overfocus.probes.ablation import choose_counts
@@ -39,7 +38,7 @@ def photos(tmp_path):
 
 
 def _ablate(loaded, photos, output, **options):
-    chosen = {"corruptions": ["fog"], "fractions": [0.1, 0.25], "workers": 0, "progress": False, "resamples": 200}
+    chosen = {"corruptions": ["fog"], "fractions": [0.1, 0.25], "workers": 0, "progress": False}
     return overfocus.ablate(loaded, photos, output=output, **chosen | options)
 
 
@@ -90,35 +89,8 @@ def test_counts_of_tokens():
     assert choose_counts([16, 2], [0.01, 0.05, 0.25, 0.9]) == [(0.01, (1, 1)), (0.25, (4, 1)), (0.9, (14, 1))]
 
 
-def _made_up(top, random):
-    rows = [
-        {"image": image, "corruption": "clean", "severity": 0, "choice": choice, "k": k, "fraction": 0.05 if k else 0.0,
-         "agreement": value if k else 1.0, "confidence_drop": 0.0, "output_cosine": 1.0, "clean_agreement": 1.0}
-        for image in range(20)
-        for k in (0, 3)
-        for choice, value in (("top", float(image < top)), ("random", float(image < random)), ("bottom", 1.0))
-    ]  # fmt: skip
-    return tabulate_ablation(pd.DataFrame(rows), resamples=500)
-
-
-@pytest.mark.parametrize(
-    ("top", "random", "claim"),
-    [
-        (4, 18, "hang on the most attended tokens: without the top 3 (5 %) 0.200 keep their class"),
-        (18, 4, "hang less on the most attended tokens than on random ones"),
-        (10, 10, "cannot be told to hang on the most attended tokens"),
-    ],
-)
-def test_answers(top, random, claim):
-    tables: AblationTables = _made_up(top, random)
-    (sentence,) = describe_answer(tables.table, tables.differences, "vit")
-    assert sentence.startswith(f"On clean images, predictions of vit {claim}")
-    row = tables.differences.query("quantity == 'agreement' and against == 'random'").iloc[0]
-    assert row["difference"] == pytest.approx((top - random) / 20)
-
-
 def test_bad_input(loaded, photos, tmp_path):
-    with pytest.raises(RunError, match=r"fractions must be above 0 and below 1, got 1\.5; 0\.05 is a twentieth"):
+    with pytest.raises(RunError, match=r"fractions must be above 0 and below 1, got 1\.5"):
         _ablate(loaded, photos, tmp_path / "out", fractions=[1.5])
     _ablate(loaded, photos, tmp_path / "out", corruptions=[])
     with pytest.raises(RunError, match=r"holds another run \(corruptions \[\] there, \['fog'\] asked for\); choose another"):

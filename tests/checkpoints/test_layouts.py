@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from overfocus import load_model
-from overfocus.checkpoints.layout import find_state_dict
+from overfocus.checkpoints.networks import find_networks
 
 State = dict[str, Tensor]
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 160 * 160).view(2, 3, 160, 160)
@@ -51,11 +51,11 @@ def assert_same_model(path: Path, vit: nn.Module, **options: object) -> None:
 @pytest.mark.parametrize("entry", [None, "state_dict", "model", "model_state_dict"])
 def test_prefixes_under_every_entry(prefix: str, entry: str | None, state: State, vit: nn.Module) -> None:
     weights = prefixed(state, prefix)
-    found = find_state_dict({entry: weights} if entry else weights)
-    assert found.prefix == prefix
-    assert found.entry == (entry or "the file itself")
+    (found,) = find_networks({entry: weights} if entry else weights)
+    assert found.path == ".".join(filter(None, [entry, prefix.rstrip(".")]))
+    assert found.entry == (found.path or "the file itself")
     assert found.tensors.keys() == vit.state_dict().keys()
-    assert not found.averaged
+    assert found.beside == ()
 
 
 def test_bare_state_dict(write, state: State, vit: nn.Module) -> None:

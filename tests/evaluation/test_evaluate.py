@@ -31,6 +31,7 @@ ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_
 QUICK: dict[str, Any] = {
     "corruptions": ["fog", "gaussian_noise"],
     "severities": [1, 4],
+    "constants": "imagenet-c",
     "workers": 0,
     "batch_size": 12,
     "device": "cpu",
@@ -51,7 +52,7 @@ def test_predictions_are_those_of_the_model(checkpoint: Path, pictures: Path, tm
     for row in run.predictions.sample(10, random_state=0).to_dict("records"):
         pixels = loaded.preprocess.resize(Image.open(pictures / row["name"]))
         if row["severity"]:
-            pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"])
+            pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"], constants="imagenet-c")
         with torch.no_grad():
             shares = loaded.model(loaded.preprocess.normalize(pixels)[None]).softmax(-1)[0]
         assert row["predicted"] == int(shares.argmax())
@@ -86,7 +87,9 @@ def tree(pictures: Path, tmp_path: Path) -> Path:
             for severity in QUICK["severities"]:
                 target = tmp_path / "tree" / name / str(severity) / path.relative_to(pictures)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity)).save(target)
+                Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity, constants="imagenet-c")).save(
+                    target
+                )
     return tmp_path / "tree"
 
 

@@ -292,7 +292,7 @@ def test_wrong_masks_stop_the_evaluation(segmenter: Path, masked: Path, tmp_path
     path.write_bytes(kept)
     (masked / "images" / "3.png").write_bytes(b"no picture")
     (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
-    assert [skip["name"] for skip in evaluation.run.skipped] == ["3.png"]
+    assert [skip.name for skip in evaluation.run.skipped] == ["3.png"]
     assert len(evaluation.run.predictions) == 4 * 5
 
 

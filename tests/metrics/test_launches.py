@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import overfocus
+from overfocus.capturing import sources
 from overfocus.metrics import METRICS, STABILITY, ForwardMeasurement, blocks, measure, tokens
 from tests.metrics.launches import Launches
 
@@ -93,7 +94,7 @@ def prepared(name, size=64, per_head=False, **arguments):
 @pytest.fixture
 def fake_device():
     """What was kept for a fake device is forgotten, before real tensors meet it."""
-    caches = (tokens._on, tokens._padding_on, tokens._kept_distances, tokens._coordinates, blocks.item_pairs)
+    caches = (sources._sent, tokens._padding_on, tokens._kept_distances, tokens._coordinates, blocks.item_pairs)
     yield
     for cache in caches:
         cache.cache_clear()
@@ -104,6 +105,9 @@ def fake_device():
     [
         ("vit_tiny_patch16_224", {"size": 64, "depth": 2}),
         ("vit_tiny_patch16_224", {"size": 64, "depth": 2, "per_head": True}),
+        ("swin_tiny_patch4_window7_224", {"size": 72, "depths": (1, 2), "window_size": 4}),
+        ("cait_xxs24_224", {"size": 64, "depth": 2}),
+        ("pvt_v2_b0", {"size": None}),
     ],
 )
 @pytest.mark.usefixtures("fake_device")
@@ -112,10 +116,10 @@ def test_fake_gpu_runs_the_measuring_path(name, arguments):
     model, images, measured = prepared(name, **arguments)
     with torch.no_grad(), overfocus.capture(model, reduce=measured.measurement.add, norms=True) as captured:
         measured.forward(captured, images)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fakes, torch.no_grad():
-        weights = {name: torch.empty(value.shape, dtype=value.dtype, device="cuda") for name, value in model.state_dict().items()}
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        held = [*model.named_parameters(), *model.named_buffers()]
+        weights = {name: torch.empty(value.shape, dtype=value.dtype, device="cuda") for name, value in held}
         given = torch.empty(images.shape, device="cuda")
-        del fakes
         with overfocus.capture(model, reduce=measured.measurement.add, norms=True) as captured:
             measured.measurement.begin(measured.reference)
             torch.func.functional_call(model, weights, (given,))

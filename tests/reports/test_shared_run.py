@@ -18,6 +18,7 @@ def test_runs_are_matched_by_the_names_of_images(tmp_path, synthetic_run):
         ("clean", 0),
         ("fog", 3),
         ("gaussian_noise", 3),
+        ("other image", 0),
     ]
     ours = second.predictions[second.predictions["image"] == 2]
     assert set(ours["name"]) == {"z.png"}
