@@ -1,4 +1,4 @@
-"""overfocus shows whether a Vision Transformer's attention hangs on a few fragile tokens, and mends it.
+"""overfocus shows whether a Vision Transformer's attention depends on a few fragile tokens, and reduces it.
 
 The route is one direction: checkpoint → `load_model` → `capture` → `AttentionMap` → `metrics` → table → run on disk → report.
 Names are imported when they are first used, so that `import overfocus` costs nothing.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.monitoring import monitor
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
     from overfocus.rollout import attention_rollout
@@ -48,6 +49,7 @@ _HOME = {
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",
     "metrics": "overfocus",
+    "monitor": "overfocus.monitoring",
     "models": "overfocus",
     "train": "overfocus.training.train",
     "verify": "overfocus.verification",
@@ -81,6 +83,7 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "monitor",
     "train",
     "verify",
     "wrap",

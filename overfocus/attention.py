@@ -55,6 +55,8 @@ class AttentionMap:
     to 1 and entries may be negative; metrics then take each entry's share of its row's magnitude."""
     precision: torch.dtype = torch.float32
     """Type that the weights were made in: where the model keeps its own map in a half, rows miss 1 by the rounding."""
+    computed_in: torch.dtype = torch.float32
+    """Type of the queries and keys, or of the map that the model made: what its own rounding follows."""
     hidden_rows: bool = False
     """Whether a mask may hide all keys of a query (padding), whose row is then zero."""
     deviation: tuple[float, float] | None = None

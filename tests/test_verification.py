@@ -181,3 +181,67 @@ def test_a_model_that_states_no_size():
 def test_a_model_without_attention():
     with pytest.raises(overfocus.CaptureError, match="no attention was captured: the model ran no softmax attention"):
         overfocus.verify(timm.create_model("test_resnet"), torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fused", [True, False])
+def test_halves_and_doubles_pass(dtype, fused):
+    model = make_model().to(dtype)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    assert overfocus.verify(model).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wrong_weights_fail_in_halves_too(monkeypatch, dtype):
+    rows = QueryKeyWeights.rows
+    monkeypatch.setattr(QueryKeyWeights, "rows", lambda self, *arguments: rows(self, *arguments).roll(1, -1))
+    assert not overfocus.verify(make_model().to(dtype)).passed
+
+
+class SequenceFirst(nn.Module):
+    """The function of torch alone, (tokens, batch, channels)."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 2)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        inner = self.attn
+        return F.multi_head_attention_forward(
+            x, x, x, 16, 2, inner.in_proj_weight, inner.in_proj_bias, None, None, False, 0.0,
+            inner.out_proj.weight, inner.out_proj.bias, need_weights=False,
+        )[0]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_the_function_of_multi_head_attention(batch):
+    verification = overfocus.verify(SequenceFirst(), torch.randn(batch, 5, 16))
+    assert verification.passed
+    assert verification.sites[0].shape == (batch, 2, 5, 5)
+
+
+class Randomised(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x) + torch.rand(1)
+
+
+class HalfNan(nn.Module):
+    def forward(self, x):
+        output = F.scaled_dot_product_attention(x, x, x)
+        return output, output / 0 * 0
+
+
+@pytest.mark.parametrize("model", [Randomised(), HalfNan()])
+def test_random_numbers_and_nan_in_the_output_are_the_same_in_both_runs(model):
+    state = torch.get_rng_state()
+    x = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    verification = overfocus.verify(model, x)
+    assert verification.passed
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_exported_programs_are_verified():
+    model, images = make_model(), torch.randn(2, 3, 64, 64)
+    assert overfocus.verify(torch.export.export(model, (images,)).module(), images).passed

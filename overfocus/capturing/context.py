@@ -108,6 +108,7 @@ def capture(
                 tracer.mode.active(True)  # a forward that raised may have left it aside
     finally:
         tracer.stack.unwatch()
+        tracer.finish()
     captured.check()
 
 

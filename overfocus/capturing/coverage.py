@@ -86,6 +86,8 @@ class SiteLog:
         """
         modules = dict(self._model.named_modules())
         seen = {site.module for site in self._sites.values()}
+        if isinstance(self._model, GraphModule) and seen:
+            seen.add("")  # the operators of a graph are all its own
         order = {name: place for place, name in enumerate(modules)}
         rows = [self._named(site, modules) for site in self._sites.values()]
         compiled = [name for name, module in modules.items() if isinstance(module, (ScriptModule, GraphModule))]
@@ -101,6 +103,9 @@ class SiteLog:
                 Site(name, "unsupported" if name in called else None, None, reason=reason, class_name=type(module).__name__)
             )
             seen.add(name)
+        for name, reason in other.items():
+            if not any(_inside(name, site) for site in seen if site or not name):
+                rows.append(Site(name, "unsupported", None, reason=reason, class_name=type(modules[name]).__name__))
         return tuple(sorted(rows, key=lambda site: order.get(site.module, len(order))))
 
     @staticmethod

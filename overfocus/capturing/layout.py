@@ -62,7 +62,7 @@ def channel_layout(shape: tuple[int, ...]) -> Layout:
     return Layout("channel", Arrangement(axes, ((-1,), *((size,) for size in heads))), shape[-2:])
 
 
-def unplaced(shape: tuple[int, ...], images: int, heads: int | None, prefix: int | None) -> Layout:
+def unplaced(shape: tuple[int, ...], images: int, heads: int | None, prefix: int | None, *, crossed: bool = False) -> Layout:
     """Layout of a map whose tokens nothing places: no grid, and no prefix but the model's own number."""
     leading, (queries, keys) = shape[:-2], shape[-2:]
     if len(leading) == 2 and leading[0] in (1, images):
@@ -76,7 +76,7 @@ def unplaced(shape: tuple[int, ...], images: int, heads: int | None, prefix: int
     key_prefix = prefix if prefix is not None and prefix < keys else 0
     if queries == 1 or queries <= key_prefix:
         return Layout("class", arrangement, shape[-2:], queries, key_prefix, note=NO_GRID)
-    if queries == keys:
+    if queries == keys and not crossed:
         return Layout("global", arrangement, shape[-2:], key_prefix, key_prefix, note=NO_GRID)
     return Layout("pooled", arrangement, shape[-2:], 0, 0, note=NO_GRID)
 
@@ -118,7 +118,7 @@ def infer_layout(
     queries = None if queries is None else queries.expand(*leading, shape[-2]).cpu()
     arrangement = _arrange_both(keys, queries, origins)
     windows = arrangement.windows
-    if len(set(origins)) > 1 and _row_images(keys)[1] == 1:
+    if 1 < len(set(origins)) <= shape[0] and _row_images(keys)[1] == 1:
         raise UnplacedTokensError  # the same for all images, like an embedding of positions
     if windows == 1 and not _padded_alike(arrangement, keys):
         raise UnclearAxesError("images of different sizes share the batch: give one size per batch")
@@ -190,16 +190,18 @@ def _of_origins(ids: Tensor, origins: Sequence[int]) -> Tensor:
 
 
 def _row_images(ids: Tensor) -> tuple[Tensor, int]:
-    """The image of each row of tokens, counted anew from 0 (−1 where a row has no place), and how many there are."""
+    """The image of each row of tokens, counted as they come (−1 where a row has no place), and how many there are."""
     image = image_of(ids.clamp(min=0))
     highest = torch.where(ids > 0, image, -1).amax(-1)
     lowest = torch.where(ids > 0, image, torch.iinfo(torch.int64).max).amin(-1)
     if bool(((highest != lowest) & (highest >= 0)).any()):
         raise UnclearAxesError("several images are packed into one sequence: give each its own")
-    numbers = torch.unique(highest[highest >= 0])
-    if not len(numbers):
+    numbers = list(dict.fromkeys(number for number in highest.flatten().tolist() if number >= 0))
+    if not numbers:
         raise UnplacedTokensError
-    return torch.where(highest >= 0, torch.searchsorted(numbers, highest.contiguous()), -1), len(numbers)
+    counted = torch.zeros(max(numbers) + 1, dtype=torch.int64)
+    counted[numbers] = torch.arange(len(numbers))
+    return torch.where(highest >= 0, counted[highest.clamp(min=0)], -1), len(numbers)
 
 
 def _arrange(ids: Tensor) -> Arrangement:
@@ -244,7 +246,8 @@ def _checked(arrangement: Arrangement, ids: Tensor) -> Arrangement:
     image, images = _row_images(rows)
     numbers = torch.arange(len(rows)) // arrangement.windows
     known = image >= 0
-    if bool((rows != rows[:, :1]).any()) or images > len(rows) // arrangement.windows:
+    whole = len(rows) // arrangement.windows
+    if bool((rows != rows[:, :1]).any()) or images > whole or (images < whole and bool(known.all())):
         raise UnclearAxesError("images, windows and heads share its axes in no order")
     if images > 1 and bool((image != numbers[:, None])[known].any()):
         raise UnclearAxesError("its queries and keys are of different images")

@@ -3,6 +3,7 @@
 A later forward is checked cheaply: the model's own settings must be those of the forward that was traced, and the functions
 that move tokens (rolls, flips, permutations, slices) the same with the same arguments. Where they are not, a map stays
 unlabelled and the next forward is traced anew; where the order of tokens follows the input's values, every forward is traced.
+The first two are traced in any case: models fill caches (masks, embeddings of positions) in the first, which moves tensors too.
 """
 
 import weakref
@@ -51,12 +52,26 @@ class _Page:
     """By module and how often it had run: the layout, and the moves up to there."""
     judged: dict[tuple[str, int], tuple[bool, bool]] = field(default_factory=dict)
     """By the same, what was said of the rows of its weights."""
-    complete: bool = False
+    traced: int = 0
+    """Forwards that have been traced one after the other."""
     follows_data: bool = False
     mismatches: int = 0
 
 
-_BOOKS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _Page]] = weakref.WeakKeyDictionary()
+@dataclass
+class _Book:
+    """What is remembered of a model."""
+
+    pages: dict[tuple[Any, ...], _Page] = field(default_factory=dict)
+    """By the shapes of the inputs."""
+    changing: set[tuple[int, str]] = field(default_factory=set)
+    """Settings (number of the module, name) that a forward itself changes: they say nothing."""
+
+
+_BOOKS: weakref.WeakKeyDictionary[nn.Module, _Book] = weakref.WeakKeyDictionary()
+
+
+_TRACED = 2
 
 
 class LayoutMemory:
@@ -70,14 +85,21 @@ class LayoutMemory:
         """Whether an input has been seen in this forward."""
         self.images = 1
         self._model = model
-        self._pages = _BOOKS.setdefault(model, {})
+        self._book = _BOOKS.setdefault(model, _Book())
         self._page = _Page(0)
         self._signature: tuple[Any, ...] = ()
         self._calls: Counter[str] = Counter()
         self._moves = 0
+        self._whole = False
+        """Whether the last module that was called from outside has come back."""
         modules = list(model.modules())
         self._structure = hash(tuple(type(module).__qualname__ for module in modules))
-        self._settings = [(vars(module), _plain_settings(module)) for module in modules]
+        changing = self._book.changing
+        self._settings = [
+            (number, vars(module), [name for name in _plain_settings(module) if (number, name) not in changing])
+            for number, module in enumerate(modules)
+        ]
+        self._before: list[Any] = []
         # torch's own sequence modules take (tokens, batch, channels) unless they are told otherwise
         self._sequences = not any(isinstance(module, nn.MultiheadAttention) and not module.batch_first for module in modules)
 
@@ -95,32 +117,38 @@ class LayoutMemory:
 
     def begin(self) -> None:
         """A new forward begins."""
+        self.finish()
         self.positions.clear()
         self._calls.clear()
         self._moves = 0
         self.started = False
-        self.tracing = False
 
     def enter(self) -> None:
         """A module is called from outside: what is traced is whole once it has come back."""
-        if self.tracing:
-            self._page.complete = False
+        self._whole = False
 
     def leave(self) -> None:
         """That module has come back."""
+        self._whole = True
         if not self.tracing:
             return
-        self._page.complete = True
         self._page.follows_data |= self.positions.follows_data
-        if self._page.configuration != self._configuration():  # settings that a forward itself changes say nothing
+        changed = [place for place, (now, before) in enumerate(zip(self._values(), self._before, strict=True)) if now != before]
+        if changed:
+            names = [(number, name) for number, _, names in self._settings for name in names]
+            self._book.changing |= {names[place] for place in changed}
             self._settings = [
-                (
-                    values,
-                    {name: before for name, before in names.items() if values.get(name) is before or values.get(name) == before},
-                )
-                for values, names in self._settings
+                (number, values, [name for name in names if (number, name) not in self._book.changing])
+                for number, values, names in self._settings
             ]
-            self._page.configuration = self._configuration()
+            self._before = self._values()
+            self._page.configuration = self._hashed(self._before)
+
+    def finish(self) -> None:
+        """No more of the forward comes."""
+        if self.tracing and self._whole:
+            self._page.traced += 1
+        self.tracing = False
 
     def start(self, name: str, args: tuple[Any, ...]) -> None:
         """See the first inputs of a forward, given to module `name`: images, videos, sequences, or packed patches."""
@@ -135,13 +163,14 @@ class LayoutMemory:
             self._signature, self.tracing = _PACKED, True
         else:
             self._signature = (name, self.images == 1, *(tuple(tensor.shape[1:]) for tensor in tensors))
-        configuration = self._configuration()
-        page = self._pages.get(self._signature)
-        if page is None or not page.complete or page.follows_data or page.configuration != configuration or listed or packed:
-            mismatches = 0 if page is None else page.mismatches
-            self._page = _Page(configuration, mismatches=mismatches, follows_data=mismatches > 1)
-            self.tracing = True
-            self._pages[self._signature] = self._page
+        self._before = self._values()
+        configuration = self._hashed(self._before)
+        page = self._book.pages.get(self._signature)
+        if page is None or page.configuration != configuration or listed or packed:
+            page = self._book.pages[self._signature] = _Page(configuration)
+        self._page = page
+        self.tracing = page.traced < _TRACED or page.follows_data
+        if self.tracing:
             if packed is not None:
                 self.positions.start_patches(packed["patches"], packed["patch_coord"], packed.get("patch_valid"))
             elif listed:
@@ -151,8 +180,6 @@ class LayoutMemory:
                 for tensor in tensors:
                     if whole or tensor.ndim != 4 or tensor.shape[1] in (1, 3, 4):
                         self.positions.start(tensor, sequences=self._sequences)
-        else:
-            self._page = page
 
     def start_later(self, args: tuple[Any, ...]) -> None:
         """See the inputs of a module inside: token numbers that were given by name begin here."""
@@ -181,10 +208,12 @@ class LayoutMemory:
         *,
         running: list[nn.Module],
         images: int | None = None,
+        crossed: bool = False,
     ) -> Layout:
         """Layout of the weights (…, queries, keys) that module `name` has just made.
 
-        `positions` are those of its queries and of its keys or values, in a forward that is traced.
+        `positions` are those of its queries and of its keys or values, in a forward that is traced; `images` how many it has and
+        `crossed` whether its keys are other tokens than its queries, where the call itself says so.
         """
         shape = weights.shape
         key = name, self._calls[name]
@@ -192,18 +221,17 @@ class LayoutMemory:
         if not self.tracing and self.started:
             layout, moves = self._page.layouts.get(key, (None, 0))
             if layout is None or layout.tokens != shape[-2:] or moves != self._moves:
-                self._page.mismatches += self._page.complete
-                self._page.complete = False
-                return unlabelled(
-                    shape, "the model ran otherwise than in the forward that was traced; the next one is traced anew"
-                )
+                self._page.mismatches += self._page.traced > 0
+                self._page.traced = 0
+                self._page.follows_data |= self._page.mismatches > 1
+                return unlabelled(shape, "the model ran differently from the forward that was traced")
             return layout
         heads = next((number for label in _HEADS if (number := _number(running, self._model, label)) is not None), None)
         prefix = _number(running, self._model, "num_prefix_tokens")
         try:
             layout = self._inferred(weights, positions, prefix)
         except UnplacedTokensError:
-            layout = unplaced(shape, images or self.images, heads, prefix)
+            layout = unplaced(shape, images or self.images, heads, prefix, crossed=crossed)
         except UnclearAxesError as error:
             layout = unlabelled(shape, str(error))
         self._page.layouts[key] = layout, self._moves
@@ -230,17 +258,21 @@ class LayoutMemory:
         tracker = self.positions
         return infer_layout(shape, query_ids, key_ids, tracker.grids, tracker.origins, padding_attended=attended, prefix=prefix)
 
-    def _configuration(self) -> int:
-        found = [values.get(name) for values, names in self._settings for name in names]
-        try:
-            return hash((self._structure, *found))
-        except TypeError:  # a setting has become a list
-            return hash((self._structure, _fixed(found)))
+    def _values(self) -> list[Any]:
+        """The settings of the model's modules as they are now."""
+        return [
+            value if _is_plain(value := values.get(name)) else type(value)
+            for _, values, names in self._settings
+            for name in names
+        ]
+
+    def _hashed(self, values: list[Any]) -> int:
+        return hash((self._structure, *values))
 
 
-def _plain_settings(module: nn.Module) -> dict[str, Any]:
-    """Settings of a module that may decide how its tokens are moved."""
-    return {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_plain(value)}
+def _plain_settings(module: nn.Module) -> list[str]:
+    """Names of settings of a module that may decide how its tokens are moved."""
+    return [name for name, value in vars(module).items() if not name.startswith("_") and _is_plain(value)]
 
 
 def _is_plain(value: Any) -> bool:

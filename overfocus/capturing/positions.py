@@ -134,8 +134,7 @@ class PositionTracker:
             size = shape[1:3] if last else shape[2:]
             ids = self._numbered(shape[0], self._root(size), tensor)
             self.notes[tensor] = Positions((ids.unsqueeze(-1) if last else ids.unsqueeze(1)).expand(shape), raw=True)
-        elif tensor.ndim == 5 and (shape[1] in _COLOURS) != (shape[2] in _COLOURS):
-            channel = 1 if shape[1] in _COLOURS else 2
+        elif tensor.ndim == 5 and (channel := _channel_axis(shape)) is not None:
             size = tuple(length for axis, length in enumerate(shape) if axis not in (0, channel))
             ids = self._numbered(shape[0], self._root(size), tensor)
             self.notes[tensor] = Positions(ids.unsqueeze(channel).expand(shape), raw=True)
@@ -477,6 +476,15 @@ class PositionTracker:
         grid = self._grid(root, tuple(output.shape[2:]))
         fresh = self._numbered(1, grid, output) + images.reshape(-1, *([1] * (output.ndim - 2))) * _IMAGE
         return Positions(fresh.unsqueeze(1).expand(output.shape))
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    """Which axis of a video holds its colours; None where both could."""
+    for colours in ((3,), _COLOURS):
+        fitting = [axis for axis in (1, 2) if shape[axis] in colours]
+        if len(fitting) == 1:
+            return fitting[0]
+    return None
 
 
 def _is_batch(ids: Tensor) -> bool:

@@ -33,6 +33,7 @@ LOCAL_ATTENTION = frozenset({"OutlookAttention"})
 _ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
 # The functions that attention begins with; all others matter only while something is being followed.
 _BEGINNINGS = {"softmax", "softmin", "gumbel_softmax", "mul", "sum", *_ATTENTION, *PRODUCTS}
+_TRANSFORMED = "not captured: it ran inside a transform of torch.func (vmap, grad), where weights cannot be read"
 _SOFTMAXES = frozenset({"softmax", "softmin", "gumbel_softmax"})
 
 
@@ -78,6 +79,10 @@ class Tracer:
         """One row per attention-like module."""
         return self._sites.rows(self.stack.called, self.stack.elsewhere, self._products.other)
 
+    def finish(self) -> None:
+        """The block is left."""
+        self._memory.finish()
+
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is about to run."""
         try:
@@ -106,9 +111,7 @@ class Tracer:
         if error is self._users_error or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _out_of_memory(error):
             raise error
         text = str(error).partition("\n")[0][:200]
-        reason = f"not captured: {type(error).__name__}: {text}"
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            reason = "not captured: it ran inside a transform of torch.func (vmap, grad), where weights cannot be read"
+        reason = _TRANSFORMED if "functorch" in str(error) else f"not captured: {type(error).__name__}: {text}"
         self._sites.add(Site(self.stack.site, None, None, reason=reason))
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -158,10 +161,14 @@ class Tracer:
         if not running and not len(memory.positions.notes) and not len(products.notes):
             return
         name = function_name(func)
-        if running and not memory.tracing and name in MOVES:
+        if running and name in MOVES:
             memory.moved(name, args, kwargs)
         idle = not memory.tracing and not len(products.notes)
         if (idle and name not in _BEGINNINGS) or in_backward():
+            return
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            if running and (name in _ATTENTION or name in _SOFTMAXES):
+                self._sites.add(Site(self.stack.site, None, None, reason=_TRANSFORMED))
             return
         with torch._C.DisableTorchFunction():
             if running and name in _ATTENTION:
@@ -182,8 +189,6 @@ class Tracer:
                 used = use is not None and running and self._used(use)
                 if memory.tracing and not used:
                     memory.positions.follow(func, name, args, kwargs, result)
-                    if running and name in MOVES:
-                        memory.moved(name, args, kwargs)
 
     def _squeezed(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         """A view without some axes of size 1, with everything that is known of the tensor."""
@@ -205,7 +210,8 @@ class Tracer:
         given = dict(zip(SDPA_ARGUMENTS, args, strict=False)) | kwargs
         query, key, value = given["query"], given["key"], given["value"]
         if query.is_nested:
-            self._record(self.stack.site, nested_call(query, key, given.get("scale"), bool(given.get("is_causal"))), None)
+            nested = nested_call(query, key, given.get("scale"), bool(given.get("is_causal")))
+            self._record(self.stack.site, nested, None, images=nested.shape[0])
             return
         weights = QueryKeyWeights(query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal")))
         positions = None
@@ -274,6 +280,7 @@ class Tracer:
             weights,
             positions,
             deviation=deviation,
+            computed_in=use.output.original.dtype,
             normalised=normalised,
             hidden_rows=hidden_rows or use.weighting.masked,
             masked=use.weighting.masked,
@@ -386,6 +393,7 @@ class Tracer:
             positions,
             deviation=deviation,
             images=call.weights.shape[0],
+            crossed=inputs[0] is not inputs[1],
             note="padding of nested tensors counts in the metrics" if result.is_nested else None,
         )
 
@@ -398,7 +406,7 @@ class Tracer:
 
     @torch.no_grad()
     def _deviation(self, weights: WeightSource, values: Tensor, output: Tensor) -> tuple[float, float] | None:
-        if not self._verify:
+        if not self._verify or not all(weights.shape):
             return None
         whole = weights.rows(0, weights.shape[-2])
         if values.ndim == whole.ndim:
@@ -417,12 +425,14 @@ class Tracer:
         hidden_rows: bool = False,
         masked: bool = False,
         images: int | None = None,
+        crossed: bool = False,
+        computed_in: torch.dtype | None = None,
         note: str | None = None,
     ) -> None:
-        layout = self._memory.find(name, weights, positions, running=self.stack.running, images=images)
         if not all(weights.shape):
             self._sites.add(Site(name, None, weights.shape, reason="not captured: there was nothing to attend"))
             return
+        layout = self._memory.find(name, weights, positions, running=self.stack.running, images=images, crossed=crossed)
         layout, padding = _without_padding(layout, weights, masked=masked)
         attention = AttentionMap(
             module=name or type(self.stack.model).__name__,
@@ -439,6 +449,7 @@ class Tracer:
             frames=layout.frames,
             normalised=normalised,
             precision=weights.weights.dtype if isinstance(weights, MaterialisedWeights) else torch.float32,
+            computed_in=computed_in or weights.tensors[0].dtype,
             hidden_rows=hidden_rows or (isinstance(weights, QueryKeyWeights) and weights.mask is not None),
             deviation=deviation,
         )

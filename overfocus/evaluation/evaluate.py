@@ -36,8 +36,8 @@ from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
 from overfocus.runs.names import folder_names
+from overfocus.segmentation.inference import InferenceSettings, usual_batch
 from overfocus.segmentation.prediction import is_segmentation
-from overfocus.segmentation.settings import InferenceSettings, usual_batch
 from overfocus.settings import takes
 from overfocus.sweep.opening import describe_checkpoint, open_run
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels

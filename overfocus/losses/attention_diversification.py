@@ -85,6 +85,10 @@ class NoAttentionError(OverfocusError):
     """A model has no attention between tokens, or has not run."""
 
 
+class NoGradientError(OverfocusError):
+    """The attention of a layer came without gradient, so that the loss could not train it."""
+
+
 class Diversification:
     """Computes the loss of the forwards that a `diversify` block has seen."""
 
@@ -98,6 +102,7 @@ class Diversification:
 
         Raises:
             NoAttentionError: the model has not run, or has no attention between tokens.
+            NoGradientError: a layer ran without gradients in a forward with gradients, as under reentrant checkpoints.
             ValueError: a layer does not exist.
         """
         maps = [attention for attention in self._captured.maps if attention.kind in DIVERSIFIED_KINDS]
@@ -106,7 +111,14 @@ class Diversification:
             raise NoAttentionError(
                 "expected attention between tokens to diversify, got none; run the model inside the block, before adl.loss()"
             )
-        return mean_over_layers([self._alignment(attention) for attention in self._chosen(maps)])
+        chosen = self._chosen(maps)
+        hidden = [attention.module for attention in chosen if attention.module in self._captured.tracer.without_gradient]
+        if hidden and torch.is_grad_enabled():
+            raise NoGradientError(
+                f"{hidden[0]}: its attention ran without gradients, so the loss could not train it; under activation checkpoints "
+                "use the other kind, checkpoint(…, use_reentrant=False), or run this layer outside of torch.no_grad()"
+            )
+        return mean_over_layers([self._alignment(attention) for attention in chosen])
 
     def _chosen(self, maps: list[AttentionMap]) -> list[AttentionMap]:
         if self._layers is None:

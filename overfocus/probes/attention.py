@@ -159,6 +159,7 @@ class AttentionProbe(Probe):
         """
         del output
         assert self._captured is not None
+        self._captured.check()
         kept = [maps for maps in self._captured.reduced if maps is not None]
         with self.stopwatch.on("capture", inside="forward"):
             measured = self._measurement.finish(self._captured.norms)

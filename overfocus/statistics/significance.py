@@ -107,15 +107,15 @@ def _flip_test(top: Array, bottom: Array, top_middle: Array, bottom_middle: Arra
     for key, columns in alike.items():
         rows = np.frombuffer(key, bool)
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=int(rows.sum()))))
-        sums = [signs @ part[np.ix_(rows, columns)] for part in parts[:2]]
+        sums = [signs @ part[rows][:, columns] for part in parts[:2]]
         middles = [part[:, columns].sum(0) for part in parts[2:]]
         found = _statistic(sums[0], sums[1], middles[0], middles[1])  # the first pattern is the observed one
         p_values[columns] = (found >= found[0] - 1e-9 * found.max(0)).mean(0)
     many = np.flatnonzero((count > 1) & (differing > FEW))
     for start in range(0, len(many), _COLUMNS_PER_BLOCK):
         block = many[start : start + _COLUMNS_PER_BLOCK]
-        columns = [part[:, block] for part in parts]
-        p_values[block] = _drawn(columns[0], columns[1], columns[2], columns[3], differing[block], seed)
+        some = [part[:, block] for part in parts]
+        p_values[block] = _drawn(some[0], some[1], some[2], some[3], differing[block], seed)
     return p_values
 
 

@@ -235,6 +235,8 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
             for packs_of_round in mine:
                 results = [[] for _ in subjects]
                 error = _measure_round(subjects, work, loaded, packs_of_round, results)
+                if processes.count > 1:  # their talking is no part of a model
+                    _detach_all(subjects)
                 gathered = processes.gather([_whole(found) for found in results] if error is None else [], error)
                 for place, subject in enumerate(subjects):
                     _record(subject, [result for of_process in gathered for result in of_process[place]])

@@ -143,10 +143,10 @@ def test_an_interrupted_run_continues_to_the_same_tables(segmenter, masked, tmp_
     monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
     add = recorder.Recorder.add
 
-    def stop(self, results, skipped):
-        if self.done:
+    def stop(self, results):
+        if self.reached:
             raise KeyboardInterrupt
-        add(self, results, skipped)
+        add(self, results)
 
     monkeypatch.setattr(recorder.Recorder, "add", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -102,6 +102,11 @@ class Family:
             if sharp and attention.shape[-1] > 1:
                 assert weights.abs().amax() * attention.shape[-1] > 1.5, f"{attention.module} is too uniform to test anything"
         self._check_places(captured.maps)
+        with torch.inference_mode(), overfocus.capture(model) as remembered:
+            model(*arguments)  # two forwards are traced; what is learnt there
+            model(*arguments)  # is looked up in this one
+        labels = [self.labels(attention) for attention in remembered.maps]
+        assert labels[: len(expected)] == labels[len(expected) :] == expected
         if isinstance(inputs, torch.Tensor) and len(inputs) > 1:
             self._check_single_image(model, inputs, captured.maps)
         self._check_coverage(captured, expected, silent or {})

@@ -1,9 +1,11 @@
 """What is no attention is refused in one line that names the module."""
 
 import re
+import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import overfocus
@@ -100,3 +102,169 @@ def test_a_module_that_runs_several_times_is_one_site_with_a_map_per_call():
     assert not torch.equal(captured.maps[0].weights, captured.maps[1].weights)
     (site,) = captured.coverage
     assert site.captured
+
+
+class Attending(nn.Module):
+    def __init__(self, attend):
+        super().__init__()
+        self.attn = nn.Linear(8, 8)
+        self.attend = attend
+
+    def forward(self, x):
+        return self.attend(self.attn, x)
+
+
+def softmax_attention(x):
+    return (x @ x.mT).softmax(-1) @ x
+
+
+IN_THE_WAY = {
+    "vmap": lambda layer, x: torch.vmap(lambda one: softmax_attention(layer(one)))(x),
+    "grad": lambda layer, x: torch.func.grad(lambda one: softmax_attention(layer(one)).sum())(x),
+    "keywords": lambda layer, x: torch.matmul(input=layer(x), other=x.mT),
+    "nothing to attend": lambda layer, x: F.scaled_dot_product_attention(layer(x)[:, :0], x, x),
+    "no batch": lambda layer, x: F.scaled_dot_product_attention(layer(x)[:0], x[:0], x[:0]),
+    "two axes": lambda layer, x: softmax_attention(layer(x[0])),
+    "complex": lambda layer, x: torch.view_as_real(torch.fft.fft(layer(x)) @ torch.fft.fft(x).mT),
+    "out": lambda layer, x: torch.matmul(layer(x), x.mT, out=torch.empty(2, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_nothing_of_ours_is_raised_in_the_forward(name):
+    model, x = Attending(IN_THE_WAY[name]), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        expected = model(x)
+        with overfocus.capture(model) as captured:
+            for _ in range(3):
+                assert torch.equal(model(x), expected)
+    assert all(site.reason is not None for site in captured.coverage if not site.captured)
+    for attention in captured.maps:
+        overfocus.metrics.measure(attention)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_jagged_tensors_are_captured():
+    def attend(layer, x):
+        heads = layer(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads, heads)
+
+    model = Attending(attend)
+    items = [torch.randn(3, 8), torch.randn(5, 8)]
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        model(torch.nested.nested_tensor(items, layout=torch.jagged))
+    (attention,) = captured.maps
+    assert attention.shape == (2, 2, 5, 5)
+    with torch.no_grad():
+        heads = model.attn(items[0]).unflatten(-1, (2, 4)).transpose(0, 1)
+    torch.testing.assert_close(attention.weights[0, :, :3, :3], (heads @ heads.mT / 2).softmax(-1))
+    assert "padding counts" in captured.coverage[0].note
+
+
+def test_errors_of_our_own_become_a_reason(make_vit, family, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("overfocus.capturing.layout_memory.LayoutMemory.find", broken)
+    model, images = make_vit(), family.images(32)
+    with torch.no_grad():
+        expected = model(images)
+        with overfocus.capture(model) as captured:
+            assert torch.equal(model(images), expected)
+    assert [site.reason for site in captured.coverage] == ["not captured: ZeroDivisionError: ours"] * 2
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full"), KeyboardInterrupt()])
+def test_some_errors_are_the_users(make_vit, family, monkeypatch, error):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("overfocus.capturing.layout_memory.LayoutMemory.find", broken)
+    with pytest.raises(type(error)), overfocus.capture(make_vit()) as captured:
+        captured.tracer.stack.model(family.images(32))
+
+
+def test_capture_errors_of_reduce_wait_for_the_end_of_the_block(make_vit, family):
+    model, finished = spoil(make_vit(), "blocks.0.attn", float("nan")), []
+    with (  # noqa: PT012
+        pytest.raises(overfocus.CaptureError, match=r"^blocks\.0\.attn: "),
+        torch.no_grad(),
+        overfocus.capture(model, reduce=overfocus.metrics.measure) as captured,
+    ):
+        model(family.images(32))
+        finished.append(captured.reduced)
+    assert finished == [(None, None)]
+
+
+def test_captures_can_be_checked_after_each_batch(make_vit, family):
+    model = spoil(make_vit(), "blocks.0.attn", float("nan"))
+    with torch.no_grad(), overfocus.capture(model, reduce=overfocus.metrics.measure) as captured:
+        model(family.images(32))
+        with pytest.raises(overfocus.CaptureError, match="NaN"):
+            captured.check()
+        captured.check()
+
+
+def test_queries_that_are_overwritten_are_noticed():
+    def attend(layer, x):
+        query = layer(x)[:, None]
+        result = F.scaled_dot_product_attention(query, query, query)
+        query.zero_()
+        return result
+
+    with torch.no_grad(), overfocus.capture(Attending(attend)) as captured:
+        captured.tracer.stack.model(torch.randn(2, 5, 8))
+    with pytest.raises(overfocus.CaptureError, match="overwrote its queries, keys or weights in place"):
+        captured.maps[0].weights  # noqa: B018
+    with torch.no_grad(), overfocus.capture(Attending(attend), reduce=lambda attention: attention.weights.sum()) as captured:
+        captured.tracer.stack.model(torch.randn(2, 5, 8))
+    torch.testing.assert_close(captured.reduced[0], torch.tensor(10.0))
+
+
+def test_another_thread_is_named():
+    def attend(layer, x):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(layer(x, x, x)[0]))
+        thread.start()
+        thread.join()
+        return results[0]
+
+    model = Attending(attend)
+    model.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        model(torch.randn(2, 5, 8))
+    (site,) = captured.coverage
+    assert (site.module, site.captured) == ("attn", False)
+    assert site.reason.startswith("ran in another thread")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torchscript_is_named(make_vit, family):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.jit.trace(make_vit(), family.images(32))
+
+        def forward(self, images):
+            return self.inner(images)
+
+    with torch.no_grad(), overfocus.capture(Outer()) as captured:
+        captured.tracer.stack.model(family.images(32))
+    (site,) = captured.coverage
+    assert (site.module, site.kind, site.captured) == ("inner", "unsupported", False)
+    assert site.reason.startswith("TorchScript runs outside of Python")
+
+
+def test_exported_programs_are_captured(make_vit, family):
+    model, images = make_vit(), family.images(32)
+    exported = torch.export.export(model, (images,)).module()
+    with torch.no_grad(), overfocus.capture(model) as plain:
+        model(images)
+    with torch.no_grad(), overfocus.capture(exported) as captured:
+        exported(images)
+    assert [(attention.kind, attention.grid, attention.prefix_tokens) for attention in captured.maps] == [
+        ("global", (4, 4), 1)
+    ] * 2
+    for one, other in zip(captured.maps, plain.maps, strict=True):
+        torch.testing.assert_close(one.weights, other.weights)
+    assert all(site.captured for site in captured.coverage)

@@ -2,12 +2,14 @@
 
 import math
 
+import einops
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import overfocus
 
@@ -116,6 +118,99 @@ def exponentials(q, k, v):
     return weights @ v, weights
 
 
+def special_softmax(q, k, v):
+    weights = torch.special.softmax(torch.linalg.matmul(q, k.mT) * WIDTH**-0.5, -1)
+    return torch.linalg.matmul(weights, v), weights
+
+
+def softmax_by_name(q, k, v):
+    weights = torch.softmax(input=torch.matmul(input=q, other=k.mT) * WIDTH**-0.5, dim=-1)
+    return torch.matmul(input=weights, other=v), weights
+
+
+def batched_by_name(q, k, v):
+    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    scores = torch.baddbmm(input=torch.zeros(16, 16), batch1=q, batch2=k.mT, alpha=WIDTH**-0.5)
+    weights = scores.softmax(dim=-1)
+    return torch.bmm(input=weights, mat2=v).unflatten(0, (-1, HEADS)), weights.unflatten(0, (-1, HEADS))
+
+
+def exponentials_over_their_sum(q, k, v):
+    exponentials = (q @ k.mT * WIDTH**-0.5).exp()
+    weights = exponentials / exponentials.sum(-1, keepdim=True)
+    return weights @ v, weights
+
+
+def einsum_with_an_ellipsis(q, k, v):
+    weights = torch.einsum("...id,...jd->...ij", q, k).mul(WIDTH**-0.5).softmax(-1)
+    return torch.einsum("...ij,...jd->...id", weights, v), weights
+
+
+def einsum_by_numbers(q, k, v):
+    weights = torch.einsum(q, [0, 1, 2, 3], k, [0, 1, 4, 3], [0, 1, 2, 4]).mul(WIDTH**-0.5).softmax(-1)
+    return torch.einsum(weights, [0, 1, 2, 3], v, [0, 1, 3, 4], [0, 1, 2, 4]), weights
+
+
+def einops_with_an_ellipsis(q, k, v):
+    q, k, v = (einops.rearrange(tensor, "b h ... d -> b h (...) d") for tensor in (q, k, v))
+    weights = (einops.einsum(q, k, "... i d, ... j d -> ... i j") * WIDTH**-0.5).softmax(-1)
+    return einops.einsum(weights, v, "... i j, ... j d -> ... i d"), weights
+
+
+def stretched_and_summed(q, k, v):
+    weights = ((q[..., :, None, :] * k[..., None, :, :]).sum(-1) * WIDTH**-0.5).softmax(-1)
+    return (weights.unsqueeze(-1) * v.unsqueeze(-3)).sum(dim=-2), weights
+
+
+def two_axes_of_queries(q, k, v):
+    weights = torch.einsum("bhxyd,bhkd->bhxyk", q.unflatten(2, (4, 4)), k).mul(WIDTH**-0.5).softmax(-1)
+    return torch.einsum("bhxyk,bhkd->bhxyd", weights, v).flatten(2, 3), weights.flatten(2, 3)
+
+
+def _one_by_one(attend):
+    def attended(q, k, v):
+        pairs = [[attend(*(tensor[image, head] for tensor in (q, k, v))) for head in range(HEADS)] for image in range(len(q))]
+        return tuple(torch.stack([torch.stack([pair[part] for pair in heads]) for heads in pairs]) for part in (0, 1))
+
+    attended.__name__ = attend.__name__
+    return attended
+
+
+@_one_by_one
+def matrices_per_image_and_head(q, k, v):
+    weights = torch.mm(q, k.T).mul(WIDTH**-0.5).softmax(-1)
+    return torch.mm(weights, v), weights
+
+
+@_one_by_one
+def linear_per_image_and_head(q, k, v):
+    weights = F.linear(q, k).mul(WIDTH**-0.5).softmax(-1)
+    return F.linear(weights, v.T), weights
+
+
+@_one_by_one
+def tensordot_per_image_and_head(q, k, v):
+    weights = torch.tensordot(q, k, dims=([1], [1])).mul(WIDTH**-0.5).softmax(-1)
+    return torch.tensordot(weights, v, dims=1), weights
+
+
+def heads_behind_each_other(q, k, v):
+    q, k, v = (torch.cat(list(tensor.unbind(1))) for tensor in (q, k, v))
+    weights = torch.bmm(q, k.mT).mul(WIDTH**-0.5).softmax(-1)
+    return torch.bmm(weights, v).unflatten(0, (HEADS, -1)).transpose(0, 1), weights.unflatten(0, (HEADS, -1)).transpose(0, 1)
+
+
+def keys_repeated_for_the_heads(q, k, v):
+    q, k, v = q.flatten(0, 1), *(tensor[:, 0].repeat_interleave(HEADS, 0) for tensor in (k, v))
+    weights = torch.bmm(q, k.mT).mul(WIDTH**-0.5).softmax(-1)
+    return torch.bmm(weights, v).unflatten(0, (-1, HEADS)), weights.unflatten(0, (-1, HEADS))
+
+
+def flexible(q, k, v):
+    scores = q @ k.mT * WIDTH**-0.5 - 0.1 * (torch.arange(16)[:, None] - torch.arange(16)).abs()
+    return flex_attention(q, k, v, score_mod=lambda score, _, __, i, j: score - 0.1 * (i - j).abs()), scores.softmax(-1)
+
+
 SPELLINGS = [
     plain,
     method_and_function,
@@ -131,6 +226,22 @@ SPELLINGS = [
     heads_first,
     masked,
     causal_in_fused,
+    exponentials,
+    special_softmax,
+    softmax_by_name,
+    batched_by_name,
+    exponentials_over_their_sum,
+    einsum_with_an_ellipsis,
+    einsum_by_numbers,
+    einops_with_an_ellipsis,
+    stretched_and_summed,
+    two_axes_of_queries,
+    matrices_per_image_and_head,
+    linear_per_image_and_head,
+    tensordot_per_image_and_head,
+    heads_behind_each_other,
+    keys_repeated_for_the_heads,
+    flexible,
 ]
 
 
@@ -143,6 +254,7 @@ def run(model, images):
     return captured
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("attend", SPELLINGS, ids=lambda attend: attend.__name__)
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_spellings(family, attend, batch):
@@ -181,9 +293,43 @@ def gated(q, k, v):
     return weights @ v, weights
 
 
+def sink(q, k, v):
+    scores = torch.cat([q @ k.mT * WIDTH**-0.5, torch.ones(*q.shape[:3], 1)], -1)
+    weights = scores.softmax(-1)[..., :-1]
+    return weights @ v, weights
+
+
+def over_the_queries(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-2)
+    return weights @ v, weights
+
+
+def assigned(q, k, v):
+    """Each key goes to one query, whose keys share evenly; queries may get none (GroupViT)."""
+    groups = (q @ k.mT * WIDTH**-0.5).softmax(-2)
+    hard = F.one_hot(groups.argmax(-2), 16).mT.to(groups) + groups - groups.detach()
+    weights = hard / (hard.sum(-1, keepdim=True) + 1e-6)
+    return weights @ v, weights
+
+
+def exponentials_divided_late(q, k, v):
+    exponentials = (q @ k.mT * WIDTH**-0.5).exp()
+    return (exponentials @ v) / exponentials.sum(-1, keepdim=True), exponentials
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
-    ("attend", "normalised"), [(mixed_heads, False), (mixed_heads_in_the_last_axis, False), (difference, False), (gated, True)]
+    ("attend", "normalised"),
+    [
+        (mixed_heads, False),
+        (mixed_heads_in_the_last_axis, False),
+        (difference, False),
+        (gated, True),
+        (sink, False),
+        (over_the_queries, False),
+        (assigned, True),
+        (exponentials_divided_late, False),
+    ],
 )
 def test_the_map_that_is_used_counts(family, attend, normalised, batch):
     model = Projected(attend)
@@ -219,6 +365,22 @@ def test_other_softmaxes_are_gatings(family, attend):
     assert captured.maps == ()
     assert {site.kind for site in captured.coverage} == {"gating"}
     assert all(not site.captured and "softmax" in site.reason for site in captured.coverage)
+
+
+def sigmoid(q, k, v):
+    return (q @ k.mT).sigmoid() @ v, None
+
+
+def rectified(q, k, v):
+    return F.relu(q @ k.mT).square() @ v, None
+
+
+@pytest.mark.parametrize(("attend", "reason"), [(sigmoid, "sigmoid"), (rectified, "squared")])
+def test_weights_that_are_no_softmax_say_what_they_are(family, attend, reason):
+    captured = run(Projected(attend), family.images(32))
+    assert captured.maps == ()
+    (site,) = captured.coverage
+    assert (site.kind, site.reason) == ("unsupported", f"no softmax: weights are scores after {reason}")
 
 
 def gated_before(q, k, v):

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import overfocus
 from overfocus.errors import OverfocusError
 from overfocus.evaluation.evaluate import evaluate
-from overfocus.segmentation.windows import sliding_logits
+from overfocus.segmentation.inference import sliding_logits
 from overfocus.sweep.sweep import Subject
 from overfocus_cli.main import app
 

@@ -8,6 +8,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from overfocus import OverfocusError, capture
 from overfocus.losses import AttentionDiversificationLoss, diversify
@@ -231,3 +232,36 @@ def test_refuses_to_answer_before_a_forward_and_for_missing_layers() -> None:
         model(pictures("vit_tiny_patch16_224"))
         with pytest.raises(ValueError, match="expected layers from 0 to 2, got 3"):
             adl.loss()
+
+
+class Checkpointed(nn.Module):
+    """Blocks that run again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.model = build("vit_tiny_patch16_224").train()
+        self.reentrant = reentrant
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.model._pos_embed(self.model.patch_embed(images)).requires_grad_()
+        for block in self.model.blocks:
+            tokens = checkpoint(block, tokens, use_reentrant=self.reentrant)
+        return self.model.forward_head(self.model.norm(tokens))
+
+
+def test_checkpoints_that_hide_gradients_are_refused() -> None:
+    images = pictures("vit_tiny_patch16_224")
+    model = Checkpointed(reentrant=True)
+    with diversify(model) as adl:
+        model(images)
+        with pytest.raises(OverfocusError, match=r"^model\.blocks\.0\.attn: .*use_reentrant=False"):
+            adl.loss()
+        with torch.no_grad():  # a figure to look at needs no gradient
+            model(images)
+            assert adl.loss().item() >= 0
+    model = Checkpointed(reentrant=False)
+    with diversify(model) as adl:
+        model(images)
+        loss = adl.loss()
+    assert loss.item() > 0
+    assert gradients(loss, model)["model.blocks.0.attn.qkv.weight"].abs().max() > 0

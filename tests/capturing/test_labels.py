@@ -1,0 +1,325 @@
+"""Labels are known or absent: batches that grow, videos, padding, several grids, tokens in another order, tokens of no image."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import overfocus
+
+
+class Patches(nn.Module):
+    """Self-attention of two heads over patches of 8×8 pixels; `before` sees the images, `after` the tokens."""
+
+    def __init__(self, before=None, after=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.qkv = nn.Linear(16, 48)
+        nn.init.normal_(self.qkv.weight, 0, 0.5)
+        self.before, self.after = before, after
+
+    def forward(self, images):
+        images = images if self.before is None else self.before(images)
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = tokens if self.after is None else self.after(tokens)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def capture_all(model, *inputs, times=1, **named):
+    for module in model.modules():
+        module.training = False
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        for _ in range(times):
+            model(*inputs, **named)
+    return captured
+
+
+GROWING = {
+    "twice": (lambda x: torch.cat([x, x]), 2, (4, 4)),
+    "mirrored": (lambda x: torch.cat([x, x.flip(-1)]), 2, (4, 4)),
+    "each three times": (lambda x: x.repeat_interleave(3, 0), 3, (4, 4)),
+    "repeated": (lambda x: x.repeat(2, 1, 1, 1), 2, (4, 4)),
+    "stacked": (lambda x: torch.stack([x, x.flip(-1)], 1).flatten(0, 1), 2, (4, 4)),
+    "expanded": (lambda x: x[:, None].expand(-1, 3, -1, -1, -1).reshape(-1, 3, 32, 32), 3, (4, 4)),
+    "crops": (lambda x: torch.cat([x[..., :16, :16], x[..., 16:, 16:], x[..., 8:24, 8:24]]), 3, (2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_batch_that_grows_inside_has_more_images(family, name, batch):
+    before, times, grid = GROWING[name]
+    (attention,) = capture_all(Patches(before), family.images(32, batch=batch)).maps
+    assert (attention.kind, attention.windows, attention.grid) == ("global", 1, grid)
+    assert attention.batch == batch * times
+    assert attention.shape[1] == 2
+
+
+def test_crops_in_an_axis_of_their_own_are_images():
+    (attention,) = capture_all(Patches(lambda x: x.flatten(0, 1)), torch.randn(2, 5, 3, 32, 32)).maps
+    assert (attention.kind, attention.batch, attention.grid) == ("global", 10, (4, 4))
+
+
+def test_tokens_given_to_a_block_keep_the_models_prefix(make_vit):
+    model = make_vit(reg_tokens=2)
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        model.blocks[0](torch.randn(3, 19, 32))
+    (attention,) = captured.maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 3)
+    (site, _) = captured.coverage
+    assert site.note == "no grid"
+
+
+@pytest.mark.parametrize("tokens", [9, 16, 77])
+def test_no_grid_is_made_of_a_number_of_tokens(tokens):
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
+    captured = capture_all(model, torch.randn(2, tokens, 16))
+    (attention,) = captured.maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 0)
+    assert [site.note for site in captured.coverage] == ["no grid"]
+
+
+class Queries(nn.Module):
+    """Learnt queries that read the patches and then each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.queries = nn.Parameter(torch.randn(9, 16))
+        self.read, self.talk = (nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).mT
+        queries = self.queries.expand(len(images), -1, -1)
+        queries = self.read(queries, tokens, tokens)[0]
+        return self.talk(queries, queries, queries)[0]
+
+
+def test_object_queries_are_no_patches(family):
+    reading, talking = capture_all(Queries(), family.images(32)).maps
+    assert (reading.kind, reading.grid, reading.shape) == ("class", (4, 4), (2, 2, 9, 16))
+    assert (talking.kind, talking.grid, talking.prefix_tokens) == ("global", None, 0)
+
+
+class Volume(nn.Module):
+    """Joint attention over space and time of (b, c, t, h, w)."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv3d(channels, 16, (2, 8, 8), stride=(2, 8, 8))
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.qkv = nn.Linear(16, 48)
+
+    def forward(self, video):
+        tokens = self.patches(video).flatten(2).mT
+        tokens = torch.cat([self.token.expand(len(video), -1, -1), tokens], 1)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_videos_are_numbered_in_time_rows_and_columns(channels):
+    (attention,) = capture_all(Volume(channels), torch.randn(2, channels, 6, 16, 32)).maps
+    assert (attention.kind, attention.frames, attention.grid, attention.prefix_tokens) == ("global", 3, (2, 4), 1)
+    assert attention.shape == (2, 2, 25, 25)
+    assert (
+        "attention_distance" not in overfocus.metrics.measure(attention)
+        or torch.isnan(overfocus.metrics.measure(attention)["attention_distance"]).all()
+    )
+
+
+def test_attention_over_time_alone_stays_unlabelled():
+    model = Patches(lambda x: x.flatten(0, 1), lambda tokens: tokens.unflatten(0, (2, 4)).transpose(1, 2).flatten(0, 1))
+    captured = capture_all(model, torch.randn(2, 4, 3, 32, 32))
+    (attention,) = captured.maps
+    assert (attention.kind, attention.shape, attention.grid) == ("unlabelled", (64, 1, 4, 4), None)
+    torch.testing.assert_close(attention.weights.sum(-1), torch.ones(64, 1, 4))
+    assert overfocus.metrics.measure(attention) == {}
+    (site,) = captured.coverage
+    assert site.captured
+    assert site.reason.startswith("left out of the metrics: several images are packed into one sequence")
+
+
+def test_packed_images_are_told_apart_or_left_out():
+    class Packed(Patches):
+        def forward(self, images):
+            tokens = self.patches(images).flatten(2).mT.flatten(0, 1)[None]
+            q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            image = torch.arange(32) // 16
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=image[:, None] == image)
+
+    (attention,) = capture_all(Packed(), torch.randn(2, 3, 32, 32)).maps
+    assert attention.kind == "unlabelled"
+
+
+class TwoScales(nn.Module):
+    """Tokens of two patch sizes in one sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.small, self.large = nn.Conv2d(3, 16, 8, stride=8), nn.Conv2d(3, 16, 16, stride=16)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.qkv = nn.Linear(16, 48)
+
+    def forward(self, images):
+        token = self.token.expand(len(images), -1, -1)
+        tokens = torch.cat([token, self.small(images).flatten(2).mT, self.large(images).flatten(2).mT], 1)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_two_grids_in_one_sequence_are_no_grid(family):
+    captured = capture_all(TwoScales(), family.images(32))
+    (attention,) = captured.maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 1)
+    assert captured.coverage[0].note == "no grid: tokens of several grids in one sequence"
+
+
+def test_swin_with_its_shift_switched_off(family):
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, depths=(2,), num_heads=(1,))
+    model, images, block = family.sharpen(model), family.images(56), model.layers[0].blocks[1]
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        for _ in range(3):
+            model(images)
+        shift = block.shift_size, block.attn_mask
+        block.shift_size, block.attn_mask = (0, 0), None
+        model(images)
+        block.shift_size, block.attn_mask = shift
+        model(images)
+    assert [attention.branch for attention in captured.maps[1::2]] == ["shifted"] * 3 + [None, "shifted"]
+
+
+def test_an_order_of_tokens_that_changes_is_followed(family):
+    model, images = Patches(), family.images(32)
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        for seed in (None, None, None, 0, 1):
+            order = None if seed is None else torch.randperm(16, generator=torch.Generator().manual_seed(seed))
+            model.after = None if order is None else lambda tokens, order=order: tokens[:, order]
+            model(images)
+    model.after = None
+    with torch.no_grad(), overfocus.capture(model) as plain:
+        model(images)
+    for attention in captured.maps:
+        if attention.grid is not None:  # back in place, or said to be in no known one
+            torch.testing.assert_close(attention.weights, plain.maps[0].weights)
+    assert [attention.grid for attention in captured.maps[:3]] == [(4, 4)] * 3
+    assert captured.maps[4].grid == (4, 4)
+
+
+def test_an_unseen_change_of_order_gives_no_labels(family):
+    """A closure is none of the model's settings: the moves themselves tell."""
+    shift = [0]
+    model, images = Patches(after=lambda tokens: tokens.roll(shift[0], 1)), family.images(32)
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        for step in (0, 0, 0, 3, 3):
+            shift[0] = step
+            model(images)
+    assert [attention.kind for attention in captured.maps] == ["global"] * 3 + ["unlabelled", "global"]
+    torch.testing.assert_close(captured.maps[4].weights, captured.maps[0].weights)
+
+
+def test_an_order_that_differs_between_images_is_none(family):
+    orders = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
+    model = Patches(after=lambda tokens: tokens.gather(1, orders[..., None].expand(-1, -1, 16)))
+    captured = capture_all(model, family.images(32), times=3)
+    assert [(attention.kind, attention.grid) for attention in captured.maps] == [("global", None)] * 3
+    assert captured.coverage[0].note == "no grid: the order of tokens differs between the images of the batch"
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, images, hidden):
+        tokens = self.patches(images).flatten(2).mT
+        return self.attn(tokens, tokens, tokens, key_padding_mask=hidden)[0]
+
+
+def test_padding_is_left_out_where_all_images_have_it(family):
+    model, images = Padded(), family.images(32)
+    hidden = torch.arange(16).expand(2, 16) > 11
+    captured = capture_all(model, images, hidden)
+    (attention,) = captured.maps
+    assert attention.shape == (2, 2, 12, 12)
+    with torch.no_grad():
+        tokens = model.patches(images).flatten(2).mT[:, :12]
+        expected = model.attn(tokens, tokens, tokens, average_attn_weights=False)[1]
+    torch.testing.assert_close(attention.weights, expected)
+    assert captured.coverage[0].note == "padding is left out"
+
+
+def test_padding_that_differs_is_told(family):
+    hidden = torch.stack([torch.arange(16) > 11, torch.arange(16) > 13])
+    captured = capture_all(Padded(), family.images(32), hidden)
+    assert captured.maps[0].shape == (2, 2, 16, 16)
+    assert "padding counts in the metrics" in captured.coverage[0].note
+
+
+@pytest.mark.parametrize("spelling", ["masked_fill", "where", "add", "sdpa"])
+def test_padding_in_every_spelling(family, spelling):
+    class Spelled(Patches):
+        def forward(self, images):
+            tokens = self.patches(images).flatten(2).mT
+            q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            hidden = (torch.arange(16) > 11).expand(len(images), 1, 1, 16)
+            if spelling == "sdpa":
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
+            scores = q @ k.mT
+            if spelling == "masked_fill":
+                scores = scores.masked_fill(hidden, -torch.inf)
+            elif spelling == "where":
+                scores = torch.where(hidden, torch.tensor(-torch.inf), scores)
+            else:
+                scores = scores + hidden * torch.finfo(scores.dtype).min
+            return scores.softmax(-1) @ v
+
+    (attention,) = capture_all(Spelled(), family.images(32)).maps
+    assert attention.shape == (2, 2, 12, 12)
+
+
+class Decoder(nn.Module):
+    """Half of the patches, mask tokens for the others, all in their places again (a masked autoencoder's decoder)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, images, restore):
+        tokens = self.patches(images).flatten(2).mT
+        kept = torch.argsort(restore, 1)[:, :8]
+        tokens = tokens.gather(1, kept[..., None].expand(-1, -1, 16))
+        tokens = torch.cat([tokens, self.mask_token.repeat(len(tokens), 8, 1)], 1)
+        tokens = tokens.gather(1, restore[..., None].expand(-1, -1, 16))
+        return self.attn(tokens, tokens, tokens)[0]
+
+
+@pytest.mark.parametrize("restore", [torch.arange(16), torch.arange(16).flip(0), torch.arange(16).reshape(4, 4).T.flatten()])
+def test_mask_tokens_are_no_prefix(family, restore):
+    (attention,) = capture_all(Decoder(), family.images(32), restore.expand(2, 16)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 0)
+
+
+def test_registers_that_begin_at_zero_are_prefix(family):
+    registers = nn.Parameter(torch.zeros(1, 4, 16))
+    model = Patches(after=lambda tokens: torch.cat([tokens, registers.expand(len(tokens), -1, -1)], 1))
+    (attention,) = capture_all(model, family.images(32)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", (4, 4), 4)
+
+
+def test_images_of_a_list_each_have_a_size():
+    class Listed(Patches):
+        def forward(self, images):
+            return [super(Listed, self).forward(image[None]) for image in images]
+
+    maps = capture_all(Listed(), [torch.randn(3, 32, 32), torch.randn(3, 16, 48)], times=2).maps
+    assert [attention.grid for attention in maps] == [(4, 4), (2, 6)] * 2
