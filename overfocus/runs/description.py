@@ -211,8 +211,6 @@ class RunSettings:
     flip: bool | None = None
     scales: list[float] | None = None
     fractions: list[float] | None = None
-    how: str | None = None
-    resamples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
