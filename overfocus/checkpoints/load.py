@@ -12,8 +12,8 @@ from overfocus.checkpoints.arguments import checked_arguments, parse_arguments
 from overfocus.checkpoints.build import SEGFORMER, build, build_empty, is_architecture
 from overfocus.checkpoints.data_config import class_colours_for, class_names_for, preprocess_for
 from overfocus.checkpoints.fit import classifiers
+from overfocus.checkpoints.formats import find_folder, transformers_folder
 from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
-from overfocus.checkpoints.hub import find_folder, transformers_folder
 from overfocus.checkpoints.loaded import LoadedModel, wrap
 from overfocus.checkpoints.messages import some
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten
