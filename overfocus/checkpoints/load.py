@@ -155,7 +155,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     preprocess, assumed = preprocess_for(
         model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
     )
-    own = set(model.state_dict())
+    lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
     notes += [*_dropped_notes(real, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
@@ -166,7 +166,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         sha256=file.sha256,
         found_by=found.found_by,
         weights_entry=network.entry,
-        missing_keys=[name for name in own if name not in converted] if len(own) > len(converted.keys() & own) else [],
+        missing_keys=lacking,
         unexpected_keys=[*real.unexpected, *real.heads, *real.harmless, *network.beside],
         notes=tuple(dict.fromkeys(notes)),
         lenient=lenient,
