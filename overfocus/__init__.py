@@ -1,4 +1,4 @@
-"""overfocus shows whether a Vision Transformer's attention hangs on a few fragile tokens, and mends it.
+"""overfocus shows whether a Vision Transformer's attention depends on a few fragile tokens, and reduces it.
 
 The route is one direction: checkpoint → `load_model` → `capture` → `AttentionMap` → `metrics` → table → run on disk → report.
 Names are imported when they are first used, so that `import overfocus` costs nothing.
@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from overfocus.errors import CaptureError, CheckpointError, CorruptionError, ImageError, OverfocusError, RunError, TrainingError
+from overfocus.runs import notebook as _notebook
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import load_model
     from overfocus.checkpoints.loaded import LoadedModel, wrap
-    from overfocus.comparison.compare import compare
-    from overfocus.comparison.comparison import Comparison
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.monitoring import monitor
+    from overfocus.results.compare import compare
+    from overfocus.results.comparison import Comparison
     from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Ablation": "overfocus.ablation.ablation",
     "AttentionMap": "overfocus.attention",
-    "Comparison": "overfocus.comparison.comparison",
+    "Comparison": "overfocus.results.comparison",
     "Evaluation": "overfocus.evaluation.evaluation",
     "LoadedModel": "overfocus.checkpoints.loaded",
     "Run": "overfocus.run",
@@ -41,12 +43,13 @@ _HOME = {
     "ablate": "overfocus.ablation.ablate",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
-    "compare": "overfocus.comparison.compare",
+    "compare": "overfocus.results.compare",
     "corrupt": "overfocus.corruptions",
     "evaluate": "overfocus.evaluation.evaluate",
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",
     "metrics": "overfocus",
+    "monitor": "overfocus.monitoring",
     "models": "overfocus",
     "train": "overfocus.training.train",
     "verify": "overfocus.verification",
@@ -80,10 +83,20 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "monitor",
     "train",
     "verify",
     "wrap",
 ]
+
+
+def _figures() -> object:
+    from overfocus.figures import notebook
+
+    return notebook
+
+
+_notebook.figures = _figures
 
 
 def __getattr__(name: str) -> object:

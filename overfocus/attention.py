@@ -69,6 +69,11 @@ class AttentionMap:
         return self.source.shape
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.source.device
+
+    @property
     def batch(self) -> int:
         """Images in the batch: the first axis without the windows."""
         return self.shape[0] // self.windows

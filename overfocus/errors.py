@@ -36,6 +36,18 @@ class TrainingError(OverfocusError):
     """A model cannot be trained as asked, or its training went wrong."""
 
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "backend out of memory",
+    "bad_alloc",
+)
+"""Words of errors for which torch has no class of their own: its allocator for the processor, and libraries on a GPU."""
+
+
 def explain(error: BaseException) -> str:
     """An exception of any kind in one line: what went wrong and what to try.
 
@@ -43,7 +55,7 @@ def explain(error: BaseException) -> str:
     """
     if isinstance(error, OverfocusError):
         return str(error)
-    first = _first_line(error)
+    first = first_line(error)
     if is_out_of_memory(error):
         return f"out of memory ({first}); try a smaller batch size, fewer workers, fewer or smaller images, or another device"
     if is_lost_worker(error):
@@ -66,19 +78,11 @@ def explain(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or not; torch's allocator for processors has no exception of its own."""
-    words = (
-        "can't allocate memory",
-        "DefaultCPUAllocator",
-        "CUDA out of memory",
-        "Unable to allocate",
-        "bad allocation",
-        "bad_alloc",
-    )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def is_lost_worker(error: BaseException) -> bool:
@@ -88,7 +92,7 @@ def is_lost_worker(error: BaseException) -> bool:
 
 def _explain_system(error: OSError) -> str:
     name = "" if error.filename is None else f"{printable(error.filename)}: "
-    reason = error.strerror or _first_line(error)
+    reason = error.strerror or first_line(error)
     remedies = {
         errno.ENOSPC: "the disk is full; make room and start the same command again",
         errno.EDQUOT: "your quota of disk space is used up; make room and start the same command again",
@@ -108,7 +112,7 @@ def _explain_system(error: OSError) -> str:
     return name + remedies.get(error.errno or 0, f"{reason}; check the path and the disk")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a message; of an exception in a worker process, which carries its traceback, the last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)

@@ -7,18 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import torch
-
-from overfocus.errors import OverfocusError
-
-_NO_MEMORY = (
-    "can't allocate memory",
-    "DefaultCPUAllocator",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "backend out of memory",
-)
-"""Words of errors for which torch has no class of their own: its allocator for the processor, and libraries on a GPU."""
+from overfocus.errors import OverfocusError, first_line, is_lost_worker, is_out_of_memory
 
 
 @contextmanager
@@ -26,14 +15,12 @@ def out_of_memory_as(kind: type[OverfocusError], remedy: str) -> Iterator[None]:
     """Turn running out of memory inside the block, on any device or in a worker, into a `kind` that ends with the remedy."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise kind(f"out of memory ({_first_line(error)}); {remedy}") from error
-    except RuntimeError as error:
-        if str(error).startswith("DataLoader worker"):
-            raise kind(f"a process that prepares images ended ({_first_line(error)}); try fewer workers, or {remedy}") from error
-        if not any(words in str(error) for words in _NO_MEMORY):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_lost_worker(error):
+            raise kind(f"a process that prepares images ended ({first_line(error)}); try fewer workers, or {remedy}") from error
+        if not is_out_of_memory(error):
             raise
-        raise kind(f"out of memory ({_first_line(error)}); {remedy}") from error
+        raise kind(f"out of memory ({first_line(error)}); {remedy}") from error
 
 
 def malloc_trim() -> None:
@@ -50,7 +37,3 @@ def malloc_trim() -> None:
 @cache
 def _glibc() -> Any:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -157,7 +157,7 @@ class Preprocess:
         return self.normalize(self.resize(image))
 
     def _steps(self, interpolation: str, mean: tuple[float, ...]) -> Callable[[Image.Image], Image.Image]:
-        """Timm's evaluation transform without its last steps, to a tensor and normalised."""
+        """The evaluation transform of timm without its last steps, to a tensor and normalised."""
         from timm.data.transforms_factory import create_transform
 
         steps = create_transform(

@@ -7,6 +7,7 @@ own, such as a training that calls `analyze` in one of its processes, is not dra
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ Value = TypeVar("Value")
 _LOST = "another process of this run ended; what was measured is kept, start the same command again to go on"
 _ours = False
 """Whether the group of processes was set up here."""
+_main: tuple[str, int] | None = None
+"""Host and process of the first of several processes, where it is known."""
 
 
 def started_together() -> int:
@@ -34,6 +37,23 @@ def started_together() -> int:
 def is_main_process() -> bool:
     """Whether this process prints and draws: the first of those that were started together, or the only one. Imports nothing."""
     return os.environ.get("RANK", "0") == "0" or started_together() == 1
+
+
+def speaks() -> bool:
+    """Whether this process reports errors: the first one, or the second where the first was killed."""
+    if is_main_process():
+        return True
+    if os.environ.get("RANK") != "1" or _main is None:
+        return False
+    host, number = _main
+    if host != socket.gethostname():
+        return True
+    import psutil
+
+    try:
+        return bool(psutil.Process(number).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 @dataclass(frozen=True)
@@ -108,7 +128,7 @@ def join_processes(device: "str | torch.device | None") -> Processes:
     chosen = choose_device(device)
     if started_together() == 1:
         return Processes(chosen)
-    global _ours
+    global _main, _ours
     distributed = _distributed()
     if distributed.is_initialized() and not _ours:
         return Processes(chosen)
@@ -118,7 +138,9 @@ def join_processes(device: "str | torch.device | None") -> Processes:
     state = PartialState(cpu=chosen.type == "cpu")
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
-    return Processes(torch.device(state.device), state.process_index, state.num_processes)
+    processes = Processes(torch.device(state.device), state.process_index, state.num_processes)
+    _main = processes.decide(lambda: (socket.gethostname(), os.getpid()))
+    return processes
 
 
 def choose_device(device: "str | torch.device | None") -> "torch.device":
@@ -140,7 +162,14 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     """The launcher ends the others when one process has ended."""
+    _finish_undisturbed()
     raise RunError(_LOST)
+
+
+def _finish_undisturbed() -> None:
+    """Let what is measured be written; the launcher, which asks the others to end, kills them half a minute later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -151,6 +180,7 @@ def _told() -> Iterator[None]:
     except RunError:
         raise
     except RuntimeError as error:  # what gloo and NCCL raise
+        _finish_undisturbed()
         raise RunError(_LOST) from error
 
 

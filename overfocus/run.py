@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from overfocus.errors import RunError
-from overfocus.figures.notebook_methods import NotebookMethods
+from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
+from overfocus.runs.notebook import NotebookMethods
+from overfocus.runs.tables import read_arrays, read_table
 from overfocus.variants import CLEAN, Variant, sort_variants
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class Run(NotebookMethods):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.description = read_run(self.path)
+        for measure in self.description.measures:
+            register_metric(measure.row())
         self._unpacked: tuple[int, dict[str, np.ndarray]] | None = None
 
     def __repr__(self) -> str:
@@ -74,6 +78,19 @@ class Run(NotebookMethods):
     def model(self) -> str:
         """Architecture of the model."""
         return self.description.checkpoint.name
+
+    @cached_property
+    def retained(self) -> "pd.DataFrame":
+        """Stability against the control "another image": one row per metric × corruption × severity × layer.
+
+        Columns: metric, corruption, severity, layer, module; value and control, the metric's means over images between an image
+        and its corrupted variant and between two different clean images; retained = 1 − D / D_control with the ends low and high
+        of its 95 % interval (1: as if not corrupted; 0: no more than another image has in common); count of images. Empty where
+        the control was not measured.
+        """
+        from overfocus.statistics.retained import tabulate_retained
+
+        return tabulate_retained(self)
 
     @property
     def complete(self) -> bool:
@@ -163,17 +180,12 @@ class Run(NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.summary import summarise_table
+        from overfocus.statistics.layers import summarise_table
 
         return summarise_table(self.table)
 
     def _shown_runs(self) -> tuple[list["Run"], list[str]]:
         return [self], [self.model]
-
-    def _repr_html_(self) -> str:
-        from overfocus.figures.notebook import run_html
-
-        return run_html(self)
 
     def received(self, image: int, corruption: str = CLEAN, severity: int = 0) -> list[Float[np.ndarray, "rows columns"] | None]:
         """Received attention of one image on its patch grid, one array per layer of `layers`; each sums to 1.
@@ -203,7 +215,7 @@ class Run(NotebookMethods):
         """
         if image not in self.displayed:
             raise RunError(f"{self.path}: full maps are kept of the displayed images only, {self.displayed}; got image {image}")
-        kept = _read_arrays(self._maps_path(image))
+        kept = read_arrays(self._maps_path(image))
         wanted = [layer.layer for layer in self.layers if layers is None or layer.layer in layers]
         attention = {layer: kept[f"attention_{layer:02d}"] for layer in wanted if f"attention_{layer:02d}" in kept}
         return DisplayedImage(_variants_of(kept), kept["pictures"], attention)
@@ -219,14 +231,14 @@ class Run(NotebookMethods):
             raise RunError(
                 f"{self.path}: no class maps of image {image}; they are kept of displayed images of segmentation models"
             )
-        kept = _read_arrays(path)
+        kept = read_arrays(path)
         return ClassMaps(_variants_of(kept), kept["predicted"], kept.get("truth"))
 
     @cached_property
     def partitions(self) -> dict[int, Int[np.ndarray, "windows tokens"]]:
         """Place of each window's tokens in the row-major patch grid of the image, −1 for padding, by layer of windows."""
         path = self.path / "maps" / "windows.npz"
-        kept = _read_arrays(path) if path.is_file() else {}
+        kept = read_arrays(path) if path.is_file() else {}
         return {int(name.removeprefix("layer_")): places for name, places in kept.items()}
 
     def _maps_path(self, image: int) -> Path:
@@ -235,7 +247,7 @@ class Run(NotebookMethods):
     def _received_part(self, start: int) -> dict[str, np.ndarray]:
         """The part whose first image is `start`, unpacked once for all images that are asked for in a row."""
         if self._unpacked is None or self._unpacked[0] != start:
-            self._unpacked = start, _read_arrays(self._received_parts[start])
+            self._unpacked = start, read_arrays(self._received_parts[start])
         return self._unpacked[1]
 
     @cached_property
@@ -244,9 +256,6 @@ class Run(NotebookMethods):
 
     def _read(self, kind: str, *, everywhere: bool = True) -> "pd.DataFrame":
         """A table put together from its parts, one of each that was committed where the table has rows `everywhere`."""
-        import pyarrow
-        import pyarrow.parquet
-
         parts = committed_parts(self.path, f"{kind}/part", self.description)
         absent = [first for first in self.description.parts or [] if first not in parts]
         if everywhere and absent:
@@ -256,13 +265,7 @@ class Run(NotebookMethods):
             )
         if not parts:
             raise RunError(f"{self.path}: the run holds no results yet; start the same `overfocus analyze` again to continue it")
-        try:
-            tables = [pyarrow.parquet.read_table(path) for path in parts.values()]
-            frame: pd.DataFrame = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise RunError(
-                f"{self.path}: a part of the {kind} table cannot be read ({error}); run again with overwrite=True"
-            ) from error
+        frame: pd.DataFrame = read_table(parts.values()).to_pandas()
         return frame
 
 
@@ -294,18 +297,6 @@ def committed_parts(folder: Path, name: str, description: RunDescription) -> dic
     return dict(sorted(parts.items()))
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an NPZ file."""
-    import zipfile
-    import zlib
-
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{path}: the maps cannot be read ({error}); run again with overwrite=True") from error
-
-
 def _variants_of(kept: dict[str, np.ndarray]) -> list[Variant]:
     return [Variant(str(name), int(severity)) for name, severity in zip(kept["corruption"], kept["severity"], strict=True)]
 
@@ -314,9 +305,7 @@ def _empty_table() -> "pd.DataFrame":
     """A metrics table without rows."""
     import pandas as pd
 
-    from overfocus.metrics.catalogue import CATALOGUE
-
     kinds = {"image": "int64", "name": "object", "label": "object", "corruption": "object", "severity": "int32"}
     kinds |= {"layer": "int32", "module": "object", "kind": "object"}
-    kinds |= {name: "float64" for name, metric in CATALOGUE.items() if metric.per_layer}
+    kinds |= {metric.name: "float64" for metric in BUILT_IN if metric.per_layer}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})

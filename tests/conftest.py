@@ -96,9 +96,10 @@ def write_run(
     heads: int = 0,
     labels: bool = False,
     pictures: list[Array] | None = None,
+    control: bool = True,
     overrides: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a complete run folder and return it."""
+    """Write a complete run folder and return it; `control` compares each clean image with the next one, as "other image"."""
     for name in ("metrics", "predictions", "maps"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     variants = [("clean", 0), *[(corruption, severity) for corruption in corruptions for severity in severities]]
@@ -114,6 +115,8 @@ def write_run(
     for image in range(images):
         identity = {"image": image, "name": image_names[image], "label": "tabby cat" if labels else None}
         full: list[list[Array]] = []
+        control_rows: list[dict[str, Any]] = []
+        other = attention_of(np.random.default_rng((image + 1) % images), side, layers, 0.0)
         for corruption, severity in variants:
             where = identity | {"corruption": corruption, "severity": severity}
             shake = 0.15 * severity * (1 + corruptions.index(corruption)) / len(corruptions) if severity else 0.0
@@ -127,6 +130,12 @@ def write_run(
                 kept[f"layer_{layer:02d}"].append(received_of(weights).reshape(side, side).astype("float32"))
             for key, value in (("image", image), ("corruption", corruption), ("severity", severity)):
                 kept[key].append(value)
+            if control and not severity and images > 1:
+                for layer in range(layers):
+                    values = dict.fromkeys(metrics_of(maps[layer]), np.nan) | stability_of(maps[layer], other[layer])
+                    row = identity | {"corruption": "other image", "severity": 0}
+                    row |= {"layer": layer, "module": described[layer]["module"], "kind": "global"}
+                    control_rows += [row | ({"head": head} if heads else {}) | values for head in range(max(1, heads))]
             flipped = bool(severity) and (image + severity) % 3 == 0
             predicted = 1 if flipped else 0
             known = class_names is not None
@@ -137,6 +146,7 @@ def write_run(
                 | {"confidence_drop": 0.1 * severity if known else None, "output_cosine": 1 - 0.1 * severity}
                 | {"correct": float(not flipped) if labels else None}
             )
+        metric_rows += control_rows
         if image < displayed:
             rng = np.random.default_rng(image)
             picture = (
@@ -193,7 +203,7 @@ def write_run(
             for i, name in enumerate(image_names)
         ],
         "skipped": [{"name": "broken.jpg", "reason": "truncated"}],
-        "displayed": list(range(displayed)),
+        "displayed": list(range(min(displayed, images))),
         "notes": [],
         "done": images,
         "versions": {"python": "3.11", "torch": "2.14"},

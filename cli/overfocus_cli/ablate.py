@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.analyze import default_output
 from overfocus_cli.hints import require_checkpoint
 from overfocus_cli.options import (
@@ -93,12 +94,14 @@ def ablate(
     found = ablate_checkpoint(
         checkpoint, output=folder, workers=workers, max_pixels=max_pixels, strict=strict, overwrite=overwrite, **measured
     )
+    if not is_main_process():
+        return
     if as_json:
         tables = {
             name: json.loads(table.to_json(orient="records", double_precision=15))
             for name, table in (("table", found.table), ("differences", found.differences))
         }
-        answer = {"ablation": str(folder), "model": found.model, "images": found.info["images"], "sentences": found.sentences}
+        answer = {"ablation": str(folder), "model": found.model, "images": found.images, "sentences": found.sentences}
         typer.echo(json.dumps(answer | tables, ensure_ascii=False, indent=2))
     else:
         _print(found)
@@ -111,10 +114,10 @@ def _print(found: "Ablation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from overfocus.comparison.overview import decimal, variant_label
+    from overfocus.statistics.wording import decimal, variant_label
 
     console = Console(highlight=False)
-    console.print(f"\n[bold]{escape(found.model)}[/bold], {found.info['images']} images\n")
+    console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")
     for sentence in found.sentences:
         console.print(sentence, markup=False)
     classes = found.table["agreement"].notna().any()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.hints import require_checkpoint
 from overfocus_cli.options import (
     Amp,
@@ -98,6 +99,8 @@ def analyze(
     run = analyze_checkpoint(
         checkpoint, output=folder, workers=workers, max_pixels=max_pixels, strict=strict, overwrite=overwrite, **measured
     )
+    if not is_main_process():
+        return
     report = None if no_report else _drawn(run)
 
     from overfocus_cli.summary_table import print_summary, summary_as_json

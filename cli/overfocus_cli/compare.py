@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.analyze import default_output
 from overfocus_cli.options import (
     Amp,
@@ -32,7 +33,7 @@ from overfocus_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
 
 class Format(StrEnum):
@@ -123,7 +124,7 @@ def compare(
     others = [str(Path(source).absolute()) if Path(source).exists() else source for source in (sources or [])[1:]]
     folder = output or default_output(sources[0] if sources else None, asked | {"others": others}, "overfocus-comparison")
 
-    from overfocus.comparison.compare import compare as compare_models
+    from overfocus.results.compare import compare as compare_models
 
     comparison = compare_models(
         sources or None,
@@ -135,6 +136,8 @@ def compare(
         resamples=resamples,
         **asked,
     )
+    if not is_main_process():
+        return
     report = None if no_report else _drawn(comparison, ablation or [])
     if as_json:
         found = {"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()}

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
-_ANSWERS = {"yes": "green", "no": "red", "can't tell": "yellow"}
+_ANSWERS = {"yes": "green", "no": "red", "mixed": "yellow", "can't tell": "yellow"}
 _METRICS_PER_MODEL = 5
 
 
@@ -16,7 +17,11 @@ def print_comparison(comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from overfocus.comparison.overview import cells, decimal, metric_label
+    from overfocus.results.overview import cells
+    from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
+    from overfocus.statistics.panel import EVERY
+    from overfocus.statistics.retained import NOT_MEASURED
+    from overfocus.statistics.wording import decimal, interval_text, measure_title
 
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])
@@ -35,36 +40,52 @@ def print_comparison(comparison: "Comparison") -> None:
             chosen = rows[(rows["model"] == model) & ((rows["corruption"] == "clean") == clean)]
             if not len(chosen):
                 continue
-            table = _table(
-                f"{escape(model)}, {title}", ["metric"], ["mean", "baseline", "difference", "95 % interval", "p", "d_z"]
-            )
-            for metric, _, _, _, *numbers, _ in cells(chosen):
-                table.add_row(escape(metric), *numbers)
+            beside = [] if clean else ["control"]
+            numbers = ["mean", "baseline", *beside, "difference", "95 % interval", "p"]
+            table = _table(f"{escape(model)}, {title}", ["metric"], numbers)
+            for metric, _, _, _, mean, other, control, difference, interval, p_value, _, _ in cells(chosen):
+                own = [] if clean else [control.partition(" / ")[0]]
+                table.add_row(escape(metric), mean, other, *own, difference, interval, p_value)
             console.print()
             console.print(table)
-    console.print("p of the Wilcoxon signed-rank test after Holm; d_z: difference in its standard deviations over images")
+    tests = int(rows["p_value"].notna().sum())
+    control = "the same metric between two different clean images" if comparison.controlled else NOT_MEASURED
+    console.print(f"p after Holm over the {tests} tests of these tables; control: {control}")
 
-    found = comparison.fragility
-    found = found[(found["layers"] == "all") & (found["corruption"] == "all")].dropna(subset=["auroc"])
-    if not len(found):
-        return
-    found = found.assign(strength=(found["auroc"] - 0.5).abs()).sort_values("strength", ascending=False, kind="stable")
+    found = comparison.fragility.dropna(subset=["auroc"])
+    within = found[(found["layers"] == "all") & (found["corruption"] == EVERY)]
+    within = within.assign(strength=(within["auroc"] - 0.5).abs()).sort_values("strength", ascending=False, kind="stable")
+    beside = found[
+        (found["metric"] == CORRUPTION_ALONE) | ((found["metric"] == CLEAN_CONFIDENCE) & (found["corruption"] == EVERY))
+    ]
+    pooled = found[found["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     for name in comparison.names:
         told = _table(
-            f"What tells that a prediction of {escape(name)} flips",
+            f"What tells that a prediction of {escape(name)} flips ({flips_of(within, name)}), within a corruption and severity",
             ["metric"],
-            ["AUROC", "95 % interval", "Spearman", "95 % interval", "flipped"],
+            ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval"],
         )
-        for row in found[found["model"] == name].head(_METRICS_PER_MODEL).to_dict("records"):
-            intervals = (
-                [decimal(row[key], sign=key.startswith("s"), places=2) for key in (score, f"{score}_low", f"{score}_high")]
+        shown = within[within["model"] == name].head(_METRICS_PER_MODEL).to_dict("records")
+        for row in shown + beside[beside["model"] == name].to_dict("records") if shown else []:
+            alone = row["metric"] == CORRUPTION_ALONE
+            area, rank = (
+                ["–", "–"] if alone else [
+                    decimal(row[score], sign=score == "spearman", places=2),
+                    interval_text(row[f"{score}_low"], row[f"{score}_high"], sign=score == "spearman", places=2),
+                ]
                 for score in ("auroc", "spearman")
-            )
-            numbers = [text for value, low, high in intervals for text in (value, f"{low} … {high}")]
-            told.add_row(metric_label(row["metric"], float("nan")), *numbers, f"{row['flipped']:,} of {row['count']:,}")
+            )  # fmt: skip
+            together = decimal(pooled.get((name, row["metric"], row["layers"]), float("nan")), places=2)
+            told.add_row(measure_title(row["metric"]), *area, together, *rank)
         if told.row_count:
             console.print()
             console.print(told)
+
+
+def flips_of(found: "pd.DataFrame", name: str) -> str:
+    """How many predictions of a model flip, in words."""
+    rows = found[found["model"] == name]
+    return f"{rows['flipped'].max():,} of {rows['count'].max():,}" if len(rows) else "none"
 
 
 def _table(title: str, words: list[str], numbers: list[str]) -> "Table":
@@ -73,7 +94,7 @@ def _table(title: str, words: list[str], numbers: list[str]) -> "Table":
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     for heading in words:
-        table.add_column(heading)
+        table.add_column(heading, min_width=14)
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     return table

@@ -1,12 +1,12 @@
 """`overfocus evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from overfocus.processes import is_main_process
 from overfocus_cli.options import AsJson, Device, ImageSize, Model, NoEma
 from overfocus_cli.segmentation_table import print_segmentation
 
@@ -53,6 +53,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    tree_geometry: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Images of a tree: as-is (they were resized and cropped when they were made), or model (resized and cropped "
+            "once more).",
+        ),
+    ] = "as-is",
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Run folder, or for several checkpoints the folder of theirs.")
     ] = Path("overfocus-evaluation"),
@@ -134,6 +142,7 @@ def evaluate(
         corruptions=corruption or None,
         severities=severity or None,
         clean=clean,
+        tree_geometry=tree_geometry,
         baseline=baseline,
         model=model,
         use_ema=not no_ema,
@@ -151,7 +160,7 @@ def evaluate(
         limit=limit,
         overwrite=overwrite,
     )
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return
     if as_json:
         typer.echo(json.dumps([{"run": str(entry.path)} | entry.summary for entry in found], ensure_ascii=False, indent=2))
@@ -202,7 +211,7 @@ def _described(evaluation: "Evaluation") -> str:
             lines.append(f"{str(name).replace('_', ' '):24}{cells}{part['top1'].mean():9.2%}")
     if films:
         rates = "".join(f"\n{name.replace('_', ' '):24}{rate:9.2%}" for name, rate in summary["flips"]["perturbations"].items())
-        lines.append(f"\nmean flip rate {summary['flips']['mean_flip_rate']:.2%}, not divided by AlexNet's{rates}")
+        lines.append(f"\nmean flip rate {summary['flips']['mean_flip_rate']:.2%}: {summary['flips']['note']}{rates}")
     mce = summary["mce"]
     if mce is not None:
         value = f"mCE {mce['mce']:.1f} %" if mce["mce"] is not None else "mCE not defined"

@@ -75,10 +75,10 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.comparison.names import display_names
     from overfocus.figures.paper_style import paper, save_figure
     from overfocus.figures.publication import draw
     from overfocus.run import Run
+    from overfocus.runs.names import display_names
 
     opened = [Run(folder) for folder in runs]
     with paper():

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from overfocus.errors import OverfocusError, explain
+from overfocus.processes import is_main_process, speaks
 from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
@@ -29,7 +30,7 @@ from overfocus_cli.train import train
 
 UsageError: Any = typer.BadParameter.__base__
 """click's class, which typer does not export and newer releases bring a copy of their own of."""
-_CONTINUED = ("analyze", "compare", "evaluate", "train")
+_CONTINUED = ("analyze", "compare", "ablate", "evaluate", "train")
 """Commands that go on where they were interrupted."""
 
 
@@ -42,6 +43,8 @@ class OneLineErrors(TyperGroup):
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **options: Any) -> Any:
         """Read the options that stand before the command."""
         make_streams_printable()
+        if not is_main_process():
+            warnings.simplefilter("ignore")
         self._debug = bool(os.environ.get("OVERFOCUS_DEBUG"))
         options_end = args.index("--") if "--" in args else len(args)
         if "--debug" in args[:options_end]:
@@ -97,7 +100,8 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
 
 
 def _stop(message: str, status: int, cause: BaseException) -> NoReturn:
-    typer.echo(f"overfocus: {one_line(message)}", err=True)
+    if speaks():
+        typer.echo(f"overfocus: {one_line(message)}", err=True)
     raise typer.Exit(status) from cause
 
 

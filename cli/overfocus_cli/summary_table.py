@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from overfocus.intervals import Interval
-    from overfocus_reports.summary import Summary
+    from overfocus.statistics.intervals import Interval
+    from overfocus_reports.summary import Retained, Summary
 
 _PREDICTION = {"agreement": "same class", "correct": "accuracy"}
 _PIXELS = {"agreement": "same pixels", "correct": "pixel accuracy", "image_iou": "image IoU"}
@@ -16,6 +16,8 @@ _PIXELS = {"agreement": "same pixels", "correct": "pixel accuracy", "image_iou":
 def print_summary(summary: "Summary") -> None:
     """Print the sentences, how concentrated each layer is on clean images, and what survives each corruption."""
     from rich.console import Console
+
+    from overfocus.statistics.retained import NOT_MEASURED
 
     console = Console(highlight=False)
     counted = f"{summary.images} images" + (f", {summary.skipped_images} left out" if summary.skipped_images else "")
@@ -42,6 +44,12 @@ def print_summary(summary: "Summary") -> None:
         )
     console.print()
     console.print(layers)
+    if summary.custom:
+        custom = _table("Custom metrics and probes", "images", *(one.measure.title for one in summary.custom))
+        for variant in summary.custom[0].values:
+            custom.add_row(variant.label, *(_number(one.values[variant].mean, ".4g") for one in summary.custom))
+        console.print()
+        console.print(custom)
     if not summary.survival:
         return
 
@@ -50,20 +58,38 @@ def print_summary(summary: "Summary") -> None:
     columns = [*known.values()] if known else ["output cosine"]  # a model without classifier
     scored = summary.clean_iou == summary.clean_iou  # masks of a segmentation data set
     columns += ["mIoU (set)"] if scored else []
-    survival = _table("What survives", "corruption", "top-k kept", "(chance)", "cosine", "moved", *columns)
+    controlled = bool(summary.retained)
+    beside = ["another image"] if controlled else []
+    survival = _table(
+        "What survives", "corruption", "top-k kept", *beside, "moved", *beside, "divergence", *beside,
+        *(["retained", "95 % interval"] if controlled else []), *columns,
+    )  # fmt: skip
     for kept in summary.survival:
         output = _number(kept.prediction["output_cosine"].mean, ".3f")
+        forms = {"top_overlap": ".1%", "received_shift": ".1%", "js_divergence": ".3f"}
+        cells = []
+        for name, form in forms.items():
+            cells.append(_number(kept.stability[name].mean, form))
+            if controlled:
+                cells.append(_number(kept.retained[name].control, form))
+        if controlled:
+            divergence = kept.retained["js_divergence"]
+            ends = f"{_number(divergence.low, '.2f')} … {_number(divergence.high, '.2f')}"
+            cells += [_number(divergence.retained, ".2f"), ends]
         survival.add_row(
             kept.variant.label,
-            _percent(kept.stability["top_overlap"].mean),
-            _percent(kept.chance),
-            _number(kept.stability["attention_cosine"].mean, ".3f"),
-            _percent(kept.stability["received_shift"].mean),
+            *(cell.replace("%", " %") for cell in cells),
             *([_percent(kept.prediction[name].mean) for name in known] or [output]),
             *([_percent(kept.set_iou)] if scored else []),
         )
     console.print()
     console.print(survival)
+    if controlled:
+        console.print(
+            "retained: 1 − divergence / divergence from another image; 1: as if not corrupted, 0: no more than another image"
+        )
+    else:
+        console.print(f"{NOT_MEASURED}: what stays is not set against another image")
 
 
 def _table(title: str, rows: str, *columns: str) -> "Table":
@@ -95,14 +121,25 @@ def summary_as_json(summary: "Summary") -> dict[str, Any]:
             }
             for row in summary.layers
         ],
+        "overfocuses": summary.overfocusing.answer,
+        "effective_tokens_of_most_concentrated_third": _interval(summary.overfocusing.effective)
+        | {"layers": list(summary.overfocusing.layers)},
+        "retained": _retained(summary.retained),
         "clean_accuracy": _interval(summary.clean_accuracy),
+        "custom": {
+            one.measure.name: [
+                {"corruption": variant.corruption, "severity": variant.severity, **_interval(value)}
+                for variant, value in one.values.items()
+            ]
+            for one in summary.custom
+        },
         **({"clean_miou": _plain(summary.clean_iou)} if summary.segmented else {}),
         "corruptions": [
             {
                 "corruption": kept.variant.corruption,
                 "severity": kept.variant.severity,
-                "chance_top_overlap": kept.chance,
                 **_intervals(kept.stability),
+                "retained": _retained(kept.retained),
                 **_intervals(
                     {name: value for name, value in kept.prediction.items() if name != "image_iou" or summary.segmented}
                 ),
@@ -120,6 +157,13 @@ def _intervals(values: "dict[str, Interval]") -> dict[str, Any]:
 def _interval(value: "Interval") -> dict[str, float | int | None]:
     ends = {"mean": value.mean, "low": value.low, "high": value.high}
     return {name: _plain(number) for name, number in ends.items()} | {"count": value.count}
+
+
+def _retained(values: "dict[str, Retained]") -> dict[str, dict[str, float | int | None]]:
+    return {
+        name: {part: _plain(getattr(value, part)) for part in ("control", "retained", "low", "high")} | {"count": value.count}
+        for name, value in values.items()
+    }
 
 
 def _plain(number: float) -> float | None:

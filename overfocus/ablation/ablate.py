@@ -1,149 +1,106 @@
 """`ablate`: take the most attended tokens out of the attention of every layer, and see what the predictions do."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from overfocus.ablation.ablation import Ablation, write_ablation
-from overfocus.ablation.removal import Removal, choose_counts
-from overfocus.ablation.tables import tabulate_ablation
-from overfocus.analysis.description import describe_checkpoint
-from overfocus.analysis.groups import Group, GroupDataset, GroupLoader
-from overfocus.analysis.pixels import InputSize
-from overfocus.analysis.preparation import choose_images, load_for_run, place_of
-from overfocus.analysis.progress import progress_bar
-from overfocus.analysis.settings import choose_corruptions, choose_severities, choose_workers, describe_source
-from overfocus.analysis.variants import list_variants
-from overfocus.errors import ImageError, RunError
-from overfocus.images.reading import MAX_PIXELS
+from overfocus.ablation.ablation import Ablation, write_tables
+from overfocus.analysis.analyze import choose_images
+from overfocus.checkpoints.load import resolve_model
+from overfocus.corruptions import choose_constants
+from overfocus.errors import RunError
+from overfocus.memory import out_of_memory_as
+from overfocus.probes.ablation import AblationProbe
+from overfocus.probes.pixels import predicts_pixels
+from overfocus.processes import join_processes
+from overfocus.runs.description import FORMAT, RunDescription, RunSettings
+from overfocus.settings import takes
+from overfocus.sweep.opening import (
+    choose_displayed,
+    describe_checkpoint,
+    describe_images,
+    describe_source,
+    open_run,
+    place_of,
+)
+from overfocus.sweep.reading import ImageReader, InputSize, choose_workers, describe_pixels
+from overfocus.sweep.settings import AblateSettings
+from overfocus.sweep.stopwatch import Stopwatch
+from overfocus.sweep.sweep import Subject, Work, pack_pairs, sweep
+from overfocus.variants import list_variants
 from overfocus.version import __version__
 
-if TYPE_CHECKING:
-    from overfocus.checkpoints.load import LoadedModel
 
-FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-_OURS = {"ablation.json", "ablation.csv", "ablation.parquet", "differences.csv", "differences.parquet", "figures", "report.html"}
-
-
-def ablate(
-    checkpoint: "str | Path | LoadedModel | None" = None,
-    images: str | Path | Sequence[str | Path] | None = None,
-    corruptions: str | Sequence[str] | None = None,
-    severities: int | Sequence[int] | None = None,
-    output: str | Path = "overfocus-ablation",
-    *,
-    fractions: Sequence[float] = FRACTIONS,
-    model: str | None = None,
-    use_ema: bool = True,
-    image_size: int | None = None,
-    device: str | torch.device | None = None,
-    batch_size: int = 16,
-    workers: int | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    strict: bool = False,
-    overwrite: bool = False,
-    progress: bool | None = None,
-    resamples: int = 10_000,
-) -> Ablation:
+@takes(AblateSettings)
+def ablate(settings: AblateSettings) -> Ablation:
     """Measure what predictions lose without the most attended tokens, against as many random and as many least attended ones.
 
-    In every layer over tokens, the k patch tokens that receive most of its attention (in a forward of the same picture with
+    In every layer over tokens, the k patch tokens that receive most of its attention (in a forward of the same image with
     all tokens) are hidden as keys: their weights become 0 and the others are normalised again. The same is done under
-    corruption. Nothing of the model is changed, and no map is kept.
-
-    - images, corruptions, severities: as for `analyze`; severities None takes 3 alone.
-    - output: the folder that is written.
-    - fractions: shares of the patch tokens to take out, above 0 and below 1; k = max(1, round(f·N)) in each layer.
-    - resamples: of the bootstrap.
-
-    All others are those of `analyze`; an ablation is not continued where it was interrupted.
+    corruption. Nothing of the model is changed, and no map is kept. Interrupted at any moment, the same call continues; started
+    by `torchrun` or `accelerate launch`, the processes share the images.
 
     Raises:
-        RunError: a setting is out of range, or the folder holds something else or cannot be written.
+        RunError: a setting is out of range, the folder holds something else or cannot be written, or memory ran out.
         CaptureError: the model has no attention over tokens, or some that keys cannot be taken out of.
         CheckpointError, CorruptionError, ImageError: as `analyze` says.
     """
-    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
-        raise RunError(
-            f"fractions must be above 0 and below 1, got {', '.join(map(str, fractions)) or 'none'}; 0.05 is a twentieth"
-        )
-    if batch_size < 1:
-        raise RunError(f"batch_size must be at least 1, got {batch_size}")
-    folder = Path(output)
-    _check_folder(folder, overwrite=overwrite)
-    place = place_of(checkpoint, device)
-    loaded = load_for_run(checkpoint, place, model=model, use_ema=use_ema, image_size=image_size)
-    sources = choose_images(images, loaded, limit)
-    variants = list_variants(choose_corruptions(corruptions), choose_severities(3 if severities is None else severities))
-    dataset = GroupDataset(sources, variants, loaded.preprocess, seed, max_pixels)
-    together = max(1, batch_size // len(variants))
-    rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    removal = Removal(loaded.model, loaded.num_classes, sorted(set(fractions)), batch_size=batch_size, seed=seed)
-    with (
-        torch.no_grad(),
-        GroupLoader(dataset, 0, workers=choose_workers(workers), together=together) as groups,
-        progress_bar(len(sources), 0, show=progress) as show,
-    ):
-        for pack in _packs(groups, together):
-            readable = [group for group in pack if group.pictures]
-            for group in pack:
-                if not group.pictures:
-                    if strict:
-                        raise ImageError(str(group.reason))
-                    skipped.append({"image": group.image, "name": sources[group.image].name, "reason": group.reason})
-            if readable:
-                pictures = np.concatenate([group.pictures[InputSize.of(loaded.preprocess)] for group in readable])
-                inputs = loaded.preprocess.normalize_batch(list(pictures), place)
-                rows += removal.measure(inputs, [group.image for group in readable], variants)
-            show(pack[-1].image + 1)
-    if not rows:
-        raise ImageError(f"none of the {len(sources)} images can be read; the first: {skipped[0]['reason']}")
-    import pandas as pd
-
-    info = {
-        "overfocus": __version__,
-        "checkpoint": describe_checkpoint(loaded),
-        "settings": {
-            "images": describe_source(images), "variants": variants, "fractions": list(fractions), "seed": seed, "limit": limit,
-            "batch_size": batch_size, "device": str(place), "image_size": image_size, "resamples": resamples,
-        },
-        "images": len(sources) - len(skipped),
-        "skipped": skipped,
-        "tokens": removal.tokens,
-        "counts": [[fraction, *counts] for fraction, counts in choose_counts(removal.tokens, sorted(set(fractions)))],
-    }  # fmt: skip
-    return write_ablation(folder, info, tabulate_ablation(pd.DataFrame(rows), resamples=resamples))
-
-
-def _packs(groups: GroupLoader, size: int) -> Iterator[list[Group]]:
-    pack: list[Group] = []
-    for group in groups:
-        pack.append(group)
-        if len(pack) == size:
-            yield pack
-            pack = []
-    if pack:
-        yield pack
-
-
-def _check_folder(folder: Path, *, overwrite: bool) -> None:
-    try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    except NotADirectoryError:
-        raise RunError(
-            f"{folder}: expected a folder to write the ablation into, but this is a file; choose another output"
-        ) from None
-    except OSError as error:
-        raise RunError(f"{folder}: the output folder cannot be read ({error.strerror}); choose another output") from None
-    if "ablation.json" in names and not overwrite:
-        raise RunError(f"{folder}: holds an ablation already; choose another output, or --overwrite to replace it")
-    if (others := sorted(name for name in names - _OURS if not name.startswith("."))) and not overwrite:
-        raise RunError(
-            f"{folder}: holds other files ({', '.join(others[:3])}); choose another output, or --overwrite to write beside them"
-        )
+    corruptions = settings.chosen_corruptions()
+    folder = Path(settings.output)
+    processes = join_processes(place_of(settings.checkpoint, settings.device))
+    loaded = resolve_model(settings.checkpoint, device=processes.device, **settings.loading())
+    with out_of_memory_as(RunError, f"try a smaller batch_size than {settings.batch_size}"):
+        segmented = predicts_pixels(loaded)
+    sources = choose_images(settings.images, loaded, settings.limit, segmented=segmented)
+    fractions = sorted(set(settings.fractions))
+    described = RunSettings(
+        images=describe_source(settings.images),
+        corruptions=corruptions,
+        severities=settings.chosen_severities(usual=(3,)),
+        constants=settings.constants or choose_constants(min(loaded.input_size[1:])),
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        limit=settings.limit,
+        device=processes.device.type,
+        workers=choose_workers(settings.workers),
+        strict=settings.strict,
+        image_size=settings.image_size,
+        max_pixels=settings.max_pixels,
+        fractions=fractions,
+    )
+    variants = list_variants(corruptions, described.severities)
+    reader = ImageReader(sources, variants, loaded.preprocess, settings.seed, settings.max_pixels, constants=described.constants)
+    work = Work(
+        reader,
+        range(len(sources)),
+        variants,
+        pack_pairs(len(variants), settings.batch_size),
+        workers=described.workers or 0,
+        strict=settings.strict,
+        image_bytes=reader.image_bytes,
+    )
+    _, example = processes.decide(lambda: choose_displayed(sources, 0, settings.max_pixels, strict=settings.strict))
+    wanted = RunDescription(
+        format=FORMAT,
+        overfocus=__version__,
+        kind="ablation",
+        status="running",
+        done=0,
+        parts=[],
+        checkpoint=describe_checkpoint(loaded),
+        settings=described,
+        images=describe_images(sources),
+        pixels=describe_pixels(loaded.preprocess),
+    )
+    probe = AblationProbe(loaded, fractions, batch_size=settings.batch_size, seed=settings.seed)
+    subject = Subject(
+        loaded,
+        [probe],
+        Stopwatch(),
+        device=processes.device,
+        input_size=InputSize.of(loaded.preprocess),
+        batch_size=settings.batch_size,
+    )
+    description = open_run(subject, folder, wanted, work, processes, example=example, overwrite=settings.overwrite)
+    if not description.complete:
+        sweep([subject], work, processes, progress=settings.progress)
+    processes.decide(lambda: write_tables(folder))
+    return Ablation(folder)

@@ -8,6 +8,7 @@ The first two are traced in any case: models fill caches (masks, embeddings of p
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from overfocus.capturing.layout import (
     unplaced,
 )
 from overfocus.capturing.positions import PositionTracker
-from overfocus.capturing.sources import WeightSource
+from overfocus.capturing.sources import MaterialisedWeights, WeightSource
 
 TokenPositions = tuple[Tensor | None, Tensor | None]
 """Positions of queries and of keys or values, (…, tokens, width)."""
@@ -49,6 +50,8 @@ class _Page:
     """The model's settings in that forward."""
     layouts: dict[tuple[str, int], tuple[Layout, int]] = field(default_factory=dict)
     """By module and how often it had run: the layout, and the moves up to there."""
+    judged: dict[tuple[str, int], tuple[bool, bool]] = field(default_factory=dict)
+    """By the same, what was said of the rows of its weights."""
     traced: int = 0
     """Forwards that have been traced one after the other."""
     follows_data: bool = False
@@ -101,6 +104,18 @@ class LayoutMemory:
         self._before: list[Any] = []
         # torch's own sequence modules take (tokens, batch, channels) unless they are told otherwise
         self._sequences = not any(isinstance(module, nn.MultiheadAttention) and not module.batch_first for module in modules)
+
+    def judge(
+        self, name: str, weights: MaterialisedWeights, judgement: Callable[[MaterialisedWeights], tuple[bool, bool]]
+    ) -> tuple[bool, bool]:
+        """What a judgement says of the weights that module `name` has just made.
+
+        On an accelerator the answer would have to be waited for: there, what it said in the forward that was traced stays.
+        """
+        key = name, self._calls[name]
+        if self.tracing or weights.weights.device.type == "cpu" or key not in self._page.judged:
+            self._page.judged[key] = judgement(weights)
+        return self._page.judged[key]
 
     def begin(self) -> None:
         """A new forward begins."""
@@ -280,7 +295,9 @@ def _fixed(value: Any) -> Any:
     """An argument without its tensors, to be hashed."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_fixed, value))
-    return value if isinstance(value, _PLAIN) else type(value).__name__
+    if isinstance(value, _PLAIN):
+        return value
+    return "Tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _slices(value: Any) -> Any:

@@ -4,12 +4,37 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from overfocus.errors import CaptureError
+
+
+class SameTensor:
+    """A tensor as a key: equal to itself only. It is held, so that no other one takes its place in memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameTensor) and other.tensor is self.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """An index of a layout on a device; sent there once, since layouts last and each transfer would be waited for."""
+    return tensor if tensor.device == device else _sent(SameTensor(tensor), device)
+
+
+@lru_cache(maxsize=256)
+def _sent(tensor: SameTensor, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used outside of it
+        return tensor.tensor.to(device)
 
 
 class WeightSource(Protocol):
@@ -74,7 +99,8 @@ class QueryKeyWeights:
                 mask = mask[images]
         autocast = torch.is_autocast_enabled(query.device.type)
         with torch.autocast(query.device.type, enabled=False) if autocast else nullcontext():
-            query, key = query.float(), key.float()
+            # one copy of a half: to float32 and to the layout that the product takes
+            query, key = (tensor.to(torch.float32, memory_format=torch.contiguous_format) for tensor in (query, key))
             key = for_heads(key, query)
             scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
             scores = scaled_products(query, key, scale)
@@ -86,7 +112,9 @@ class QueryKeyWeights:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
             hidden = scores.detach().amax(-1, keepdim=True) == -torch.inf
             weights = scores.softmax(-1)
-            return weights.masked_fill(hidden, 0.0) if bool(hidden.any()) else weights
+            if hidden.device.type == "cpu" and not bool(hidden.any()):  # elsewhere the answer would have to be waited for
+                return weights
+            return weights.masked_fill(hidden, 0.0)
 
 
 def for_heads(key: Tensor, query: Tensor) -> Tensor:
@@ -286,7 +314,7 @@ class Arrangement:
             order = [axis for kind in ("image", "window", "head") for axis, name in enumerate(names) if name == kind]
             weights = weights.permute(*order, -2, -1).reshape(images * self.windows, self.heads, *weights.shape[-2:])
         if self.key_order is not None:
-            weights = weights.index_select(-1, self.key_order.to(weights.device))
+            weights = weights.index_select(-1, on_device(self.key_order, weights.device))
         return weights
 
     def unfold(self, keys: Tensor, width: int) -> Tensor:
@@ -296,7 +324,7 @@ class Arrangement:
         """
         if self.key_order is not None:
             raw = keys.new_ones(len(keys), width)
-            raw[:, self.key_order.to(keys.device)] = keys
+            raw[:, on_device(self.key_order, keys.device)] = keys
             keys = raw
         images = len(keys) // self.windows
         names = [name for axis in self.axes for name in axis]
@@ -337,6 +365,11 @@ class ArrangedWeights:
         return math.prod(raw[:-2]) // heads, heads, queries, keys
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self.source.tensors[0].device
+
+    @property
     def images_first(self) -> bool:
         """Whether rows of some images cost no more than their share of the whole map."""
         return self.arrangement.images_first
@@ -350,7 +383,7 @@ class ArrangedWeights:
             weights = self.arrangement.fold(self.source.rows(start, stop, block))
         else:
             weights = self.arrangement.fold(self.source.rows(0, self.source.shape[-2], block))
-            weights = weights.index_select(-2, order[start:stop].to(weights.device))
+            weights = weights.index_select(-2, on_device(order, weights.device)[start:stop])
         if direct or images is None:
             return weights
         windows = self.arrangement.windows

@@ -274,7 +274,7 @@ class Tracer:
             return True
         # in the forward that is traced rows are always looked at: a softmax may have run along another axis
         judged = use.weighting.changed or self._memory.tracing
-        normalised, hidden_rows = _row_sums(weights) if judged else (True, False)
+        normalised, hidden_rows = self._memory.judge(self.stack.site, weights, _row_sums) if judged else (True, False)
         self._record(
             self.stack.site,
             weights,

@@ -77,10 +77,35 @@ def create(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False)
     return segmentation_model(create(backbone, {**arguments, "num_classes": 0}, pretrained=pretrained), **head)
 
 
+def outline(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> tuple[nn.Module, Convert]:
+    """`build` without memory or initialisation (on torch's meta device), to compare names and shapes with."""
+    with torch.device("meta"), _WithoutInitialisation():
+        return build(name, arguments, tap)
+
+
+def build_empty(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> tuple[nn.Module, Convert]:
+    """`build` with parameters that hold no values yet, for a model that is going to be filled to the last tensor.
+
+    What a model computes when it is built (position indices, frequencies) is there.
+    """
+    with _WithoutRandomValues():
+        return build(name, arguments, tap)
+
+
 def skeleton(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> nn.Module:
     """The same model without memory or initialisation (on torch's meta device), to compare shapes with."""
-    with torch.device("meta"), _WithoutInitialisation():
-        return build(name, arguments, tap)[0]
+    return outline(name, arguments, tap)[0]
+
+
+class _WithoutRandomValues(TorchFunctionMode):
+    """Leaves parameters as they were allocated: drawing random values for them takes longer than loading the real ones."""
+
+    _DRAWING = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") in self._DRAWING:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 class _WithoutInitialisation(TorchFunctionMode):

@@ -11,17 +11,23 @@ from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
-def preprocess_for(model: nn.Module, hints: Hints, image_size: tuple[int, int] | None) -> tuple[Preprocess, list[str]]:
+def preprocess_for(
+    model: nn.Module, hints: Hints, image_size: tuple[int, int] | None, *, imagenet: bool = False
+) -> tuple[Preprocess, list[str]]:
     """The model's preprocessing, and notes on what was assumed.
+
+    `imagenet`: take ImageNet's mean and standard deviation where the checkpoint says none, not timm's for the architecture.
 
     Raises:
         CheckpointError: the model takes neither grey nor RGB pictures, or mean and std do not fit its channels.
     """
     known: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+    if imagenet:
+        known = {key: value for key, value in known.items() if key not in ("mean", "std")}
     given = hints.preprocessing
     channels = getattr(model, "in_chans", None) or _input_channels(model)
     if channels not in (1, 3):
-        raise CheckpointError(f"the model takes {channels} input channels; pictures have 1 (grey) or 3 (RGB)")
+        raise CheckpointError(f"the model takes {channels} input channels; images have 1 (grey) or 3 (RGB)")
     notes = []
     if "mean" not in given and "std" not in given:
         source = "timm's for this architecture" if known.get("mean") else "ImageNet's, nothing better is known"

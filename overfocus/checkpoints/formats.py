@@ -1,6 +1,7 @@
 """Tell what a file is that is no PyTorch or safetensors checkpoint, from its first bytes."""
 
 import codecs
+from pathlib import Path
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull`"),
@@ -17,11 +18,42 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x08\x08", "an ONNX model; load the PyTorch weights that it was made from"),
     (b"%PDF", "a PDF"),
 )
+_AT_FOUR = {
+    b"ET12": "an ExecuTorch program, which this does not read; pass the weights that it was exported from",
+    b"ET13": "an ExecuTorch program, which this does not read; pass the weights that it was exported from",
+    b"TFL3": "a TensorFlow Lite model, which this does not read",
+}
+_ENDINGS = {
+    ".msgpack": "Flax weights (msgpack), which this does not read; convert them to PyTorch's",
+    ".pte": "an ExecuTorch program, which this does not read; pass the weights that it was exported from",
+    ".onnx": "an ONNX model; pass the PyTorch weights that it was made from",
+    ".keras": "a Keras model, which this does not read",
+    ".h5": "an HDF5 file (Keras weights), which this does not read",
+    ".tflite": "a TensorFlow Lite model, which this does not read",
+    ".mlmodel": "a Core ML model, which this does not read",
+    ".distcp": "one part of a distributed checkpoint; merge it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save",
+    ".engine": "a TensorRT engine, which this does not read",
+    ".pdparams": "weights of PaddlePaddle, which this does not read",
+    ".gguf": "a GGUF file, which this does not read",
+}
+_FOLDERS = (
+    (("*.distcp", ".metadata"), "a distributed checkpoint of PyTorch; merge it first: "
+     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth"),
+    (("mp_rank_*_model_states.pt", "*/mp_rank_*_model_states.pt", "zero_to_fp32.py"), "a DeepSpeed checkpoint; merge it first: "
+     "python zero_to_fp32.py . weights (the script is in the folder)"),
+    (("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"), "an Orbax checkpoint of JAX, which this does not read"),
+    (("saved_model.pb", "*.data-00000-of-*"), "a TensorFlow checkpoint, which this does not read"),
+    (("Data/com.apple.CoreML",), "a Core ML package, which this does not read"),
+)  # fmt: skip
 _PROTOCOL = 0x80  # a pickle of protocol 2 or later, as torch writes, begins with this byte
 
 
-def foreign_format(start: bytes) -> str | None:
+def foreign_format(start: bytes, suffix: str = "") -> str | None:
     """Name the format that `start`, the first bytes of a file, belongs to; None where it may be a checkpoint."""
+    if suffix.lower() in _ENDINGS:
+        return _ENDINGS[suffix.lower()]
+    if start[4:8] in _AT_FOUR:
+        return _AT_FOUR[start[4:8]]
     for signature, name in _SIGNATURES:
         if start.startswith(signature):
             return name
@@ -38,3 +70,11 @@ def foreign_format(start: bytes) -> str | None:
     if text.startswith(("<!doctype", "<html")):
         return "a web page; the download went wrong, fetch the file itself"
     return "a text file"
+
+
+def foreign_folder(folder: Path) -> str | None:
+    """Name what a folder is that is no model of timm or transformers."""
+    for patterns, name in _FOLDERS:
+        if any(next(folder.glob(pattern), None) is not None for pattern in patterns):
+            return name
+    return None

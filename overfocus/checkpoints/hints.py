@@ -7,17 +7,23 @@ and the metadata of a safetensors file in the format of `overfocus.checkpoints.s
 import argparse
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
+import torch
+
+from overfocus.checkpoints.arguments import checked_arguments
+from overfocus.checkpoints.pickles import plain_data
 from overfocus.errors import CheckpointError
 
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 _CROPS = ("center", "squash", "border")
 _NAMES = ("arch", "architecture", "model", "model_name", "net", "backbone")
-_ARGUMENTS = ("args", "hyper_parameters", "hparams", "config")
+_ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt")
 _CLASSES = ("class_names", "classes", "CLASSES", "label_names")
 
 
@@ -36,10 +42,19 @@ class Hints:
     """RGB of 0 … 255, of a segmentation's classes."""
     tap: dict[str, Any] | None = None
     """Arguments of `overfocus.models.add_tap`, where TAP was added to the architecture."""
+    heads: int | None = None
+    """Attention heads, where the file or its origin says them and no registered name does."""
+    quick_gelu: bool | None = None
+    """Whether a CLIP model's activation is QuickGELU, as far as the file's origin tells."""
+    notes: tuple[str, ...] = ()
 
 
-def hints_of_content(content: Mapping[str, Any]) -> Hints:
-    """What a trainer wrote into a PyTorch checkpoint."""
+def hints_of_content(content: Mapping[str, Any], path: object = "checkpoint") -> Hints:
+    """What a trainer wrote into a PyTorch checkpoint.
+
+    Raises:
+        CheckpointError: arguments of the model are not ones that a file may give.
+    """
     architectures: list[tuple[str, str]] = []
     arguments: dict[str, Any] = {}
     for name in _ARGUMENTS:
@@ -49,12 +64,16 @@ def hints_of_content(content: Mapping[str, Any]) -> Hints:
     model_args = _plain(arguments.get("model_kwargs")) | _plain(arguments.get("model_args"))
     if isinstance(arguments.get("gp"), str):
         model_args["global_pool"] = arguments["gp"]
+    heads, notes = _heads(content, arguments)
     return Hints(
         tuple(architectures),
-        model_args,
+        checked_arguments(model_args, path),
         _preprocessing(arguments),
         _class_names(dict(content)) or _class_names(_plain(content.get("meta"))) or _class_names(arguments),
         _colours(_plain(content.get("meta")).get("PALETTE")),
+        heads=heads,
+        quick_gelu=_quick_gelu(content, path),
+        notes=notes,
     )
 
 
@@ -68,9 +87,7 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
     if not isinstance(name, str):
         kind = config.get("model_type")
         detail = f"a Hugging Face transformers model ({kind})" if kind else "no field `architecture`"
-        raise CheckpointError(
-            f"{path}: expected timm's config.json, got {detail}; transformers folders are not read, use timm's weights"
-        )
+        raise CheckpointError(f"{path}: expected timm's config.json, got {detail}; pass the weights file alone with --model NAME")
     data = _plain(config.get("pretrained_cfg")) or dict(config)
     names = config.get("label_names") or data.get("label_names")
     descriptions = _plain(config.get("label_descriptions") or data.get("label_descriptions"))
@@ -78,7 +95,7 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
         names = [str(descriptions.get(name, name)) for name in names]
     return Hints(
         ((name, "config.json"),),
-        _plain(config.get("model_args")),
+        checked_arguments(_plain(config.get("model_args")), path),
         _preprocessing(data),
         _class_names({"class_names": names}),
     )
@@ -103,18 +120,62 @@ def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
     name = metadata.get("architecture")
     return Hints(
         ((name, "metadata"),) if name else (),
-        values.get("model_args", {}),
+        checked_arguments(values.get("model_args", {}), path),
         preprocessing,
         class_names,
         colours,
-        values.get("tap"),
+        _checked_tap(values.get("tap"), path),
     )
 
 
+def _heads(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
+    """Attention heads as a trainer's arguments say them, or as its own name for the architecture means."""
+    for key in ("num_heads", "n_heads", "nhead", "heads"):
+        if isinstance(arguments.get(key), int) and 0 < arguments[key] <= 128:
+            return arguments[key], (f"{arguments[key]} attention heads, as the checkpoint's arguments say ({key})",)
+    names = [str(name) for entry in content.values() if isinstance(entry, Mapping) for name in list(entry)[:2000]]
+    contrastive = "best_acc1" in content or any("base_encoder." in name for name in names)
+    if content.get("arch") in ("vit_small", "vit_conv_small") and contrastive:
+        return 12, ("12 attention heads, as MoCo v3 builds its vit_small (DeiT's has 6; --model-args num_heads=6 takes those)",)
+    return None, ()
+
+
+def _quick_gelu(content: Mapping[str, Any], path: object) -> bool | None:
+    """Whether a CLIP model has OpenAI's QuickGELU: told by what only one of the two code bases writes, or by the file's name."""
+    name = PurePath(str(path)).name.lower()
+    tensors = content.get("state_dict") if isinstance(content.get("state_dict"), Mapping) else content
+    keys = {str(key) for key in list(tensors)[:5000]} if isinstance(tensors, Mapping) else set()
+    if "quickgelu" in name or {"input_resolution", "context_length", "vocab_size"} & keys:
+        return True
+    if re.search(r"open_?clip|laion|datacomp|commonpool|epoch_\d+|eva", name) or {"epoch", "name", "state_dict"} <= set(content):
+        return False
+    if "openai" in name or re.match(r"(clip[-_.]?)?vit-(b-32|b-16|l-14)(-336px)?\b", name.replace("_", "-")):
+        return True
+    halves = [value.dtype == torch.float16 for value in tensors.values() if isinstance(value, torch.Tensor)][:500]  # type: ignore[union-attr]
+    return True if halves and sum(halves) > len(halves) // 2 else None
+
+
+def _checked_tap(value: object, path: object) -> dict[str, Any] | None:
+    """Arguments of `add_tap` that a file gives, within bounds."""
+    if value is None:
+        return None
+    given = _plain(value)
+    sound = {
+        "branches": lambda v: isinstance(v, int) and 1 <= v <= 64,
+        "layers": lambda v: v is None or (isinstance(v, list) and len(v) <= 256 and all(isinstance(n, int) for n in v)),
+        "pooling": lambda v: isinstance(v, str) and len(v) <= 32,
+        "init": lambda v: isinstance(v, str) and len(v) <= 32,
+    }
+    for key, item in given.items():
+        if key not in sound or not sound[key](item):
+            raise CheckpointError(f"{path}: the metadata's tap makes no sense, got {str(key)[:40]}={str(item)[:60]}")
+    return given
+
+
 def _plain(value: object) -> dict[str, Any]:
-    if isinstance(value, argparse.Namespace):
-        return vars(value)
-    return dict(value) if isinstance(value, Mapping) else {}
+    """A configuration as a dictionary of plain data; empty for anything else."""
+    data = plain_data(value) if isinstance(value, argparse.Namespace | Mapping) else None
+    return {str(key): item for key, item in data.items()} if isinstance(data, dict) else {}
 
 
 def _named(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -61,6 +61,19 @@ def look_up(shapes: Mapping[str, Shape]) -> Match:
     return Match(found, None)
 
 
+def look_up_by_sizes(shapes: Mapping[str, Shape], most: int = 4) -> list[Candidate]:
+    """The architectures whose tensors agree best in shape whatever they are called, one of each group, the best first."""
+    index, (sizes, totals) = read_index(), _sizes()
+    wanted = Counter(_size(shape) for shape in shapes.values() if len(shape) > 1)
+    given = sum(weight(text) * count for text, count in wanted.items())
+    shares = []
+    for key, own in sizes.items():
+        common = sum(weight(text) * min(count, own[text]) for text, count in wanted.items() if text in own)
+        shares.append((common / max(given + totals[key] - common, 1), common / max(totals[key], 1), key))
+    shares.sort(reverse=True)
+    return [member for share, covered, key in shares[:most] for member in _members(index, key, share, covered) if share > 0.4]
+
+
 def exact_tables(candidate: Candidate, shapes: Mapping[str, Shape]) -> bool:
     """Whether a state dict's position tables have exactly the shapes that the architecture has at its own image size."""
     return candidate.tables == tables(shapes)
@@ -103,6 +116,28 @@ def _postings() -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
         for number, count in group["features"]:
             postings[features[number]].append((key, count))
     return postings, totals
+
+
+def _size(shape: Shape) -> str:
+    """A shape as it stands behind a feature, without what the input channels change."""
+    dimensions = list(map(str, shape))
+    if len(shape) == 4 and shape[1] <= 4:
+        dimensions[1] = "c"
+    return " " + "x".join(dimensions)
+
+
+@functools.lru_cache(maxsize=1)
+def _sizes() -> tuple[dict[str, Counter[str]], dict[str, int]]:
+    """For each group how many tensors it has of each shape with two axes or more, and their values."""
+    index = read_index()
+    names = [" " + text.rsplit(" ", 1)[1] for text in index["features"]]
+    sizes: dict[str, Counter[str]] = {}
+    for key, group in index["groups"].items():
+        sizes[key] = Counter()
+        for number, count in group["features"]:
+            if "x" in names[number]:
+                sizes[key][names[number]] += count
+    return sizes, {key: sum(weight(text) * count for text, count in own.items()) for key, own in sizes.items()}
 
 
 def _shares(wanted: Counter[str]) -> dict[str, tuple[float, float]]:

@@ -5,22 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from overfocus.checkpoints.build import SEGFORMER, build, is_architecture, skeleton
+from overfocus.checkpoints.arguments import checked_arguments, parse_arguments
+from overfocus.checkpoints.build import SEGFORMER, build, build_empty, is_architecture
 from overfocus.checkpoints.data_config import class_colours_for, class_names_for, preprocess_for
-from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import is_classifier
-from overfocus.checkpoints.fit import classifiers, fitting_arguments
+from overfocus.checkpoints.fit import classifiers
 from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
-from overfocus.checkpoints.hub import find_folder
-from overfocus.checkpoints.layout import StateDict, find_state_dict
+from overfocus.checkpoints.hub import find_folder, transformers_folder
 from overfocus.checkpoints.loaded import LoadedModel, wrap
-from overfocus.checkpoints.pretrained import load_named
+from overfocus.checkpoints.messages import some
+from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten
+from overfocus.checkpoints.own_code import is_factory, load_own
+from overfocus.checkpoints.pretrained import fetch_folder, is_hub_name, load_named
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
-from overfocus.checkpoints.recognise import Recognised, known_by_shapes, recognise
-from overfocus.checkpoints.tap import added_tap, tap_branches
-from overfocus.checkpoints.weights import fill
+from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
+from overfocus.checkpoints.transformers_models import load_transformers
+from overfocus.checkpoints.weights import Accounts, account, convert_tensors, fill, is_buffer, resampled_note
 from overfocus.errors import CheckpointError
 from overfocus.samples import sample_checkpoint
 
@@ -30,14 +32,17 @@ Source = str | Path | nn.Module | LoadedModel
 """What can be measured: a checkpoint file or folder, a timm name, a module in memory, or one that was loaded or wrapped."""
 
 _ON = ("use_ema", "pretrained")  # options that are on unless they are turned off
-_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
+_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt", ".npz")
 
 
 def load_model(
     source: str | Path,
     *,
     model: str | None = None,
+    model_args: Mapping[str, Any] | str | None = None,
+    weights: str | None = None,
     use_ema: bool = True,
+    lenient: bool = False,
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     pretrained: bool = True,
@@ -47,8 +52,12 @@ def load_model(
 
     Args:
         source: `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file; folder with `config.json`; or a timm name.
-        model: architecture, where the checkpoint does not say it and its shapes fit several.
+        model: architecture, where the checkpoint does not say it and its tensors fit several; or "package.module:factory", a
+            function of your own that returns a module or `overfocus.wrap(module, …)`, filled from the checkpoint.
+        model_args: arguments of the architecture that the checkpoint does not say, as a mapping or "num_heads=12,qk_norm=true".
+        weights: which network of the file to take, by where it stands there, e.g. "teacher.backbone".
         use_ema: take weights averaged over training where the file holds them.
+        lenient: load although tensors of the trunk are missing or left over; the first of `notes` says which.
         image_size: side or (height, width) to run at instead of the checkpoint's own; position tables are resampled.
         num_classes: a new classifier of that size instead of the checkpoint's (0: none).
         pretrained: for a timm name, load its trained weights; False gives random ones.
@@ -60,13 +69,21 @@ def load_model(
     if not str(source).strip() or source == Path():
         raise CheckpointError("expected a checkpoint's path or a timm name, got an empty one (is a variable of the shell unset?)")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    given = parse_arguments(model_args) if isinstance(model_args, str) else checked_arguments(model_args or {}, "model_args")
+    request = Request(model, given, size, num_classes, lenient)
     path = Path(source)
-    if path.exists() or path.suffix in _SUFFIXES:
+    if not path.exists() and is_hub_name(str(source)):
+        path = fetch_folder(str(source))
+    folder = transformers_folder(path)
+    if model is not None and is_factory(model):
+        loaded = load_own(read_checkpoint(path), model, weights=weights, use_ema=use_ema, lenient=lenient)
+    elif folder is not None and model is None:
+        loaded = load_transformers(*folder, size, lenient)
+    elif path.exists() or path.suffix in _SUFFIXES:
         file, hints = _read(path)
-        state = find_state_dict(
-            file.content, use_ema=use_ema, is_whole=lambda tensors: _is_segmentation(tensors, hints), path=path
-        )
-        loaded = _load(file, hints, state, recognise(state.tensors, hints, model, path), size, num_classes)
+        network, taken = choose_network(find_networks(file.content, path), weights, use_ema, path)
+        network = _whole(network, file.content, hints)
+        loaded = _load(file, hints, network, recognise(network.tensors, hints, request, path), request, taken)
     else:
         loaded = load_named(str(source), size, num_classes, pretrained)
     loaded.model.to(device).eval()
@@ -103,102 +120,98 @@ def _read(path: Path) -> tuple[CheckpointFile, Hints]:
         hints = hints_of_config(config, path / "config.json")
         return read_checkpoint(weights), hints
     file = read_checkpoint(path)
-    return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(file.content)
+    return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(
+        file.content, path
+    )
 
 
-def _load(
-    file: CheckpointFile,
-    hints: Hints,
-    state: StateDict,
-    recognised: Recognised,
-    image_size: tuple[int, int] | None,
-    num_classes: int | None,
-) -> LoadedModel:
-    name = recognised.name
-    outline, arguments, tap, notes = _outline(name, recognised.arguments, hints.tap, state.tensors)
-    if recognised.found_by != "asked for" and not attends(outline):
+def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, request: Request, taken: list[str]) -> LoadedModel:
+    accounts, path = found.accounts, file.path
+    complete = not accounts.missing and not accounts.unfit and request.num_classes is None
+    model, convert = (build_empty if complete else build)(found.name, found.arguments, found.tap)
+    if found.reading.norm_eps is not None:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = found.reading.norm_eps
+    tensors = found.reading.tensors
+    if request.num_classes is not None:
+        dropped = tuple(f"{layer}." for layer in classifiers(model))
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
+    converted = convert_tensors(model, tensors, convert, path)
+    real = account(model, tensors, converted, classifiers(model))
+    if not real.exact and not request.lenient:
+        raise CheckpointError(f"{path}: {found.name} does not take every tensor: {real.faults}; try another --model")
+    fill(model, converted, path)
+    outside = [name for name in network.beside if changes_encoder(name, network)]
+    if outside and not request.lenient:
         raise CheckpointError(
-            f"{file.path}: a {name}, which has no attention between tokens (--model {name} loads it all the same)"
+            f"{path}: {some(outside)} beside {network.entry} may change what the network computes and has no place in "
+            f"{found.name}; merge it into the weights, or --lenient to load without it"
         )
-    _demand_size(outline, state, file.path, name)
-    arguments = fitting_arguments(state.tensors, outline, arguments, image_size=image_size, num_classes=num_classes)
-    tensors = _without_classifier(state.tensors, classifiers(outline)) if num_classes is not None else state.tensors
-    model, convert = build(name, arguments, tap)
-    try:
-        filled = fill(model, tensors, convert, file.path)
-    except CheckpointError as error:
-        better = known_by_shapes(state.tensors)
-        if better is None or better == name:
-            raise
-        raise CheckpointError(f"{error}; its shapes are those of {better}") from error
-    preprocess, assumed = preprocess_for(model, hints, image_size or _pair(arguments.get("img_size")))
+    lenient = bool(outside) or not real.exact
+    said = (
+        [f"LENIENT: loaded although it is not {found.name} to the last tensor: {real.faults or some(outside)}"] if lenient else []
+    )
+    preprocess, assumed = preprocess_for(
+        model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
+    )
+    own = set(model.state_dict())
+    notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
+    notes += [*_dropped_notes(real, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
         model=model,
         preprocess=preprocess,
-        name=name.partition(".")[0],
-        source=str(file.path),
+        name=found.name.partition(".")[0],
+        source=str(path),
         sha256=file.sha256,
-        found_by=recognised.found_by,
-        weights_entry=state.entry,
-        missing_keys=filled.missing,
-        unexpected_keys=[*filled.unexpected, *state.left_out],
-        notes=(*_weights_notes(state), *recognised.notes, *notes, *filled.notes, *assumed),
-        model_args=arguments,
+        found_by=found.found_by,
+        weights_entry=network.entry,
+        missing_keys=[name for name in own if name not in converted] if len(own) > len(converted.keys() & own) else [],
+        unexpected_keys=[*real.unexpected, *real.heads, *real.harmless, *network.beside],
+        notes=tuple(dict.fromkeys(notes)),
+        lenient=lenient,
+        model_args=found.arguments,
         class_names=class_names_for(hints, model),
         class_colours=class_colours_for(hints, model),
     )
 
 
-def _is_segmentation(tensors: Mapping[str, Tensor], hints: Hints) -> bool:
-    """Whether tensors `backbone.*` and `decode_head.*` are one model, as the checkpoint says or their shapes show."""
-    if not all(any(name.startswith(front) for name in tensors) for front in ("backbone.", "decode_head.")):
-        return False
+def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) -> list[str]:
+    """What a plain Vision Transformer's tensors do not say and was assumed."""
+    if found.found_by not in ("shapes", "tensors") or not isinstance(model, VisionTransformer):
+        return []
+    block = model.blocks[0]
+    assumed = [] if hints.heads or "num_heads" in request.arguments else [f"{block.attn.num_heads} attention heads"]
+    norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
+    if found.reading.norm_eps is None and norm is not None:
+        assumed.append(f"normalisation with eps {norm:g}")
+    assumed.append(activation)
+    return [f"assumed, as no tensor says them: {', '.join(assumed)} (--model-args num_heads=… sets heads)"]
+
+
+def _dropped_notes(accounts: Accounts, network: Network) -> list[str]:
+    """Heads and other parts of the file that are not measured."""
+    names = [*accounts.heads, *[name for name in accounts.harmless if not is_buffer(name)], *network.beside]
+    parts = list(dict.fromkeys(name.partition(".")[0] if "." in name else name for name in names))
+    return [f"left out, no part of the encoder: {some(parts)}"] if parts else []
+
+
+def _whole(network: Network, content: Mapping[str, Any], hints: Hints) -> Network:
+    """The segmentation model that a backbone is part of, where the file holds its head and it is one that we build."""
+    front, _, last = network.path.rpartition(".")
+    if last != "backbone" and not network.path.endswith("backbone.model"):
+        return network
+    front = front.removesuffix("backbone").rstrip(".") if last == "model" else front
+    tensors = {
+        name.removeprefix(f"{front}.") if front else name: tensor
+        for name, tensor in flatten(content).items()
+        if not front or name.startswith(f"{front}.")
+    }
+    if not any(name.startswith("decode_head.") for name in tensors):
+        return network
     said = any(name.endswith(SEGFORMER) and is_architecture(name) for name, _ in hints.architectures)
-    return said or known_by_shapes(tensors) is not None
-
-
-def _outline(
-    name: str, given: dict[str, Any], tap: dict[str, Any] | None, tensors: Mapping[str, Tensor]
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None, list[str]]:
-    """The architecture without memory, with the TAP that the state dict has: (model, its arguments, its `add_tap`, notes)."""
-    outline = skeleton(name, given, tap)
-    branches = tap_branches(tensors)
-    if branches is None or branches == tap_branches(outline.state_dict()):
-        return outline, given, tap, []
-    added = added_tap(tensors, outline)
-    if added is None:
-        arguments = given | {"num_scales": branches}
-        return skeleton(name, arguments, tap), arguments, tap, []
-    note = (
-        f"TAP added to {len(added['layers'])} blocks of {name} as the names say: {branches} branches, {added['pooling']} pooling"
-    )
-    return skeleton(name, given, added), given, added, [note]
-
-
-def _demand_size(outline: nn.Module, state: StateDict, path: Path, name: str) -> None:
-    """Refuse, before memory is taken for it, an architecture that is far larger than the checkpoint."""
-    wanted = sum(parameter.numel() for key, parameter in outline.named_parameters() if not is_classifier(key))
-    given = sum(tensor.numel() for tensor in state.tensors.values())
-    if 2 * given < wanted:
-        advice = known_by_shapes(state.tensors)
-        hint = f"its shapes are those of {advice}" if advice else "try another --model"
-        raise CheckpointError(f"{path}: {name} has {wanted:,} parameters, the checkpoint holds {given:,} values; {hint}")
+    return Network(tensors, front) if said or known_by_shapes(tensors) is not None else network
 
 
 def _pair(size: int | tuple[int, int] | list[int] | None) -> tuple[int, int] | None:
     return None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _without_classifier(tensors: Mapping[str, Tensor], layers: tuple[str, ...]) -> dict[str, Tensor]:
-    dropped = tuple(f"{layer}." for layer in layers)
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
-
-
-def _weights_notes(state: StateDict) -> list[str]:
-    if state.alternative is None:
-        return []
-    if state.averaged:
-        return [
-            f"EMA weights taken ({state.entry}); the file also holds {state.alternative}, which use_ema=False (--no-ema) takes"
-        ]
-    return [f"plain weights taken ({state.entry}); the file also holds EMA weights ({state.alternative})"]

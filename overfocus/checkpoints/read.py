@@ -1,13 +1,13 @@
 """Read a checkpoint file without running anything that it contains.
 
-PyTorch files go through `torch.load(weights_only=True)`, which knows tensors and plain containers and nothing else; the
-allow-list below adds what trainers put beside the weights: an `argparse.Namespace` and numpy's scalars. PyTorch older than
+PyTorch files go through `torch.load(weights_only=True)`, which knows tensors and plain containers and nothing else;
+`pickles` adds what trainers put beside the weights, as data. PyTorch older than
 2.6 is no safe reader (CVE-2025-32434), which is why it is no dependency of this project.
 """
 
-import argparse
 import hashlib
 import pickle
+import re
 import struct
 import threading
 import warnings
@@ -22,9 +22,17 @@ from safetensors import SafetensorError, safe_open
 
 from overfocus.checkpoints.formats import foreign_format
 from overfocus.checkpoints.messages import first_line, some
+from overfocus.checkpoints.networks import flatten
+from overfocus.checkpoints.pickles import Inert, known_globals, stubs
 from overfocus.errors import CheckpointError
 
 _READING = threading.Lock()  # torch's list of allowed globals is one for the process
+_MAPPED_FROM = 2**31
+_MOST_CLASSES = 40
+_QUANTISED = re.compile(
+    r"(^|\.)(SCB|absmax|quant_map|quant_state\..*|weight_format|weight_scale(_inv)?|qweight|qzeros|g_idx|scale_inv"
+    r"|_packed_params)$"
+)
 _LARGEST_CLAIM = 8  # shared and transposed storages make tensors somewhat larger than their file; a bomb is far above
 
 
@@ -53,10 +61,10 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         content, metadata = _read_safetensors(path)
     else:
-        foreign = foreign_format(start)
+        foreign = foreign_format(start, path.suffix)
         if foreign:
             raise CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint, got {foreign}")
-        content, metadata = _read_torch(path), {}
+        content, metadata = _read_npz(path) if path.suffix == ".npz" else _read_torch(path), {}
     _refuse_bomb(content, path)
     return CheckpointFile(path, content, metadata, sha256(path))
 
@@ -75,48 +83,84 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise CheckpointError(f"{path}: no whole safetensors file ({first_line(error)}); copy or download it again") from None
 
 
+def _read_npz(path: Path) -> dict[str, Any]:
+    """Arrays of numpy (timm and Google publish weights of JAX so); nothing pickled in them is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _LARGEST_CLAIM * path.stat().st_size:
+            raise CheckpointError(f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiub"}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: no whole .npz file of arrays ({first_line(error)}); copy or download it again") from None
+
+
 def _read_torch(path: Path) -> dict[str, Any]:
     zipped = _begins_as_archive(path)
     if zipped:
         _check_archive(path)
-    try:
-        with _READING, torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged or hostile file may raise anything; every way ends in one line
-        raise _refusal(path, error, zipped) from None
+    made: list[Any] = []
+    for _ in range(_MOST_CLASSES):
+        try:
+            with _READING, torch.serialization.safe_globals([*known_globals(), *made]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and _is_large(path))
+            break
+        except Exception as error:  # a damaged or hostile file may raise anything; every way ends in one line
+            wanted = _wanted(path, error, zipped, made)
+            inert, refused = stubs(wanted)
+            if refused or not inert:
+                raise _refusal(path, error, refused, zipped) from None
+            made += inert
+    else:
+        raise CheckpointError(f"{path}: refused, its pickle wants more than {_MOST_CLASSES} classes; save the state dict alone")
+    if isinstance(content, Inert):
+        name = str(getattr(made[0], "__getitem__", lambda _: "")(1)) if made else "an object"
+        raise CheckpointError(
+            f"{path}: expected a state dict, got a whole object pickled ({name[:80]}); where its code is installed, save "
+            "model.state_dict() instead, or pass the code with --model package.module:factory"
+        )
     if isinstance(content, torch.Tensor) or not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a state dict or a dict that holds one, got {type(content).__name__}")
     return content
 
 
-def _allowed() -> list[Any]:
-    """`argparse.Namespace` and numpy's scalars, under the names that numpy 1 and numpy 2 write."""
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [argparse.Namespace, np.dtype, *dtypes, *[(scalar, name) for name in names]]
-
-
-def _refusal(path: Path, error: Exception, zipped: bool) -> CheckpointError:
-    wanted: list[str] = []
-    if zipped:
-        try:
-            with torch.serialization.safe_globals(_allowed()):
-                wanted = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except Exception:  # the same damaged file once more
-            wanted = []
+def _wanted(path: Path, error: Exception, zipped: bool, made: list[Any]) -> list[str]:
+    """The globals that a pickle names and that are not known."""
     text = str(error)
-    if not wanted and "GLOBAL " in text:
-        wanted = [text.split("GLOBAL ", 1)[1].split()[0]]
-    if wanted:
+    named = [text.split("GLOBAL ", 1)[1].split()[0]] if "GLOBAL " in text else []
+    if not zipped:
+        return named
+    try:
+        with _READING, torch.serialization.safe_globals([*known_globals(), *made]):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) or named
+    except Exception:  # the same damaged file once more
+        return named
+
+
+def _refusal(path: Path, error: Exception, refused: list[str], zipped: bool) -> CheckpointError:
+    if refused:
+        whole = any(name.startswith(("torch.nn.", "timm.", "torchvision.")) for name in refused)
+        advice = (
+            "it is a whole model: where you trust its source, torch.save(torch.load(file, weights_only=False).state_dict(), "
+            "'weights.pth')"
+            if whole
+            else "if you trust its source, torch.load(file, weights_only=False) it and torch.save the state dict inside"
+        )
         return CheckpointError(
-            f"{path}: refused, its pickle wants {some(wanted)}, which could run code; if you trust its source, convert it: "
-            "c = torch.load(file, weights_only=False); torch.save(c['state_dict'], 'weights.pth') (whole model: c.state_dict())"
+            f"{path}: refused, its pickle wants {some([n[:80] for n in refused])}, which could run code; {advice}"
         )
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped:
         return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint, this is none or it is truncated")
+    if isinstance(error, MemoryError):
+        return CheckpointError(f"{path}: there is not enough memory to read it ({path.stat().st_size:,} bytes)")
     return CheckpointError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy or download it again")
+
+
+def _is_large(path: Path) -> bool:
+    """Whether a file is mapped into memory rather than read, so that its optimiser state never takes room."""
+    return path.stat().st_size > _MAPPED_FROM
 
 
 def _begins_as_archive(path: Path) -> bool:
@@ -142,24 +186,17 @@ def _check_archive(path: Path) -> None:
 
 
 def _refuse_bomb(content: dict[str, Any], path: Path) -> None:
-    """Refuse tensors that claim more values than the file holds (expanded over a few bytes)."""
+    """Refuse tensors that claim more values than the file holds (expanded over a few bytes), and quantised weights."""
     limit = _LARGEST_CLAIM * path.stat().st_size
-    for name, tensor in tensors(content):
+    for name, tensor in flatten(content).items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
-            raise CheckpointError(f"{path}: {name} is {kind}; expected plain dense tensors with data")
+            kind = "quantised (qint8)" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+            raise CheckpointError(f"{path}: {name[:120]} is {kind}; expected plain dense tensors with data")
+        if _QUANTISED.search(name):
+            raise CheckpointError(
+                f"{path}: {name[:120]} belongs to quantised weights (bitsandbytes, GPTQ, fp8 or the like); "
+                "save the model dequantised"
+            )
         limit -= tensor.numel() * tensor.element_size()
     if limit < 0:
         raise CheckpointError(f"{path}: refused, its tensors claim far more data than the file holds")
-
-
-def tensors(content: object, name: str = "") -> list[tuple[str, torch.Tensor]]:
-    """Every tensor in nested dicts and lists, with its path."""
-    if isinstance(content, torch.Tensor):
-        return [(name, content)]
-    items: list[tuple[object, object]] = []
-    if isinstance(content, dict):
-        items = list(content.items())
-    elif isinstance(content, (list, tuple)):
-        items = list(enumerate(content))
-    return [found for key, value in items for found in tensors(value, f"{name}.{key}" if name else str(key))]

@@ -1,4 +1,8 @@
-"""Decide which architecture a checkpoint belongs to: what the user asked for, what the file says, what the shapes say."""
+"""Decide which architecture a network belongs to: what the user asked for, what the file says, what its tensors say.
+
+Nothing is accepted because most of it fits. An architecture is the one only if every tensor of the file's trunk has a place
+of its shape in the model and every tensor of the model's trunk comes from the file.
+"""
 
 import re
 from collections import defaultdict
@@ -8,59 +12,97 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from overfocus.checkpoints.build import is_architecture
-from overfocus.checkpoints.fingerprint import Shape, is_tap
+from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
+from overfocus.checkpoints.build import is_architecture, outline
+from overfocus.checkpoints.facts import attends
+from overfocus.checkpoints.fingerprint import Shape, is_classifier, is_tap
+from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints
-from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up
+from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
+from overfocus.checkpoints.messages import some
+from overfocus.checkpoints.names import Reading, readings
+from overfocus.checkpoints.networks import ATTENTION
 from overfocus.checkpoints.pretrained import require_known
 from overfocus.checkpoints.tables import fits_table
+from overfocus.checkpoints.tap import added_tap, tap_branches
+from overfocus.checkpoints.weights import Accounts, account, convert_tensors
 from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN
 
-_SMALLEST_SHARE = 0.75
-_SMALLEST_COVERED = 0.9
-_ATTENTION = re.compile(r"att|qkv|query|q_proj|in_proj|to_q|(^|\.)q\.|(^|\.)wq\.", re.IGNORECASE)
 _FOREIGN = (
-    (re.compile(r"encoder\.layer\.\d+\.attention\."), "Hugging Face transformers"),
-    (re.compile(r"encoder\.layers\.encoder_layer_\d+\."), "torchvision's ViT"),
-    (re.compile(r"transformer\.resblocks\.\d+\."), "CLIP"),
+    (re.compile(r"encoder\.layer\.\d+\.attention\."), "Hugging Face transformers", "pass the folder with its config.json"),
+    (
+        re.compile(r"transformer\.layers\.\d+\.\d+\.(fn\.)?to_qkv"),
+        "vit-pytorch",
+        "pass your own model with --model package.module:factory",
+    ),
+    (
+        re.compile(r"\.lora_[AB]\.|base_model\.model\."),
+        "PEFT",
+        "merge the adapter into its base model (merge_and_unload) and save that",
+    ),
+    (re.compile(r"transformer\.resblocks\.\d+\."), "CLIP", "try --model vit_base_patch32_clip_224 or the like"),
 )
+_OWN_CODE = "pass your own code with --model package.module:factory"
 _TELLING = ("num_heads", "window_size", "shift_size", "stride", "padding", "eps", "class")
 """Facts worth telling, the most telling first."""
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """An architecture and how it was found."""
+class Request:
+    """What the user says of how to load."""
+
+    model: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of `--model-args`."""
+    image_size: tuple[int, int] | None = None
+    num_classes: int | None = None
+    lenient: bool = False
+
+
+@dataclass
+class Fit:
+    """An architecture that a network was held against."""
 
     name: str
     found_by: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """What the architecture is built with beside its defaults."""
+    reading: Reading
+    arguments: dict[str, Any]
+    tap: dict[str, Any] | None
+    accounts: Accounts
+    outline: nn.Module = field(repr=False)
     notes: list[str] = field(default_factory=list)
+    plain: bool = False
+    """Whether it was inferred from the tensors alone, so that timm's preprocessing for the name need not be its own."""
 
 
-def recognise(tensors: Mapping[str, Tensor], hints: Hints, model: str | None, path: Path) -> Recognised:
-    """Find the architecture; an explicit name goes first, then metadata, then the shapes.
+def recognise(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
+    """Find the architecture; an explicit name goes first, then metadata, then the tensors.
 
     Raises:
         CheckpointError: the name is unknown, nothing fits, or several fit that attend differently.
     """
     named = [(name, origin) for name, origin in hints.architectures if is_architecture(name)]
-    if model is not None:
-        require_known(model)
-        arguments = hints.model_args if any(name == model for name, _ in named) else {}
-        return Recognised(model, "asked for", dict(arguments))
-    if named:
-        name, origin = named[0]
-        return Recognised(name, origin, dict(hints.model_args))
+    if request.model is not None or named:
+        name, origin = (request.model, "asked for") if request.model is not None else named[0]
+        require_known(name)
+        given = hints.model_args if any(name == known for known, _ in named) else {}
+        fits = [fit(name, origin, reading, given, hints, request, path) for reading in readings(tensors)]
+        best = min(fits, key=_faults)
+        if best.accounts.exact or request.lenient:
+            return best
+        better = known_by_shapes(tensors)
+        raise CheckpointError(f"{path}: {_refusal(best, better)}")
     notes = [
-        f"the checkpoint calls its architecture {name!r} ({origin}), which timm does not know"
+        f"the checkpoint calls its architecture {name[:60]!r} ({origin}), which timm does not know"
         for name, origin in hints.architectures[:1]
     ]
-    return _by_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path, notes)
+    best = _by_tensors(tensors, hints, request, path)
+    best.notes[:0] = notes
+    return best
 
 
 def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
@@ -69,27 +111,178 @@ def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
     return candidates[0].name if candidates and candidates[0].share == 1 else None
 
 
-def _by_shapes(shapes: Mapping[str, Shape], path: Path, notes: list[str]) -> Recognised:
-    match = _best_match(shapes)
-    near = [found for found in match.candidates if found.covered >= _SMALLEST_COVERED and found.share >= _SMALLEST_SHARE]
-    if not near:
-        raise CheckpointError(f"{path}: {_nothing_fits(shapes, match.candidates, match.without_attention)}")
-    known = [found for found in near if timm.is_model(found.name)]
-    if not known:
-        names = ", ".join(found.name for found in near[:4])
+def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hints: Hints, request: Request, path: Path) -> Fit:
+    """Hold the tensors of a file against an architecture, with the arguments that they themselves tell.
+
+    Raises:
+        CheckpointError: it cannot be built, is far larger than the file, or has no attention and was not asked for.
+    """
+    arguments = {**given, **request.arguments}
+    model, convert = outline(name, arguments, hints.tap)
+    tap, notes = hints.tap, []
+    branches = tap_branches(reading.tensors)
+    if branches is not None and branches != tap_branches(model.state_dict()):
+        added = added_tap(reading.tensors, model)
+        if added is None:
+            arguments["num_scales"] = branches
+        else:
+            tap = added
+            blocks = f"TAP added to {len(added['layers'])} blocks of {name} as the names say"
+            notes.append(f"{blocks}: {added['branches']} branches, {added['pooling']} pooling")
+        model, convert = outline(name, arguments, tap)
+    if found_by != "asked for" and not attends(model):
+        raise CheckpointError(f"{path}: a {name}, which has no attention between tokens (--model {name} loads it all the same)")
+    _demand_size(model, reading.tensors, path, name)
+    shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
+    told = {key: value for key, value in told_by_tensors(shapes, model).items() if key not in request.arguments}
+    if told:
+        try:
+            model, convert = outline(name, arguments | told, tap)
+        except CheckpointError:
+            told = {}  # not an argument of this one; what does not match is said below
+    arguments |= told
+    if told:
+        notes.append(f"built with {', '.join(f'{key}={value}' for key, value in told.items())}, as its tensors say")
+    fitting = fitting_arguments(reading.tensors, model, arguments, image_size=request.image_size, num_classes=request.num_classes)
+    model, convert = outline(name, fitting, tap)
+    apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
+    try:
+        converted = convert_tensors(model, apart, convert, path)
+    except CheckpointError:
+        converted = apart
+    accounts = account(model, apart, converted, classifiers(model))
+    return Fit(name, found_by, reading, fitting, tap, accounts, model, notes)
+
+
+def _faults(fit: Fit) -> tuple[int, int]:
+    accounts = fit.accounts
+    return len(accounts.missing) + len(accounts.unexpected) + 2 * len(accounts.unfit), len(accounts.heads)
+
+
+def _refusal(best: Fit, better: str | None) -> str:
+    advice = [f"try --model {better}, whose shapes it has" if better and better != best.name else "try another --model"]
+    if not best.accounts.unfit:
+        advice.append("or --lenient to load it without them")
+    shapes = f"; its shapes are those of {better}" if better and better != best.name else ""
+    return f"is not {best.name} to the last tensor: {best.accounts.faults}{shapes}; {', '.join(advice)}"
+
+
+def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
+    ways = readings(tensors)
+    tried: list[Fit] = []
+    unsaid: CheckpointError | None = None
+    known = _known(ways, hints, path)
+    if known is not None:
+        reading, chosen, notes = known
+        tried.append(_noted(fit(chosen, "shapes", reading, _stated(hints, chosen), hints, request, path), notes))
+        if tried[-1].accounts.exact:
+            return tried[-1]
+    for reading in ways:
+        shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
+        heads = request.arguments.get("num_heads") or hints.heads
+        try:
+            plain = plain_vit(shapes, heads, path)
+        except CheckpointError as error:
+            unsaid = error
+            continue
+        if plain is None:
+            continue
+        name, arguments, assumed = plain
+        found = fit(name, "tensors", reading, arguments, hints, request, path)
+        found.plain = True
+        tried.append(_noted(found, assumed))
+        if found.accounts.exact:
+            return found
+    match = _best_match({name: tuple(tensor.shape) for name, tensor in ways[0].tensors.items()})
+    if match.without_attention is not None:
+        raise CheckpointError(f"{path}: {_without_attention(match.without_attention)}")
+    near = [(ways[0], candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
+    sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in ways[0].tensors.items()})
+    exact: list[tuple[Fit, Candidate]] = []
+    groups: dict[float, None] = {}
+    for reading, candidate in near + [(ways[0], candidate) for candidate in sizes]:
+        if not is_architecture(candidate.name) or (exact and candidate.share not in groups):
+            continue
+        try:
+            found = fit(candidate.name, "tensors", reading, _stated(hints, candidate.name), hints, request, path)
+        except CheckpointError:
+            continue
+        tried.append(found)
+        if found.accounts.exact:
+            exact.append((found, candidate))
+            groups[candidate.share] = None
+    if exact:
+        chosen, notes = _one_of([candidate for _, candidate in exact], ways[0], hints, path)
+        return _noted(next(found for found, candidate in exact if candidate.name == chosen), notes)
+    best = min(tried, key=_faults, default=None)
+    if unsaid is not None and (best is None or best.accounts.unfit):
+        raise unsaid
+    if best is not None and request.lenient and not best.accounts.unfit:
+        return best
+    raise CheckpointError(f"{path}: {_nothing_fits(tensors, best)}")
+
+
+def _known(ways: list[Reading], hints: Hints, path: Path) -> tuple[Reading, str, list[str]] | None:
+    """The reading, name and notes of the architecture that the index knows to have exactly these names and shapes."""
+    found: list[tuple[Reading, Candidate]] = []
+    for reading in ways:
+        match = _best_match({name: tuple(tensor.shape) for name, tensor in reading.tensors.items()})
+        if match.without_attention is not None:
+            raise CheckpointError(f"{path}: {_without_attention(match.without_attention)}")
+        found += [(reading, candidate) for candidate in match.candidates if candidate.share == 1]
+    if not found:
+        return None
+    installed = [(reading, candidate) for reading, candidate in found if is_architecture(candidate.name)]
+    if not installed:
+        names = some([candidate.name for _, candidate in found])
         raise CheckpointError(
             f"{path}: its shapes are those of {names}; timm {timm.__version__} does not have it, install timm {index_version()}"
         )
-    if known[0].share < 1:
-        notes = [*notes, f"the nearest architecture by shapes: {known[0].share:.1%} of the values are in both"]
-    candidates = _by_tables(known, shapes)
+    plain = [(r, candidate) for r, candidate in installed if "rope" not in candidate.name] or installed
+    if not any("rope" in name for name in ways[0].tensors) and len(plain) < len(installed):
+        rotary = some([candidate.name for _, candidate in installed if "rope" in candidate.name])
+        notes = [f"{rotary} has the same tensors and rotary positions, which no tensor shows; --model takes it"]
+    else:
+        plain, notes = installed, []
+    reading = plain[-1][0]
+    chosen, more = _one_of([candidate for way, candidate in plain if way is reading], reading, hints, path)
+    return reading, chosen, [*notes, *more]
+
+
+def _one_of(candidates: list[Candidate], reading: Reading, hints: Hints, path: Path) -> tuple[str, list[str]]:
+    """One of several architectures that have the tensors, and what to say of the others.
+
+    Raises:
+        CheckpointError: they attend differently, and neither tables, names nor origin tell them apart.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
+    candidates = _by_tables(candidates, shapes)
+    notes: list[str] = []
+    if hints.quick_gelu is not None and len({"quickgelu" in candidate.name for candidate in candidates}) > 1:
+        candidates = [candidate for candidate in candidates if ("quickgelu" in candidate.name) == hints.quick_gelu]
+        notes.append(f"{'QuickGELU' if hints.quick_gelu else 'GELU'} taken, as the file's origin says; no tensor shows it")
+    windows = _window(shapes, path)
+    if windows is not None:
+        fitting = [c for c in candidates if re.search(rf"window(\d+to)?{windows}(_|$)", c.name)]
+        candidates = fitting or candidates
     kinds: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         kinds[repr(_relative_facts(candidate, candidates))].append(candidate)
     if len(kinds) > 1:
         raise CheckpointError(f"{path}: {_ambiguous(list(kinds.values()), path)}")
     chosen, *others = sorted(candidates, key=lambda candidate: _rank(candidate, path))
-    return Recognised(chosen.name, "shapes", {}, [*notes, *_others(chosen, others)])
+    return chosen.name, [*notes, *_others(chosen, others)]
+
+
+def _window(shapes: Mapping[str, Shape], path: Path) -> int | None:
+    """Side of Swin's windows: by a coordinate table or an index in the file, else by the file's name."""
+    for name, shape in shapes.items():
+        if name.endswith("relative_coords_table") and len(shape) == 4:
+            return (shape[1] + 1) // 2
+        if name.endswith("relative_position_index") and len(shape) == 2:
+            return round(shape[0] ** 0.5)
+    said = re.search(r"window(?:\d+to)?(\d+)", path.name)
+    return int(said[1]) if said and any("relative_position" in n or "cpb_mlp" in n for n in shapes) else None
 
 
 def _best_match(shapes: Mapping[str, Shape]) -> Match:
@@ -115,9 +308,16 @@ def _relative_facts(candidate: Candidate, among: list[Candidate]) -> dict[str, A
     return {key: value for key, value in candidate.facts.items() if any(other.facts.get(key) != value for other in among)}
 
 
-def _rank(candidate: Candidate, path: Path) -> tuple[bool, bool, int, str]:
+def _rank(candidate: Candidate, path: Path) -> tuple[bool, int, bool, int, str]:
     """Which of several equals is taken: the one in the file's name; ImageNet's mean, as most trainers use; the shortest name."""
-    return candidate.name not in path.name, _mean(candidate.name) != IMAGENET_MEAN, len(candidate.name), candidate.name
+    words = [word for word in candidate.name.split("_") if len(word) > 4 and word in path.name.lower()]
+    return (
+        candidate.name not in path.name,
+        -len(words),
+        _mean(candidate.name) != IMAGENET_MEAN,
+        len(candidate.name),
+        candidate.name,
+    )
 
 
 def _mean(name: str) -> tuple[float, ...] | None:
@@ -148,13 +348,41 @@ def _ambiguous(kinds: list[list[Candidate]], path: Path) -> str:
     return f"its shapes fit architectures that attend differently: {'; '.join(options)}; name the right one with --model{named}"
 
 
-def _nothing_fits(shapes: Mapping[str, Shape], nearest: list[Candidate], without_attention: str | None) -> str:
-    if without_attention is not None:
-        return f"a {without_attention}, which has no attention between tokens (--model {without_attention} loads it all the same)"
-    for expression, library in _FOREIGN:
-        if any(expression.search(name) for name in shapes):
-            return f"parameters named as {library} names them; convert them to timm's names, or try --model (timm converts some)"
-    if not any(_ATTENTION.search(name) for name in shapes):
+def _stated(hints: Hints, name: str) -> dict[str, Any]:
+    """What the file says of an architecture that it does not name and its tensors do not tell."""
+    return {"num_heads": hints.heads} if hints.heads and name.startswith(("vit_", "deit")) else {}
+
+
+def _noted(found: Fit, notes: list[str]) -> Fit:
+    found.notes[:0] = notes
+    return found
+
+
+def _demand_size(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Refuse, before memory is taken for it, an architecture that is far larger than the checkpoint."""
+    wanted = sum(parameter.numel() for key, parameter in model.named_parameters() if not is_classifier(key))
+    given = sum(tensor.numel() for tensor in tensors.values())
+    if 2 * given < wanted:
+        advice = known_by_shapes(tensors)
+        hint = f"its shapes are those of {advice}" if advice else "try another --model"
+        raise CheckpointError(f"{path}: {name} has {wanted:,} parameters, the checkpoint holds {given:,} values; {hint}")
+
+
+def _without_attention(name: str) -> str:
+    return f"a {name}, which has no attention between tokens (--model {name} loads it all the same)"
+
+
+def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:
+    for expression, library, advice in _FOREIGN:
+        if any(expression.search(name) for name in tensors):
+            faults = f" (against {nearest.name}: {nearest.accounts.faults})" if nearest is not None else ""
+            return f"parameters named as {library} names them, in a form that is not known here{faults}; {advice}; or --lenient"
+    if not any(ATTENTION.search(name) for name in tensors):
         return "no parameter belongs to an attention layer (a convolutional network?); a Vision Transformer is needed"
-    known = f"; the nearest is {nearest[0].name}, {nearest[0].share:.0%} of the values are in both" if nearest else ""
-    return f"its shapes are those of no architecture of timm or overfocus{known}; name it with --model"
+    if nearest is None:
+        return f"its tensors are those of no architecture of timm or overfocus; name it with --model, or {_OWN_CODE}"
+    lenient = ", or load it without them (--lenient)" if not nearest.accounts.unfit else ""
+    return (
+        f"its tensors are those of no architecture of timm or overfocus; the nearest is {nearest.name}, but "
+        f"{nearest.accounts.faults}; name the right one with --model{lenient}, or {_OWN_CODE}"
+    )

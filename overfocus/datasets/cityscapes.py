@@ -5,20 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from overfocus.datasets.class_colours import CITYSCAPES
 from overfocus.datasets.masks import IGNORED
 from overfocus.datasets.picture_masks import PictureMask, PictureMasks
 from overfocus.errors import ImageError
 from overfocus.images.sources import find_images
 
-CITYSCAPES: dict[str, tuple[int, tuple[int, int, int]]] = {
-    "road": (7, (128, 64, 128)), "sidewalk": (8, (244, 35, 232)), "building": (11, (70, 70, 70)),
-    "wall": (12, (102, 102, 156)), "fence": (13, (190, 153, 153)), "pole": (17, (153, 153, 153)),
-    "traffic light": (19, (250, 170, 30)), "traffic sign": (20, (220, 220, 0)), "vegetation": (21, (107, 142, 35)),
-    "terrain": (22, (152, 251, 152)), "sky": (23, (70, 130, 180)), "person": (24, (220, 20, 60)),
-    "rider": (25, (255, 0, 0)), "car": (26, (0, 0, 142)), "truck": (27, (0, 0, 70)), "bus": (28, (0, 60, 100)),
-    "train": (31, (0, 80, 100)), "motorcycle": (32, (0, 0, 230)), "bicycle": (33, (119, 11, 32)),
-}  # fmt: skip
-"""The 19 classes in the order of their train ids: number in the files `*_labelIds.png`, and colour."""
 CONDITIONS = ("fog", "night", "rain", "snow")
 """Of ACDC."""
 _FOLDERS = {"train": "train", "validation": "val"}

@@ -1,15 +1,15 @@
 """`evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from overfocus.checkpoints.load import load_model
+from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.source_name import source_name
-from overfocus.comparison.names import folder_names
-from overfocus.corruptions import GROUPS, check_severity, resolve_corruptions
+from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
 from overfocus.evaluation.evaluation import Evaluation
@@ -24,20 +24,24 @@ from overfocus.evaluation.layouts import (
     open_evaluation_data,
     open_segmented_data,
 )
-from overfocus.evaluation.reading import LabelledReader, SegmentedReader
+from overfocus.evaluation.reading import LabelledReader, SegmentedReader, uncropped
 from overfocus.evaluation.results import errors_of
 from overfocus.evaluation.severities import describe_variants
 from overfocus.evaluation.summary import write_segmented_summary, write_summary
 from overfocus.images.labels import match_labels
+from overfocus.preprocessing import Preprocess
 from overfocus.probes.classes import ScoresProbe
 from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
+from overfocus.runs.names import folder_names
+from overfocus.segmentation.inference import InferenceSettings, usual_batch
 from overfocus.segmentation.prediction import is_segmentation
-from overfocus.segmentation.settings import InferenceSettings, usual_batch
-from overfocus.sweep.opening import describe_checkpoint, open_run, require_at_least
+from overfocus.settings import takes
+from overfocus.sweep.opening import describe_checkpoint, open_run
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
+from overfocus.sweep.settings import EvaluateSettings, listed
 from overfocus.sweep.stopwatch import Stopwatch
 from overfocus.sweep.sweep import Subject, Work, pack_images, sweep
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
@@ -57,134 +61,81 @@ NOT_PUBLISHED = (
 )
 
 
-def evaluate(
-    checkpoints: str | Path | Sequence[str | Path],
-    data: str | Path,
-    output: str | Path = "overfocus-evaluation",
-    *,
-    task: str | None = None,
-    corruptions: str | Sequence[str] | None = None,
-    severities: int | Sequence[int] | None = None,
-    clean: str | Path | None = None,
-    baseline: str | Path | None = None,
-    model: str | None = None,
-    use_ema: bool = True,
-    image_size: int | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    whole: bool = False,
-    flip: bool = False,
-    scales: float | Sequence[float] | None = None,
-    device: str | None = None,
-    batch_size: int | None = None,
-    amp: bool = False,
-    workers: int | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    overwrite: bool = False,
-    progress: bool | None = None,
-) -> list[Evaluation]:
+@takes(EvaluateSettings)
+def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     """Evaluate classifiers or segmentation models; each gets a run folder in `output` that `compare` reads.
 
-    Corruptions are made on the fly from clean pictures, or lie in a tree of ImageNet-C's or Cityscapes-C's layout; which of the
-    two it was stands in the results. Pictures whose label means no class of a model do not count. Started by
-    `accelerate launch` or `torchrun`, the processes share the pictures. Interrupted, the same call goes on.
+    Corruptions are made on the fly from clean images, or lie in a tree of ImageNet-C's or Cityscapes-C's layout; which of the
+    two it was stands in the results. Images whose label means no class of a model do not count. Started by
+    `accelerate launch` or `torchrun`, the processes share the images. Interrupted, the same call goes on.
 
-    Segmentation models see pictures at their own size, in sliding windows where one is larger than the window, and are scored
+    Segmentation models see images at their own size, in sliding windows where one is larger than the window, and are scored
     at the size of the masks.
-
-    Args:
-        checkpoints: files, folders or timm names.
-        data: a data set as for `train` (its validation split if it has one), ImageNet-A or -R (told by the folder's name),
-            or a tree corruption/severity/class/picture; for segmentation Cityscapes, Cityscapes-C, ACDC, or images/ and masks/.
-        output: a folder; with several checkpoints each has its run in a folder of it.
-        task: "classification" or "segmentation"; None takes what the checkpoints are for.
-        corruptions: names or groups to make on the fly (None: none), or to take of a tree (None: all).
-        severities: from 1 to 5; None takes all.
-        clean: the data set that a tree of corruptions was made from, for accuracy without corruption and relative mCE. Not for
-            segmentation.
-        baseline: a finished evaluation's folder, or a checkpoint, whose errors those of the others are divided by for mCE, where
-            AlexNet's published ones do not fit; None takes the first of several checkpoints. Not for segmentation.
-        model: architecture, where the checkpoints do not say it.
-        use_ema: take weights averaged over training where a checkpoint holds them.
-        image_size: side of the model's input in pixels, instead of the checkpoint's.
-        window: of segmentation: side of the sliding windows in pixels; None takes the model's input size.
-        stride: from one window to the next in pixels; None takes three quarters of the window.
-        whole: take pictures in one forward, whatever their size, instead of windows.
-        flip: average with the prediction of the mirrored picture.
-        scales: sizes at which each picture is seen, relative to its own, and their predictions averaged; None: 1 alone.
-        device: "cpu", "cuda"; None takes a CUDA device where there is one.
-        batch_size: pictures in one forward, or windows of pictures; None takes 64 pictures, or windows of as many pixels together
-            as four of 1024×1024.
-        amp: mixed precision.
-        workers: processes that read and corrupt; None: by the number of cores; 0 does it in this one.
-        seed: of the corruptions.
-        limit: take only so many pictures, spread evenly.
-        overwrite: replace what lies in the run folders.
-        progress: show a progress bar; None shows it on a terminal.
 
     Raises:
         CheckpointError: a checkpoint cannot be loaded.
         CorruptionError: a corruption or severity does not exist.
         ImageError: the data cannot be read.
         RunError: a setting is out of range, labels or masks do not fit the classes, checkpoints and data are for different tasks,
-            or a folder holds something else or cannot be written.
+            a folder holds something else or cannot be written, or memory ran out.
     """
-    sources = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    sources: list[str | Path] = listed(settings.checkpoints)
     if not sources:
         raise RunError("expected at least one checkpoint to evaluate, got none")
-    levels = sorted({severities} if isinstance(severities, int) else set(severities or ALL_SEVERITIES))
-    for level in levels:
-        check_severity(level)
-    require_at_least({"batch_size": 1, "workers": 0, "limit": 1, "image_size": 1}, locals())
-    _require_task(task, Path(data))
-    sizes = [1.0] if scales is None else [scales] if isinstance(scales, int | float) else list(scales)
-    inference = InferenceSettings(window, stride, bool(whole), bool(flip), [float(size) for size in sizes])
+    data, clean, baseline, limit = Path(settings.data), settings.clean, settings.baseline, settings.limit
+    levels = settings.chosen_severities(usual=ALL_SEVERITIES)
+    _require_task(settings.task, data)
+    sizes = [1.0] if settings.scales is None else [float(size) for size in listed(settings.scales)]
+    inference = InferenceSettings(settings.window, settings.stride, settings.whole, settings.flip, sizes)
     divisor = None if baseline is None or not _is_run(baseline) else Evaluation(baseline)
     if baseline is not None and divisor is None:
         sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
 
-    processes = join_processes(device)
-    models = [
-        load_model(source, model=model, use_ema=use_ema, image_size=image_size, device=processes.device) for source in sources
-    ]
-    segmented = _task_of(models, task, Path(data)) == SEGMENTATION
+    processes = join_processes(settings.device)
+    models = [resolve_model(source, device=processes.device, **settings.loading()) for source in sources]
+    segmented = _task_of(models, settings.task, data) == SEGMENTATION
+    again = settings.tree_geometry == "model"
     _require_options(inference, baseline, clean, segmented=segmented)
     opened: EvaluationData[Any] = open_segmented_data(data, models[0]) if segmented else open_evaluation_data(data)
-    names = None if corruptions is None else _names(corruptions, tree=opened.corrupted)
+    names = None if settings.corruptions is None else _names(settings.corruptions, tree=opened.corrupted)
     if opened.corrupted:
-        opened = choose_portions(opened, names, levels if severities is not None else None)
+        opened = choose_portions(opened, names, levels if settings.severities is not None else None)
         names = list(dict.fromkeys(portion.corruption for portion in opened.portions if portion.severity))
         levels = sorted({portion.severity for portion in opened.portions if portion.severity})
-    elif severities is not None and not names:
+    elif settings.severities is not None and not names:
         raise RunError("severities are those of corruptions, but none is to be made; name one or a group, such as common")
     elif names and opened.layout == "ACDC":
         raise RunError(f"{data}: the pictures of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
+    if again and (segmented or not opened.corrupted):
+        raise RunError("tree_geometry is for images of a classifier that are corrupted on the disk, which the data are not")
     if clean is not None:
         opened = add_clean_pictures(opened, clean)
-    usual = usual_batch(models[0], window) if segmented else USUAL_BATCH
-    settings = RunSettings(
-        images=str(Path(data).absolute()),
+    usual = usual_batch(models[0], settings.window) if segmented else USUAL_BATCH
+    fitting = _constants(opened, models[0], segmented=segmented) if names and not opened.corrupted else None
+    described = RunSettings(
+        images=str(data.absolute()),
         corruptions=names or [],
         severities=levels if names else [],
+        constants=fitting and (settings.constants or fitting),
         made=opened.layout if opened.corrupted else "on-the-fly" if names else "none",
-        seed=int(seed),
-        batch_size=usual if batch_size is None else int(batch_size),
+        seed=settings.seed,
+        batch_size=settings.batch_size or usual,
         limit=limit,
-        amp=bool(amp),
+        amp=settings.amp,
         device=processes.device.type,
-        workers=choose_workers(workers),
-        image_size=image_size,
+        workers=choose_workers(settings.workers),
+        image_size=settings.image_size,
         clean=None if clean is None else str(Path(clean).absolute()),
+        tree_geometry=settings.tree_geometry if opened.corrupted and not segmented else None,
         **(asdict(inference) if segmented else {}),
     )
     items, images = list_items(opened.portions, limit)
     if divisor is not None:
-        _require_comparable(divisor, images, settings)
-    folders = run_folders(Path(output), sources)
+        _require_comparable(divisor, images, described)
+    folders = run_folders(Path(settings.output), sources)
     task_class = _Segmentation if segmented else _Classification
-    plan = task_class(opened, items, images, settings, inference)
-    _evaluate_models(models, folders, plan, processes, overwrite=overwrite, progress=progress)
+    plan = task_class(opened, items, images, described, inference)
+    _evaluate_models(models, folders, plan, processes, overwrite=settings.overwrite, progress=settings.progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
         divisor = found[0]
@@ -237,6 +188,12 @@ class _Plan:
             images=[ImageEntry(image=number, name=name, label=label) for number, (name, label) in enumerate(self.images)],
             **self.described(loaded),
         )
+
+    def approximations(self) -> list[str]:
+        """A note on corruptions made here with another algorithm than the benchmark's."""
+        settings = self.settings
+        note = describe_approximations(settings.corruptions, settings.constants) if settings.constants else ""
+        return [note] if note else []
 
     def described(self, loaded: LoadedModel) -> dict[str, Any]:
         """What the task adds to that."""
@@ -291,20 +248,48 @@ class _Classification(_Plan):
         if self.data.layout == "ImageNet-P":
             notes.append("ImageNet-P: accuracy and calibration are those of the first frame of each film")
         return {
-            "pixels": describe_pixels(loaded.preprocess),
+            "pixels": describe_pixels(self._tree(loaded) or loaded.preprocess),
             "class_names": classes.names,
             "imagenet_labels": is_imagenet(labels),
-            "notes": notes,
+            "notes": notes + self._resized(loaded) + self.approximations(),
         }
+
+    def _resized(self, loaded: LoadedModel) -> list[str]:
+        """A note where images of a tree are not of the input's size; the first one that can be read stands for all."""
+        if self._tree(loaded) is None:
+            return []
+        height, width = loaded.input_size[1:]
+        for item in self.items:
+            portion = self.data.portions[item.portion]
+            if portion.severity:
+                with contextlib.suppress(ImageError):
+                    size = portion.images.image(item.index).size
+                    there = f"{size[0]}×{size[1]}"
+                    return [] if size == (width, height) else [f"images of the tree are {there}, resized to {width}×{height}"]
+        return []
+
+    def _tree(self, loaded: LoadedModel) -> Preprocess | None:
+        """What is done with images that are corrupted on the disk, where it is not the model's preprocessing."""
+        return uncropped(loaded.preprocess) if self.settings.tree_geometry == "as-is" else None
 
     def geometry(self, loaded: LoadedModel) -> object:
         """How images are resized and cropped."""
         preprocess = loaded.preprocess
-        return preprocess.input_size[1:], preprocess.interpolation, preprocess.crop_pct, preprocess.crop_mode
+        own = None if preprocess.transform is None else id(preprocess.transform)
+        return preprocess.input_size[1:], preprocess.interpolation, preprocess.crop_pct, preprocess.crop_mode, own
 
     def work(self, loaded: LoadedModel) -> Work:
         """All variants of an image together, and as many images as fill a batch."""
-        reader = LabelledReader(self.items, self.data.portions, self.variants, loaded.preprocess, self.settings.seed)
+        settings = self.settings
+        reader = LabelledReader(
+            self.items,
+            self.data.portions,
+            self.variants,
+            loaded.preprocess,
+            settings.seed,
+            settings.constants,
+            self._tree(loaded),
+        )
         packing = pack_images(len(self.variants), self.batch_size)
         if self.data.layout == "ImageNet-P":
             packing = pack_images(len(self.variants), max(1, self.batch_size // FRAMES))
@@ -357,7 +342,7 @@ class _Segmentation(_Plan):
             "class_names": own or names,
             "class_colours": loaded.class_colours or colours,
             "inference": self.inference.describe(inference),
-            "notes": [NOT_PUBLISHED] if published else [],
+            "notes": ([NOT_PUBLISHED] if published else []) + self.approximations(),
         }
 
     def geometry(self, loaded: LoadedModel) -> object:
@@ -367,7 +352,7 @@ class _Segmentation(_Plan):
     def work(self, loaded: LoadedModel) -> Work:
         """As many variants as go through a model at a time."""
         del loaded
-        reader = SegmentedReader(self.items, self.data.portions, self.variants, self.settings.seed)
+        reader = SegmentedReader(self.items, self.data.portions, self.variants, self.settings.seed, self.settings.constants)
         return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
 
     def probe(self, loaded: LoadedModel) -> Probe:
@@ -426,6 +411,11 @@ def _names(corruptions: str | Sequence[str], *, tree: bool) -> list[str]:
     if not tree:
         return resolve_corruptions(given)
     return [name for entry in given for name in GROUPS.get(entry, (entry,))]
+
+
+def _constants(data: EvaluationData[Any], loaded: LoadedModel, *, segmented: bool) -> ConstantSet:
+    """The set of constants for all images: by the first one's own size for segmentation, else by that of the model's input."""
+    return choose_constants(min(data.portions[0].images.size(0) if segmented else loaded.input_size[1:]))
 
 
 def _named(names: Sequence[str] | None) -> bool:
@@ -500,7 +490,14 @@ def _require_comparable(baseline: Evaluation, images: Sequence[tuple[str, str | 
         raise RunError(
             f"{where}: expected a finished evaluation as the baseline, got an interrupted one; let it go on to its end"
         )
-    for name, words in {"made": "corruptions", "seed": "seed", "limit": "limit"}.items():
+    alike = {
+        "made": "corruptions",
+        "constants": "constants",
+        "tree_geometry": "tree geometry",
+        "seed": "seed",
+        "limit": "limit",
+    }
+    for name, words in alike.items():
         mine, other = getattr(settings, name), getattr(description.settings, name)
         if mine != other:
             raise RunError(f"{where}: the baseline was evaluated with {words} {other!r}, expected {mine!r}; evaluate it alike")

@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from overfocus.errors import RunError
 from overfocus.figures.colours import INK, SEQUENTIAL
-from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import LOWEST, attention_norm, multiple
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.figures.variants import Variant
+from overfocus.runs.description import Layer
+from overfocus.variants import Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def patch_matrix(run: "Run", image: int, layer: Layer, variant: Variant) -> npt.
         raise RunError(
             f"{run.path}: the matrices of layer {layer.number} were not kept, it has too many tokens; choose another layer"
         )
-    matrix = weights[kept.variants.index((variant.corruption, variant.severity)), 0].astype(np.float32)
+    matrix = weights[kept.variants.index(variant), 0].astype(np.float32)
     queries = 0 if layer.kind == "class" else matrix.shape[0] - int(np.prod(layer.grid or (matrix.shape[0],)))
     patches: npt.NDArray[np.float32] = matrix[max(0, queries) :, layer.key_prefix_tokens :] * matrix.shape[1]
     return patches

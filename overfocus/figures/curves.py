@@ -1,4 +1,4 @@
-"""One metric over depth as a card of the page: clean curve with its band, corruptions, uniform attention and chance."""
+"""One metric over depth as a card of the page: clean curve with its band, corruptions, uniform attention and another image."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.figures.colours import INK, line_style
-from overfocus.figures.layer_statistics import LayerStatistics
 from overfocus.figures.model_colours import model_colour
-from overfocus.figures.variants import CLEAN, Variant
-from overfocus.intervals import value_range
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.statistics.intervals import value_range
+from overfocus.statistics.layers import LayerStatistics
+from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,9 +103,9 @@ class Curves:
 
     def draw_clean(self, colour: str, dash: Any, width: float, label: str) -> None:
         """The clean images, for metrics that they have."""
-        if np.isfinite(self.statistics.values[self.metric]["mean"][0, self.statistics.variants.index(CLEAN)]).any():
-            self.band(CLEAN, colour, 0.18 if colour == INK else 0.1, f"clean-band-{self.number}")
-            self.line(CLEAN, colour, dash, width, 1.0, f"clean-line-{self.number}", label)
+        if np.isfinite(self.statistics.values[self.metric]["mean"][0, self.statistics.variants.index(CLEAN_VARIANT)]).any():
+            self.band(CLEAN_VARIANT, colour, 0.18 if colour == INK else 0.1, f"clean-band-{self.number}")
+            self.line(CLEAN_VARIANT, colour, dash, width, 1.0, f"clean-line-{self.number}", label)
 
     def band(self, variant: Variant, colour: str, alpha: float, gid: str) -> None:
         """The 95 % interval."""
@@ -142,14 +142,15 @@ def draw_line(
 
 
 def draw_references(axes: "Axes", statistics: LayerStatistics, metric: str, *, relative: bool = False) -> None:
-    """Dashed: what uniform attention would give; dotted: chance. Each only where the catalogue knows one.
+    """Dashed: what uniform attention would give; dotted: another image, the control. Each only where there is one.
 
     Where depth is relative, only values that are the same in every layer have a line.
     """
     layers = np.arange(len(statistics.layers))
     stable = CATALOGUE[metric].group == "stability"
     uniform = [math.nan] * len(layers) if stable else statistics.uniform(metric)
-    for values, dash, label in ((uniform, (0, (5, 3)), "uniform attention"), (statistics.chance(metric), (0, (1, 2)), "chance")):
+    control = statistics.another_image(metric)
+    for values, dash, label in ((uniform, (0, (5, 3)), "uniform attention"), (control, (0, (1, 2)), "another image")):
         measured = metric in statistics.values and np.isfinite(statistics.values[metric]["mean"][0]).any(axis=0)
         shown = np.where(measured, np.array(values, dtype=float), np.nan)
         if not np.isfinite(shown).any():
@@ -167,7 +168,7 @@ def draw_references(axes: "Axes", statistics: LayerStatistics, metric: str, *, r
 def value_limits(statistics: LayerStatistics, metric: str) -> tuple[float, float]:
     """Limits that hold every severity and head and the reference lines, so that picking another one moves no axis."""
     parts = [statistics.values[metric][part].ravel() for part in ("mean", "low", "high")]
-    parts.append(np.array(statistics.chance(metric)))
+    parts.append(np.array(statistics.another_image(metric)))
     if CATALOGUE[metric].group != "stability":
         parts.append(np.array(statistics.uniform(metric)))
     found = np.concatenate(parts)

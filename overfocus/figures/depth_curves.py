@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from overfocus.figures.colours import INK, line_style
 from overfocus.figures.curves import draw_line, draw_references, is_relative, positions, value_limits
-from overfocus.figures.layer_statistics import LayerStatistics
 from overfocus.figures.legend import legend_below
 from overfocus.figures.model_colours import model_colour
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.figures.variants import CLEAN, Variant
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.layers import LayerStatistics
+from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def _one_model(panel: "Axes", statistics: LayerStatistics, metric: str, shown: S
         colour, dash = line_style(number)
         _curve(panel, statistics, metric, variant, np.arange(len(statistics.layers)), colour, dash, variant.label)
     if CATALOGUE[metric].group != "stability":
-        _curve(panel, statistics, metric, CLEAN, np.arange(len(statistics.layers)), INK, "-", "clean")
+        _curve(panel, statistics, metric, CLEAN_VARIANT, np.arange(len(statistics.layers)), INK, "-", "clean")
 
 
 def _several_models(
@@ -80,7 +80,7 @@ def _several_models(
     for number, (statistics, name) in enumerate(zip(every, names, strict=True)):
         at = positions(statistics, relative=relative)
         if not stable:
-            _curve(panel, statistics, metric, CLEAN, at, model_colour(number), "-", f"{name}, clean")
+            _curve(panel, statistics, metric, CLEAN_VARIANT, at, model_colour(number), "-", f"{name}, clean")
         for variant, dash in zip(shown, dashes, strict=False):
             _curve(panel, statistics, metric, variant, at, model_colour(number), dash, f"{name}, {variant.label}")
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.received import ReceivedMaps, top_places
-from overfocus.figures.variants import Variant
+from overfocus.runs.description import Layer
+from overfocus.variants import Variant
 
 
 def image_rows_figure(
@@ -32,7 +32,7 @@ def image_rows_figure(
         place = [known.layer for known in of_run.run.layers].index(layer.number)
         for column, variant in enumerate(shown):
             profile = of_run(image, variant)[place]
-            picture = kept.pictures[kept.variants.index((variant.corruption, variant.severity))]
+            picture = kept.pictures[kept.variants.index(variant)]
             multiples = None if profile is None else profile * profile.size
             draw_overlay(axes[row, column], picture, multiples, norm, top_places(profile, layer))
             if row == 0:

@@ -3,11 +3,11 @@
 import numpy as np
 
 from overfocus.figures.colours import SEQUENTIAL
-from overfocus.figures.layers import Layer
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.received import ReceivedMaps, top_places
-from overfocus.figures.variants import Variant
+from overfocus.runs.description import Layer
+from overfocus.variants import Variant
 
 
 def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> PlainFigure:
@@ -28,7 +28,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
     )  # fmt: skip
     norm = attention_norm(high)
     for column, variant in enumerate(shown):
-        version = kept.variants.index((variant.corruption, variant.severity))
+        version = kept.variants.index(variant)
         profile = maps(image, variant)[place]
         axes[0, column].set_title(variant.label, fontsize=9)
         multiples = None if profile is None else profile * profile.size

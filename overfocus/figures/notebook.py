@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from overfocus.errors import RunError
 from overfocus.figures.image_rows import image_rows_figure
 from overfocus.figures.image_versions import image_figure
-from overfocus.figures.layer_statistics import layer_statistics
 from overfocus.figures.overlay import highest
 from overfocus.figures.publication import draw
 from overfocus.figures.received import ReceivedMaps
 from overfocus.figures.selection import common_variants, pick_corruptions, pick_image, pick_layers, pick_severity
 from overfocus.figures.style import styled
-from overfocus.figures.variants import CLEAN, Variant
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.layers import layer_statistics
+from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
-    from overfocus.comparison.comparison import Comparison
     from overfocus.figures.plain_figure import PlainFigure
+    from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 
 WIDTH = 9.0
@@ -67,7 +67,7 @@ def show(
     """One displayed image with its received attention, clean and corrupted; of a single run the matrices too."""
     every = [layer_statistics(run) for run in runs]
     variants = common_variants(every)
-    shown = [CLEAN]
+    shown = [CLEAN_VARIANT]
     if len(variants) > 1:
         chosen = pick_severity(severity, variants)
         found = [Variant(name, chosen) for name in pick_corruptions(_listed(corruption), variants)]
@@ -85,6 +85,13 @@ def show(
         if len(runs) == 1:
             return image_figure(maps[0], numbers[0], shown, layers[0], highest(profiles))
         return image_rows_figure(maps, names, numbers, shown, layers, highest(profiles))
+
+
+def as_html(shown: "Run | Comparison") -> str:
+    """A run or a comparison in a notebook."""
+    from overfocus.run import Run
+
+    return run_html(shown) if isinstance(shown, Run) else comparison_html(shown)
 
 
 def run_html(run: "Run") -> str:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 from overfocus.errors import RunError
 from overfocus.figures.bright_columns import columns_figure
 from overfocus.figures.depth_curves import depth_figure
-from overfocus.figures.layer_statistics import layer_statistics
 from overfocus.figures.selection import (
     common_variants,
     pick_corruptions,
@@ -17,7 +16,8 @@ from overfocus.figures.selection import (
 )
 from overfocus.figures.severity_curves import severity_figure
 from overfocus.figures.stability_panels import matrix_figure
-from overfocus.figures.variants import CLEAN, Variant
+from overfocus.statistics.layers import layer_statistics
+from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
     from overfocus.figures.plain_figure import PlainFigure
@@ -66,7 +66,7 @@ def draw(
     every = [layer_statistics(run) for run in runs]
     variants = common_variants(every)
     if kind == "columns":
-        shown = [CLEAN, *_corrupted(corruptions, severity, variants)[: 1 if corruptions is None else None]]
+        shown = [CLEAN_VARIANT, *_corrupted(corruptions, severity, variants)[: 1 if corruptions is None else None]]
         return columns_figure(runs, names, pick_image(image, runs), pick_layers(layer, every), shown, width)
     if kind == "layers":
         chosen = _corrupted(corruptions, severity, variants)

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.errors import RunError
-from overfocus.figures.layers import Layer
-from overfocus.figures.variants import Variant
 from overfocus.metrics.expectation import top_count
+from overfocus.runs.description import Layer
+from overfocus.variants import Variant
 
 if TYPE_CHECKING:
     from overfocus.run import Run

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from overfocus.errors import RunError
-from overfocus.figures.layer_statistics import LayerStatistics
-from overfocus.figures.layers import Layer
-from overfocus.figures.variants import CLEAN, Variant, middle_severity
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.runs.description import Layer
+from overfocus.statistics.layers import LayerStatistics
+from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -90,7 +90,7 @@ def most_overfocused(statistics: LayerStatistics) -> int:
     shares = statistics.values.get("top_share")
     if shares is None:
         return 0
-    clean = shares["mean"][0, statistics.variants.index(CLEAN)]
+    clean = shares["mean"][0, statistics.variants.index(CLEAN_VARIANT)]
     excess = [layer.excess(float(share)) for layer, share in zip(statistics.layers, clean, strict=True)]
     return max(range(len(excess)), key=lambda place: -1.0 if excess[place] != excess[place] else excess[place])
 

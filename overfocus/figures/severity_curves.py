@@ -1,4 +1,4 @@
-"""Stability against severity: how fast attention changes as the pictures get worse, for one or several models."""
+"""Stability against severity, as retained against the control where there is one: how fast attention changes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,11 @@ from overfocus.figures.colours import line_style
 from overfocus.figures.legend import legend_below
 from overfocus.figures.model_colours import model_colour, model_dash
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.intervals import Interval, interval_of
-from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.figures.stability_map import labels_of
+from overfocus.statistics.intervals import Interval, interval_of
+from overfocus.statistics.layers import mean_of_known
+from overfocus.statistics.panel import Panel, read_panel
+from overfocus.statistics.retained import retained_interval, stable_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +30,8 @@ def severity_figure(
     severities: Sequence[int],
     width: float,
 ) -> PlainFigure:
-    """One panel per metric: means over layers and images with 95 % intervals over images.
+    """One panel per metric: means over layers and images with 95 % intervals over images; what is retained of a metric of
+    stability, where all runs measured the control.
 
     One run: a curve per corruption. Several: a curve per model, corruptions averaged for each image first. Where there is one
     severity only, the corruptions stand on the axis instead.
@@ -37,11 +41,13 @@ def severity_figure(
     figure = PlainFigure(figsize=(width, down * min(2.1, 0.72 * width / across + 0.5) + 0.35), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     single = len(severities) == 1
+    panels = [read_panel(run) for run in runs]
     for place, metric in enumerate(metrics):
         panel = axes[divmod(place, across)]
-        for label, colour, dash, values in _curves(runs, names, metric, corruptions, severities):
+        for label, colour, dash, values in _curves(panels, names, metric, corruptions, severities):
             _points(panel, values, label, colour, " " if single else dash)
-        panel.set_ylabel(f"{title_of(metric)}\n({CATALOGUE[metric].unit})")
+        title, unit = labels_of(metric, retained=metric in stable_metrics(panels))
+        panel.set_ylabel(f"{title}\n({unit})")
         panel.set_xlabel(f"corruption, severity {severities[0]}" if single else "severity")
         labels = [name.replace("_", " ") for name in corruptions] if single else [str(severity) for severity in severities]
         panel.set_xticks(range(len(labels)), labels, rotation=30 if single else 0, ha="right" if single else "center")
@@ -56,31 +62,35 @@ def severity_figure(
 
 
 def _curves(
-    runs: Sequence["Run"], names: Sequence[str], metric: str, corruptions: Sequence[str], severities: Sequence[int]
+    panels: Sequence[Panel], names: Sequence[str], metric: str, corruptions: Sequence[str], severities: Sequence[int]
 ) -> list[tuple[str, str, str, list[Interval]]]:
     """(label, colour, dash, one interval per place on the axis)."""
+    retained = metric in stable_metrics(panels)
     found = []
     if len(severities) == 1:
-        for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-            values = [mean_of(run, metric, [corruption], severities[0]) for corruption in corruptions]
+        for number, (panel, name) in enumerate(zip(panels, names, strict=True)):
+            values = [mean_of(panel, metric, [corruption], severities[0], retained=retained) for corruption in corruptions]
             found.append((name, model_colour(number), model_dash(number), values))
-    elif len(runs) == 1:
+    elif len(panels) == 1:
         for number, corruption in enumerate(corruptions):
             colour, dash = line_style(number)
-            values = [mean_of(runs[0], metric, [corruption], severity) for severity in severities]
+            values = [mean_of(panels[0], metric, [corruption], severity, retained=retained) for severity in severities]
             found.append((corruption.replace("_", " "), colour, dash, values))
     else:
-        for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-            values = [mean_of(run, metric, corruptions, severity) for severity in severities]
+        for number, (panel, name) in enumerate(zip(panels, names, strict=True)):
+            values = [mean_of(panel, metric, corruptions, severity, retained=retained) for severity in severities]
             found.append((name, model_colour(number), model_dash(number), values))
     return found
 
 
-def mean_of(run: "Run", metric: str, corruptions: Sequence[str], severity: int) -> Interval:
-    """Mean over images, each image averaged over layers and corruptions first."""
-    table: pd.DataFrame = run.table
-    rows = table[(table["severity"] == severity) & table["corruption"].isin(list(corruptions))]
-    return interval_of(rows.groupby("image")[metric].mean(), metric)
+def mean_of(panel: Panel, metric: str, corruptions: Sequence[str], severity: int, *, retained: bool) -> Interval:
+    """Mean over images, each image averaged over layers and corruptions first; or what is retained of that."""
+    variants = [variant for variant in panel.variants if variant.severity == severity and variant.corruption in corruptions]
+    if retained and variants:
+        return retained_interval(panel, metric, variants)
+    places = [panel.variants.index(variant) for variant in variants]
+    by_image = mean_of_known(mean_of_known(panel.values[metric][:, places], 2), 1)
+    return interval_of(pd.Series(by_image), metric)
 
 
 def _points(panel: "Axes", values: list[Interval], label: str, colour: str, dash: str) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.figures.colours import MISSING, SEQUENTIAL, lookup_table, reads_dark
-from overfocus.figures.layer_statistics import LayerStatistics
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.layers import LayerStatistics
+from overfocus.statistics.retained import RETAINED
+from overfocus.statistics.wording import measure_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,16 +37,37 @@ class Scale:
         return SEQUENTIAL + ("_r" if self.reverse else "")
 
 
+RETAINED_UNIT = "1: as if not corrupted, 0: another image"
+"""What an axis of retained stability counts."""
+
+
+def shows_retained(every: Sequence[LayerStatistics], metric: str) -> bool:
+    """Whether a metric of stability is shown against the control: every run measured one that is more than noise."""
+    return all(metric in one.retained and np.isfinite(one.retained[metric]["mean"]).any() for one in every)
+
+
+def labels_of(metric: str, *, retained: bool) -> tuple[str, str]:
+    """Title and unit of a metric of stability, or of what is retained of it."""
+    return (measure_title(RETAINED + metric), RETAINED_UNIT) if retained else (title_of(metric), CATALOGUE[metric].unit)
+
+
 def scale_of(every: Sequence[LayerStatistics], metric: str) -> Scale:
-    """Smallest to largest mean of the metric over every run, corruption, severity and layer."""
-    found = np.concatenate([one.values[metric]["mean"].ravel() for one in every if metric in one.values])
+    """Smallest to largest mean over every run, corruption, severity and layer: of what is retained, where it is shown."""
+    retained = shows_retained(every, metric)
+    found = np.concatenate(
+        [
+            (one.means(metric, retained=True) if retained else one.values[metric]["mean"]).ravel()
+            for one in every
+            if metric in one.values
+        ]
+    )
     found = found[np.isfinite(found)]
     low, high = float(found.min()), float(found.max())
-    return Scale(low, high if high > low else low + 1e-6, CATALOGUE[metric].overfocused == "low")
+    return Scale(low, high if high > low else low + 1e-6, retained or CATALOGUE[metric].overfocused == "low")
 
 
 def heat_map(
-    values: npt.NDArray[np.float64], rows: list[str], columns: list[str], metric: str, across: str, scale: Scale
+    values: npt.NDArray[np.float64], rows: list[str], columns: list[str], unit: str, across: str, scale: Scale
 ) -> "Figure":
     """Draw (rows, columns) means with their numbers; call inside `styled()`.
 
@@ -69,7 +92,7 @@ def heat_map(
     axes.collections[0].set_gid("cells")
     for colours in bar.collections:
         colours.set_rasterized(True)  # 256 paths otherwise
-    bar.set_ylabel(CATALOGUE[metric].unit, fontsize=8)
+    bar.set_ylabel(unit, fontsize=8)
     bar.tick_params(labelsize=8, length=2)
     axes.tick_params(length=0, rotation=0)
     axes.set_xlabel(across, labelpad=2)

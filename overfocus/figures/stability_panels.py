@@ -1,13 +1,12 @@
-"""Layer × corruption matrix of a stability metric, one panel per run, on one colour scale."""
+"""Layer × corruption matrix of a metric of stability, against the control where there is one; a panel per run, one scale."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from overfocus.figures.layer_statistics import LayerStatistics
 from overfocus.figures.plain_figure import PlainFigure
-from overfocus.figures.stability_map import scale_of
-from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.figures.stability_map import labels_of, scale_of, shows_retained
+from overfocus.statistics.layers import LayerStatistics
 
 
 def matrix_figure(
@@ -22,11 +21,11 @@ def matrix_figure(
     rows = 0.16 * len(corruptions) + 0.28
     figure = PlainFigure(figsize=(width, max(2.0, rows * len(every) + 0.75)), layout="constrained")
     axes = figure.subplots(len(every), 1, squeeze=False)[:, 0]
-    scale = scale_of(every, metric)
+    scale, retained = scale_of(every, metric), shows_retained(every, metric)
     drawn = None
     for panel, statistics, name in zip(axes, every, names, strict=True):
         kept = [statistics.corruptions.index(corruption) for corruption in corruptions]
-        values = statistics.matrix(metric, severity)[kept]
+        values = statistics.matrix(metric, severity, retained=retained)[kept]
         drawn = panel.imshow(np.ma.masked_invalid(values), cmap=scale.colour_map, vmin=scale.low, vmax=scale.high, aspect="auto")
         panel.set_yticks(range(len(corruptions)), [corruption.replace("_", " ") for corruption in corruptions])
         panel.tick_params(length=0)
@@ -37,6 +36,7 @@ def matrix_figure(
     axes[-1].set_xlabel(f"layer, severity {severity}")
     assert drawn is not None
     bar = figure.colorbar(drawn, ax=list(axes), aspect=max(6, 10 * len(every)), pad=0.02)
-    bar.set_label(f"{title_of(metric)}\n({CATALOGUE[metric].unit})")
+    title, unit = labels_of(metric, retained=retained)
+    bar.set_label(f"{title}\n({unit})")
     bar.outline.set_visible(False)
     return figure

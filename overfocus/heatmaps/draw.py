@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from overfocus.corruptions import check_severity, corrupt, resolve_corruptions
-from overfocus.errors import RunError
+from overfocus.checkpoints.load import resolve_model
+from overfocus.corruptions import check_severity, resolve_corruptions
+from overfocus.errors import ImageError, RunError
 from overfocus.figures.style import styled
-from overfocus.figures.variants import CLEAN, Variant
 from overfocus.heatmaps.maps import HeatMapRequest, heat_maps
 from overfocus.heatmaps.sheet import heat_map_sheet
-from overfocus.images.reading import read_image
 from overfocus.images.sources import find_images
+from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
+from overfocus.sweep.opening import place_of
+from overfocus.sweep.reading import ImageReader, InputSize
+from overfocus.variants import Variant, list_variants
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -44,25 +46,20 @@ def draw_heat_maps(
         CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown.
         RunError: `output` cannot be written.
     """
-    from overfocus.checkpoints.load import LoadedModel, load_model
-    from overfocus.samples import sample_checkpoint
-
     request = request or HeatMapRequest()
     check_severity(severity)
-    variants = [CLEAN, *[Variant(name, severity) for name in resolve_corruptions(corruptions)]]
-    if isinstance(checkpoint, LoadedModel):
-        loaded = checkpoint
-        place = next(loaded.model.parameters()).device
-    else:
-        place = choose_device(device)
-        source = sample_checkpoint() if checkpoint is None else checkpoint
-        loaded = load_model(source, model=model, use_ema=use_ema, image_size=image_size, device=place)
-    sources = find_images(images, loaded.input_size)
+    variants = list_variants(resolve_corruptions(corruptions), [severity])
+    place = choose_device(place_of(checkpoint, device))
+    loaded = resolve_model(checkpoint, device=place, model=model, use_ema=use_ema, image_size=image_size)
+    reader = ImageReader(find_images(images, loaded.input_size), variants, loaded.preprocess, seed)
     written: dict[Path, None] = {}
-    for image in sources:
-        clean = loaded.preprocess.resize(read_image(image.path))
-        pictures = np.stack([corrupt(clean, v.corruption, v.severity, seed) if v.severity else clean for v in variants])
-        maps = heat_maps(loaded.model, loaded.preprocess.normalize_batch(list(pictures), place), request)
+    for number, image in enumerate(reader.sources):
+        sample = reader(number, range(len(variants)))
+        if sample.reason is not None:
+            raise ImageError(sample.reason)
+        pictures = sample.pixels[InputSize.of(loaded.preprocess)]
+        with out_of_memory_as(RunError, "try fewer corruptions, or a smaller image_size"):
+            maps = heat_maps(loaded.model, loaded.preprocess.normalize_batch(list(pictures), place), request)
         with styled():
             heading = f"{loaded.name} · {image.name} · {describe(request)}"
             figure = heat_map_sheet(pictures, [variant.label for variant in variants], maps, heading, counted(request))

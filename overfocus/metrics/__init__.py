@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overfocus.metrics.catalogue import CATALOGUE, Metric, chance_level, register_metric, select_metrics, uniform_value
-    from overfocus.metrics.measure import measure
+    from overfocus.metrics.formulas import METRICS, STABILITY
+    from overfocus.metrics.measuring import ForwardMeasurement, LayerValues, measure
     from overfocus.metrics.received import received_attention, top_tokens
-    from overfocus.metrics.registry import METRICS, STABILITY
 
 _HOME = {
     "CATALOGUE": "catalogue",
-    "METRICS": "registry",
-    "STABILITY": "registry",
+    "ForwardMeasurement": "measuring",
+    "LayerValues": "measuring",
+    "METRICS": "formulas",
+    "STABILITY": "formulas",
     "Metric": "catalogue",
     "chance_level": "catalogue",
-    "measure": "measure",
+    "measure": "measuring",
     "received_attention": "received",
     "register_metric": "catalogue",
     "select_metrics": "catalogue",
@@ -31,6 +33,8 @@ __all__ = [
     "CATALOGUE",
     "METRICS",
     "STABILITY",
+    "ForwardMeasurement",
+    "LayerValues",
     "Metric",
     "chance_level",
     "measure",

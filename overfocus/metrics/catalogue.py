@@ -39,7 +39,7 @@ _RESERVED = frozenset(
 class Metric:
     """One metric. N is the number of patch tokens, k = max(1, round(f·N)) with f = 0.05 unless asked otherwise.
 
-    For a metric of your own give `name` and `function`, and as much of the rest as the report should say:
+    For a custom metric give `name` and `function`, and as much of the rest as the report should say:
 
         Metric(name="peak", function=lambda weights: weights.amax((1, 2, 3)), title="Largest weight", overfocused="high")
     """
@@ -72,7 +72,7 @@ class Metric:
     scale: tuple[Level, Level] | None = None
     """What becomes 0 and 1 where layers of different N are put together; None where the value itself is comparable."""
     function: Callable[..., Any] | None = None
-    """A metric of one's own: `function(weights, …)`, or `function(clean, corrupted, …)` in the group "stability", of attention
+    """Of a custom metric: `function(weights, …)`, or `function(clean, corrupted, …)` in the group "stability", of attention
     weights (batch, heads, queries, keys); returns (batch,). Of the keyword arguments `prefix_tokens`, `key_prefix_tokens`,
     `grid`, `key_grid`, `top_fraction` it gets those that it takes. None: the built-in function of that name."""
 
@@ -446,15 +446,15 @@ _ROWS = (
 )
 
 CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
-"""Every metric by name, in the order of the tables: the built-in ones, then those of one's own that were used or read."""
+"""Every metric by name, in the order of the tables: the built-in ones, then custom ones that were used or read."""
 
 BUILT_IN: tuple[Metric, ...] = _ROWS
 
 
 def select_metrics(metrics: Sequence[str | Callable[..., Any] | Metric] | None = None) -> tuple[Metric, ...]:
-    """The rows of the metrics that are asked for, per layer: names, functions of one's own, or rows; None for all built-in ones.
+    """The rows of the metrics that are asked for, per layer: names, functions, or rows; None for all built-in ones.
 
-    A function becomes a row named after it: of the group "stability" where it takes two maps. Rows of one's own are added to
+    A function becomes a row named after it: of the group "stability" where it takes two maps. Custom rows are added to
     the catalogue, so that tables and reports know them.
 
     Raises:
@@ -466,7 +466,7 @@ def select_metrics(metrics: Sequence[str | Callable[..., Any] | Metric] | None =
         raise ValueError(f"expected a list of metrics, got the name {metrics!r}; write [{metrics!r}]")
     chosen: dict[str, Metric] = {}
     for given in metrics:
-        metric = metric_named(given) if isinstance(given, str) else given if isinstance(given, Metric) else _own(given)
+        metric = metric_named(given) if isinstance(given, str) else given if isinstance(given, Metric) else _row_of(given)
         if not metric.per_layer:
             raise ValueError(f"{metric.name} is a score of the prediction, measured in every run; expected metrics of attention")
         if metric.function is not None:
@@ -482,7 +482,7 @@ def select_metrics(metrics: Sequence[str | Callable[..., Any] | Metric] | None =
 
 
 def register_metric(metric: Metric) -> None:
-    """Add a row of one's own to the catalogue, or put it in place of one of that name: titles and units of a saved run, say.
+    """Add a custom row to the catalogue, or put it in place of one of that name: titles and units of a saved run, say.
 
     Raises:
         ValueError: the name is that of a built-in metric.
@@ -492,7 +492,7 @@ def register_metric(metric: Metric) -> None:
     CATALOGUE[metric.name] = metric
 
 
-def _own(function: Callable[..., Any]) -> Metric:
+def _row_of(function: Callable[..., Any]) -> Metric:
     name = getattr(function, "__name__", "")
     if not callable(function) or not name.isidentifier():
         raise ValueError(f"expected names of metrics, named functions or rows of the catalogue; got {function!r}")
@@ -511,7 +511,7 @@ def _own(function: Callable[..., Any]) -> Metric:
 
 
 KEYWORDS = ("prefix_tokens", "key_prefix_tokens", "grid", "key_grid", "top_fraction")
-"""What functions of one's own may ask for beside the weights."""
+"""What custom functions may ask for beside the weights."""
 
 
 def metric_named(name: str) -> Metric:

@@ -3,6 +3,7 @@
 timm's ViT, DeiT and Swin are registered with TAP in every block as `tap_` and the name of the original.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,18 +12,22 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import build_model_with_cfg
 from timm.models.beit import Beit
 from timm.models.beit import Block as BeitBlock
 from timm.models.cait import Cait
 from timm.models.cait import LayerScaleBlock as CaitBlock
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer import checkpoint_filter_fn as swin_weights
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_weights
 from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBlock, VisionTransformerRelPos
 from timm.models.xcit import XCABlock, Xcit
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from overfocus.capturing.watching import in_backward
 from overfocus.errors import OverfocusError
@@ -106,29 +111,32 @@ _ENTRANCES: dict[type[nn.Module], str] = {
 
 
 class PatchGrids:
-    """Patch grids of the images that a model has embedded, by number of patches; a forward hook of the patch embedding.
+    """Patch grids of the images that a model has embedded, by number of patches; `note_grid` fills it.
 
     They are kept by number, not as one latest grid, because activation checkpointing runs blocks again after other images
     of other sizes have been embedded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patch_embed: nn.Module) -> None:
+        self.patch_embed = patch_embed
         self.known: dict[int, tuple[int, int]] = {}
 
     @staticmethod
-    def of_model(patch_embed: nn.Module) -> "PatchGrids":
+    def of_model(patch_embed: Any) -> "PatchGrids":
         """The one grid memory of a patch embedding, hooked into it when first asked for."""
-        for hook in patch_embed._forward_hooks.values():
-            if isinstance(hook, PatchGrids):
-                return hook
-        grids = PatchGrids()
-        patch_embed.register_forward_hook(grids)
+        if not hasattr(patch_embed, "patch_grids"):
+            patch_embed.patch_grids = PatchGrids(patch_embed)
+            patch_embed.register_forward_hook(note_grid)
+        grids: PatchGrids = patch_embed.patch_grids
         return grids
 
-    def __call__(self, patch_embed: Any, args: tuple[Any, ...], output: Any) -> None:
+    def note(self, images: Any, output: Any) -> None:
         """Note the grid of the images given."""
+        if isinstance(images, Proxy):
+            return
+        patch_embed: Any = self.patch_embed
         # XCiT returns its grid beside the patches.
-        sizes = output[1] if isinstance(output, tuple) else patch_embed.dynamic_feat_size(tuple(args[0].shape[-2:]))
+        sizes = output[1] if isinstance(output, tuple) else patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
         rows, columns = (int(size) for size in sizes)  # a tracer has tensors here
         self.known[rows * columns] = (rows, columns)
 
@@ -145,20 +153,28 @@ class PatchGrids:
             )
         return self.known[patches]
 
+    @property
+    def fixed(self) -> tuple[int, int]:
+        """The grid of the size the model was built for, for graphs that are made without an image (TorchScript, torch.fx)."""
+        rows, columns = self.patch_embed.grid_size  # type: ignore[misc]
+        return int(rows), int(columns)
+
+
+def note_grid(self: Any, input: tuple[Tensor], output: Tensor) -> None:
+    """Forward hook of a patch embedding; a plain function with these names, because TorchScript takes no other."""
+    if not torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+        self.patch_grids.note(input[0], output)
+
 
 class PoolTokens:
     """Forward pre-hook of a block's entrance: hands it the pooled tokens."""
 
-    def __init__(self, block: nn.Module, grids: PatchGrids, prefix_tokens: int) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self.block = block
-        self.grids = grids
-        self.prefix_tokens = prefix_tokens
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Replaces the tokens (batch, tokens, channels) among the arguments."""
-        tokens = args[0]
-        grid = self.grids.of(int(tokens.shape[1]) - self.prefix_tokens)
-        return _pool(self.block, tokens, grid, self.prefix_tokens), *args[1:]
+        return pool_block_tokens(self.block, args[0]), *args[1:]
 
 
 class PoolGrid:
@@ -172,9 +188,19 @@ class PoolGrid:
         return pool_grid(self.block, args[0]), *args[1:]
 
 
+def pool_block_tokens(block: Any, tokens: Tensor) -> Tensor:
+    """Pools the patches among tokens (batch, tokens, channels) on the grid that the model has embedded."""
+    grids: PatchGrids = block.patch_grids
+    traced = isinstance(tokens, Proxy)
+    grid = grids.fixed if traced else grids.of(int(tokens.shape[1]) - block.prefix_tokens)
+    return _pool(block, tokens, grid, block.prefix_tokens)
+
+
 def pool_grid(block: nn.Module, grid: Tensor) -> Tensor:
     """Pools a grid (batch, rows, columns, channels), the form that Swin's blocks work on."""
-    return _pool(block, grid.flatten(1, 2), (int(grid.shape[1]), int(grid.shape[2]))).reshape(grid.shape)
+    rows, columns = grid.shape[1], grid.shape[2]
+    size = (rows, columns) if isinstance(grid, Proxy) else (int(rows), int(columns))
+    return torch.unflatten(_pool(block, grid.flatten(1, 2), size), 1, size)
 
 
 def _pool(block: Any, tokens: Tensor, grid: tuple[int, int], prefix_tokens: int = 0) -> Tensor:
@@ -182,6 +208,38 @@ def _pool(block: Any, tokens: Tensor, grid: tuple[int, int], prefix_tokens: int 
     again = not torch.compiler.is_compiling() and in_backward()
     with held_statistics(block.dilation_predictor) if again else nullcontext():
         return pool_tokens(block.dilation_predictor, block.token_pools, tokens, grid, prefix_tokens)
+
+
+class PooledBlock(Block):
+    """timm's block of ViT and DeiT with TAP, written out so that TorchScript can compile it, which takes no hooks with state."""
+
+    def __prepare_scriptable__(self) -> "PooledBlock":
+        self.fixed_grid = self.patch_grids.fixed  # type: ignore[union-attr]
+        return self
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
+            weights = self.dilation_predictor(patches, self.fixed_grid)
+            pooled = torch.cat([prefix, self.token_pools(patches, weights, self.fixed_grid)], dim=1)
+        else:
+            pooled = pool_block_tokens(self, x)
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(pooled), attn_mask=attn_mask, is_causal=is_causal)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class PooledSwinBlock(SwinTransformerBlock):
+    """timm's Swin block with TAP on the whole grid, written out for TorchScript too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = (x.shape[1], x.shape[2])
+        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            patches = x.flatten(1, 2)
+            pooled = torch.unflatten(self.token_pools(patches, self.dilation_predictor(patches, grid), grid), 1, grid)
+        else:
+            pooled = pool_grid(self, x)
+        tokens = (x + self.drop_path1(self._attn(self.norm1(pooled)))).flatten(1, 2)
+        return torch.unflatten(tokens + self.drop_path2(self.mlp(self.norm2(tokens))), 1, grid)
 
 
 class PooledSwinV2Block(SwinTransformerV2Block):
@@ -220,7 +278,8 @@ def find_sites(model: nn.Module) -> list[Site]:
         if isinstance(module, (VisionTransformer, VisionTransformerRelPos, Beit, Eva, Cait, Xcit)):
             sites += _token_sites(module)
         elif isinstance(module, SwinTransformerBlock):
-            sites.append(Site(module, module.dim, partial(_connect_grid, module)))
+            connect = partial(_become, module, PooledSwinBlock) if type(module) is SwinTransformerBlock else None
+            sites.append(Site(module, module.dim, connect or partial(_connect_grid, module)))
         elif isinstance(module, SwinTransformerV2Block):
             sites.append(Site(module, module.dim, partial(_become, module, PooledSwinV2Block)))
         elif isinstance(module, SwinTransformerV2CrBlock):
@@ -246,9 +305,13 @@ def _token_sites(model: Any) -> list[Site]:
     return sites
 
 
-def _connect_tokens(block: nn.Module, entrance: str, patch_embed: nn.Module, prefix_tokens: int) -> None:
-    pool = PoolTokens(block, PatchGrids.of_model(patch_embed), prefix_tokens)
-    block.get_submodule(entrance).register_forward_pre_hook(pool)
+def _connect_tokens(block: Any, entrance: str, patch_embed: nn.Module, prefix_tokens: int) -> None:
+    block.patch_grids = PatchGrids.of_model(patch_embed)
+    block.prefix_tokens = prefix_tokens
+    if type(block) is Block and "is_causal" in inspect.signature(Block.forward).parameters:  # as in recent timm
+        _become(block, PooledBlock)
+    else:
+        block.get_submodule(entrance).register_forward_pre_hook(PoolTokens(block))
 
 
 def _connect_grid(block: nn.Module) -> None:
@@ -265,12 +328,14 @@ BASES = (
     *(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")),
     *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")),
 )
-_KEPT = ("num_classes", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "first_conv", "classifier")
+# Where weights come from, and what they are called: the base's own, which `pretrained=True` takes where no file is given.
+_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "tag", "architecture")
 
 
 def create_with_tap(
     base: str,
     pretrained: bool = False,
+    pretrained_cfg: Any = None,
     num_scales: int = 4,
     pooling: str = "average",
     init: str | None = None,
@@ -278,20 +343,44 @@ def create_with_tap(
 ) -> nn.Module:
     """The timm model `base` with `num_scales` (K) TAP branches in every block; `arguments` go to timm.
 
-    With `pretrained` the body has timm's weights of `base`; TAP has none. Its `init` is then "identity" by default, so that the
-    model starts with the output of `base`, and "default" otherwise; see `add_tap`.
+    With `pretrained` the body has timm's weights of `base`, or those of the file that a `pretrained_cfg_overlay` names. Where
+    they have none for TAP, its `init` is "identity" by default, so that the model starts with the output of `base`; without
+    `pretrained` it is "default", see `add_tap`.
     """
-    model: Any = timm.create_model(base, pretrained=pretrained, **arguments)
-    add_tap(model, branches=num_scales, pooling=pooling, init=init or ("identity" if pretrained else "default"))
-    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": f"tap_{base}"}
-    built: nn.Module = model
-    return built
+    swin = base.startswith("swin")
+    convert = swin_weights if swin else partial(vit_weights, adapt_layer_scale=base.startswith("deit"))
+
+    def build(**options: Any) -> nn.Module:
+        model = timm.create_model(base, **options)
+        return add_tap(model, num_scales, pooling=pooling, init=init or ("identity" if pretrained else "default"))
+
+    def with_tap(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        converted = convert(state_dict, model)
+        if any(".dilation_predictor." in name for name in converted):
+            return converted
+        modules = [name for name, _ in model.named_modules() if name.endswith(("dilation_predictor", "token_pools"))]
+        fronts = tuple(f"{name}." for name in modules)
+        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(fronts)}
+        return {**own, **converted}
+
+    if pretrained and pretrained_cfg is None:
+        pretrained_cfg = {**timm.get_pretrained_cfg(base).to_dict(), "architecture": f"tap_{base}"}
+    model: nn.Module = build_model_with_cfg(
+        build,
+        f"tap_{base}",
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_filter_fn=with_tap,
+        feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3) if swin else 3},
+        **arguments,
+    )
+    return model
 
 
 def _config(base: str) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(base)
     assert config is not None
-    return {key: getattr(config, key) for key in _KEPT if getattr(config, key) is not None}
+    return {name: value for name, value in config.to_dict().items() if name not in _SOURCES}
 
 
 for _base in BASES:

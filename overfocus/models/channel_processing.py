@@ -2,10 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from overfocus.models.layers import to_maps, to_tokens
+from overfocus.models.layers import Grid, Maps, Tokens, to_maps, to_tokens
 
 
 class DepthwisePair(nn.Module):
@@ -20,7 +19,7 @@ class DepthwisePair(nn.Module):
             nn.init.normal_(convolution.weight, std=(2 / 9) ** 0.5)
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
 
-    def forward(self, maps: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+    def forward(self, maps: Maps) -> Maps:
         mixed: Tensor = self.conv2(self.bn(F.gelu(self.conv1(maps))))
         return mixed
 
@@ -40,9 +39,7 @@ class DepthwiseMlp(nn.Module):
         self.drop = nn.Dropout(drop)
         self.residual = residual
 
-    def forward(
-        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
-    ) -> Float[Tensor, "batch tokens channels"]:
+    def forward(self, tokens: Tokens, grid: Grid) -> Tokens:
         hidden = self.fc1(tokens)
         convolved = self.drop(to_tokens(self.dwconv(to_maps(hidden, grid))))
         # Dropping a token's channel before or after its scale is the same; the residual is never dropped.
@@ -68,14 +65,12 @@ class ChannelProcessing(nn.Module):
         self.q = nn.Linear(channels, channels)
         self.attn_drop = nn.Dropout(attn_drop)
 
-    def forward(
-        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
-    ) -> Float[Tensor, "batch tokens channels"]:
+    def forward(self, tokens: Tokens, grid: Grid) -> Tokens:
         gated: Tensor = self.norm_v(self.mlp_v(tokens, grid)) * self.gate(tokens)[:, None, :]
         return gated
 
-    def gate(self, tokens: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch channels"]:
-        """Scale of every channel, in (0, temperature of its head)."""
+    def gate(self, tokens: Tokens) -> Tensor:
+        """Scale of every channel, (batch, channels), in (0, temperature of its head)."""
         queries = torch.unflatten(self.q(tokens).softmax(dim=1), 2, (self.heads, -1))  # (batch, tokens, heads, head_dim)
         # The keys are the raw input: the reference has no key projection.
         keys = torch.unflatten(tokens.softmax(dim=1), 2, (self.heads, -1)).mean(dim=3, keepdim=True)

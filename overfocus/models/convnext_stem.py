@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from overfocus.models.layers import to_tokens
+from overfocus.models.layers import Images, Maps, to_tokens
 
 PIXELS_AT_ONCE = 2048
 
@@ -23,16 +23,17 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)
         self.unbiased = unbiased
 
-    def forward(self, maps: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+    def forward(self, maps: Maps) -> Maps:
         pixels = maps.permute(0, 2, 3, 1)
         if not self.unbiased:
-            return super().forward(pixels).permute(0, 3, 1, 2)
+            return F.layer_norm(pixels, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
         # (x − μ) / √(σ²·D/(D−1) + ε) is the fused norm with ε·(D−1)/D, its result scaled by √((D−1)/D).
-        share = 1 - 1 / maps.shape[1]
+        share = 1 - 1 / self.normalized_shape[0]
         normed = F.layer_norm(pixels, self.normalized_shape, self.weight * share**0.5, self.bias, self.eps * share)
         return normed.permute(0, 3, 1, 2)
 
 
+@register_notrace_module
 class PixelMlp(nn.Module):
     """Two 1×1 convolutions, D → 4D → D, with GELU between."""
 
@@ -41,10 +42,11 @@ class PixelMlp(nn.Module):
         self.fc1 = nn.Conv2d(channels, 4 * channels, kernel_size=1)
         self.fc2 = nn.Conv2d(4 * channels, channels, kernel_size=1)
 
-    def forward(self, maps: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
-        if torch.is_grad_enabled() or maps.device.type != "cpu" or torch.compiler.is_compiling():
+    def forward(self, maps: Maps) -> Maps:
+        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
             return self._mix(maps)
-        return by_pixels(self._mix, maps)
+        whole = torch.is_grad_enabled() or maps.device.type != "cpu" or torch.compiler.is_compiling()
+        return self._mix(maps) if whole else by_pixels(self._mix, maps)
 
     def _mix(self, maps: Tensor) -> Tensor:
         mixed: Tensor = self.fc2(F.gelu(self.fc1(maps)))
@@ -69,7 +71,7 @@ class ConvNeXtBlock(nn.Module):
         self.norm = ChannelNorm(channels, unbiased=True)
         self.mlp = PixelMlp(channels)
 
-    def forward(self, maps: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+    def forward(self, maps: Maps) -> Maps:
         return torch.addcmul(maps, self.gamma[:, None, None], self.mlp(self.norm(self.conv_dw(maps))))
 
 
@@ -84,7 +86,7 @@ class ConvNeXtStage(nn.Module):
             self.downsample = nn.Sequential(norm, nn.Conv2d(in_channels, channels, kernel_size=2, stride=2))
         self.blocks = nn.Sequential(*(ConvNeXtBlock(channels) for _ in range(depth)))
 
-    def forward(self, maps: Float[Tensor, "batch width rows columns"]) -> Float[Tensor, "batch channels rows_out columns_out"]:
+    def forward(self, maps: Maps) -> Maps:
         out: Tensor = self.blocks(self.downsample(maps))
         return out
 
@@ -107,7 +109,7 @@ class ConvNeXtStem(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> list[Float[Tensor, "batch channels rows columns"]]:
+    def forward(self, images: Images) -> list[Maps]:
         maps = self.stem(images)
         levels = []
         for stage in self.stages:
@@ -124,12 +126,12 @@ class HybridEmbedding(nn.Module):
         self.backbone = ConvNeXtStem(in_chans, depths)
         self.proj = nn.Conv2d(ConvNeXtStem.channels[-1], channels, kernel_size=patch_size, stride=patch_size)
 
-    def levels(self, images: Float[Tensor, "batch in_chans height width"]) -> list[Float[Tensor, "batch channels rows columns"]]:
+    def levels(self, images: Images) -> list[Maps]:
         """Maps of stride 4 and 8 and the embedded one, for dense prediction."""
         levels: list[Tensor] = self.backbone(images)
-        return [*levels, self.proj(levels[-1])]
+        return levels + [self.proj(levels[-1])]  # noqa: RUF005  TorchScript unpacks no list
 
-    def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> tuple[Tensor, tuple[int, int]]:
+    def forward(self, images: Images) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (batch, rows · columns, channels) and their grid (rows, columns)."""
         maps = self.levels(images)[-1]
         return to_tokens(maps), (maps.shape[2], maps.shape[3])

@@ -5,29 +5,24 @@ Parameter names and shapes are those of the reference of "Robustifying Token Att
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from timm.layers.drop import DropPath
-from timm.models._features import feature_take_indices
+from timm.layers import DropPath, global_pool_nlc, register_notrace_module
 from timm.models._registry import register_model_deprecations
 from timm.models.xcit import ClassAttentionBlock, ConvPatchEmbed
 from torch import Tensor, nn
 
 from overfocus.models.channel_processing import ChannelProcessing
 from overfocus.models.convnext_stem import HybridEmbedding
-from overfocus.models.layers import run_block, to_maps, to_tokens
+from overfocus.models.layers import Classifier, Grid, Images, Tokens, run_block, to_maps, to_tokens
 from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
 from overfocus.models.tap import DilationPredictor, TokenPooling
 
-HIDDEN = 32
-TEMPERATURE = 10000.0
 
-
+@register_notrace_module
 class FourierEncoding(nn.Module):
     """Positional encoding of any grid, (1, rows · columns, channels), added to the tokens once before the blocks.
 
@@ -37,26 +32,29 @@ class FourierEncoding(nn.Module):
     and its weights need that.
     """
 
+    hidden: Final = 32
+    temperature: Final = 10000.0
+
     def __init__(self, channels: int, paired_frequencies: bool = True) -> None:
         super().__init__()
         self.paired_frequencies = paired_frequencies
-        self.token_projection = nn.Conv2d(2 * HIDDEN, channels, kernel_size=1)
+        self.token_projection = nn.Conv2d(2 * self.hidden, channels, kernel_size=1)
 
-    def forward(self, grid: tuple[int, int]) -> Float[Tensor, "1 tokens channels"]:
-        rows, columns = (self._axis(length) for length in grid)
-        by_row = rows[:, None, :].expand(-1, grid[1], -1)
-        by_column = columns[None, :, :].expand(grid[0], -1, -1)
+    def forward(self, grid: Grid) -> Tokens:
+        by_row = self._axis(grid[0])[:, None, :].expand(-1, grid[1], -1)
+        by_column = self._axis(grid[1])[None, :, :].expand(grid[0], -1, -1)
         waves = torch.cat([by_row, by_column], dim=-1).to(self.token_projection.weight.dtype)  # (rows, columns, 64)
         projected: Tensor = self.token_projection(waves.permute(2, 0, 1)[None])
         return projected.flatten(2).transpose(1, 2)
 
-    def _axis(self, length: int) -> Float[Tensor, "length hidden"]:
+    def _axis(self, length: int) -> Tensor:
+        """(length, 32)"""
         device = self.token_projection.weight.device
         angles = torch.arange(1, length + 1, device=device, dtype=torch.float32) * (2 * math.pi / (length + 1e-6))
-        steps = torch.arange(HIDDEN, device=device, dtype=torch.float32)
+        steps = torch.arange(self.hidden, device=device, dtype=torch.float32)
         if self.paired_frequencies:
             steps = 2 * torch.div(steps, 2, rounding_mode="floor")
-        phases = angles[:, None] / TEMPERATURE ** (steps / HIDDEN)
+        phases = angles[:, None] / self.temperature ** (steps / self.hidden)
         return torch.stack([phases[:, 0::2].sin(), phases[:, 1::2].cos()], dim=-1).flatten(1)
 
 
@@ -79,9 +77,9 @@ class TokenMixing(nn.Module):
         self.proj = nn.Linear(channels, channels)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, tokens: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels"]:
-        query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
-        keys_values = self.kv(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, tokens: Tokens) -> Tokens:
+        query = torch.unflatten(self.q(tokens), 2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+        keys_values = torch.unflatten(self.kv(tokens), 2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         key, value = keys_values.unbind(0)
         drop = self.attn_drop if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
@@ -97,7 +95,7 @@ class Downsample(nn.Module):
         self.proj = nn.Conv2d(channels, out_channels, kernel_size=3, stride=2, padding=1)
         self.norm = nn.LayerNorm(out_channels)  # ε 1e-5 in the reference, here alone among FAN's block norms
 
-    def forward(self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    def forward(self, tokens: Tokens, grid: Grid) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (batch, a quarter of the tokens, out_channels) and their grid."""
         maps = self.proj(to_maps(tokens, grid))
         return self.norm(to_tokens(maps)), (maps.shape[2], maps.shape[3])
@@ -127,15 +125,13 @@ class FanBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.norm2 = BlockNorm(channels)
         self.mlp = ChannelProcessing(channels, heads, drop=proj_drop, attn_drop=attn_drop)
-        self.dilation_predictor = None
+        self.dilation_predictor: DilationPredictor | None = None
         if num_scales is not None:
             self.dilation_predictor = DilationPredictor(channels, num_scales)
             self.token_pools = TokenPooling(channels, num_scales)
         self.downsample: Downsample | None = None  # applied after the block by the model that sets it
 
-    def forward(
-        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
-    ) -> Float[Tensor, "batch tokens channels"]:
+    def forward(self, tokens: Tokens, grid: Grid) -> Tokens:
         pooled = tokens
         if self.dilation_predictor is not None:
             pooled = self.token_pools(tokens, self.dilation_predictor(tokens, grid), grid)
@@ -143,13 +139,15 @@ class FanBlock(nn.Module):
         return torch.addcmul(tokens, self.gamma2, self.drop_path(self.mlp(self.norm2(tokens), grid)))
 
 
-class Fan(nn.Module):
+class Fan(Classifier):
     """FAN classifier; (batch, in_chans, height, width) → (batch, num_classes). Any image of 16 pixels or more works.
 
     `embed_dims`, `depths` and `num_heads` have one entry per width (only the extra-large model has two). `stem_depths`
     makes it hybrid, `num_scales` puts TAP with that many branches in every token block. `paired_frequencies` is explained
-    in `FourierEncoding`.
+    in `FourierEncoding`. `img_size` and `dynamic_img_size` are accepted as by timm's ViT; nothing here depends on the size.
     """
+
+    POOLINGS = ("", "token", "avg", "avgmax", "max")
 
     def __init__(
         self,
@@ -161,6 +159,7 @@ class Fan(nn.Module):
         head_init_scale: float = 1.0,
         paired_frequencies: bool = True,
         img_size: int | tuple[int, int] = 224,
+        dynamic_img_size: bool = True,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "token",
@@ -169,15 +168,9 @@ class Fan(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        del img_size  # nothing depends on it
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.global_pool = global_pool
-        self.num_features = self.head_hidden_size = self.embed_dim = embed_dims[-1]
+        super().__init__(num_classes, in_chans, embed_dims[-1], img_size, global_pool)
+        del dynamic_img_size
         self.head_init_scale = head_init_scale
-        self.grad_checkpointing = False
-
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.num_features))
         self.patch_embed: nn.Module
         if stem_depths is None:
@@ -188,7 +181,6 @@ class Fan(nn.Module):
         # The reference gives every block the same drop-path rate, no ramp.
         drops = {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "drop_path": drop_path_rate}
         blocks: list[FanBlock] = []
-        self.feature_info: list[dict[str, Any]] = []
         for stage, (width, depth, heads) in enumerate(zip(embed_dims, depths, num_heads, strict=True)):
             if stage > 0:
                 blocks[-1].downsample = Downsample(embed_dims[stage - 1], width)
@@ -196,6 +188,7 @@ class Fan(nn.Module):
                 self.feature_info.append({"num_chs": width, "reduction": 16 * 2**stage, "module": f"blocks.{len(blocks)}"})
                 blocks.append(FanBlock(width, heads, num_scales, **drops))
         self.blocks = nn.ModuleList(blocks)
+        self.depth = len(blocks)
         # `tokens_norm` also moves, normalises and doubles the patch tokens in these blocks, as in XCiT; the dense-prediction
         # model reads them there.
         self.cls_attn_blocks = nn.ModuleList(
@@ -212,31 +205,18 @@ class Fan(nn.Module):
         )
         self.norm = BlockNorm(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head: nn.Module = nn.Identity()
+        self.head = nn.Identity()
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _initialise(module)
         self.reset_classifier(num_classes)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in the place of the old one; none for 0 classes."""
-        self.num_classes = num_classes
-        self.global_pool = global_pool or self.global_pool
-        if self.global_pool not in ("token", "avg"):
-            raise ValueError(f"expected global_pool 'token' or 'avg', got {self.global_pool!r}")
-        self.head = nn.Identity()
-        if num_classes > 0:
-            self.head = nn.Linear(self.num_features, num_classes)
-            _initialise(self.head, self.head_init_scale)
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, from features to logits."""
-        return self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of the token blocks for the backward pass."""
-        self.grad_checkpointing = enable
+    def make_head(self, num_classes: int) -> nn.Linear:
+        """A new classifier, small at first where `head_init_scale` says so."""
+        head = super().make_head(num_classes)
+        _initialise(head, self.head_init_scale)
+        return head
 
     def no_weight_decay(self) -> set[str]:
         """Parameters with more than one axis that take no weight decay."""
@@ -251,74 +231,49 @@ class Fan(nn.Module):
             "cls_attn_blocks": [(r"^cls_attn_blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
-    def token_maps(
-        self, tokens: Float[Tensor, "batch tokens width"], grid: tuple[int, int]
-    ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-        """Tokens and their grid after every token block, in order."""
-        for block in self.blocks:
-            tokens = run_block(block, tokens, grid, checkpointed=self.grad_checkpointing)
-            yield tokens, grid
-            downsample: Any = block.downsample
-            if downsample is not None:
-                tokens, grid = downsample(tokens, grid)
-
-    def embed(self, images: Float[Tensor, "batch in_chans height width"]) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens (batch, rows · columns, channels) with their positional encoding, and their grid."""
+    def walk(self, images: Images, taken: list[int], last: int) -> tuple[Tensor, list[Tokens], list[tuple[int, int]]]:
+        """Run the token blocks up to number `last`: its tokens, and tokens and grids of the blocks in `taken`."""
         # In this memory format no layer copies between maps and tokens.
         tokens, grid = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
-        return tokens + self.pos_embed(grid), grid
+        return self.walk_blocks(tokens + self.pos_embed(grid), grid, taken, last)
 
-    def class_attention(self, tokens: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens_and_class channels"]:
-        """Let a class token, put in front here, read the patches."""
-        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+    def walk_blocks(
+        self, tokens: Tokens, grid: tuple[int, int], taken: list[int], last: int
+    ) -> tuple[Tensor, list[Tokens], list[tuple[int, int]]]:
+        """The same from embedded tokens."""
+        levels: list[Tensor] = []
+        grids: list[tuple[int, int]] = []
+        for index, block in enumerate(self.blocks):
+            if index <= last:
+                if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+                    tokens = block(tokens, grid)
+                else:
+                    tokens = run_block(block, tokens, grid, checkpointed=self.grad_checkpointing)
+                if index in taken:
+                    levels.append(tokens)
+                    grids.append(grid)
+                if block.downsample is not None and index < last:
+                    tokens, grid = block.downsample(tokens, grid)
+        return tokens, levels, grids
+
+    def finish(self, features: Tokens) -> Tokens:
+        """A class token, put in front here, reads the patches; (batch, 1 + tokens, channels) after the last norm."""
+        if len(self.cls_attn_blocks) > 0:
+            features = torch.cat([self.cls_token.expand(features.shape[0], -1, -1), features], dim=1)
         for block in self.cls_attn_blocks:
-            tokens = block(tokens)
-        normed: Tensor = self.norm(tokens)
+            features = block(features)
+        normed: Tensor = self.norm(features)
         return normed
 
-    def forward_features(
-        self, images: Float[Tensor, "batch in_chans height width"]
-    ) -> Float[Tensor, "batch tokens_and_class channels"]:
-        """Class token and patches after the last norm."""
-        *_, (tokens, _) = self.token_maps(*self.embed(images))
-        return self.class_attention(tokens)
+    def keep_levels(self, count: int) -> None:
+        """Remove every token block but the first `count`, and the class attention that needs them all."""
+        self.blocks = self.blocks[:count]
+        self.cls_attn_blocks = nn.ModuleList()
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "batch in_chans height width"],
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features after chosen token blocks (an int: the last so many), as maps or as tokens; see timm's other models."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"expected output_fmt 'NCHW' or 'NLC', got {output_fmt!r}")
-        taken, last = feature_take_indices(len(self.blocks), indices)
-        intermediates = []
-        tokens = torch.empty(0)
-        for index, (tokens, grid) in enumerate(self.token_maps(*self.embed(images))):
-            if index in taken:
-                feature = self.norm(tokens) if norm else tokens
-                intermediates.append(to_maps(feature, grid) if output_fmt == "NCHW" else feature)
-            if stop_early and intermediates_only and index == last:
-                break
-        if intermediates_only:
-            return intermediates
-        return self.class_attention(tokens), intermediates
-
-    def forward_head(
-        self, features: Float[Tensor, "batch tokens_and_class channels"], pre_logits: bool = False
-    ) -> Float[Tensor, "batch outputs"]:
-        """Logits of the class token (or of the mean patch), or what goes into the classifier."""
-        pooled = features[:, 0] if self.global_pool == "token" else features[:, 1:].mean(dim=1)
-        pooled = self.head_drop(pooled)
-        logits: Tensor = pooled if pre_logits else self.head(pooled)
-        return logits
-
-    def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> Float[Tensor, "batch num_classes"]:
-        return self.forward_head(self.forward_features(images))
+    def pool(self, features: Tokens) -> Tensor:
+        """The class token, the patches pooled, or all features as they are, by `global_pool`."""
+        pooled: Tensor = global_pool_nlc(features, self.global_pool, num_prefix_tokens=1)
+        return pooled
 
 
 def _initialise(linear: nn.Linear, scale: float = 1.0) -> None:
@@ -375,7 +330,10 @@ def without_tap(num_scales: int | None = None, **arguments: Any) -> Fan:
 
 
 for _name, _architecture in ARCHITECTURES.items():
-    _config = pretrained_config(crop_pct=0.9 if _name in _CROPPED else 1.0)
+    _config = pretrained_config(
+        crop_pct=0.9 if _name in _CROPPED else 1.0,
+        first_conv="patch_embed.backbone.stem.0" if "stem_depths" in _architecture else "patch_embed.proj.0.0",
+    )
     _plain = partial(without_tap, **_architecture)
     _with_tap = partial(Fan, num_scales=TAP_BRANCHES, **_architecture)
     register_architecture(__name__, _name, _plain, _config, convert_state_dict)

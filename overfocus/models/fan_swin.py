@@ -6,25 +6,24 @@ Token Attention for Vision Transformers" (ICCV 2023), whose `tap_fan_swin_*` are
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
-from jaxtyping import Float
-from timm.layers.patch_embed import PatchEmbed
-from timm.models._features import feature_take_indices
-from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
+from timm.layers import PatchEmbed, global_pool_nlc, register_notrace_function
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
 from overfocus.models.channel_processing import ChannelProcessing
-from overfocus.models.layers import run_block
+from overfocus.models.layers import Classifier, Grid, Images, Tokens, run_block
 from overfocus.models.registration import pretrained_config, register_architecture
 from overfocus.models.tap import DilationPredictor, TokenPooling
 
 
 class FanSwinBlock(SwinTransformerBlock):
     """timm's Swin block on (batch, rows, columns, channels), with channel processing and TAP where asked for."""
+
+    channel_processing: Final[bool]
 
     def __init__(
         self,
@@ -33,49 +32,86 @@ class FanSwinBlock(SwinTransformerBlock):
         num_heads: int,
         channel_processing: bool,
         num_scales: int = 1,
+        window_size: int = 7,
         proj_drop: float = 0.0,
         attn_drop: float = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(dim, input_resolution, num_heads, proj_drop=proj_drop, attn_drop=attn_drop, dynamic_mask=True, **options)
-        attention: Any = self.attn
-        # Two buffers that timm leaves out of checkpoints and the reference keeps in them.
-        attention.register_buffer("relative_position_index", attention.relative_position_index)
-        self.register_buffer("attn_mask", super().get_attn_mask(device=torch.empty(0).device, dtype=torch.get_default_dtype()))
-        self.padded_resolution = tuple(
-            math.ceil(length / window) * window for length, window in zip(input_resolution, self.window_size, strict=True)
-        )
+        drops = {"proj_drop": proj_drop, "attn_drop": attn_drop}
+        super().__init__(dim, input_resolution, num_heads, window_size=window_size, dynamic_mask=True, **drops, **options)
+        self.full_window = (window_size, window_size)
+        self.store_tables(input_resolution)
         self.channel_processing = channel_processing
         if channel_processing:
             mlp = ChannelProcessing(dim, num_heads, residual=False, drop=proj_drop, attn_drop=attn_drop)
             self.mlp = mlp  # type: ignore[assignment]
-        self.dilation_predictor = None
+        self.dilation_predictor: DilationPredictor | None = None
         if num_scales > 1:
             self.dilation_predictor = DilationPredictor(dim, num_scales)
             self.token_pools = TokenPooling(dim, num_scales)
 
-    def get_attn_mask(
-        self, x: Tensor | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> Tensor | None:
-        """Mask of shifted windows, (windows, tokens, tokens): the stored one for the size the model was built for."""
-        stored: Any = self.attn_mask
-        if x is not None and stored is not None and tuple(x.shape[1:3]) == self.padded_resolution:
-            mask: Tensor | None = stored.to(x.dtype)
-            return mask
-        return super().get_attn_mask(x, device, dtype)
+    def resize(self, grid: tuple[int, int]) -> None:
+        """Make the block one for maps of that grid, (rows, columns), with windows as large as before where they fit."""
+        self.set_input_size(grid, self.full_window)
+        self.store_tables(grid)
 
-    def forward(self, x: Float[Tensor, "batch rows columns channels"]) -> Float[Tensor, "batch rows columns channels"]:
+    def store_tables(self, grid: tuple[int, int]) -> None:
+        """Keep two buffers in checkpoints as the reference does, unlike timm: the relative positions, and the mask of shifted
+        windows for maps of that grid, padded to whole windows.
+        """
+        attention: Any = self.attn
+        attention.register_buffer("relative_position_index", attention.relative_position_index)
+        window, shift = self.window_size, self.shift_size
+        self.padded = tuple(math.ceil(length / side) * side for length, side in zip(grid, window, strict=True))
+        like = self.norm1.weight
+        mask = shifted_window_mask(self.padded, window, shift).to(like.device, like.dtype) if any(shift) else None
+        self.register_buffer("attn_mask", mask)
+
+    def get_attn_mask(  # with the arguments of timm's
+        self,
+        x: Tensor | None = None,
+        device: torch.device | None = None,  # noqa: ARG002
+        dtype: torch.dtype | None = None,  # noqa: ARG002
+    ) -> Tensor | None:
+        """Mask of shifted windows, (windows, tokens, tokens); None for a block that does not shift."""
+        if self.attn_mask is None or x is None:
+            return None
+        return fitting_mask(x, self.attn_mask, self.padded, self.window_size, self.shift_size)
+
+    def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
         pooled = x
         if self.dilation_predictor is not None:
             tokens = x.flatten(1, 2)
             weights = self.dilation_predictor(tokens, grid)
             pooled = torch.unflatten(self.token_pools(tokens, weights, grid), 1, grid)
-        attended: Tensor = self.drop_path1(self._attn(self.norm1(pooled)))  # type: ignore[no-untyped-call]
-        tokens = (x + attended).flatten(1, 2)
+        tokens = (x + self.drop_path1(self._attn(self.norm1(pooled)))).flatten(1, 2)
         normed = self.norm2(tokens)
-        tokens = tokens + self.drop_path2(self.mlp(normed, grid) if self.channel_processing else self.mlp(normed))
+        if self.channel_processing:
+            tokens = tokens + self.drop_path2(self.mlp(normed, grid))
+        else:
+            tokens = tokens + self.drop_path2(self.mlp(normed))
         return torch.unflatten(tokens, 1, grid)
+
+
+@register_notrace_function
+def fitting_mask(maps: Tensor, stored: Tensor, padded: Grid, window: Grid, shift: Grid) -> Tensor:
+    """The stored mask where it was made for the size of these maps (batch, rows, columns, channels), else one made now."""
+    if maps.shape[1] == padded[0] and maps.shape[2] == padded[1]:
+        return stored.to(maps.dtype)
+    return shifted_window_mask((maps.shape[1], maps.shape[2]), window, shift, maps.device).to(maps.dtype)
+
+
+def shifted_window_mask(grid: Grid, window: Grid, shift: Grid, device: torch.device | None = None) -> Tensor:
+    """What is added to the attention logits of shifted windows, (windows, tokens, tokens): −100 between tokens that the roll
+    brought together from opposite borders.
+    """
+    rows, columns = torch.arange(grid[0], device=device), torch.arange(grid[1], device=device)
+    by_row = (rows >= grid[0] - window[0]).float() + (rows >= grid[0] - shift[0]).float()
+    by_column = (columns >= grid[1] - window[1]).float() + (columns >= grid[1] - shift[1]).float()
+    regions = window_partition((3 * by_row[:, None] + by_column)[None, :, :, None], (window[0], window[1])).flatten(1)
+    apart = regions[:, :, None] != regions[:, None, :]
+    return torch.zeros(apart.shape, device=device).masked_fill(apart, -100.0)
 
 
 class FanSwinStage(nn.Module):
@@ -84,21 +120,28 @@ class FanSwinStage(nn.Module):
     def __init__(self, blocks: list[FanSwinBlock], merge_from: int | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.downsample = nn.Identity() if merge_from is None else PatchMerging(merge_from)
+        self.downsample: nn.Module = nn.Identity() if merge_from is None else PatchMerging(merge_from)
         self.grad_checkpointing = False
 
-    def forward(self, maps: Float[Tensor, "batch rows columns channels"]) -> Float[Tensor, "batch rows columns channels"]:
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (batch, rows, columns, channels) after the blocks; the merging is the model's to call."""
         for block in self.blocks:
-            maps = run_block(block, maps, checkpointed=self.grad_checkpointing)
+            if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+                maps = block(maps)
+            else:
+                maps = run_block(block, maps, checkpointed=self.grad_checkpointing)
         return maps
 
 
-class FanSwin(nn.Module):
+class FanSwin(Classifier):
     """FAN-Swin classifier; (batch, in_chans, height, width) → (batch, num_classes).
 
     The checkpoint holds window masks for images of `img_size`; for other sizes they are made on the way, and windows that
-    reach over the border are padded with zeros.
+    reach over the border are padded with zeros, so that `dynamic_img_size` is accepted and changes nothing.
     """
+
+    FORMATS = ("NCHW", "NHWC")
+    output_fmt = "NHWC"
 
     def __init__(
         self,
@@ -108,6 +151,7 @@ class FanSwin(nn.Module):
         window_size: int = 7,
         num_scales: int = 1,
         img_size: int | tuple[int, int] = 224,
+        dynamic_img_size: bool = True,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -116,13 +160,11 @@ class FanSwin(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.in_chans = in_chans
+        super().__init__(num_classes, in_chans, embed_dim * 2 ** (len(depths) - 1), img_size, global_pool)
+        del dynamic_img_size
         self.embed_dim = embed_dim
-        self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
         self.patch_embed = PatchEmbed(
-            img_size,
+            self.img_size,
             patch_size=4,
             in_chans=in_chans,
             embed_dim=embed_dim,
@@ -131,17 +173,14 @@ class FanSwin(nn.Module):
             strict_img_size=False,
             dynamic_img_pad=True,
         )
-        rates = (drop_path_rate * number / (sum(depths) - 1) for number in range(sum(depths)))
+        rates = (drop_path_rate * number / max(1, sum(depths) - 1) for number in range(sum(depths)))
         self.layers = nn.ModuleList()
-        self.feature_info: list[dict[str, Any]] = []
         for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
-            channels = embed_dim * 2**stage
-            last = stage == len(depths) - 1
-            resolution = tuple(math.ceil(length / 2**stage) for length in self.patch_embed.grid_size)
+            channels, last = embed_dim * 2**stage, stage == len(depths) - 1
             block = partial(
                 FanSwinBlock,
                 channels,
-                resolution,
+                self.stage_grid(stage),
                 heads,
                 channel_processing=not last,
                 num_scales=num_scales,
@@ -152,27 +191,39 @@ class FanSwin(nn.Module):
             blocks = [block(shift_size=window_size // 2 if index % 2 else 0, drop_path=next(rates)) for index in range(depth)]
             self.layers.append(FanSwinStage(blocks, None if last else channels))
             self.feature_info.append({"num_chs": channels, "reduction": 4 * 2**stage, "module": f"layers.{stage}"})
+        self.depth = len(depths)
         self.norm = nn.LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head: nn.Module = nn.Identity()
+        self.head = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _initialise(module)
-        self.reset_classifier(num_classes, global_pool)
+        self.reset_classifier(num_classes)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in the place of the old one; none for 0 classes."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"expected global_pool 'avg', since FAN-Swin has no class token, got {global_pool!r}")
-        self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes > 0:
-            self.head = nn.Linear(self.num_features, num_classes)
-            _initialise(self.head)
+    def stage_grid(self, stage: int) -> tuple[int, int]:
+        """The grid (rows, columns) of a stage for images of `img_size`."""
+        rows, columns = self.patch_embed.grid_size
+        return math.ceil(rows / 2**stage), math.ceil(columns / 2**stage)
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer, from features to logits."""
-        return self.head
+    def make_head(self, num_classes: int) -> nn.Linear:
+        """A new classifier."""
+        head = super().make_head(num_classes)
+        _initialise(head)
+        return head
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Make the model one for images of another size: windows keep their size, and stored masks are those of the new size.
+
+        Raises:
+            ValueError: a patch size is given, which the convolution of the stem fixes.
+        """
+        super().set_input_size(img_size, patch_size)
+        self.patch_embed.set_input_size(img_size=self.img_size)  # type: ignore[no-untyped-call]
+        for number, stage in enumerate(self.layers):
+            for block in stage.blocks:  # type: ignore[union-attr]
+                block.resize(self.stage_grid(number))  # type: ignore[operator]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of the blocks for the backward pass."""
@@ -188,55 +239,36 @@ class FanSwin(nn.Module):
         blocks = [(r"^layers\.(\d+).downsample", (99998,)), (r"^layers\.(\d+)\.\w+\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else blocks}
 
-    def stage_maps(self, images: Float[Tensor, "batch in_chans height width"]) -> Iterator[Tensor]:
-        """Maps (batch, rows, columns, channels) after every stage, before its patches are merged."""
-        maps: Tensor = self.patch_embed(images)
-        for stage in self.layers:
-            maps = stage(maps)
-            yield maps
-            downsample: Any = stage.downsample
-            maps = downsample(maps)
+    def walk(self, images: Images, taken: list[int], last: int) -> tuple[Tensor, list[Tokens], list[tuple[int, int]]]:
+        """Run the stages up to number `last`: its maps, and tokens and grids of the stages in `taken`, before their merging."""
+        maps = self.patch_embed(images)
+        levels: list[Tensor] = []
+        grids: list[tuple[int, int]] = []
+        for index, stage in enumerate(self.layers):
+            if index <= last:
+                maps = stage(maps)
+                if index in taken:
+                    levels.append(maps.flatten(1, 2))
+                    grids.append((maps.shape[1], maps.shape[2]))
+                if index < last:
+                    maps = stage.downsample(maps)
+        return maps, levels, grids
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "batch in_chans height width"],
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features after chosen stages (an int: the last so many), before their merging; see timm's other models."""
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"expected output_fmt 'NCHW' or 'NHWC', got {output_fmt!r}")
-        maps = torch.empty(0)
-        taken, last = feature_take_indices(len(self.layers), indices)
-        intermediates = []
-        for index, maps in enumerate(self.stage_maps(images)):
-            if index in taken:
-                feature = self.norm(maps) if norm and index == len(self.layers) - 1 else maps
-                intermediates.append(feature.permute(0, 3, 1, 2) if output_fmt == "NCHW" else feature)
-            if stop_early and intermediates_only and index == last:
-                break
-        return intermediates if intermediates_only else (self.norm(maps), intermediates)
-
-    def forward_features(
-        self, images: Float[Tensor, "batch in_chans height width"]
-    ) -> Float[Tensor, "batch rows columns channels"]:
+    def finish(self, features: Tensor) -> Tensor:
         """Patches after the last norm, (batch, rows, columns, channels)."""
-        *_, maps = self.stage_maps(images)
-        normed: Tensor = self.norm(maps)
+        normed: Tensor = self.norm(features)
         return normed
 
-    def forward_head(
-        self, features: Float[Tensor, "batch rows columns channels"], pre_logits: bool = False
-    ) -> Float[Tensor, "batch outputs"]:
-        """Logits of the mean patch, or what goes into the classifier."""
-        pooled: Tensor = self.head_drop(features.mean(dim=(1, 2)))
-        return pooled if pre_logits else self.head(pooled)
+    def keep_levels(self, count: int) -> None:
+        """Remove every stage but the first `count`."""
+        self.layers = self.layers[:count]
 
-    def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> Float[Tensor, "batch num_classes"]:
-        return self.forward_head(self.forward_features(images))
+    def pool(self, features: Tensor) -> Tensor:
+        """The patches pooled by `global_pool`, or the maps as they are where it is empty."""
+        if self.global_pool == "":
+            return features
+        pooled: Tensor = global_pool_nlc(features.flatten(1, 2), self.global_pool, num_prefix_tokens=0)
+        return pooled
 
 
 def _initialise(linear: nn.Linear) -> None:
@@ -260,6 +292,7 @@ def without_tap(num_scales: int | None = None, **arguments: Any) -> FanSwin:
 
 
 for _name, _architecture in ARCHITECTURES.items():
-    _config = pretrained_config(crop_pct=0.9)
-    register_architecture(__name__, _name, partial(without_tap, **_architecture), _config)
-    register_architecture(__name__, f"tap_{_name}", partial(FanSwin, **_architecture), _config)
+    _config = pretrained_config(crop_pct=0.9, first_conv="patch_embed.proj", pool_size=(7, 7))
+    _stages = (0, 1, 2, 3)
+    register_architecture(__name__, _name, partial(without_tap, **_architecture), _config, out_indices=_stages)
+    register_architecture(__name__, f"tap_{_name}", partial(FanSwin, **_architecture), _config, out_indices=_stages)

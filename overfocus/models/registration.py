@@ -12,7 +12,7 @@ TAP_BRANCHES = 4
 """Branches of a `tap_*` model where `num_scales` is not given: those of every published recipe and checkpoint."""
 
 
-def pretrained_config(crop_pct: float, **changes: Any) -> dict[str, Any]:
+def pretrained_config(crop_pct: float, first_conv: str, **changes: Any) -> dict[str, Any]:
     """What timm keeps about a model's weights and preprocessing; there are no weights it could download by name."""
     return {
         "url": "",
@@ -22,6 +22,7 @@ def pretrained_config(crop_pct: float, **changes: Any) -> dict[str, Any]:
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
+        "first_conv": first_conv,
         "classifier": "head",
         **changes,
     }
@@ -33,15 +34,17 @@ def register_architecture(
     model_class: Callable[..., nn.Module],
     config: dict[str, Any],
     convert: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] | None = None,
+    out_indices: int | tuple[int, ...] = 3,
 ) -> None:
     """Give a module the entry point `name(pretrained=False, **arguments)` and register it with timm.
 
     `model_class` builds the model from the arguments, `config` comes from `pretrained_config`, and `convert` turns state
-    dicts of older or resized models into the model's own.
+    dicts of older or resized models into the model's own. `out_indices` are the levels of `features_only=True` (an int: the
+    last so many).
     """
 
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
-        levels = {"feature_cls": "getter"}  # for features_only=True; new each time, since timm takes entries out of it
+        levels = {"feature_cls": "getter", "out_indices": out_indices}  # new each time, since timm takes entries out of it
         model: nn.Module = build_model_with_cfg(
             model_class, name, pretrained, pretrained_filter_fn=convert, feature_cfg=levels, **arguments
         )

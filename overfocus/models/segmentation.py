@@ -97,11 +97,8 @@ class FanLevels(Fan):
     def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> list[Tensor]:  # type: ignore[override]
         *levels, maps = self.patch_embed.levels(images.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
         grid = (maps.shape[2], maps.shape[3])
-        embedded = to_tokens(maps) + self.pos_embed(grid)
-        tokens = embedded
-        for index, (tokens, _) in enumerate(self.token_maps(embedded, grid)):
-            if index == self.out_block:
-                levels.append(to_maps(tokens, grid))
+        tokens, taken, _ = self.walk_blocks(to_tokens(maps) + self.pos_embed(grid), grid, [self.out_block], self.depth - 1)
+        levels.append(to_maps(taken[0], grid))
         blocks: Any = self.cls_attn_blocks
         for block in blocks:
             tokens = 2 * block.norm2(torch.addcmul(tokens, block.gamma1, block.norm1(tokens)))
@@ -226,7 +223,13 @@ def segmentation_model(
 
 for _name, _out_block in OUT_BLOCKS.items():
     _architecture = {key: value for key, value in ARCHITECTURES[_name].items() if key != "head_init_scale"}
-    _config = pretrained_config(crop_pct=1.0, num_classes=19, input_size=(3, 1024, 1024), classifier="decode_head.linear_pred")
+    _config = pretrained_config(
+        crop_pct=1.0,
+        first_conv="backbone.patch_embed.backbone.stem.0",
+        num_classes=19,
+        input_size=(3, 1024, 1024),
+        classifier="decode_head.linear_pred",
+    )
     _plain = partial(fan_segmentation_without_tap, out_block=_out_block, **_architecture)
     register_architecture(__name__, f"{_name}_segformer", _plain, _config)
     _with_tap = partial(fan_segmentation, out_block=_out_block, num_scales=TAP_BRANCHES, **_architecture)

@@ -1,4 +1,4 @@
-"""Token-aware Average Pooling (TAP): every token chooses how large a neighbourhood it speaks for before attention; for images and sequences.
+"""Token-aware Average Pooling (TAP): every token chooses how large a neighbourhood it speaks for before attention.
 
 Source: Guo, Stutz, Schiele, "Robustifying Token Attention for Vision Transformers", ICCV 2023, section 3.1.
 """
@@ -9,19 +9,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from overfocus.models.layers import to_maps, to_tokens
+from overfocus.models.layers import Grid, Maps, Tokens, to_maps, to_tokens
 from overfocus.models.tap_mixture import mix_dilated
 
 IDENTITY_MARGIN = 14.0
 """By how much branch 0 leads after `favour_identity`: the other weights are 8e-7, which pretrained outputs do not show."""
-
-
 POOLINGS = ("average", "max", "gaussian", "learned")
 _LINEAR_TAPS = {"average": (1 / 3, 1 / 3), "gaussian": (1 / 2, 1 / 4)}
 
 
+@register_notrace_module
 class TokenPooling(nn.Module):
     """Mixes K poolings of the tokens, dilations 0 … K−1, by weights given per token.
 
@@ -45,42 +45,50 @@ class TokenPooling(nn.Module):
         self.pooling = pooling
         self.branches = branches
         self.axes = axes
+        self.linear = pooling in _LINEAR_TAPS
+        self.taps = _LINEAR_TAPS.get(pooling, (0.0, 0.0))
         if pooling in ("gaussian", "max"):
             self.register_buffer(pooling, torch.ones(()))
+        self.kernels: nn.Parameter | None = None
         if pooling == "learned":
             self.kernels = nn.Parameter(torch.full((branches - 1, channels, 1, *[3] * axes), 1 / 3**axes))
 
-    def forward(
-        self,
-        tokens: Float[Tensor, "batch tokens channels"],
-        weights: Float[Tensor, "batch tokens branches"],
-        grid: tuple[int, ...],
-    ) -> Float[Tensor, "batch tokens channels"]:
+    def forward(self, tokens: Tokens, weights: Tokens, grid: Grid) -> Tokens:
         """The pooled tokens; `grid` is (rows, columns), or (length,) on a sequence, and holds every token given."""
         if self.branches == 1:
             return tokens
-        if self.pooling in _LINEAR_TAPS:
-            return mix_dilated(tokens, weights, grid, self.branches, _LINEAR_TAPS[self.pooling])
-        image = to_maps(tokens, grid)
-        shares = to_maps(weights, grid)
+        if not torch.jit.is_scripting() and self.linear:  # type: ignore[no-untyped-call]
+            return mix_dilated(tokens, weights, grid, self.branches, self.taps)
+        image, shares = to_maps(tokens, grid), to_maps(weights, grid)
         mixed = shares[:, :1] * image
         for dilation in range(1, self.branches):
-            mixed = mixed + shares[:, dilation : dilation + 1] * self._pool(image, dilation)
+            mixed = mixed + shares[:, dilation : dilation + 1] * self.pool(image, dilation)
         return to_tokens(mixed)
 
-    def _pool(self, image: Tensor, dilation: int) -> Tensor:
+    def pool(self, image: Maps, dilation: int) -> Maps:
+        """The neighbours `dilation` tokens apart, pooled."""
         if self.pooling == "max":
-            padded = F.pad(image, [dilation] * (2 * self.axes), value=-torch.inf)
-            pool = F.max_pool2d if self.axes == 2 else F.max_pool1d
-            return pool(padded, 3, stride=1, dilation=dilation)
-        convolve = F.conv2d if self.axes == 2 else F.conv1d
-        return convolve(image, self.kernels[dilation - 1], padding=dilation, dilation=dilation, groups=image.shape[1])
+            padded = F.pad(image, [dilation] * (2 * self.axes), value=-math.inf)
+            if self.axes == 2:
+                return F.max_pool2d(padded, 3, stride=1, dilation=dilation)
+            return F.max_pool1d(padded, 3, stride=1, dilation=dilation)
+        if self.kernels is not None:
+            kernel = self.kernels[dilation - 1]
+        else:
+            line = torch.full([3], self.taps[1], dtype=image.dtype, device=image.device)
+            line[1] = self.taps[0]
+            kernel = line if self.axes == 1 else line[:, None] * line
+            kernel = kernel.expand([image.shape[1], 1] + list(kernel.shape))  # noqa: RUF005  TorchScript unpacks no list
+        if self.axes == 2:
+            return F.conv2d(image, kernel, padding=dilation, dilation=dilation, groups=image.shape[1])
+        return F.conv1d(image, kernel, padding=dilation, dilation=dilation, groups=image.shape[1])
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"branches={self.branches}, pooling={self.pooling!r}"
 
 
+@register_notrace_module
 class DilationPredictor(nn.Module):
     """Predicts for every token the weights of the K branches: 3×3 convolution → batch norm → 3×3 convolution → softmax.
 
@@ -111,24 +119,31 @@ class DilationPredictor(nn.Module):
         if branches == 1:
             self.requires_grad_(False)
 
-    def forward(
-        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...]
-    ) -> Float[Tensor, "batch tokens branches"]:
+    def forward(self, tokens: Tokens, grid: Grid) -> Tokens:
         """Weights that sum to 1 over the branches, for the row-major tokens of `grid`.
 
         Raises:
             ValueError: if the grid does not hold exactly the tokens given.
         """
-        check_grid(tokens, grid, self.axes)
+        if not torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            check_grid(tokens, grid, self.axes)
         if self.branches == 1:
-            return tokens.new_ones(*tokens.shape[:2], 1)
+            return torch.ones_like(tokens[:, :, :1])
+        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            logits: Tensor = self.proj(to_maps(tokens, grid))
+        else:
+            logits = self.logits(tokens, grid)
+        return to_tokens(logits).softmax(dim=-1)
+
+    def logits(self, tokens: Tokens, grid: Grid) -> Maps:
+        """What the softmax over the branches is taken of."""
         first, norm, second = self.proj
         if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             maps = first(to_maps(tokens, grid))
         else:
             maps = convolve_to_few(tokens, first.get_parameter("weight"), grid)
         logits: Tensor = second(norm(maps))
-        return to_tokens(logits).softmax(dim=-1)
+        return logits
 
     @torch.no_grad()
     def favour_identity(self) -> None:
@@ -170,11 +185,11 @@ class TokenAwareAveragePooling(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "batch tokens channels"],
-        grid: tuple[int, ...] | None = None,
+        tokens: Tokens,
+        grid: Grid | None = None,
         prefix_tokens: int = 0,
         padding: Bool[Tensor, "batch patches"] | None = None,
-    ) -> Float[Tensor, "batch tokens channels"]:
+    ) -> Tokens:
         """The pooled tokens, in the shape given.
 
         `grid` is (rows, columns) of the patch tokens, row-major; a sequence needs none. The first `prefix_tokens` (class,
@@ -193,7 +208,7 @@ class TokenAwareAveragePooling(nn.Module):
 
 
 def convolve_to_few(
-    tokens: Float[Tensor, "batch tokens channels"], kernel: Float[Tensor, "branches channels *taps"], grid: tuple[int, ...]
+    tokens: Tokens, kernel: Float[Tensor, "branches channels *taps"], grid: Grid
 ) -> Float[Tensor, "batch branches *grid"]:
     """A convolution with 3 taps along every axis and zero padding 1, for far fewer output than input channels.
 
@@ -210,11 +225,11 @@ def convolve_to_few(
 def pool_tokens(
     predictor: nn.Module,
     pools: nn.Module,
-    tokens: Float[Tensor, "batch tokens channels"],
-    grid: tuple[int, ...],
+    tokens: Tokens,
+    grid: Grid,
     prefix_tokens: int = 0,
     padding: Bool[Tensor, "batch patches"] | None = None,
-) -> Float[Tensor, "batch tokens channels"]:
+) -> Tokens:
     """What `TokenAwareAveragePooling` does, with a `DilationPredictor` and a `TokenPooling` that live elsewhere."""
     patches = tokens[:, prefix_tokens:] if prefix_tokens else tokens
     if padding is not None:
@@ -223,7 +238,7 @@ def pool_tokens(
     return torch.cat([tokens[:, :prefix_tokens], pooled], dim=1) if prefix_tokens else pooled
 
 
-def check_grid(tokens: Tensor, grid: tuple[int, ...], axes: int) -> None:
+def check_grid(tokens: Tensor, grid: Grid, axes: int) -> None:
     """Raise ValueError unless `grid` has `axes` axes and holds exactly the tokens (batch, tokens, channels) given."""
     if len(grid) != axes:
         raise ValueError(f"expected a grid of {'(rows, columns)' if axes == 2 else '(length,)'}, got {tuple(grid)}")

@@ -68,9 +68,9 @@ def mix_dilated(
     (centre, side) along every axis, so (1/3, 1/3) is the 3×3 mean with divisor 9 on a plane and the 3-tap mean on a sequence.
     """
     tilings = [tile_axis(length, branches - 1) for length in grid]
-    patterns = axis_bands(tilings[0], branches, taps, weights)
+    first = patterns = axis_bands(tilings[0], branches, taps, weights)
     for tiling in tilings[1:]:
-        bands = axis_bands(tiling, branches, taps, weights)
+        bands = first if tiling == tilings[0] else axis_bands(tiling, branches, taps, weights)
         patterns = (patterns[:, :, None, :, None] * bands[:, None, :, None, :]).flatten(3, 4).flatten(1, 2)
     if all(tiling.tiles == 1 for tiling in tilings):
         return torch.einsum("bnk,knm->bnm", weights, patterns) @ tokens

@@ -4,7 +4,6 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,32 +17,18 @@ from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.errors import CaptureError, RunError
 from overfocus.forward import precision
 from overfocus.memory import malloc_trim
-from overfocus.metrics import measure
-from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.metrics.class_shares import class_areas, received_shares
-from overfocus.metrics.norms import norm_metrics
+from overfocus.metrics.catalogue import BUILT_IN, Metric, select_metrics
+from overfocus.metrics.measuring import ForwardMeasurement
+from overfocus.metrics.received import class_areas, received_shares
 from overfocus.probes.probe import Array, Batch, Column, Described, ItemResult, Probe, Table, model_device, variant_columns
 from overfocus.run import CLASS_SHARE_COLUMNS
-from overfocus.runs.description import Layer, RunDescription, SiteEntry
+from overfocus.runs.description import MEASURE_FIELDS, Layer, MeasureEntry, RunDescription, SiteEntry
 from overfocus.sweep.reading import InputSize, Sample
 from overfocus.sweep.stopwatch import Stopwatch
 from overfocus.variants import CONTROL_VARIANT, Variant
 
 MOST_QUERIES = 1024
 """Layers with more queries than this are left out of the full maps of displayed images, and leave much to clear away."""
-METRIC_NAMES = [name for name, metric in CATALOGUE.items() if metric.per_layer]
-"""Columns of the metrics table, in the order of METRICS.md."""
-STABILITY_NAMES = [name for name in METRIC_NAMES if CATALOGUE[name].identical is not None]
-_PLACES = [METRIC_NAMES.index(name) for name in STABILITY_NAMES]
-
-
-@dataclass
-class _MeasuredLayer:
-    number: int
-    module: str
-    values: Float[Tensor, "pictures heads metrics"]
-    received: Float[Tensor, "pictures rows columns"] | None
-    attention: list[Float[Tensor, "windows queries keys"] | None]
 
 
 class AttentionProbe(Probe):
@@ -62,14 +47,21 @@ class AttentionProbe(Probe):
         per_head: bool = False,
         amp: bool = False,
         maps_limit: int = 1000,
+        metrics: Sequence[Any] = (),
     ) -> None:
-        """`layers` are those asked for, in call order, negative ones counted from the end."""
+        """`layers` are those asked for, in call order, negative ones counted from the end; `metrics` come beside the built-in.
+
+        Raises:
+            RunError: a metric is unknown, has a name that is taken, or is no function of attention weights.
+        """
         self.loaded = loaded
         self.stopwatch = stopwatch
         self.asked = layers
         self.top_fraction = top_fraction
         self.per_head = per_head
         self.amp = amp
+        self.metrics = choose_metrics(metrics)
+        self.measures = tuple(_measure_entry(metric) for metric in self.metrics if metric.function is not None)
         self.maps_limit = maps_limit
         self.device = model_device(loaded)
         self.layers: list[Layer] = []
@@ -78,7 +70,8 @@ class AttentionProbe(Probe):
         self._class_names: Sequence[str] | None = None
         self._numbers: list[int] = []
         self._captured: Captured | None = None
-        self._reference: Tensor | None = None
+        self._measurement = ForwardMeasurement(self.metrics, top_fraction=top_fraction, per_head=per_head)
+        self._compared = [place for place, metric in enumerate(self.metrics) if metric.compares]
         self._shown: list[bool] = []
         self._number = -1
 
@@ -149,7 +142,8 @@ class AttentionProbe(Probe):
     def begin(self, batch: Batch) -> None:
         """Note where the clean counterparts are, and which pictures are shown in full."""
         assert self._captured is not None
-        self._reference, self._number = batch.reference, -1
+        self._measurement.begin(batch.places)
+        self._number = -1
         kept = [
             [sample.item in self.displayed and sample.variants[member] != CONTROL_VARIANT for member in members]
             for sample, members in zip(batch.samples, batch.members, strict=True)
@@ -166,25 +160,27 @@ class AttentionProbe(Probe):
         del output
         assert self._captured is not None
         self._captured.check()
-        measured = {layer.number: layer for layer in self._captured.reduced if layer is not None}
-        self._add_norms(list(measured.values()))
-        if sorted(measured) != self._numbers:
-            raise CaptureError(f"expected attention of layers {self._numbers} in every batch, got that of {sorted(measured)}")
+        kept = [maps for maps in self._captured.reduced if maps is not None]
+        with self.stopwatch.on("capture", inside="forward"):
+            measured = self._measurement.finish(self._captured.norms)
+        if len(measured) != len(self._numbers):
+            raise CaptureError(
+                f"expected attention of layers {self._numbers} in every batch, got that of {len(measured)} of them"
+            )
         controls = [variant == CONTROL_VARIANT for variant in batch.variants]
         partnered = batch.each([sample.control for sample in batch.samples])
         columns: dict[str, Column] = {}
-        for number, layer in measured.items():
-            values = _host(layer.values)
+        for number, layer, maps in zip(self._numbers, measured, kept, strict=True):
             for place, (control, partner) in enumerate(zip(controls, partnered, strict=True)):
                 if control:  # the pair is measured, not the other image
-                    pair = values[place][:, _PLACES] if partner else np.nan
-                    values[place] = np.nan
-                    values[place][:, _PLACES] = pair
-            columns[f"values_{number}"] = values
-            if layer.received is not None:
-                columns[f"received_{number}"] = _host(layer.received)
-            if layer.attention:
-                columns[f"attention_{number}"] = [None if kept is None else _host(kept) for kept in layer.attention]
+                    pair = layer.values[place][:, self._compared] if partner else np.nan
+                    layer.values[place] = np.nan
+                    layer.values[place][:, self._compared] = pair
+            columns[f"values_{number}"] = layer.values
+            if layer.received is not None and layer.image_grid is not None:
+                columns[f"received_{number}"] = layer.received.reshape(-1, *layer.image_grid)
+            if maps:
+                columns[f"attention_{number}"] = [None if one is None else _host(one) for one in maps]
         return columns
 
     def finish(self, sample: Sample, result: ItemResult) -> None:
@@ -214,8 +210,8 @@ class AttentionProbe(Probe):
         if self.per_head:
             table["head"] = _taken([head for _, head in slots], places, pyarrow.int32())
         values = np.concatenate([self.joined(results, f"values_{number}", control=True) for number in self._numbers], axis=1)
-        flat = values.reshape(len(places), len(METRIC_NAMES))
-        table |= {name: pyarrow.array(flat[:, place]) for place, name in enumerate(METRIC_NAMES)}
+        flat = values.reshape(len(places), len(self.metrics))
+        table |= {metric.name: pyarrow.array(flat[:, place]) for place, metric in enumerate(self.metrics)}
         found = {"metrics": Table(table, repeats=len(slots), control=True)}
         if any(self.name in result.extra for result in results):
             found["attention_by_class"] = Table(self._by_class(results), repeats=0)
@@ -254,50 +250,29 @@ class AttentionProbe(Probe):
         """By metric of stability and layer: how far from identical the same image is at other places of the batch; means."""
         with precision(self.device, amp=self.amp), self.attach():
             assert self._captured is not None
-            self._reference = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+            self._measurement.begin([0] * len(inputs))
             self._shown, self._number = [False] * len(inputs), -1
             self.loaded.model(inputs)
-            measured = {layer.number: _host(layer.values)[1:] for layer in self._captured.reduced if layer is not None}
+            measured = self._measurement.finish()
         noise: dict[str, list[float | None]] = {}
-        for name, place in zip(STABILITY_NAMES, _PLACES, strict=True):
-            distances = [CATALOGUE[name].distance(measured[number][:, :, place]) for number in self._numbers]
-            noise[name] = [float(np.nanmean(found)) if np.isfinite(found).any() else None for found in distances]
+        for place, metric in enumerate(self.metrics):
+            if metric.compares and metric.identical is not None:
+                distances = [metric.distance(layer.values[1:, :, place]) for layer in measured]
+                noise[metric.name] = [float(np.nanmean(found)) if np.isfinite(found).any() else None for found in distances]
         return noise
 
-    def _measure_map(self, attention: AttentionMap) -> _MeasuredLayer | None:
-        """Measure one map; called by `capture` while its layer runs."""
+    def _measure_map(self, attention: AttentionMap) -> "list[Tensor | None] | None":
+        """Measure one map, and keep it of the pictures to show; called by `capture` while its layer runs."""
         if attention.kind not in TOKEN_KINDS:
             return None
         self._number += 1
         if self._number not in self._numbers:
             return None
-        grid = attention.image_grid
         with self.stopwatch.on("capture", inside="forward"), torch.autocast(self.device.type, enabled=False):
-            values = measure(
-                attention,
-                top_fraction=self.top_fraction,
-                per_head=self.per_head,
-                reference=self._reference,
-                profiles=grid is not None,
-            )
+            self._measurement.add(attention)
             if attention.shape[2] > MOST_QUERIES:
                 malloc_trim()
-            profile = values.pop("received", None)
-            received = None if profile is None or grid is None else profile.reshape(-1, *grid)
-            return _MeasuredLayer(self._number, attention.module, _in_columns(values), received, self._kept(attention))
-
-    def _add_norms(self, layers: list[_MeasuredLayer]) -> None:
-        """Fill in the metrics of the tokens that left each block, which come after its attention; one value for all heads."""
-        assert self._captured is not None
-        for token_norms in self._captured.norms:
-            layer = next((layer for layer in layers if layer.module == token_norms.module), None)
-            if layer is None:
-                continue
-            layers.remove(layer)
-            fits = layer.received is not None and tuple(layer.received.shape[1:]) == token_norms.grid
-            received = layer.received.flatten(1) if layer.received is not None and fits else None
-            for name, value in norm_metrics(token_norms.norms, received).items():
-                layer.values[:, :, METRIC_NAMES.index(name)] = value.to(layer.values.dtype)[:, None]
+            return self._kept(attention)
 
     def _kept(self, attention: AttentionMap) -> list[Float[Tensor, "windows queries keys"] | None]:
         """Mean over heads of the weights of the pictures to show, float16; nothing for layers of too many queries."""
@@ -390,12 +365,27 @@ def _site(row: Mapping[str, Any]) -> SiteEntry:
     return SiteEntry(**{name: value for name, value in kept.items() if name in known})
 
 
-def _in_columns(values: Mapping[str, Tensor]) -> Float[Tensor, "pictures heads metrics"]:
-    """The metrics side by side in the order of METRIC_NAMES, NaN for those that do not fit the kind of attention."""
-    example = next(iter(values.values()))
-    undefined = torch.full_like(example, torch.nan, dtype=torch.float32)
-    columns = torch.stack([values.get(name, undefined).float() for name in METRIC_NAMES], dim=-1)
-    return columns if columns.ndim == 3 else columns.unsqueeze(1)
+def choose_metrics(metrics: Sequence[Any]) -> tuple[Metric, ...]:
+    """The built-in metrics of attention, and those given beside them: names, functions or rows of the catalogue.
+
+    Raises:
+        RunError: one of them is none.
+    """
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        metrics = [metrics]
+    own = [metric for metric in metrics if not (isinstance(metric, str) and metric in _BUILT_IN)]
+    try:
+        return select_metrics([*_BUILT_IN, *own])
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+_BUILT_IN = [metric.name for metric in BUILT_IN if metric.per_layer]
+
+
+def _measure_entry(metric: Metric) -> MeasureEntry:
+    described = metric.describe()
+    return MeasureEntry(table="metrics", **{name: described[name] for name in described if name in MEASURE_FIELDS})
 
 
 def _taken(values: Sequence[Any], places: Array, kind: Any) -> Any:

@@ -57,7 +57,7 @@ class Batch:
         return [0, *np.cumsum([len(members) for members in self.members]).tolist()]
 
     @property
-    def reference(self) -> Int[Tensor, " pictures"] | None:
+    def places(self) -> list[int] | None:
         """Place of each picture's clean counterpart; None where a sample has none in this batch."""
         places: list[int] = []
         for start, sample, members in zip(self.starts, self.samples, self.members, strict=False):
@@ -65,7 +65,13 @@ class Batch:
             if CLEAN_VARIANT not in own:
                 return None
             places += [start + own.index(CLEAN_VARIANT)] * len(own)
-        return torch.tensor(places, device=self.device)
+        return places
+
+    @property
+    def reference(self) -> Int[Tensor, " pictures"] | None:
+        """The same as a tensor on the device."""
+        places = self.places
+        return None if places is None else torch.tensor(places, device=self.device)
 
     def each(self, values: Sequence[Any]) -> list[Any]:
         """A value of each sample repeated for each of its pictures."""

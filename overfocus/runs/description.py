@@ -13,7 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
 from overfocus.errors import OverfocusError, RunError, TrainingError
+from overfocus.files import require_regular_file
+from overfocus.metrics.catalogue import BUILT_IN, Metric
 from overfocus.metrics.expectation import top_count
+from overfocus.text import one_line, printable
 
 FORMAT = 2
 """Version of the descriptions that this package writes."""
@@ -181,8 +184,8 @@ class RunSettings:
     images: str | list[str] | None = None
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] = field(default_factory=list)
-    constants: str | None = None
-    """The set of corruption constants: "cifar-c", "tiny-imagenet-c" or "imagenet-c"; None in runs of overfocus 0.1.0."""
+    constants: Literal["cifar-c", "tiny-imagenet-c", "imagenet-c"] | None = None
+    """The set of corruption constants; None where nothing was corrupted here, and in runs of overfocus 0.1.0."""
     seed: int = 0
     batch_size: int | None = None
     limit: int | None = None
@@ -200,6 +203,8 @@ class RunSettings:
     made: str | None = None
     """Of an evaluation: how the corruptions were made, "on-the-fly", "none" or the name of the data set."""
     clean: str | None = None
+    tree_geometry: Literal["as-is", "model"] | None = None
+    """Of an evaluation of images corrupted on the disk: whether they are taken as they are or resized and cropped once more."""
     window: int | None = None
     stride: int | None = None
     whole: bool | None = None
@@ -212,18 +217,35 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureEntry:
-    """A column that is not in the catalogue: what a metric or probe of the user measures."""
+    """A column that is not built in: what a metric or a probe of the user measures, as a row of the catalogue says it."""
 
     name: str
-    title: str
     table: Literal["metrics", "predictions"]
-    group: str = "own"
-    unit: str = "1"
+    group: str = "custom"
+    title: str = ""
+    formula: str = ""
     lowest: str = "−∞"
     highest: str = "∞"
+    unit: str = "1"
     high: str = ""
     overfocused: Literal["high", "low", "neither"] = "neither"
+    uniform: str = "undefined"
+    chance: str = "none"
     identical: float | None = None
+    kinds: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if any(self.name == metric.name for metric in BUILT_IN):
+            raise ValueError(f"expected the name of a custom measure, got {self.name}, which is built in")
+        self.row()
+
+    def row(self) -> Metric:
+        """The row of the catalogue."""
+        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})  # type: ignore[arg-type]
+
+
+MEASURE_FIELDS = tuple(entry.name for entry in dataclasses.fields(MeasureEntry) if entry.name != "table")
+"""What a row of the catalogue and a `MeasureEntry` have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,16 +393,14 @@ def read_description(path: Path, kind: type[Description]) -> Description:
             or number, or was written in a format that this version does not read; one line.
     """
     error = kind.ERROR
-    expected = f"{path}: expected the description of {kind.WHAT}"
+    expected = f"the description of {kind.WHAT}"
+    size = require_regular_file(path, expected, error).st_size
+    if size > MOST_BYTES:
+        raise error(f"{printable(path)}: expected {expected}, but the file has {size:,} bytes, more than {MOST_BYTES:,}")
     try:
-        if not path.is_file():
-            problem = "this is no file" if path.exists() else "there is no such file"
-            raise error(f"{expected}, but {problem}")
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise error(f"{expected}, but the file has {size:,} bytes, more than {MOST_BYTES:,}")
         text = path.read_bytes()
     except OSError as problem:
-        raise error(f"{expected}, but it cannot be read ({problem.strerror or problem})") from None
+        raise error(f"{printable(path)}: expected {expected}, but it cannot be read ({problem.strerror or problem})") from None
     return decode_description(text, kind, path)
 
 
@@ -388,24 +408,24 @@ def decode_description(text: bytes, kind: type[Description], path: Path) -> Desc
     """The same for text that stands in `path`."""
     import msgspec
 
-    error = kind.ERROR
+    error, where = kind.ERROR, printable(path)
     try:
         header = msgspec.json.decode(text, type=_Header)
         if header.format is None:
             raise error(
-                f"{path}: expected the description of {kind.WHAT} of overfocus, but this file is something else; "
+                f"{where}: expected the description of {kind.WHAT} of overfocus, but this file is something else; "
                 "choose another folder"
             )
         if not isinstance(header.format, int) or not OLDEST_FORMAT <= header.format <= FORMAT:
             raise error(
-                f"{path}: written in format {printed(header.format)}, this version reads formats {OLDEST_FORMAT} to {FORMAT}; "
+                f"{where}: written in format {printable(header.format)}, this version reads formats {OLDEST_FORMAT} to {FORMAT}; "
                 "upgrade overfocus, or measure again"
             )
         description = msgspec.json.decode(text, type=kind)
         _check_numbers(description, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as problem:
-        reason = printed(str(problem) or type(problem).__name__)
-        raise error(f"{path}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
+        reason = one_line(str(problem) or type(problem).__name__, 300)
+        raise error(f"{where}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
     return description
 
 
@@ -422,18 +442,11 @@ def inside(folder: Path, name: str) -> Path:
     """
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in name:
-        raise RunError(f"{folder}: expected the name of a file in this folder, got {printed(name)}")
+        raise RunError(f"{folder}: expected the name of a file in this folder, got {printable(name)}")
     path = folder.joinpath(*relative.parts)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{folder}: {printed(name)} leads out of this folder")
+        raise RunError(f"{folder}: {printable(name)} leads out of this folder")
     return path
-
-
-def printed(value: object, most: int = 200) -> str:
-    """What a file says, fit for one line of a message."""
-    text = " ".join(str(value).split())
-    safe = "".join(letter if letter.isprintable() else "�" for letter in text[: most + 1])
-    return safe if len(safe) <= most else safe[:most] + "…"
 
 
 @dataclass(frozen=True)
@@ -453,7 +466,7 @@ def _check_numbers(value: Any, where: str, *, signed: bool = False) -> None:
             raise ValueError(f"expected a finite number, got {value} - at `{where}`")
     elif isinstance(value, dict):
         for name, part in value.items():
-            _check_numbers(part, f"{where}.{printed(name, 40)}", signed=True)
+            _check_numbers(part, f"{where}.{printable(name, 40)}", signed=True)
     elif isinstance(value, Sequence):
         for part in value:
             _check_numbers(part, f"{where}[…]", signed=signed)

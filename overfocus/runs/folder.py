@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from overfocus.errors import RunError
 from overfocus.files import atomic_file
 from overfocus.runs.description import FORMAT, RunDescription, encode_description, read_description
+from overfocus.runs.tables import write_arrays, write_table
 
 if TYPE_CHECKING:
     import pyarrow
@@ -87,7 +88,7 @@ class RunFolder:
         skipped = {entry.item if entry.item is not None else entry.image for entry in description.skipped}
         parts = description.parts or []
         done = description.done
-        bounds = zip(parts, [*parts[1:], done], strict=True)
+        bounds = zip(parts, [*parts[1:], done], strict=False)
         first_done = next((item for item in range(min(parts[0] if parts else done, done)) if item not in skipped), None)
         if first_done is not None or parts != sorted(set(parts)):
             return _shortened(description, 0)
@@ -106,18 +107,15 @@ class RunFolder:
     def write(self, description: RunDescription) -> None:
         """Replace run.json."""
         text = encode_description(description)
-        self._write("run.json", lambda file: file.write(text))
+        self._write("run.json", lambda path: _write_text(path, text))
 
     def write_table(self, name: str, table: "pyarrow.Table") -> None:
         """Write a Parquet file."""
-        import pyarrow.parquet
-
-        self._write(name, lambda file: pyarrow.parquet.write_table(table, file))
+        self._write(name, lambda path: write_table(path, table))
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray[Any, Any]], *, compressed: bool = False) -> None:
         """Write an NPZ file."""
-        save: Callable[..., object] = np.savez_compressed if compressed else np.savez
-        self._write(name, lambda file: save(file, allow_pickle=False, **arrays))
+        self._write(name, lambda path: write_arrays(path, arrays, compressed=compressed))
 
     def _names(self) -> list[str]:
         try:
@@ -129,12 +127,11 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: the output folder cannot be read ({error.strerror}); choose another output") from None
 
-    def _write(self, name: str, content: Callable[[IO[bytes]], object]) -> None:
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
         path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as file:
-                content(file)
+            write(path)
         except OSError as error:
             raise RunError(_reason(path, error)) from error
 
@@ -190,6 +187,11 @@ class RunFolder:
         except RunError as error:
             if "something else" in str(error):
                 raise
+
+
+def _write_text(path: Path, text: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(text)
 
 
 def _shortened(description: RunDescription, done: int) -> RunDescription:

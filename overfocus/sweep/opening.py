@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from overfocus.corruptions import check_severity, resolve_corruptions
 from overfocus.errors import ImageError, RunError
 from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
@@ -24,10 +23,6 @@ from overfocus.sweep.sweep import Subject, Work, rows_of
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.loaded import LoadedModel
-
-DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
-"""One of each group: noise, blur, weather, digital."""
-DEFAULT_SEVERITIES = (1, 3, 5)
 
 _PACKAGES = (
     "torch", "timm", "numpy", "scipy", "scikit-image", "numba", "opencv-python", "opencv-python-headless",
@@ -90,27 +85,6 @@ def hash_weights(model: nn.Module) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def choose_corruptions(names: str | Sequence[str] | None) -> list[str]:
-    """The corruptions asked for by name or group, or the default ones."""
-    return resolve_corruptions(DEFAULT_CORRUPTIONS if names is None else names)
-
-
-def choose_severities(severities: int | Sequence[int] | None, usual: Sequence[int] = DEFAULT_SEVERITIES) -> list[int]:
-    """The severities asked for, rising, or the usual ones."""
-    chosen = usual if severities is None else [severities] if isinstance(severities, int) else severities
-    for severity in chosen:
-        check_severity(severity)
-    return sorted({int(severity) for severity in chosen})
-
-
-def require_at_least(lowest: dict[str, int], values: dict[str, object]) -> None:
-    """Raise `RunError` where a number is below its least value; None passes."""
-    for name, least in lowest.items():
-        value = values[name]
-        if isinstance(value, int | float) and value < least:
-            raise RunError(f"{name} must be at least {least}, got {value}")
 
 
 def place_of(checkpoint: object, device: str | torch.device | None) -> str | torch.device | None:

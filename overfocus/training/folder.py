@@ -1,18 +1,28 @@
-"""The folder of a training: opened, continued or replaced."""
+"""The folder of a training: what was asked for, the checkpoint, and whether it is new, continued or replaced."""
 
 import json
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from overfocus.errors import TrainingError
-from overfocus.files import atomic_file
+import torch
 
+from overfocus.errors import TrainingError, explain, first_line
+from overfocus.files import atomic_file, remove_unfinished, require_regular_file
+from overfocus.runs.description import TrainingDescription, read_description
+from overfocus.settings import shown
+from overfocus.training.architecture import Architecture
+from overfocus.training.recipe import Recipe
+
+STATE_FORMAT = 1
+"""Version of checkpoint.pt."""
+STATE_KEYS = ("step", "state_dict", "state_dict_ema", "optimizer", "scaler", "adl_estimate", "sums")
 _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|curves\.png|\..*\.unfinished")
 
 
-def open_folder(folder: Path, *, overwrite: bool) -> dict[str, Any] | None:
-    """Make the folder ready; the content of training.json where a training lies there, None for a new one.
+def open_folder(folder: Path, *, overwrite: bool) -> TrainingDescription | None:
+    """Make the folder ready; the description of the training that lies there, None for a new one.
 
     A training with neither checkpoint nor result has nothing to go on from, and so does not count: it may have been refused.
 
@@ -22,8 +32,9 @@ def open_folder(folder: Path, *, overwrite: bool) -> dict[str, Any] | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-        info = _read(folder / "training.json")
-        if info is not None and not overwrite and {"checkpoint.pt", "model.safetensors"} & {path.name for path in found}:
+        info = None if overwrite else read_info(folder)
+        remove_unfinished(folder)
+        if info is not None and {"checkpoint.pt", "model.safetensors"} & {path.name for path in found}:
             return info
         if info is not None or overwrite:
             for path in folder.iterdir():
@@ -35,11 +46,11 @@ def open_folder(folder: Path, *, overwrite: bool) -> dict[str, Any] | None:
                 f"{folder}: holds other files ({names}); choose another output, or --overwrite to write beside them"
             )
     except OSError as error:
-        raise TrainingError(f"{folder}: the output folder cannot be used ({error.strerror}); choose another output") from None
+        raise TrainingError(f"the output folder cannot be used ({explain(error)}); choose another output") from None
     return None
 
 
-def write_info(folder: Path, info: dict[str, Any]) -> None:
+def write_info(folder: Path, info: TrainingDescription) -> None:
     """Replace training.json.
 
     Raises:
@@ -47,24 +58,117 @@ def write_info(folder: Path, info: dict[str, Any]) -> None:
     """
     try:
         with atomic_file(folder / "training.json") as file:
-            file.write(json.dumps(info, indent=1, ensure_ascii=False).encode())
+            file.write(json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())
     except OSError as error:
-        raise TrainingError(f"{folder}: the output folder cannot be written ({error.strerror}); choose another output") from None
+        raise TrainingError(f"the output folder cannot be written ({explain(error)}); choose another output") from None
 
 
 def is_complete(folder: Path) -> bool:
     """Whether the training in a folder has come to its end, its result written."""
-    info = _read(folder / "training.json")
-    return info is not None and info.get("status") == "complete"
+    info = read_info(folder)
+    return info is not None and info.status == "complete"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+def read_info(folder: Path) -> TrainingDescription | None:
+    """The description of the training in a folder; None where there is none.
+
+    Raises:
+        TrainingError: training.json describes something else or is damaged.
+    """
+    path = folder / "training.json"
+    return read_description(path, TrainingDescription) if path.exists() else None
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Replace the checkpoint; a kill at any moment leaves the one before.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or "settings" not in content:
-        raise TrainingError(f"{path}: expected the description of a training, got something else; choose another output")
-    return content
+        with atomic_file(path) as file:
+            torch.save(state | {"format": STATE_FORMAT}, file)
+    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError where the disk is full
+        raise TrainingError(
+            f"{path}: the checkpoint cannot be written ({explain(error) if isinstance(error, OSError) else first_line(error)}); "
+            "the one before is kept, make room and start the same command again"
+        ) from error
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """The state of an interrupted or finished training; None where there is none.
+
+    Nothing in the file is executed.
+
+    Raises:
+        TrainingError: the file is empty, damaged, that of something else or of another version.
+    """
+    if not path.exists():
+        return None
+    remedy = "remove it to go on without, or start from the beginning with --overwrite"
+    size = require_regular_file(path, "the checkpoint of a training", TrainingError).st_size
+    if size == 0:
+        raise TrainingError(f"{path}: the checkpoint is empty; {remedy}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch raise a dozen kinds for damaged files
+        raise TrainingError(f"{path}: the checkpoint cannot be read ({first_line(error)}); {remedy}") from None
+    if not isinstance(state, dict) or "format" not in state:
+        raise TrainingError(f"{path}: expected the checkpoint of a training, this is something else; {remedy}")
+    if state["format"] != STATE_FORMAT:
+        raise TrainingError(
+            f"{path}: the checkpoint has format {shown(state['format'])}, this version reads {STATE_FORMAT}; go on with the "
+            f"version of overfocus that wrote it, or {remedy}"
+        )
+    if missing := [key for key in STATE_KEYS if key not in state]:
+        raise TrainingError(f"{path}: the checkpoint lacks {', '.join(missing)}; {remedy}")
+    return dict(state)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Everything that the result depends on."""
+
+    recipe: Recipe
+    architecture: Architecture
+    task: str
+    objective: str
+    init: str | None
+    seed: int
+    images: int
+    """Pictures of the data set that are used."""
+    class_names: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]
+    processes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return content
+
+    def require_same(self, there: dict[str, Any], folder: Path) -> None:
+        """Raise a `TrainingError` that says what differs from the settings of the training that lies in the folder."""
+        changed = []
+        for name, value in self.as_dict().items():
+            before = there.get(name)
+            if before == value:
+                continue
+            if isinstance(value, dict) and isinstance(before, dict):
+                changed += [
+                    f"{key} {before.get(key)} there, {entry} asked for"
+                    for key, entry in value.items()
+                    if before.get(key) != entry
+                ]
+            else:
+                changed.append(f"{name} {_short(before)} there, {_short(value)} asked for")
+        if changed:
+            raise TrainingError(
+                f"{folder}: holds another training ({'; '.join(changed)}); choose another output or overwrite (--overwrite)"
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}…"

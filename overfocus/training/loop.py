@@ -1,5 +1,6 @@
 """The training loop: steps, log, validation and checkpoints, from wherever the last session stopped."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from overfocus.errors import TrainingError
+from overfocus.monitoring import Monitor
+from overfocus.text import one_line
+from overfocus.training.data import Batch
 from overfocus.training.diversity import Diversity
+from overfocus.training.folder import write_state
 from overfocus.training.log import Log
 from overfocus.training.objective import Objective
 from overfocus.training.optimisation import LearningRate
 from overfocus.training.randomness import STEP, derived_seed, seed_all
 from overfocus.training.recipe import Recipe
-from overfocus.training.samples import Batch
-from overfocus.training.state import write_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,6 +75,10 @@ class Trainer:
         self.pace = pace
         self.seed = seed
         self.folder = folder
+        self.watch: Monitor | None = None
+        """What watches the attention; it does not change the training."""
+        self._attention: dict[str, float] = {}
+        """Measured since the last row of the log."""
         self.step = 0
         self.saved = 0
         """Step of the checkpoint; 0 where there is none."""
@@ -97,7 +104,22 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            TrainingError: it is that of another model, or of other settings.
+        """
+        try:
+            self._restore(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"{self.folder / 'checkpoint.pt'}: the checkpoint is that of another model or other settings "
+                f"({one_line(error, 200)}); start from the beginning with --overwrite, or choose another output"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if not 0 <= int(state["step"]) <= self.pace.steps:
+            raise ValueError(f"step {int(state['step'])} of {self.pace.steps}")
         self.bare.load_state_dict(state["state_dict"])
         if self.average is not None:
             self.average.module.load_state_dict(state["state_dict_ema"])
@@ -127,6 +149,7 @@ class Trainer:
             waited += self._take_step(batches)
             self.step += 1
             taken += 1
+            self._look()
             epoch_ends = self.step % self.pace.steps_per_epoch == 0 or self.step == self.pace.steps
             logs = epoch_ends or self.step % self.pace.log_every == 0
             saves = epoch_ends or self.step % self.pace.save_every == 0
@@ -134,10 +157,15 @@ class Trainer:
                 self._require_numbers("loss", self._sums)
             if logs:
                 seconds = time.perf_counter() - began
-                row = self._row(rate) | {
-                    "images_per_second": taken * self.images_per_step / seconds,
-                    "waiting": waited / seconds,
-                }
+                row = (
+                    self._row(rate)
+                    | self._attention
+                    | {
+                        "images_per_second": taken * self.images_per_step / seconds,
+                        "waiting": waited / seconds,
+                    }
+                )
+                self._attention = {}
                 validates = self.pace.validate_every is not None and self.step % self.pace.validate_every == 0
                 if validates or (self.step == self.pace.steps and self.pace.validate_every is not None):
                     row |= validate(self.result)
@@ -150,6 +178,18 @@ class Trainer:
             if saves:
                 self._require_numbers("weights", torch.stack([weights.detach().sum() for weights in self.bare.parameters()]))
                 self.save()
+
+    def _look(self) -> None:
+        """Measure the attention where it is due; every process does, as a sharded model needs all of them."""
+        if self.watch is None or (row := self.watch(step=self.step)) is None:
+            return
+        self._attention = {name: value for name, value in row.items() if name != "step" and math.isfinite(value)}
+        if not self.accelerator.is_main_process:
+            return
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images") and self.watch.draws:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"attention received": self.watch.heat_maps()[None]}, step=self.step, **layout)
 
     def save(self) -> None:
         """Replace the checkpoint."""
@@ -209,6 +249,9 @@ class Trainer:
     def _require_numbers(self, name: str, values: Tensor) -> None:
         """Raise a `TrainingError` unless all values are finite."""
         if not bool(values.isfinite().all()):
+            first = None if self.watch is None else self.watch.find_nan()
+            if first is not None:
+                name = f"{name}, after the attention of {first},"
             kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
             raise TrainingError(
                 f"the {name} became {float(values.sum())} by step {self.step}; {kept}; try another output (or --overwrite) with "

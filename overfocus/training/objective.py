@@ -1,9 +1,20 @@
-"""What a model is trained for, as the training loop sees it."""
+"""What a model is trained for: the loss of a task and how well it is done, of classes of images or of pixels.
+
+RVT's patch-wise augmentation: Mao et al., "Towards Robust Vision Transformer", CVPR 2022, section 3.4; probabilities as its
+recipe has them. Segmentation: Xie et al., "SegFormer", NeurIPS 2021.
+"""
 
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import Float
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+
+from overfocus.datasets.masks import IGNORED
+from overfocus.segmentation.prediction import class_map, upsample
+from overfocus.segmentation.scores import mean_iou, pixel_accuracy
+from overfocus.training.recipe import Recipe
 
 
 class Part(NamedTuple):
@@ -46,3 +57,182 @@ class Objective(Protocol):
     def summarise(self, sums: Float[Tensor, " sums"]) -> dict[str, float]:
         """Columns of the log, of the sums in float64: validation_loss and how well the task is done."""
         ...
+
+
+class Classification:
+    """Soft or hard cross-entropy of the logits."""
+
+    unit = "cross-entropy, nats"
+    sums = 3
+
+    def __init__(self, recipe: Recipe, num_classes: int, patch_size: int = 16) -> None:
+        from timm.data import Mixup
+
+        self.recipe = recipe
+        self.patch_size = patch_size
+        self._mixup = (
+            Mixup(  # type: ignore[no-untyped-call]
+                mixup_alpha=recipe.mixup,
+                cutmix_alpha=recipe.cutmix,
+                prob=recipe.mix_probability,
+                switch_prob=recipe.mix_switch,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=num_classes,
+            )
+            if recipe.mixed
+            else None
+        )
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """All of the model."""
+        return model
+
+    def parts(self, images: Float[Tensor, "batch channels height width"], targets: Int[Tensor, " batch"]) -> list[Part]:
+        """One forward, or with RVT's patch augmentation two. Draws from the global generators."""
+        if self._mixup is not None:
+            images, targets = self._mixup(images, targets)
+        part = Part(images, targets, True)
+        if not self.recipe.patch_augmentation:
+            return [part]
+        # RVT's step: the augmented pictures with the plain criterion, then the others with ADL
+        return [Part(augment_patches(images, self.patch_size), targets, False), part]
+
+    def loss(self, output: Float[Tensor, "batch classes"], targets: Tensor) -> Float[Tensor, ""]:
+        """Mean cross-entropy over the batch; `targets` are classes or shares of classes."""
+        if targets.ndim == 2:
+            return torch.sum(-targets * F.log_softmax(output.float(), dim=-1), dim=-1).mean()
+        return F.cross_entropy(output.float(), targets, label_smoothing=self.recipe.label_smoothing)
+
+    def right(self, output: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " 2"]:
+        """Images classified right, and all."""
+        right = (output.argmax(-1) == targets).float()
+        return torch.stack([right.sum(), torch.ones_like(right).sum()])
+
+    def score(self, output: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " 3"]:
+        """Sum of the cross-entropy without smoothing, images classified right, and all."""
+        return torch.cat([F.cross_entropy(output.float(), targets, reduction="sum")[None], self.right(output, targets)])
+
+    def summarise(self, sums: Float[Tensor, " 3"]) -> dict[str, float]:
+        """validation_loss and validation_accuracy."""
+        loss, right, count = sums.tolist()
+        return {"validation_loss": loss / count, "validation_accuracy": right / count}
+
+
+Logits = Float[Tensor, "batch classes rows columns"]
+Masks = UInt8[Tensor, "batch height width"]
+
+
+class Segmentation:
+    """Mean over the pixels that are not ignored; logits are upsampled bilinearly to the masks first.
+
+    Source: Xie et al., "SegFormer", NeurIPS 2021, and the paper's recipe (Guo et al., ICCV 2023).
+    """
+
+    unit = "cross-entropy, nats"
+
+    def __init__(self, recipe: Recipe, num_classes: int) -> None:
+        self.recipe = recipe
+        self.num_classes = num_classes
+        self.sums = num_classes**2 + 2
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """All of the model."""
+        return model
+
+    def parts(self, images: Float[Tensor, "batch channels height width"], masks: Masks) -> list[Part]:
+        """One forward."""
+        return [Part(images, masks, True)]
+
+    def loss(self, logits: Logits, masks: Masks) -> Float[Tensor, ""]:
+        """Cross-entropy, mean over the counted pixels of the batch; 0 where none counts."""
+        counted = (masks != IGNORED).sum().clamp_min(1)
+        return self._summed(logits, masks, self.recipe.label_smoothing) / counted
+
+    def right(self, logits: Logits, masks: Masks) -> Float[Tensor, " 2"]:
+        """Pixels classified right, and pixels that count."""
+        counted = masks != IGNORED
+        right = (class_map(logits, _size(masks)) == masks) & counted
+        return torch.stack([right.sum(), counted.sum()]).float()
+
+    def score(self, logits: Logits, masks: Masks) -> Float[Tensor, " sums"]:
+        """Sum of the cross-entropy without smoothing, counted pixels, and how many of each class were taken for which."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        predicted = class_map(logits, _size(masks))
+        confusion = multiclass_confusion_matrix(
+            predicted.long(), masks.long(), self.num_classes, ignore_index=IGNORED, validate_args=False
+        )
+        # picture by picture: the logits of one at full size may take 80 MB
+        losses = [self._summed(one[None], mask[None], 0.0).double() for one, mask in zip(logits, masks, strict=True)]
+        counted = (masks != IGNORED).sum().double()
+        return torch.cat([torch.stack([torch.stack(losses).sum(), counted]), confusion.flatten().double()])
+
+    def summarise(self, sums: Float[Tensor, " sums"]) -> dict[str, float]:
+        """Loss, pixel accuracy, and IoU of the whole set, mean over the classes that occur."""
+        loss, counted = sums[:2].tolist()
+        confusion = sums[2:].reshape(self.num_classes, self.num_classes).long().cpu().numpy()
+        intersections = confusion.diagonal()
+        unions = confusion.sum(0) + confusion.sum(1) - intersections
+        return {
+            "validation_loss": loss / max(counted, 1),
+            "validation_accuracy": float(pixel_accuracy(intersections, unions)),
+            "validation_miou": float(mean_iou(intersections, unions)),
+        }
+
+    def _summed(self, logits: Logits, masks: Masks, smoothing: float) -> Float[Tensor, ""]:
+        full = upsample(logits.float(), _size(masks))
+        return F.cross_entropy(full, masks.long(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+
+
+def _size(masks: Masks) -> tuple[int, int]:
+    return int(masks.shape[1]), int(masks.shape[2])
+
+
+PROBABILITY = 0.1
+"""Of each of the three changes, for each patch."""
+SMALLEST_CROP = 0.85
+"""Share of a patch's area that a crop keeps at least."""
+NOISE = 0.01
+"""Standard deviation of the noise, in units of the normalised picture."""
+
+
+def augment_patches(
+    images: Float[Tensor, "batch channels height width"], size: int = 16
+) -> Float[Tensor, "batch channels height width"]:
+    """Each patch of `size` × `size` pixels: a resized crop, noise and a horizontal flip, each with probability 0.1.
+
+    The result stays in the range of values that each channel of the batch has. Rows and columns that fill no whole patch stay
+    as they are. Draws from torch's global generator.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // size, width // size
+    inner = images[:, :, : rows * size, : columns * size]
+    patches = (
+        inner.reshape(batch, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, size, size)
+    )
+    lowest, highest = (images.transpose(0, 1).flatten(1).aminmax(dim=1)[place].view(-1, 1, 1) for place in (0, 1))
+    patches = _cropped(patches)
+    noise = torch.randn_like(patches) * NOISE
+    patches = torch.where(_chosen(patches), patches + noise, patches)
+    patches = torch.where(_chosen(patches), patches.flip(-1), patches)
+    patches = torch.minimum(torch.maximum(patches, lowest), highest)
+    result = images.clone()
+    whole = patches.reshape(batch, rows, columns, channels, size, size).permute(0, 3, 1, 4, 2, 5)
+    result[:, :, : rows * size, : columns * size] = whole.reshape(inner.shape)
+    return result
+
+
+def _cropped(patches: Float[Tensor, "patches channels size size"]) -> Float[Tensor, "patches channels size size"]:
+    count = len(patches)
+    side = torch.empty(count, device=patches.device).uniform_(SMALLEST_CROP, 1.0).sqrt()
+    shift = (torch.rand(count, 2, device=patches.device) * 2 - 1) * (1 - side).unsqueeze(1)
+    window = torch.zeros(count, 2, 3, device=patches.device)
+    window[:, 0, 0] = window[:, 1, 1] = side
+    window[:, :, 2] = shift
+    grid = F.affine_grid(window, list(patches.shape), align_corners=False)
+    crops = F.grid_sample(patches.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return torch.where(_chosen(patches), crops.to(patches.dtype), patches)
+
+
+def _chosen(patches: Tensor) -> Tensor:
+    return torch.rand(len(patches), 1, 1, 1, device=patches.device) < PROBABILITY

@@ -1,19 +1,30 @@
 """One session of a training: assembled, continued where the last one stopped, and its result written."""
 
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
-from overfocus.errors import TrainingError
+from overfocus.checkpoints.save import save_checkpoint
+from overfocus.errors import TrainingError, explain
 from overfocus.memory import out_of_memory_as
+from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
+from overfocus.monitoring import Monitor, monitor
+from overfocus.runs.description import FORMAT, TrainingDescription, read_description
+from overfocus.segmentation.inference import Inference, only_size, usual_stride
 from overfocus.sweep.opening import describe_versions
 from overfocus.sweep.reading import choose_workers
-from overfocus.training.assembly import InWindows, build_model, choose_augmentation, choose_objective
-from overfocus.training.description import TrainingSettings
+from overfocus.training.architecture import fill_from
+from overfocus.training.augmentation import Augmentation
+from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches
 from overfocus.training.diversity import Diversity
-from overfocus.training.folder import is_complete, open_folder, write_info
+from overfocus.training.folder import TrainingSettings, is_complete, open_folder, read_state, write_info
 from overfocus.training.launch import (
     make_accelerator,
     processes_started,
@@ -22,23 +33,23 @@ from overfocus.training.launch import (
     synchronise_norms,
     unused_parameters,
 )
-from overfocus.training.log import Log
+from overfocus.training.log import COLUMNS, Log, draw_curves, progress_display, read_log
 from overfocus.training.loop import Pace, Trainer, validate
-from overfocus.training.material import Material, gather
+from overfocus.training.mask_augmentation import MaskAugmentation
+from overfocus.training.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoding
+from overfocus.training.objective import Classification, Objective, Segmentation
 from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.progress import progress_display
+from overfocus.training.randomness import seed_all
 from overfocus.training.recipe import Recipe
-from overfocus.training.result import write_result
-from overfocus.training.samples import AugmentedImages, PlainImages, StepOrder, load_batches
-from overfocus.training.settings import SEGMENTATION, SUPERVISED, TrainSettings
-from overfocus.training.state import read_state
+from overfocus.training.settings import MASKED_AUTOENCODING, SEGMENTATION, SUPERVISED, TrainSettings
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FORMAT = 1
-"""Version of training.json."""
+
+_WATCHED = 4
+"""Images that the attention is measured on."""
 
 
 def run_session(request: TrainSettings, recipe: Recipe) -> None:
@@ -49,7 +60,10 @@ def run_session(request: TrainSettings, recipe: Recipe) -> None:
     """
     remedy = f"try a smaller batch_size than {recipe.batch_size} with more accumulation, or checkpointing"
     with out_of_memory_as(TrainingError, f"{remedy}; the last good checkpoint is kept"):
-        _run(request, recipe)
+        try:
+            _run(request, recipe)
+        except (OSError, UnicodeError, EOFError, RecursionError) as error:
+            raise TrainingError(f"{explain(error)}; the last good checkpoint is kept") from error
 
 
 def _run(request: TrainSettings, recipe: Recipe) -> None:
@@ -177,17 +191,17 @@ def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwr
     """Open the folder for these settings; nothing to do where their training lies there already."""
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
-        settings.require_same(there["settings"], folder)
+        settings.require_same(there.settings, folder)
         return
-    info = {
-        "format": FORMAT,
-        "overfocus": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "running",
-        "settings": settings.as_dict(),
-        "notes": notes,
-        "versions": describe_versions(),
-    }
+    info = TrainingDescription(
+        format=FORMAT,
+        overfocus=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="running",
+        settings=settings.as_dict(),
+        notes=notes,
+        versions=describe_versions(),
+    )
     write_info(folder, info)
 
 
@@ -199,7 +213,10 @@ def _take_steps(
     augmented = AugmentedImages(material.images, choose_augmentation(material, trainer.recipe), request.seed)
     pin = accelerator.device.type == "cuda"
     batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
-    log = Log(Path(request.output) / "log.csv", trainer.step) if accelerator.is_main_process else None
+    if request.watch_every is not None:
+        trainer.watch = _watched(trainer, material, request.watch_every)
+    columns = COLUMNS if trainer.watch is None else (*COLUMNS, *ATTENTION_COLUMNS)
+    log = Log(Path(request.output) / "log.csv", trainer.step, columns) if accelerator.is_main_process else None
     start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
 
     def validated(model: nn.Module) -> dict[str, float]:
@@ -216,3 +233,97 @@ def _take_steps(
     shown = None if accelerator.is_main_process else False
     with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:
         trainer.run(batches, validated, show, log)
+    if trainer.watch is not None:
+        trainer.watch.close()
+        if accelerator.is_main_process and request.progress:
+            share = f"{trainer.watch.overhead:.1%} of the time"
+            print(f"attention was measured {len(trainer.watch.rows)} times, {share}", file=sys.stderr, flush=True)
+
+
+def _watched(trainer: Trainer, material: Material, every: int) -> Monitor:
+    """A monitor of the model that is kept in the end, on images that are spread evenly over the data."""
+    source, numbers = (material.images, material.chosen)
+    if material.validation is not None:
+        source, numbers = material.validation, np.arange(len(material.validation))
+    places = [int(numbers[place * len(numbers) // _WATCHED]) for place in range(min(_WATCHED, len(numbers)))]
+    pictures = [source.image(place) for place in dict.fromkeys(places)]
+    return monitor(trainer.objective.network(trainer.bare), pictures, every=every, preprocess=material.preprocess)
+
+
+def build_model(material: Material, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
+    """The model to train, the same for the same seed, and what a user should know of its start."""
+    seed_all(settings.seed)
+    initial = material.initial
+    model = material.architecture.build(drop_path=recipe.drop_path, tap_init="default" if initial is None else "identity")
+    notes = []
+    if initial is not None:
+        fresh = fill_from(model, initial, material.class_names)
+        notes = [f"start from {initial.source} ({initial.name})" + (f"; new: {', '.join(fresh)}" if fresh else "")]
+    if settings.objective == MASKED_AUTOENCODING:
+        size = material.preprocess.input_size
+        model = MaskedAutoencoder(model, size, masking=recipe.masking, width=recipe.decoder_width, depth=recipe.decoder_depth)
+    if settings.checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise TrainingError(f"{material.architecture.name} has no activation checkpointing; leave it out")
+        getattr(model, "set_grad_checkpointing")(True)  # noqa: B009  # torch says it is a tensor
+    if settings.compiled and recipe.diversified:
+        notes.append("torch.compile has no effect where ADL watches the model")
+    return model, notes
+
+
+def choose_objective(model: nn.Module, material: Material, settings: TrainSettings, recipe: Recipe) -> Objective:
+    """What the model is trained for."""
+    if isinstance(model, MaskedAutoencoder):
+        return MaskedAutoencoding()
+    if settings.task == SEGMENTATION:
+        return Segmentation(recipe, len(material.class_names))
+    return Classification(recipe, len(material.class_names))
+
+
+def choose_augmentation(material: Material, recipe: Recipe) -> Callable[[Any, Any], Sample]:
+    """What makes samples of pictures and their classes or masks."""
+    if material.class_colours is not None:
+        return MaskAugmentation(material.preprocess, recipe)
+    return Augmentation(material.preprocess, recipe)
+
+
+class InWindows(nn.Module):
+    """A segmentation model that takes pictures of any size: larger ones than it was trained at in sliding windows."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], together: int) -> None:
+        super().__init__()
+        self.model = model
+        self._inference = Inference(size, usual_stride(size), together, only=only_size(model))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._inference.logits(self.model, images)
+
+
+def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Path) -> None:
+    """model.safetensors, curves.png, and the status in training.json."""
+    log = read_log(folder / "log.csv")
+    last = log.iloc[-1]
+    described = {
+        "recipe": json.dumps(asdict(trainer.recipe)),
+        "seed": str(seed),
+        "training_images": str(len(material.chosen)),
+        "weights": "averaged (EMA)" if trainer.average is not None else "last step",
+    }
+    for name in ("validation_loss", "validation_accuracy", "validation_miou"):
+        if last.notna()[name]:
+            described[name] = f"{last[name]:.5f}"
+    architecture = material.architecture
+    save_checkpoint(
+        trainer.objective.network(trainer.result),
+        folder / "model.safetensors",
+        architecture=architecture.name,
+        model_args=architecture.arguments,
+        tap=architecture.tap,
+        class_names=material.class_names or None,
+        class_colours=material.class_colours,
+        preprocess=material.preprocess,
+        extra=described,
+    )
+    draw_curves(folder / "log.csv", folder / "curves.png", trainer.objective.unit)
+    info = read_description(folder / "training.json", TrainingDescription)
+    write_info(folder, replace(info, status="complete"))

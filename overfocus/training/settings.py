@@ -138,6 +138,16 @@ class TrainSettings(Settings):
     validate_every: int | None = setting(
         1, "Epochs between two validations.", none="never", least=1, most=LARGEST_COUNT, affects_result=False, metavar="EPOCHS"
     )
+    watch_every: int | None = setting(
+        None,
+        "Steps between two measurements of the attention on four fixed images, into log.csv, curves.png and the trackers; they "
+        "do not change the training.",
+        none="never",
+        least=1,
+        most=LARGEST_COUNT,
+        affects_result=False,
+        metavar="STEPS",
+    )
     trackers: Sequence[str] | None = setting(
         None,
         "Trackers of accelerate, e.g. wandb.",

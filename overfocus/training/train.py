@@ -1,12 +1,13 @@
 """`train`: from a data set and a recipe to a checkpoint that `analyze` takes."""
 
-import json
-from dataclasses import dataclass
+import importlib.util
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overfocus.errors import TrainingError
+from overfocus.runs.description import TrainingDescription, read_description
 from overfocus.settings import takes
-from overfocus.training.extra import require_extra
 from overfocus.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -34,9 +35,12 @@ class Training:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of training.json: settings, status, versions, notes."""
-        content: dict[str, Any] = json.loads((self.path / "training.json").read_text(encoding="utf-8"))
-        return content
+        """The content of training.json: settings, status, versions, notes.
+
+        Raises:
+            TrainingError: it is missing or damaged.
+        """
+        return asdict(read_description(self.path / "training.json", TrainingDescription))
 
 
 @takes(TrainSettings)
@@ -61,3 +65,13 @@ def train(settings: TrainSettings) -> Training:
 
     run_session(settings, recipe)
     return Training(Path(settings.output))
+
+
+PACKAGES = ("accelerate", "torchmetrics", "yaml")
+
+
+def require_extra() -> None:
+    """Raise a `TrainingError` that says what to install unless the extra `train` is there."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TrainingError(f'training and evaluation need {", ".join(missing)}; install them: pip install "overfocus[train]"')

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from overfocus.comparison.names import distinct_names
 from overfocus.figures.colours import INK, OKABE_ITO
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.style import styled
-from overfocus.figures.variants import Variant
 from overfocus.metrics.catalogue import title_of
+from overfocus.runs.names import distinct_names
+from overfocus.statistics.ablation import CHOICE_WORDS
+from overfocus.variants import Variant
 from overfocus_reports.svg import inline_svg
 
 if TYPE_CHECKING:
     from overfocus.ablation.ablation import Ablation
 
-CHOICES = {"top": (OKABE_ITO[0], "-"), "random": (INK, "--"), "bottom": (OKABE_ITO[1], ":")}
+CHOICES = {"top": (OKABE_ITO[0], "-"), "random": (INK, "--"), "bottom": (OKABE_ITO[1], ":"), "mass": (OKABE_ITO[2], "-.")}
 """Colour and dash of the curves of each choice of tokens."""
 SCORES = ("agreement", "confidence_drop", "output_cosine")
 MOST_PANELS = 4
@@ -29,7 +30,7 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
     found = []
     titles = distinct_names(
         [ablation.model for ablation in ablations],
-        [str(ablation.info["checkpoint"]["source"]) for ablation in ablations],
+        [ablation.description.checkpoint.source for ablation in ablations],
         [ablation.path.absolute().name for ablation in ablations],
     )
     for number, (ablation, title) in enumerate(zip(ablations, titles, strict=True)):
@@ -66,11 +67,13 @@ def ablation_figure(table: pd.DataFrame, score: str) -> PlainFigure:
         of_variant = table[(table["corruption"] == variant.corruption) & (table["severity"] == variant.severity)]
         for choice, (colour, dash) in CHOICES.items():
             rows = of_variant[of_variant["choice"] == choice].sort_values("fraction")
+            if rows.empty:
+                continue
             middle = rows[score].to_numpy("float64")
             ends = [middle - rows[f"{score}_low"].to_numpy("float64"), rows[f"{score}_high"].to_numpy("float64") - middle]
             panel.errorbar(
                 100 * rows["fraction"], middle, yerr=np.nan_to_num(np.clip(ends, 0, None)), color=colour, linestyle=dash,
-                marker="o", markersize=3, linewidth=1.3, elinewidth=0.8, capsize=2, label=choice,
+                marker="o", markersize=3, linewidth=1.3, elinewidth=0.8, capsize=2, label=CHOICE_WORDS[choice],
             )  # fmt: skip
         panel.set_xlabel(f"% of tokens removed, {variant.label}", fontsize=8)
         panel.tick_params(labelsize=8)

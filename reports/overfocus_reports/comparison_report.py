@@ -9,7 +9,7 @@ from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL
 from overfocus.figures.model_colours import model_colour
 from overfocus.figures.overlay import LOWEST
 from overfocus_reports.ablations import ablation_parts
-from overfocus_reports.differences import chance_in_words, differences_payload
+from overfocus_reports.differences import differences_payload
 from overfocus_reports.fragility import fragility_part
 from overfocus_reports.model import Model
 from overfocus_reports.page import render
@@ -19,7 +19,7 @@ from overfocus_reports.shared_run import shared_runs
 
 if TYPE_CHECKING:
     from overfocus.ablation.ablation import Ablation
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
 
 def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = (), *, megabytes: float | None = None) -> Path:
@@ -54,7 +54,7 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
             "rule": comparison.rule,
             "notes": comparison.notes,
             "colours": colours,
-            "chance": chance_in_words(comparison.table),
+            "controlled": comparison.controlled,
             "fragility": fragility,
             "ablations": ablated,
         },

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from overfocus.figures.model_colours import model_colour
-from overfocus.figures.variants import Variant
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
+from overfocus.variants import Variant
 from overfocus_reports.figures import Figures
 from overfocus_reports.how_to_read import Reading, reading_of
 from overfocus_reports.model import Model

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from overfocus.figures.layers import Layer
-from overfocus.figures.variants import Variant
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.variants import OTHER_IMAGE
+from overfocus.runs.description import Layer
+from overfocus.variants import OTHER_IMAGE, Variant
 
 if TYPE_CHECKING:
     from overfocus.run import Run

@@ -9,10 +9,10 @@ from overfocus.figures.curves import layer_curves
 from overfocus.figures.image_rows import image_rows_figure
 from overfocus.figures.image_versions import image_figure
 from overfocus.figures.selection import same_depth
-from overfocus.figures.stability_map import Scale, heat_map, scale_of
+from overfocus.figures.stability_map import Scale, heat_map, labels_of, scale_of, shows_retained
 from overfocus.figures.style import styled
-from overfocus.figures.variants import CLEAN, Variant
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.model import Model
 from overfocus_reports.payload import metrics_of
 from overfocus_reports.svg import inline_svg, plot_frame
@@ -45,13 +45,14 @@ def draw_figures(models: Sequence[Model], picked: Variant, folder: Path) -> Figu
             having = [model for model in models if metric in model.statistics.values]
             found.curves[metric] = draw_curves(models, metric, picked, folder)
             if CATALOGUE[metric].group == "stability":
-                scale = scale_of([model.statistics for model in having], metric)
-                found.grids[metric] = draw_grid(having[0], metric, scale, folder)
+                every = [model.statistics for model in having]
+                scale, retained = scale_of(every, metric), shows_retained(every, metric)
+                found.grids[metric] = draw_grid(having[0], metric, scale, folder, retained=retained)
                 found.matrices[metric] = {}
                 for model in having:
                     layers = len(model.statistics.layers)
                     if layers not in found.matrices[metric]:
-                        found.matrices[metric][layers] = draw_matrix(model, metric, picked, scale, folder)
+                        found.matrices[metric][layers] = draw_matrix(model, metric, picked, scale, folder, retained=retained)
     return found
 
 
@@ -78,23 +79,23 @@ def add_legend(figure: "Figure", axes: "Axes") -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
 
 
-def draw_grid(model: Model, metric: str, scale: Scale, folder: Path) -> str:
-    """Corruption × severity of one stability metric."""
-    statistics = model.statistics
+def draw_grid(model: Model, metric: str, scale: Scale, folder: Path, *, retained: bool) -> str:
+    """Corruption × severity of one metric of stability, or of what is retained of it."""
+    statistics, (title, unit) = model.statistics, labels_of(metric, retained=retained)
     rows, severities = corruption_names(model), [str(severity) for severity in statistics.severities]
     return keep(
-        lambda: heat_map(statistics.grid(metric), rows, severities, metric, "severity", scale),
-        metric, "severity", "mean over layers and images", folder,
+        lambda: heat_map(statistics.grid(metric, retained=retained), rows, severities, unit, "severity", scale),
+        title, unit, metric, "severity", "mean over layers and images", folder,
     )  # fmt: skip
 
 
-def draw_matrix(model: Model, metric: str, picked: Variant, scale: Scale, folder: Path) -> str:
-    """Corruption × layer of one stability metric."""
-    statistics = model.statistics
+def draw_matrix(model: Model, metric: str, picked: Variant, scale: Scale, folder: Path, *, retained: bool) -> str:
+    """Corruption × layer of one metric of stability, or of what is retained of it."""
+    statistics, (title, unit) = model.statistics, labels_of(metric, retained=retained)
     rows, layers = corruption_names(model), [str(layer.number) for layer in statistics.layers]
     return keep(
-        lambda: heat_map(statistics.matrix(metric, picked.severity), rows, layers, metric, "layer", scale),
-        metric, "layer", f"severity {picked.severity}, mean over images", folder, layers=len(layers),
+        lambda: heat_map(statistics.matrix(metric, picked.severity, retained=retained), rows, layers, unit, "layer", scale),
+        title, unit, metric, "layer", f"severity {picked.severity}, mean over images", folder, layers=len(layers),
     )  # fmt: skip
 
 
@@ -103,13 +104,15 @@ def corruption_names(model: Model) -> list[str]:
     return [corruption.replace("_", " ") for corruption in model.statistics.corruptions]
 
 
-def keep(draw: "Callable[[], Figure]", metric: str, across: str, what: str, folder: Path, **attributes: int) -> str:
+def keep(
+    draw: "Callable[[], Figure]", title: str, unit: str, metric: str, across: str, what: str, folder: Path, **attributes: int
+) -> str:
     """Draw a heat map, write it as PNG with a title, and return its SVG."""
     figure = draw()
-    description = f"{title_of(metric)} ({CATALOGUE[metric].unit}), corruption by {across}, {what}"
+    description = f"{title} ({unit}), corruption by {across}, {what}"
     name = "-".join([f"by-{across}-{metric}", *map(str, attributes.values())])
     svg = inline_svg(figure, name, description, metric=metric, across=across, **attributes)
-    figure.axes[0].set_title(f"{title_of(metric)}: {what}", fontsize=9, loc="left")
+    figure.axes[0].set_title(f"{title}: {what}", fontsize=9, loc="left")
     figure.savefig(folder / f"{metric}-by-{across}.png", bbox_inches="tight", pad_inches=0.08)
     return svg
 
@@ -122,9 +125,9 @@ def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: fl
     """
     first = models[0]
     variants = first.statistics.variants
-    shown = list(dict.fromkeys([CLEAN, picked]))
+    shown = list(dict.fromkeys([CLEAN_VARIANT, picked]))
     if len(models) == 1:
-        shown = [CLEAN, *[variant for variant in variants if variant.severity and variant.severity == picked.severity]]
+        shown = [CLEAN_VARIANT, *[variant for variant in variants if variant.severity and variant.severity == picked.severity]]
     place = first.statistics.layers.index(first.focus)
     layers = [
         model.statistics.layers[same_depth(place, len(first.statistics.layers), len(model.statistics.layers))] for model in models

@@ -1,5 +1,6 @@
 """Whether metrics tell which predictions flip: sentences, a reliability-style plot and the numbers."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,14 @@ import pandas as pd
 
 from overfocus.figures.plain_figure import PlainFigure
 from overfocus.figures.style import styled
-from overfocus.metrics.catalogue import title_of
+from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
+from overfocus.statistics.panel import EVERY, OUTPUT
+from overfocus.statistics.wording import measure_title
 from overfocus_reports.svg import inline_svg
 
 if TYPE_CHECKING:
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
 
 PLOTTED = ("top_share", "effective_tokens", "token_cosine", "js_divergence", "received_shift", "attention_cosine")
 """Metrics that are plotted; the table has all."""
@@ -23,7 +27,7 @@ ROW = ("model", "metric", "layers", "corruption", "severity")
 def fragility_part(comparison: "Comparison", colours: Mapping[str, str], folder: Path) -> dict[str, Any] | None:
     """For the template; None where no model predicts classes. The plot goes into `folder` too."""
     table = comparison.fragility
-    rows = table[(table["layers"] == "all") & (table["corruption"] == "all")]
+    rows = headline(table)
     if rows.empty:
         return None
     reliability = comparison.reliability
@@ -31,35 +35,70 @@ def fragility_part(comparison: "Comparison", colours: Mapping[str, str], folder:
         figure = reliability_figure(reliability[reliability["layers"] == "all"], colours)
         figure.savefig(folder / "reliability.png")
         svg = inline_svg(figure, "reliability", "share of flipped predictions against metrics, for each model")
-    kept = rows.assign(title=rows["metric"].map(title_of)).to_dict("records")
+    pooled = table[table["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
+    beside = pooled.reindex(pd.MultiIndex.from_frame(rows[["model", "metric", "layers"]])).to_numpy()
+    kept = rows.assign(title=rows["metric"].map(measure_title), pooled=beside).to_dict("records")
     return {
         "rows": kept,
-        "sentences": [sentence_of(model, rows[rows["model"] == model]) for model in colours if (rows["model"] == model).any()],
+        "sentences": [
+            sentence_of(model, rows[rows["model"] == model], table[table["model"] == model])
+            for model in colours
+            if (rows["model"] == model).any()
+        ],
         "figure": svg,
         "table": [list(reliability.columns), *reliability.astype(object).where(reliability.notna(), None).to_numpy().tolist()],
     }
 
 
-def sentence_of(model: str, rows: pd.DataFrame) -> str:
-    """Which metric tells flips apart best, with its interval; or that none does."""
-    flipped, count = int(rows["flipped"].max()), int(rows["count"].max())
-    seen = f"{model}: {flipped} of {count} predictions flip under corruption"
-    sure = rows[(rows["auroc_low"] > 0.5) | (rows["auroc_high"] < 0.5)]
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows over all layers within corruption × severity, and the plain guesses."""
+    within = table["layers"].isin(["all", OUTPUT]) & (table["corruption"] == EVERY)
+    return table[within | (table["metric"] == CORRUPTION_ALONE)]
+
+
+def sentence_of(model: str, rows: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Which metric tells flips apart best within a corruption and severity; what is known without it; or that none does."""
+    metrics = rows[rows["layers"] != OUTPUT]
+    flipped, count = int(metrics["flipped"].max()), int(metrics["count"].max())
+    seen = f"{model}: {flipped:,} of {count:,} predictions flip under corruption"
     if not flipped or flipped == count:
         return f"{seen}, so nothing can be said about which ones."
+    guesses = plain_guesses(table)
+    sure = metrics[(metrics["auroc_low"] > 0.5) | (metrics["auroc_high"] < 0.5)]
     if sure.empty:
-        return f"{seen}; no metric tells which ones with an interval that excludes chance (AUROC 0.5)."
+        return (
+            f"{seen}; within a corruption and severity no metric tells which ones with an interval that excludes 0.5. {guesses}"
+        )
     best = sure.iloc[int((sure["auroc"] - 0.5).abs().to_numpy().argmax())]
     way = "higher" if best["auroc"] > 0.5 else "lower"
     ends = f"{best['auroc_low']:.2f}–{best['auroc_high']:.2f}"
+    pooled = auroc_of(table, str(best["metric"]), str(best["layers"]), POOLED)
+    title = title_of(str(best["metric"]))
     return (
-        f"{seen}. {title_of(str(best['metric']))} tells them best: {way} where predictions flip, AUROC {best['auroc']:.2f} "
-        f"(95 % interval {ends}); {len(sure)} of {len(rows)} metrics exclude chance."
+        f"{seen}. Within a corruption and severity, {title} tells them best: {way} where predictions flip, AUROC "
+        f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); {len(sure)} of {len(metrics)} "
+        f"metrics exclude 0.5. {guesses}"
     )
 
 
+def plain_guesses(table: pd.DataFrame) -> str:
+    """What tells flips apart without attention."""
+    corruption = auroc_of(table, CORRUPTION_ALONE, OUTPUT, POOLED)
+    confidence = auroc_of(table, CLEAN_CONFIDENCE, OUTPUT, EVERY)
+    found = f"To know which corruption it is, alone, has AUROC {corruption:.2f} pooled"
+    if not math.isnan(confidence):
+        found += f"; the confidence on the clean image has {confidence:.2f} within a corruption and severity"
+    return found + "."
+
+
+def auroc_of(table: pd.DataFrame, metric: str, layers: str, corruption: str) -> float:
+    """The AUROC of one row; NaN where there is none."""
+    rows = table[(table["metric"] == metric) & (table["layers"] == layers) & (table["corruption"] == corruption)]
+    return float(rows["auroc"].iloc[0]) if len(rows) else math.nan
+
+
 def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> PlainFigure:
-    """One panel per metric: flip rate with its interval against the mean value of each group of pictures."""
+    """One panel per metric: flip rate with its interval against the mean value of each group of images."""
     metrics = [metric for metric in PLOTTED if (table["metric"] == metric).any()]
     across = min(3, max(1, len(metrics)))
     down = -(-len(metrics) // across) or 1

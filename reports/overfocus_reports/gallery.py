@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import OverfocusError
-from overfocus.figures.layers import Layer
 from overfocus.figures.received import ReceivedMaps
-from overfocus.figures.variants import CLEAN, Variant
 from overfocus.images.reading import read_image
+from overfocus.runs.description import Layer
+from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.displayed import RECEIVED, Displayed
 from overfocus_reports.encoding import number, picture_uri, png
 from overfocus_reports.extremes import ImageValues
@@ -48,7 +48,7 @@ def gallery(run: "Run", displayed: Displayed, values: ImageValues, layer: Layer)
 
 def item_of(received: ReceivedMaps, variant: Variant, image: int, moved: float, place: int) -> dict[str, Any]:
     """One image of a gallery; "maps" holds the clean and the corrupted received attention side by side."""
-    clean, corrupted = received(image, CLEAN)[place], received(image, variant)[place]
+    clean, corrupted = received(image, CLEAN_VARIANT)[place], received(image, variant)[place]
     maps = None
     if clean is not None and corrupted is not None:
         maps = png(RECEIVED.encode(np.concatenate([clean, corrupted], axis=1) * clean.size))

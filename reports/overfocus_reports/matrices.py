@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from overfocus.figures.layers import Layer
+from overfocus.runs.description import Layer
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes, png
 from overfocus_reports.pooling import block_numbers, pool_matrix

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from overfocus.figures.layer_statistics import LayerStatistics, layer_statistics
-from overfocus.figures.layers import Layer
-from overfocus.figures.variants import CLEAN, Variant, middle_severity
 from overfocus.run import Run
+from overfocus.runs.description import Layer
+from overfocus.statistics.layers import LayerStatistics, layer_statistics
+from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.extremes import ImageValues, image_values
-from overfocus_reports.summary import Summary, summarise
+from overfocus_reports.sentences import summarise
+from overfocus_reports.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,6 @@ def first_picked(models: Sequence[Model]) -> Variant:
     """What the page shows first: the first corruption at its middle severity; the clean version where there is no other."""
     variants = models[0].statistics.variants
     if len(variants) == 1:
-        return CLEAN
+        return CLEAN_VARIANT
     first = variants[1].corruption
     return Variant(first, middle_severity([variant.severity for variant in variants if variant.corruption == first]))

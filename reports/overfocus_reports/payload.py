@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
-from overfocus.figures.layer_statistics import LayerStatistics
 from overfocus.figures.model_colours import model_colour
 from overfocus.figures.overlay import LOWEST, highest
-from overfocus.figures.stability_map import scale_of
-from overfocus.figures.variants import Variant
+from overfocus.figures.stability_map import scale_of, shows_retained
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.layers import LayerStatistics
+from overfocus.variants import Variant
 from overfocus_reports.displayed import RECEIVED
 from overfocus_reports.encoding import FLOOR, numbers
 from overfocus_reports.extremes import ImageValues
@@ -55,9 +55,11 @@ def is_labelled(models: Sequence[Model]) -> bool:
 
 def scale_payload(models: Sequence[Model], metric: str) -> dict[str, Any]:
     """Name, unit and the one colour scale of a metric."""
-    scale = scale_of([model.statistics for model in models], metric)
+    every = [model.statistics for model in models if metric in model.statistics.values]
+    scale = scale_of(every, metric)
     return {
         "title": title_of(metric),
+        "retained": CATALOGUE[metric].group == "stability" and shows_retained(every, metric),
         "unit": CATALOGUE[metric].unit,
         "stability": CATALOGUE[metric].group == "stability",
         "scale": {"low": scale.low, "high": scale.high, "reverse": scale.reverse, "digits": scale.digits},
@@ -89,7 +91,8 @@ def metric_payload(statistics: LayerStatistics, metric: str) -> dict[str, Any]:
         "high": numbers(parts["high"][0]),
         "count": parts["count"][0].astype(int).tolist(),
         "uniform": numbers(np.array(statistics.uniform(metric))),
-        "chance": numbers(np.array(statistics.chance(metric))),
+        "control": numbers(np.array(statistics.another_image(metric))),
+        "retained": numbers(statistics.means(metric, retained=True)) if metric in statistics.retained else None,
     }
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from overfocus.figures.variants import Variant
+from overfocus.variants import Variant
 from overfocus_reports.encoding import number
 from overfocus_reports.extremes import RANKED_BY, ImageValues
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from overfocus.datasets.masks import IGNORED
 from overfocus.evaluation.results import measure_segmentation
-from overfocus.figures.variants import Variant
+from overfocus.variants import Variant
 from overfocus_reports.encoding import base64_of, number, numbers
 
 if TYPE_CHECKING:

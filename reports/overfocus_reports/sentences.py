@@ -1,20 +1,40 @@
 """The summary in words. Each sentence states numbers of the run; none judges by a threshold that nobody measured."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from overfocus.metrics.catalogue import title_of
+from overfocus.statistics.intervals import Interval
+from overfocus.statistics.overfocusing import MILD, STRONG, Overfocusing
+from overfocus.statistics.retained import NOT_MEASURED
+from overfocus.statistics.verdicts import FEWEST_IMAGES
+from overfocus.statistics.wording import counted
+from overfocus_reports.summary import KeyFigure, LayerSummary, Summary, Survival, summary_numbers
+
 if TYPE_CHECKING:
-    from overfocus_reports.summary import LayerSummary, Summary, Survival
+    from overfocus.run import Run
 
-FLAT = 0.8
-"""Effective tokens above which a layer is called nearly flat: the order of its tokens is mostly noise."""
+PRIMARY = "js_divergence"
+"""The metric of stability that the sentences lead with."""
 
 
-def sentences_of(summary: "Summary") -> list[str]:
-    """What the run says: where attention overfocuses, what survives, whether the predictions follow."""
-    found = concentration_sentences(summary.ranked) + norm_sentence(summary)
+def summarise(run: "Run") -> Summary:
+    """Sum a run up: does it overfocus and where, how much of its attention and of its predictions survives each corruption.
+
+    Raises:
+        RunError: the run holds no rows yet.
+    """
+    summary = summary_numbers(run)
+    return replace(summary, sentences=tuple(sentences_of(summary)), key_figures=tuple(key_figures_of(summary)))
+
+
+def sentences_of(summary: Summary) -> list[str]:
+    """What the run says: does it overfocus and where, what survives, whether the predictions follow."""
+    found = overfocusing_sentence(summary.overfocusing) + concentration_sentences(summary.ranked) + norm_sentence(summary)
     if summary.survival:
-        found += survival_sentences(list(summary.survival))
+        found += survival_sentences(summary)
         found += flat_sentence(summary)
         found += prediction_sentences(summary)
     else:
@@ -22,19 +42,35 @@ def sentences_of(summary: "Summary") -> list[str]:
     return found
 
 
-def concentration_sentences(ranked: list["LayerSummary"]) -> list[str]:
-    """Which layers overfocus most, against uniform attention."""
+def overfocusing_sentence(judged: Overfocusing) -> list[str]:
+    """Does it overfocus: strongly, mildly or no, with the numbers and the reference."""
+    if judged.answer is None:
+        return []
+    answers = {"strongly": "It overfocuses strongly", "mildly": "It overfocuses mildly", "no": "It does not overfocus"}
+    effective = judged.effective
+    interval = f" ({between(effective.low, effective.high)})" if effective.count > 1 else ""
+    numbers = (
+        f"in the most concentrated third of its layers ({spans(list(judged.layers))}) attention effectively reaches "
+        f"{percent(effective.mean)} of the patches{interval}; uniform attention reaches 100\u00a0%"
+    )
+    if judged.nearly_uniform:
+        return [f"{answers['no']}: {numbers}. That is nearly uniform, as in an untrained network."]
+    return [f"{answers[judged.answer]}: {numbers}. Below {percent(STRONG)} counts as strongly, below {percent(MILD)} as mildly."]
+
+
+def concentration_sentences(ranked: list[LayerSummary]) -> list[str]:
+    """Which layers are most concentrated, against uniform attention."""
     if not ranked:
         return ["No layer has more than one patch token, so concentration is undefined."]
     first = ranked[0]
     share, used = first.concentration["top_share"], first.concentration["effective_tokens"]
     layer = first.layer
-    where = f"layer {layer.number} ({layer.module})"
     tokens = f"{layer.tokens} patches" + (" of a window" if layer.kind == "window" else "")
     top = f"the {layer.top} most attended of {tokens} receive" if layer.top > 1 else f"the most attended of {tokens} receives"
+    where = f"layer {layer.number} ({layer.module})"
     found = [
-        f"On clean images {where} overfocuses most: {top} {percent(share.mean)} of the attention, where uniform attention "
-        f"would give {percent(first.uniform_share)}; {percent(used.mean)} of the patches are effectively in use."
+        f"On clean images attention is most concentrated in {where}: {top} {percent(share.mean)} of the attention, where uniform "
+        f"attention would give {percent(first.uniform_share)}; {percent(used.mean)} of the patches are effectively in use."
     ]
     if len(ranked) > 2:
         following = " and ".join(
@@ -46,7 +82,7 @@ def concentration_sentences(ranked: list["LayerSummary"]) -> list[str]:
     return found
 
 
-def norm_sentence(summary: "Summary") -> list[str]:
+def norm_sentence(summary: Summary) -> list[str]:
     """Whether patch tokens of outlying norm (artefacts, Darcet et al. 2024) are there, and what attention they receive."""
     known = [row for row in summary.layers if row.norms["outlier_share"]]
     if not known:
@@ -62,47 +98,87 @@ def norm_sentence(summary: "Summary") -> list[str]:
         ]
     found = (
         f"Tokens of outlying norm (more than 3 times the median) are most frequent behind layer {worst.layer.number}: "
-        f"{percent(share.mean)} of the patches"
+        f"{percent(share.mean)} of the patches on average over images"
     )
-    return [found + (f", which receive {percent(received.mean)} of its attention." if received else ".")]
+    if not received:
+        return [found + "."]
+    return [f"{found}. On average over the same images such tokens receive {percent(received.mean)} of its attention."]
 
 
-def survival_sentences(survival: list["Survival"]) -> list[str]:
-    """How much of the top-k survives, against chance; the corruptions that move most and least attention."""
-    known = sorted(
-        (row for row in survival if row.stability["received_shift"]), key=lambda row: -row.stability["received_shift"].mean
-    )
-    if not known:
-        return []
-    harshest, mildest = known[0], known[-1]
-    kept = harshest.stability["top_overlap"]
-    weakest = f", most of all in layer {harshest.weakest_layer.number}" if harshest.weakest_layer else ""
-    found = [
-        f"Under {harshest.variant.words}, {percent(kept.mean)} of the most attended patches stay the same "
-        f"({between(kept.low, kept.high)}; chance: {percent(harshest.chance)}), "
-        f"and {percent(harshest.stability['received_shift'].mean)} of the attention moves to other patches{weakest}."
-    ]
-    if mildest is not harshest:
-        kept = mildest.stability["top_overlap"]
-        found.append(
-            f"The mildest is {mildest.variant.words}: {percent(kept.mean)} stay ({between(kept.low, kept.high)}), "
-            f"{percent(mildest.stability['received_shift'].mean)} of the attention moves."
+def survival_sentences(summary: Summary) -> list[str]:
+    """How much of the attention is the image's own, against another image; the corruptions that keep least and most of it."""
+    if summary.retained:
+        ordered = sorted(
+            (row for row in summary.survival if not math.isnan(row.retained[PRIMARY].retained)),
+            key=lambda row: row.retained[PRIMARY].retained,
         )
+    else:
+        known = (row for row in summary.survival if row.stability["received_shift"])
+        ordered = sorted(known, key=lambda row: -row.stability["received_shift"].mean)
+    found = []
+    if not summary.retained and ordered:
+        found.append(
+            f"{NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]}: without another image to compare with, nothing is said about how much "
+            "of the attention that stays is the image's own."
+        )
+    elif summary.retained:
+        found.append(overall_sentence(summary))
+    if not ordered:
+        return found
+    harshest, mildest = ordered[0], ordered[-1]
+    found.append(f"Under {harshest.variant.words}{', the harshest,' if len(ordered) > 1 else ''} {kept_words(harshest)}.")
+    if mildest is not harshest:
+        found.append(f"The mildest is {mildest.variant.words}: {kept_words(mildest)}.")
     return found
 
 
-def flat_sentence(summary: "Summary") -> list[str]:
+def overall_sentence(summary: Summary) -> str:
+    """What is retained over all corruptions, and whether that can be judged."""
+    primary = summary.retained[PRIMARY]
+    if math.isnan(primary.retained):
+        return (
+            "What attention retains under corruption is undefined: two different images differ by no more than numerical noise, "
+            "so attention does not follow the image at all."
+        )
+    interval = between(primary.low, primary.high, cut=False)
+    claim = (
+        f"Over all corruptions attention retains {percent(primary.retained)} ({interval}) of what sets an image apart from "
+        f"another one, by {title_of(PRIMARY)}: 100\u00a0% would be as if not corrupted, 0\u00a0% no more than another image has "
+        "in common"
+    )
+    if primary.count < FEWEST_IMAGES:
+        return f"{claim}. {counted(primary.count)} are too few to judge that: at least {FEWEST_IMAGES} are needed."
+    return f"{claim}."
+
+
+def kept_words(row: Survival) -> str:
+    """Top patches and moved attention under one variant, each beside the same for another image."""
+    overlap, shift = row.stability["top_overlap"], row.stability["received_shift"]
+    interval = f" ({between(overlap.low, overlap.high)})" if overlap.count > 1 else ""
+    words = f"{percent(overlap.mean)} of the most attended patches stay the same{interval}"
+    if "top_overlap" in row.retained:
+        other = row.retained["top_overlap"]
+        more = "" if other.low > 0 or math.isnan(other.low) else ", no more than another image has in common"
+        words += f", where another image keeps {percent(other.control)}{more}"
+    weakest = f", most of all in layer {row.weakest_layer.number}" if row.weakest_layer else ""
+    words += f"; {percent(shift.mean)} of the attention moves to other patches{weakest}"
+    if "received_shift" in row.retained:
+        words += f", between two images {percent(row.retained['received_shift'].control)}"
+    return words
+
+
+def flat_sentence(summary: Summary) -> list[str]:
     """A warning where top-k overlap means little, because attention has hardly any order."""
-    flat = [row.layer.number for row in summary.layers if row.concentration["effective_tokens"].mean > FLAT]
+    flat = [row.layer.number for row in summary.layers if row.concentration["effective_tokens"].mean > MILD]
     if not flat:
         return []
     return [
-        f"In {spans(flat)} attention is nearly flat (effective tokens above {percent(FLAT)}): there the order is "
-        "noise and top-k overlap falls although little moved; judge them by Jensen–Shannon divergence and attention moved."
+        f"In {spans(flat)} attention is nearly flat (effective tokens above {percent(MILD)}): there the order is "
+        "noise and top-k overlap falls although little moved; judge them by what Jensen–Shannon divergence retains."
     ]
 
 
-def prediction_sentences(summary: "Summary") -> list[str]:
+def prediction_sentences(summary: Summary) -> list[str]:
     """Whether the predictions follow."""
     known = [row for row in summary.survival if row.prediction["agreement"]]
     if not known:
@@ -125,10 +201,13 @@ def prediction_sentences(summary: "Summary") -> list[str]:
     right = worst.prediction["correct"]
     if right and summary.clean_accuracy:
         found += f"; {percent(summary.clean_accuracy.mean)} of them are classified right when clean, {percent(right.mean)} then"
-    return [found + "."]
+    found += "."
+    if summary.one_class:
+        found += " One class is predicted for every clean image, so that this says nothing of whether predictions survive."
+    return [found]
 
 
-def pixel_sentences(summary: "Summary", known: list["Survival"]) -> list[str]:
+def pixel_sentences(summary: Summary, known: list[Survival]) -> list[str]:
     """Whether pixels keep their class, and the mIoU its height, under the corruption that changes most."""
     worst = min(known, key=lambda row: row.prediction["agreement"].mean)
     kept = worst.prediction["agreement"]
@@ -138,6 +217,56 @@ def pixel_sentences(summary: "Summary", known: list["Survival"]) -> list[str]:
     if not math.isnan(worst.set_iou):
         found += f"; the mIoU of all images is {percent(summary.clean_iou)} when clean, {percent(worst.set_iou)} then"
     return [found + "."]
+
+
+def key_figures_of(summary: Summary) -> list[KeyFigure]:
+    """Concentration of the most overfocused layer; then means over all corruptions and severities."""
+    found = []
+    if summary.ranked:
+        first = summary.ranked[0]
+        layer, share = first.layer, first.concentration["top_share"].mean
+        note = f"of layer {layer.number}'s attention; uniform: {percent(first.uniform_share)}"
+        found.append(KeyFigure(f"On {layer.top} of {layer.tokens} patches", percent(share), note))
+    retained = summary.retained
+    if "js_divergence" in retained and not math.isnan(retained["js_divergence"].retained):
+        note = "under corruption, by Jensen–Shannon divergence; 0\u00a0%: no more than another image has in common"
+        found.append(KeyFigure("Attention retained", percent(retained["js_divergence"].retained), note))
+    for name, title, note in (
+        ("top_overlap", "Top patches kept", "under corruption"),
+        ("received_shift", "Attention moved", "to other patches, under corruption"),
+    ):
+        value = mean_of(summary, lambda row, name=name: row.stability[name])
+        if not math.isnan(value):
+            beside = f"another image: {percent(retained[name].control)}" if name in retained else NOT_MEASURED
+            found.append(KeyFigure(title, percent(value), f"{note}; {beside}"))
+    found += iou_figures(summary)
+    same = mean_of(summary, lambda row: row.prediction["agreement"])
+    if not math.isnan(same) and summary.segmented:
+        found.append(KeyFigure("Pixels that keep their class", percent(same), "under corruption"))
+    elif not math.isnan(same):
+        found.append(KeyFigure("Predictions kept", percent(same), "under corruption"))
+    cosine = mean_of(summary, lambda row: row.prediction["output_cosine"])
+    if math.isnan(same) and not math.isnan(cosine):
+        found.append(KeyFigure("Output cosine", f"{cosine:.2f}", "to the clean output, under corruption"))
+    return found
+
+
+def iou_figures(summary: Summary) -> list[KeyFigure]:
+    """The mIoU of segmentation, where there are masks."""
+    if math.isnan(summary.clean_iou):
+        return []
+    scores = [row.set_iou for row in summary.survival]
+    if not scores:
+        return [KeyFigure("mIoU (set)", percent(summary.clean_iou), "of clean images")]
+    clean = percent(summary.clean_iou).removesuffix("\u00a0%")
+    value = f"{clean} → {percent(sum(scores) / len(scores))}"
+    return [KeyFigure("mIoU (set), clean → corrupted", value, "corrupted: mean over corruptions and severities")]
+
+
+def mean_of(summary: Summary, value: Callable[[Survival], Interval]) -> float:
+    """Mean over corruptions and severities of what has a value; NaN where nothing has."""
+    known = [value(row).mean for row in summary.survival if value(row)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def spans(numbers: list[int]) -> str:
@@ -165,6 +294,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}\u00a0%" if 0 < abs(share) < 0.0995 else f"{100 * share:.0f}\u00a0%"
 
 
-def between(low: float, high: float) -> str:
+def between(low: float, high: float, *, cut: bool = True) -> str:
     """A 95 % interval of a share, cut at 0 and 1, where a share ends."""
-    return f"95\u00a0% interval {100 * max(0.0, low):.0f}–{100 * min(1.0, high):.0f}\u00a0%"
+    low, high = (max(0.0, low), min(1.0, high)) if cut else (low, high)
+    return f"95\u00a0% interval {100 * low:.0f}{'–' if low >= 0 else ' to '}{100 * high:.0f}\u00a0%".replace("-", "−")

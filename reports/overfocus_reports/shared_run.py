@@ -1,6 +1,5 @@
 """A run seen through what several runs share: the same images under the same numbers, the same corruptions in the same order."""
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -8,17 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from overfocus.figures.variants import Variant, variants_of
 from overfocus.run import ClassMaps, DisplayedImage, Run
 from overfocus.runs.description import ImageEntry
+from overfocus.statistics.panel import image_keys
+from overfocus.variants import CONTROL_VARIANT, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from overfocus.figures.received import Profile
-
-ImageKey = tuple[str, str | None, int]
-"""Name, label, and which of the images of that name and label it is, from 0."""
 
 
 class SharedRun(Run):
@@ -62,7 +59,7 @@ class SharedRun(Run):
     def maps(self, image: int, layers: "Collection[int] | None" = None) -> DisplayedImage:
         """As `Run.maps`, by shared number, with the shared variants in their order."""
         kept = self.run.maps(self.numbers[image], layers)
-        places = [kept.variants.index((variant.corruption, variant.severity)) for variant in self.variants]
+        places = [kept.variants.index(variant) for variant in self.variants]
         attention = {layer: weights[places] for layer, weights in kept.attention.items()}
         return DisplayedImage([kept.variants[place] for place in places], kept.pictures[places], attention)
 
@@ -74,12 +71,12 @@ class SharedRun(Run):
     def class_maps(self, image: int) -> ClassMaps:
         """As `Run.class_maps`, by shared number, with the shared variants in their order."""
         kept = self.run.class_maps(self.numbers[image])
-        places = [kept.variants.index((variant.corruption, variant.severity)) for variant in self.variants]
+        places = [kept.variants.index(variant) for variant in self.variants]
         return ClassMaps([kept.variants[place] for place in places], kept.predicted[places], kept.truth)
 
     def _shared(self, table: "pd.DataFrame") -> "pd.DataFrame":
         shared_of = {number: shared for shared, number in self.numbers.items()}
-        known = {(variant.corruption, variant.severity) for variant in self.variants}
+        known = {*self.variants, CONTROL_VARIANT}
         pairs = list(zip(table["corruption"], table["severity"], strict=True))
         kept = table[table["image"].isin(list(shared_of)) & np.fromiter((pair in known for pair in pairs), bool, len(pairs))]
         return kept.assign(image=kept["image"].map(shared_of))
@@ -91,7 +88,7 @@ def shared_runs(runs: Sequence[Run]) -> list[Run]:
         return list(runs)
     keys = [image_keys(run) for run in runs]
     common = [key for key in keys[0] if all(key in others for others in keys)]
-    every = [variants_of(run) for run in runs]
+    every = [run.variants for run in runs]
     variants = [variant for variant in every[0] if all(variant in others for others in every)]
     shown = [key for key in common if all(of_run[key] in run.displayed for run, of_run in zip(runs, keys, strict=True))]
     displayed = [keys[0][key] for key in shown]
@@ -99,17 +96,3 @@ def shared_runs(runs: Sequence[Run]) -> list[Run]:
         SharedRun(run, {keys[0][key]: of_run[key] for key in common}, variants, displayed)
         for run, of_run in zip(runs, keys, strict=True)
     ]
-
-
-def image_keys(run: Run) -> dict[ImageKey, int]:
-    """Numbers of a run's measured images by what they are matched with."""
-    skipped = {entry.name for entry in run.skipped}
-    seen: Counter[tuple[str, str | None]] = Counter()
-    found: dict[ImageKey, int] = {}
-    for entry in run.images:
-        name, label = entry.name, entry.label
-        if name in skipped:
-            continue
-        found[name, label, seen[name, label]] = entry.image
-        seen[name, label] += 1
-    return found

@@ -1,19 +1,20 @@
-"""A run in a few numbers and sentences: the one source of what the report's first lines and the terminal's table say."""
+"""A run in a few numbers: the one source of what the report's first lines and the terminal's table say."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from overfocus.figures.layers import Layer, layers_of
-from overfocus.figures.variants import CLEAN, Variant, variants_of
-from overfocus.intervals import Interval, interval_of
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus_reports.key_figures import KeyFigure, key_figures_of
+from overfocus.runs.description import Layer, MeasureEntry
+from overfocus.statistics.intervals import Interval, interval_of
+from overfocus.statistics.overfocusing import Overfocusing, judge_overfocusing
+from overfocus.statistics.panel import EVERY, read_panel
+from overfocus.statistics.retained import retained_by_variant
+from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
 from overfocus_reports.segmentation import set_scores
-from overfocus_reports.sentences import sentences_of
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -46,21 +47,52 @@ class LayerSummary:
 
 
 @dataclass(frozen=True)
+class Retained:
+    """What a metric of stability retains against the control: 1 as if not corrupted, 0 no more than another image."""
+
+    control: float
+    """Mean of the metric between two different clean images."""
+    retained: float
+    """NaN where undefined."""
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Survival:
     """What is left of the attention, and of the prediction, under one corruption at one severity."""
 
     variant: Variant
     stability: dict[str, Interval]
-    """The five stability metrics: over images, each image averaged over layers first."""
+    """The metrics of stability: over images, each image averaged over layers first."""
+    retained: dict[str, Retained]
+    """The same against the control; empty where it was not measured."""
     prediction: dict[str, Interval]
     """agreement, confidence_drop, correct, output_cosine and image_iou, over images; NaN where the model or the labels give
     none."""
     set_iou: float
     """Of segmentation: mIoU of all images together; NaN without masks."""
-    chance: float
-    """top_overlap of a random choice of tokens, k/N averaged over layers."""
     weakest_layer: Layer | None
     """The layer with the largest mean received_shift."""
+
+
+@dataclass(frozen=True)
+class CustomMeasure:
+    """What a metric or probe of the user measured."""
+
+    measure: MeasureEntry
+    values: dict[Variant, Interval]
+    """Over images by variant, each image averaged over layers first."""
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number in words."""
+
+    name: str
+    value: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -75,11 +107,21 @@ class Summary:
     survival: tuple[Survival, ...]
     """In the order that was asked for, severities rising."""
     clean_accuracy: Interval
+    overfocusing: Overfocusing
+    """Does it overfocus, by the rule of `overfocus.statistics.overfocusing`."""
+    retained: dict[str, Retained]
+    """Over all corruptions and severities together; empty where nothing was corrupted or the control was not measured."""
+    one_class: bool = False
+    """Whether one class is predicted for every clean image: then nothing is known of whether predictions survive."""
     segmented: bool = False
     """Whether predictions are classes of pixels: agreement and correct are shares of an image's pixels then."""
     clean_iou: float = math.nan
     """Of segmentation: mIoU of all clean images together; NaN without masks."""
     sentences: tuple[str, ...] = ()
+    """What the run says, in words."""
+    key_figures: tuple[KeyFigure, ...] = ()
+    """The few numbers to look at first."""
+    custom: tuple[CustomMeasure, ...] = ()
 
     @property
     def ranked(self) -> list[LayerSummary]:
@@ -87,24 +129,22 @@ class Summary:
         known = [row for row in self.layers if row.excess == row.excess]
         return sorted(known, key=lambda row: -row.excess)
 
-    @property
-    def key_figures(self) -> list[KeyFigure]:
-        """The few numbers to look at first."""
-        return key_figures_of(self)
 
-
-def summarise(run: "Run") -> Summary:
-    """Sum a run up: which layers overfocus most, how much of the top-k and of the predictions survives each corruption.
+def summary_numbers(run: "Run") -> Summary:
+    """The numbers of a run, without words.
 
     Raises:
         RunError: the run holds no rows yet.
     """
-    layers, variants, table = layers_of(run), variants_of(run), run.table
+    layers, variants, table = run.description.layers, run.variants, run.table
     names = [*CONCENTRATION, *NORMS]
-    rows = table[table["severity"] == CLEAN.severity]
+    rows = table[table["corruption"] == CLEAN]
     clean = rows.groupby(["layer", "image"], sort=False)[[name for name in names if name in table]].mean().reindex(columns=names)
     scores = set_scores(run) if run.segmented else pd.Series(dtype="float64")
-    summary = Summary(
+    predictions = run.predictions
+    predicted = predictions.loc[predictions["corruption"] == CLEAN, "predicted"].dropna()
+    kept = retained_by_variant(read_panel(run))
+    return Summary(
         model=run.model,
         images=int(table["image"].nunique()),
         skipped_images=len(run.skipped),
@@ -116,35 +156,62 @@ def summarise(run: "Run") -> Summary:
             )
             for layer in layers
         ),
-        survival=survival_of(run, variants[1:], layers, scores),
-        clean_accuracy=prediction_intervals(run.predictions, CLEAN)["correct"],
+        survival=survival_of(run, variants[1:], layers, scores, kept),
+        clean_accuracy=prediction_intervals(predictions, CLEAN_VARIANT)["correct"],
+        overfocusing=judge_overfocusing(run),
+        retained=retained_of(kept, EVERY, 0),
+        one_class=len(predicted) > 1 and predicted.nunique() == 1,
         segmented=run.segmented,
-        clean_iou=float(scores.get((CLEAN.corruption, CLEAN.severity), math.nan)),
+        clean_iou=float(scores.get((CLEAN, 0), math.nan)),
+        custom=tuple(custom_measure(run, measure, variants) for measure in run.description.measures),
     )
-    return replace(summary, sentences=tuple(sentences_of(summary)))
 
 
-def survival_of(run: "Run", variants: list[Variant], layers: list[Layer], scores: "pd.Series[float]") -> tuple[Survival, ...]:
-    """One row per corruption and severity; `scores` are the mIoU of segmentation."""
-    chance = sum(layer.top / layer.tokens for layer in layers) / len(layers)
+def custom_measure(run: "Run", measure: MeasureEntry, variants: list[Variant]) -> CustomMeasure:
+    """Means over images of what a metric or probe of the user measured."""
+    table = run.table if measure.table == "metrics" else run.predictions
+    values = table.groupby(["corruption", "severity", "image"])[measure.name].mean()
+    there = set(zip(table["corruption"], table["severity"], strict=True))
+    found = {
+        variant: interval_of(values.loc[variant.corruption, variant.severity], measure.name)
+        for variant in variants
+        if variant in there
+    }
+    return CustomMeasure(measure, found)
+
+
+def survival_of(
+    run: "Run", variants: list[Variant], layers: list[Layer], scores: "pd.Series[float]", kept: pd.DataFrame
+) -> tuple[Survival, ...]:
+    """One row per corruption and severity; `scores` are the mIoU of segmentation, `kept` what is retained by variant."""
     by_number = {layer.number: layer for layer in layers}
     groups: dict[Any, pd.DataFrame] = dict(iter(run.table.groupby(["corruption", "severity"], sort=False)))
     rows = []
     for variant in variants:
         measured = groups[variant.corruption, variant.severity]
-        per_image = measured.groupby("image", sort=False)[list(STABILITY)].mean()
-        shift = measured.groupby("layer")["received_shift"].mean().dropna()
+        there = [name for name in STABILITY if name in measured]
+        per_image = measured.groupby("image", sort=False)[there].mean().reindex(columns=list(STABILITY))
+        shift = measured.groupby("layer")["received_shift"].mean().dropna() if "received_shift" in measured else pd.Series()
         rows.append(
             Survival(
                 variant=variant,
                 stability={name: interval_of(per_image[name], name) for name in STABILITY},
+                retained=retained_of(kept, *variant),
                 prediction=prediction_intervals(run.predictions, variant),
                 set_iou=float(scores.get((variant.corruption, variant.severity), math.nan)),
-                chance=chance,
                 weakest_layer=by_number[int(shift.index[int(shift.argmax())])] if len(shift) else None,
             )
         )
     return tuple(rows)
+
+
+def retained_of(kept: pd.DataFrame, corruption: str, severity: int) -> dict[str, Retained]:
+    """What is retained under one variant, by metric."""
+    rows = kept[(kept["corruption"] == corruption) & (kept["severity"] == severity)]
+    return {
+        str(row["metric"]): Retained(row["control"], row["retained"], row["low"], row["high"], int(row["count"]))
+        for row in rows.to_dict("records")
+    }
 
 
 def prediction_intervals(predictions: pd.DataFrame, variant: Variant) -> dict[str, Interval]:

@@ -8,14 +8,12 @@ from PIL import Image
 
 import overfocus
 from overfocus import Ablation, RunError
-from overfocus.ablation.ablation import AblationTables
-from overfocus.ablation.answer import describe_answer
-from overfocus.ablation.masking import hide_keys
-from overfocus.ablation.removal import choose_counts
-from overfocus.ablation.sites import find_key_sites, ranks
-from overfocus.ablation.tables import tabulate_ablation
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.preprocessing import Preprocess
+from overfocus.probes.ablation import choose_counts
+from overfocus.probes.key_masking import find_key_sites, hide_keys, ranks
+from overfocus.run import read_run
+from overfocus.sweep.sweep import Subject
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def photos(tmp_path):
 
 
 def _ablate(loaded, photos, output, **options):
-    chosen = {"corruptions": ["fog"], "fractions": [0.1, 0.25], "workers": 0, "progress": False, "resamples": 200}
+    chosen = {"corruptions": ["fog"], "fractions": [0.1, 0.25], "workers": 0, "progress": False}
     return overfocus.ablate(loaded, photos, output=output, **chosen | options)
 
 
@@ -82,7 +80,7 @@ def test_is_read_back(loaded, photos, tmp_path):
     again = Ablation(tmp_path / "out")
     pd.testing.assert_frame_equal(found.table, again.table)
     pd.testing.assert_frame_equal(found.differences, again.differences)
-    assert (again.model, again.info["images"], again.info["tokens"]) == ("tiny", 5, [16, 16])
+    assert (again.model, again.images, again.description.tokens) == ("tiny", 5, [16, 16])
     assert len(again.sentences) == 2
 
 
@@ -91,53 +89,48 @@ def test_counts_of_tokens():
     assert choose_counts([16, 2], [0.01, 0.05, 0.25, 0.9]) == [(0.01, (1, 1)), (0.25, (4, 1)), (0.9, (14, 1))]
 
 
-def _made_up(top, random):
-    rows = [
-        {"image": image, "corruption": "clean", "severity": 0, "choice": choice, "k": k, "fraction": 0.05 if k else 0.0,
-         "agreement": value if k else 1.0, "confidence_drop": 0.0, "output_cosine": 1.0, "clean_agreement": 1.0}
-        for image in range(20)
-        for k in (0, 3)
-        for choice, value in (("top", float(image < top)), ("random", float(image < random)), ("bottom", 1.0))
-    ]  # fmt: skip
-    return tabulate_ablation(pd.DataFrame(rows), resamples=500)
-
-
-@pytest.mark.parametrize(
-    ("top", "random", "claim"),
-    [
-        (4, 18, "hang on the most attended tokens: without the top 3 (5 %) 0.200 keep their class"),
-        (18, 4, "hang less on the most attended tokens than on random ones"),
-        (10, 10, "cannot be told to hang on the most attended tokens"),
-    ],
-)
-def test_answers(top, random, claim):
-    tables: AblationTables = _made_up(top, random)
-    (sentence,) = describe_answer(tables.table, tables.differences, "vit")
-    assert sentence.startswith(f"On clean images, predictions of vit {claim}")
-    row = tables.differences.query("quantity == 'agreement' and against == 'random'").iloc[0]
-    assert row["difference"] == pytest.approx((top - random) / 20)
-
-
 def test_bad_input(loaded, photos, tmp_path):
-    with pytest.raises(RunError, match=r"fractions must be above 0 and below 1, got 1\.5; 0\.05 is a twentieth"):
+    with pytest.raises(RunError, match=r"fractions must be above 0 and below 1, got 1\.5"):
         _ablate(loaded, photos, tmp_path / "out", fractions=[1.5])
     _ablate(loaded, photos, tmp_path / "out", corruptions=[])
-    with pytest.raises(RunError, match="holds an ablation already; choose another output, or --overwrite"):
+    with pytest.raises(RunError, match=r"holds another run \(corruptions \[\] there, \['fog'\] asked for\); choose another"):
         _ablate(loaded, photos, tmp_path / "out")
     _ablate(loaded, photos, tmp_path / "out", corruptions=[], overwrite=True)
     with pytest.raises(RunError, match=r"holds other files \(0\.png, 1\.png, 2\.png\)"):
         _ablate(loaded, photos, photos)
-    with pytest.raises(RunError, match=r"expected a folder as `overfocus ablate` writes it, but it holds no ablation\.json"):
+    with pytest.raises(RunError, match=r"expected a folder as `overfocus ablate` writes it, but it holds no run\.json"):
         Ablation(photos)
-    (tmp_path / "out" / "ablation.json").write_text("[]")
-    with pytest.raises(RunError, match="but this file is something else"):
+    (tmp_path / "out" / "run.json").write_text("[]")
+    with pytest.raises(RunError, match="cannot be read"):
         Ablation(tmp_path / "out")
+
+
+def test_interrupted_it_goes_on_to_the_same_tables(loaded, photos, tmp_path, monkeypatch):
+    whole = _ablate(loaded, photos, tmp_path / "whole", batch_size=2)
+    measure, calls = Subject.measure, iter(range(100))
+
+    def stopping(self, samples, packing):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(self, samples, packing)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Subject, "measure", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            _ablate(loaded, photos, tmp_path / "out", batch_size=2)
+    assert read_run(tmp_path / "out").done == 3
+    with pytest.raises(RunError, match="the ablation is not finished"):
+        Ablation(tmp_path / "out")
+    again = _ablate(loaded, photos, tmp_path / "out", batch_size=2)
+    pd.testing.assert_frame_equal(again.table, whole.table, check_exact=True)
+    pd.testing.assert_frame_equal(again.differences, whole.differences, check_exact=True)
+    pd.testing.assert_frame_equal(_ablate(loaded, photos, tmp_path / "out", batch_size=2).table, whole.table)
 
 
 def test_unreadable_pictures_are_left_out_and_named(loaded, photos, tmp_path):
     (photos / "3.png").write_text("no picture")
     found = _ablate(loaded, photos, tmp_path / "out", corruptions=[])
-    assert found.info["images"] == 4
-    assert [skipped["name"] for skipped in found.info["skipped"]] == ["3.png"]
+    assert found.images == 4
+    assert [skipped.name for skipped in found.description.skipped] == ["3.png"]
     with pytest.raises(overfocus.ImageError):
         _ablate(loaded, photos, tmp_path / "strict", corruptions=[], strict=True)

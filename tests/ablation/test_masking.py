@@ -8,9 +8,8 @@ import torch
 
 import overfocus
 from overfocus import CaptureError
-from overfocus.ablation.masking import hide_keys
-from overfocus.ablation.sites import KeySite, find_key_sites, ranks
 from overfocus.capturing.sources import Arrangement
+from overfocus.probes.key_masking import KeySite, find_key_sites, hide_keys, ranks
 
 FAMILIES = ["vit", "swin", "cait", "beit", "encoder", "spelled"]
 

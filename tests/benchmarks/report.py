@@ -13,7 +13,7 @@ import statistics
 import time
 from pathlib import Path
 
-from overfocus.comparison.reading import read_comparison
+from overfocus.results.comparison import read_comparison
 from overfocus_reports import draw_comparison
 
 

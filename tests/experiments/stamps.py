@@ -39,7 +39,7 @@ from common import ARMS, Job, is_done, predict, run_jobs, save_predictions, writ
 from PIL import Image
 from torch import Tensor, nn
 
-from overfocus.atomic import atomic_file
+from overfocus.files import atomic_file
 from overfocus.models.fan import Fan
 from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
 

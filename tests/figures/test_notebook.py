@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from overfocus.comparison.comparison import Comparison
 from overfocus.errors import RunError
+from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 
 

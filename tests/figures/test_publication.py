@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from overfocus.errors import RunError
-from overfocus.figures.layer_statistics import layer_statistics
 from overfocus.figures.paper_style import inches, paper, save_figure
 from overfocus.figures.publication import KINDS, draw
 from overfocus.figures.selection import most_overfocused, same_depth
 from overfocus.run import Run
+from overfocus.statistics.layers import layer_statistics
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,19 @@ def test_stability_averages_each_image_first(run):
         figure = draw("stability", [run], ["plain"], metrics=["received_shift"], corruptions=["fog"])
     table = run.table[run.table["corruption"] == "fog"]
     expected = [table[table["severity"] == severity].groupby("image")["received_shift"].mean().mean() for severity in (1, 3)]
+    control = run.table.loc[run.table["corruption"] == "other image", "received_shift"].mean()
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), 1 - np.array(expected) / control)
+    assert figure.axes[0].get_ylabel().startswith("Retained: ")
+
+
+def test_stability_without_a_control_is_the_raw_value(make_run):
+    run = make_run(control=False)
+    with paper():
+        figure = draw("stability", [run], ["plain"], metrics=["received_shift"], corruptions=["fog"])
+    table = run.table[run.table["corruption"] == "fog"]
+    expected = [table[table["severity"] == severity].groupby("image")["received_shift"].mean().mean() for severity in (1, 3)]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), expected)
+    assert "Retained" not in figure.axes[0].get_ylabel()
 
 
 def test_matrix_panels_have_one_scale(run, other):
@@ -84,7 +96,8 @@ def test_matrix_panels_have_one_scale(run, other):
     images = [axes.images[0] for axes in figure.axes[:2]]
     assert images[0].get_clim() == images[1].get_clim()
     fog = run.table[(run.table["corruption"] == "fog") & (run.table["severity"] == 3)]
-    np.testing.assert_allclose(images[0].get_array()[1], fog.groupby("layer")["received_shift"].mean())
+    control = run.table[run.table["corruption"] == "other image"].groupby("layer")["received_shift"].mean()
+    np.testing.assert_allclose(images[0].get_array()[1], 1 - fog.groupby("layer")["received_shift"].mean() / control)
 
 
 def test_columns_are_the_attention_of_the_image(run):

@@ -1,13 +1,21 @@
 """measure() gives the same in blocks of queries, of images, and in one go."""
 
-import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 
-from overfocus.metrics import METRICS, STABILITY, measure
+from overfocus.metrics import METRICS, STABILITY, blocks, measure
 
-gathering = importlib.import_module("overfocus.metrics.gathering")
+
+@pytest.fixture
+def resize(monkeypatch):
+    """Change the sizes of blocks on a processor."""
+
+    def change(**sizes):
+        monkeypatch.setattr(blocks, "PROCESSOR", replace(blocks.PROCESSOR, **sizes))
+
+    return change
 
 
 def assert_same(got, want):
@@ -46,34 +54,31 @@ def test_padded_windows_in_blocks_of_queries(draw_weights, make_map):
 
 
 @pytest.mark.parametrize("batch", [1, 5, 16])
-def test_blocks_of_images(batch, draw_weights, make_map, monkeypatch):
+def test_blocks_of_images(batch, draw_weights, make_map, resize):
     weights = draw_weights(batch, 2, 17, 17)
     pairs = torch.zeros(batch, dtype=torch.long)
-    monkeypatch.setattr(gathering, "IMAGES_BYTES", 1)
-    monkeypatch.setattr(importlib.import_module("overfocus.metrics.image_sums"), "SUMMED_BYTES", 2000)
+    resize(images=1, summed=2000)
     attention = make_map(weights, prefix_tokens=1, grid=(4, 4))
     got = measure(attention, reference=pairs)
     assert attention.source.asked == batch
     assert_same(got, measure(attention, reference=pairs, chunk_size=17))
 
 
-def test_long_sequence_is_computed_twice_unless_its_mean_is_kept(draw_weights, make_map, monkeypatch):
+def test_long_sequence_is_computed_twice_unless_its_mean_is_kept(draw_weights, make_map, resize):
     weights = draw_weights(2, 2, 64, 64)
     want = measure(make_map(weights, grid=(8, 8)))
-    monkeypatch.setattr(gathering, "LARGE_IMAGE_BYTES", 0)
-    monkeypatch.setattr(gathering, "QUERIES_BYTES", weights.nbytes // 4)
+    resize(large_image=0, queries=weights.nbytes // 4)
     kept = make_map(weights, grid=(8, 8))
     assert_same(measure(kept), want)
     assert kept.source.asked == 4
-    monkeypatch.setattr(gathering, "KEPT_BYTES", 0)
+    resize(kept=0)
     twice = make_map(weights, grid=(8, 8))
     assert_same(measure(twice), want)
     assert twice.source.asked == 8
 
 
-def test_pooled_map_needs_one_pass(draw_weights, make_map, monkeypatch):
-    monkeypatch.setattr(gathering, "LARGE_IMAGE_BYTES", 0)
-    monkeypatch.setattr(gathering, "QUERIES_BYTES", 1)
+def test_pooled_map_needs_one_pass(draw_weights, make_map, resize):
+    resize(large_image=0, queries=1)
     attention = make_map(draw_weights(1, 2, 16, 4), "pooled", grid=(4, 4), key_grid=(2, 2))
     measure(attention)
     assert attention.source.asked == 16
@@ -93,6 +98,10 @@ def test_memory_of_a_long_sequence_is_bounded(make_map):
             self.key = torch.randn(1, 6, 4097, 64, generator=generator)
             self.shape = (1, 6, 4097, 4097)
             self.images_first = True
+            self.device = self.query.device
+
+        def check_unchanged(self, module):
+            """Nothing overwrites them."""
 
         def rows(self, start, stop, images=None):
             query = self.query[..., start:stop, :] if images is None else self.query[images, :, start:stop]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overfocus.metrics.class_shares import class_areas, received_shares
+from overfocus.metrics.received import class_areas, received_shares
 
 
 def test_areas_of_a_mask_whose_edges_lie_on_tokens():

@@ -121,8 +121,8 @@ def test_classifier_follows_timms_conventions() -> None:
     assert torch.equal(model.forward_head(features, pre_logits=True), features[:, 0])
     model.reset_classifier(5, global_pool="avg")
     assert torch.equal(model.forward_head(features, pre_logits=True), features[:, 1:].mean(dim=1))
-    with pytest.raises(ValueError, match="expected global_pool 'token' or 'avg', got 'max'"):
-        model.reset_classifier(5, global_pool="max")
+    with pytest.raises(ValueError, match="one of '', 'token', 'avg', 'avgmax', 'max', got 'map'"):
+        model.reset_classifier(5, global_pool="map")
 
 
 def test_classifier_of_the_large_hybrid_starts_small() -> None:

@@ -121,7 +121,7 @@ def test_classifier_follows_timms_conventions() -> None:
     features = model.forward_features(images)
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.mean(dim=(1, 2)))
     assert model(images).shape == (2, model.get_classifier().out_features) == (2, 5)
-    with pytest.raises(ValueError, match="expected global_pool 'avg'"):
+    with pytest.raises(ValueError, match="expected global_pool to be one of '', 'avg', 'avgmax', 'max', got 'token'"):
         model.reset_classifier(5, global_pool="token")
 
 

@@ -29,7 +29,7 @@ def test_every_name_is_registered_with_its_preprocessing() -> None:
 
 
 def test_masked_attention_multiplies_the_logits() -> None:
-    attention = ScaledAttention(8, 2, mask_tokens=6)
+    attention = ScaledAttention(8, 2, mask_grid=(2, 3))
     nn.init.normal_(attention.att_mask)
     tokens = torch.randn(3, 6, 8)
     query, key, value = attention.qkv(tokens).chunk(3, dim=-1)
@@ -39,7 +39,7 @@ def test_masked_attention_multiplies_the_logits() -> None:
         expected = (logits * torch.sigmoid(attention.att_mask[head])).softmax(-1) @ value[..., part]
         attention.proj.weight.data.zero_()
         attention.proj.weight.data[part, part] = torch.eye(4)
-        torch.testing.assert_close((attention(tokens) - attention.proj.bias)[..., part], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close((attention(tokens, (2, 3)) - attention.proj.bias)[..., part], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_mask_starts_within_its_narrow_bounds() -> None:
@@ -98,7 +98,7 @@ def test_any_size_of_image(size: tuple[int, int], num_scales: int | None) -> Non
 def test_masked_model_of_another_size_works_and_refuses_others() -> None:
     model = small_rvt(masked_blocks=2, img_size=(64, 96))
     assert model(torch.randn(2, 3, 64, 96)).shape == (2, 7)
-    words = r"expected an image of \(64, 96\) pixels, whose \(4, 6\) patches .* \(6, 4\) patches; .* img_size=\(96, 64\)"
+    words = r"expected an image of 4 × 6 patches, .* got 6 × 4; build the model with img_size=\(height, width\) or dynamic"
     with pytest.raises(ValueError, match=words):
         model(torch.randn(2, 3, 96, 64))
 
@@ -146,7 +146,7 @@ def test_classifier_follows_timms_conventions() -> None:
     features = model.forward_features(images)
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), model.norm(features.mean(dim=1)))
     assert model(images).shape == (2, model.get_classifier().out_features) == (2, 5)
-    with pytest.raises(ValueError, match="expected global_pool 'avg'"):
+    with pytest.raises(ValueError, match="expected global_pool to be one of '', 'avg', 'avgmax', 'max', got 'token'"):
         model.reset_classifier(5, global_pool="token")
 
 

@@ -30,7 +30,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, synthetic_run: Callable[...,
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory, synthetic_run: Callable[..., Path]) -> Path:
     """The page of a comparison of three models of different depth with hostile names everywhere; drawn once, only read."""
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
     from overfocus_reports import draw_comparison
 
     folder = tmp_path_factory.mktemp("compared")

@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overfocus.ablation.ablation import CHOICES, QUANTITIES, write_ablation
-from overfocus.ablation.tables import tabulate_ablation
+from overfocus.ablation.ablation import Ablation
+from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
+from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports.ablations import ablation_figure, ablation_parts
 
 
 @pytest.fixture
 def ablation(tmp_path):
-    """Predictions that hang on the top tokens, for a model whose name is hostile."""
+    """Predictions that depend on the top tokens, for a model whose name is hostile."""
     rng = np.random.default_rng(0)
     rows = [
         {"image": image, "corruption": corruption, "severity": severity, "choice": choice, "k": k, "fraction": k / 20}
@@ -23,9 +24,23 @@ def ablation(tmp_path):
         for choice in CHOICES
         for k in (0, 1, 4)
     ]
-    checkpoint = {"name": "<img src=x onerror=alert(1)>", "source": "model.pth"}
-    info = {"format": 1, "checkpoint": checkpoint, "images": 20}
-    return write_ablation(tmp_path / "ablation", info, tabulate_ablation(pd.DataFrame(rows), resamples=50))
+    description = RunDescription(
+        format=2,
+        overfocus="0.1.0",
+        kind="ablation",
+        status="complete",
+        done=20,
+        checkpoint=CheckpointEntry(name="<img src=x onerror=alert(1)>", source="model.pth", input_size=(3, 32, 32)),
+        settings=RunSettings(),
+        images=[ImageEntry(image=number, name=f"{number}.png") for number in range(20)],
+    )
+    tables = tabulate_ablation(pd.DataFrame(rows))
+    folder = tmp_path / "ablation"
+    folder.mkdir()
+    (folder / "run.json").write_bytes(encode_description(description))
+    tables.table.to_parquet(folder / "ablation.parquet")
+    tables.differences.to_parquet(folder / "differences.parquet")
+    return Ablation(folder)
 
 
 def test_curves_are_the_table(ablation):
@@ -34,7 +49,7 @@ def test_curves_are_the_table(ablation):
     top = next(line for line in figure.axes[1].lines if len(line.get_xdata()) == 3)
     np.testing.assert_allclose(top.get_ydata(orig=False), table.sort_values("fraction")["agreement"])
     np.testing.assert_allclose(top.get_xdata(orig=False), [0, 5, 20])
-    assert [container.get_label() for container in figure.axes[0].containers] == list(CHOICES)
+    assert [container.get_label() for container in figure.axes[0].containers] == list(CHOICE_WORDS.values())
 
 
 def test_part_of_the_page(ablation, tmp_path):
@@ -52,7 +67,7 @@ def test_ablations_of_one_architecture_are_told_apart(ablation, tmp_path):
 
 @pytest.mark.slow
 def test_the_page_shows_it_escaped(ablation, tmp_path, synthetic_run, open_page):
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
     from overfocus.run import Run
     from overfocus_reports import draw_comparison
 
@@ -66,7 +81,7 @@ def test_the_page_shows_it_escaped(ablation, tmp_path, synthetic_run, open_page)
 
 @pytest.mark.slow
 def test_runs_without_attention_are_compared_by_their_predictions(tmp_path, synthetic_run, browser):
-    from overfocus.comparison.comparison import Comparison
+    from overfocus.results.comparison import Comparison
     from overfocus.run import Run
     from overfocus_reports import draw_comparison
 

@@ -1,14 +1,12 @@
 import numpy as np
 import pytest
 
-from overfocus.figures.layers import layers_of
-from overfocus.figures.variants import variants_of
 from overfocus_reports.extremes import ImageValues, image_values
 
 
 def test_values_are_those_of_the_table(run):
-    variants = variants_of(run)
-    found = image_values(run, variants, layers_of(run))
+    variants = run.variants
+    found = image_values(run, variants, run.description.layers)
     table = run.table.set_index(["corruption", "severity", "layer", "image"])["js_divergence"]
     for place, variant in enumerate(variants):
         for layer in range(4):
@@ -41,5 +39,5 @@ def test_galleries_hold_both_ends_and_nothing_twice():
 def test_heads_are_averaged(make_run):
     run = make_run(heads=2, images=2)
     run.table["received_shift"] = np.where(run.table["head"] == 0, 0.2, 0.6)
-    found = image_values(run, variants_of(run), layers_of(run))
+    found = image_values(run, run.variants, run.description.layers)
     np.testing.assert_allclose(found.values["received_shift"], 0.4)

@@ -6,11 +6,11 @@ import pytest
 
 from overfocus.figures.colours import OKABE_ITO, line_style, lookup_table, reads_dark
 from overfocus.figures.curves import layer_curves, value_limits
-from overfocus.figures.layer_statistics import layer_statistics
 from overfocus.figures.overlay import multiple
 from overfocus.figures.stability_map import heat_map, scale_of, short
 from overfocus.figures.style import styled
-from overfocus.figures.variants import Variant
+from overfocus.statistics.layers import layer_statistics
+from overfocus.variants import Variant
 from overfocus_reports.svg import inline_svg, plot_frame
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -71,12 +71,12 @@ def test_limits_hold_every_severity_and_reference(statistics):
 
 def test_heat_map_cells_are_in_reading_order(statistics):
     scale = scale_of([statistics], "received_shift")
-    values = statistics.matrix("received_shift", 3)
+    values = statistics.matrix("received_shift", 3, retained=True)
     with styled():
-        figure = heat_map(values, ["gaussian noise", "fog"], list("0123"), "received_shift", "layer", scale)
+        figure = heat_map(values, ["gaussian noise", "fog"], list("0123"), "a unit", "layer", scale)
         tree = ElementTree.fromstring(inline_svg(figure, "map", "map"))
     cells = tree.find(f".//{SVG}g[@id='map-cells']")
-    table = lookup_table("viridis")
+    table = lookup_table("viridis_r")
     for cell, value in zip(cells, values.ravel(), strict=True):
         colour = re.search(r"fill: #(\w{6})", cell.get("style"))
         shade = table[round(255 * (value - scale.low) / (scale.high - scale.low))]
@@ -90,11 +90,13 @@ def test_heat_map_cells_are_in_reading_order(statistics):
 def test_missing_cells_are_marked(statistics):
     values = np.array([[0.2, np.nan]])
     with styled():
-        figure = heat_map(values, ["fog"], ["1", "3"], "js_divergence", "severity", scale_of([statistics], "js_divergence"))
-    assert [text.get_text() for text in figure.axes[0].texts] == [".200", "–"]
+        figure = heat_map(values, ["fog"], ["1", "3"], "bits", "severity", scale_of([statistics], "js_divergence"))
+    assert [text.get_text() for text in figure.axes[0].texts] == [".20", "–"]
 
 
-def test_bright_is_changed_whichever_way_the_metric_runs(statistics):
+def test_bright_is_changed_whichever_way_the_metric_runs(statistics, make_run):
+    assert scale_of([statistics], "js_divergence").colour_map == "viridis_r"  # little is retained
+    statistics = layer_statistics(make_run(control=False))
     assert scale_of([statistics], "top_overlap").colour_map == "viridis_r"
     assert scale_of([statistics], "js_divergence").colour_map == "viridis"
 

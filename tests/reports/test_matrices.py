@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfocus.figures.layers import layers_of
-from overfocus.figures.variants import variants_of
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes
 from overfocus_reports.matrices import LADDER, Detail, MatrixShape, choose_details, matrices_of
@@ -58,7 +56,7 @@ def test_a_layer_without_matrix_stays_without():
 
 
 def test_matrices_of_a_run_are_its_attention(run):
-    displayed = Displayed(run, layers_of(run), variants_of(run))
+    displayed = Displayed(run, run.description.layers, run.variants)
     found = matrices_of(displayed, 10**9)
     assert found.described[0] is not None
     assert found.described[0]["queries"] == found.described[0]["keys"] == 37
@@ -74,7 +72,7 @@ def test_matrices_of_a_run_are_its_attention(run):
 
 
 def test_little_room_keeps_the_middle_severity_only(run):
-    displayed = Displayed(run, layers_of(run), variants_of(run))
+    displayed = Displayed(run, run.description.layers, run.variants)
     full = matrices_of(displayed, 10**9)
     assert list(full.encoded[0]) == [0, 1, 2, 3, 4]
     size = sum(len(text) for image in full.encoded.values() for row in image.values() for text in row if text)

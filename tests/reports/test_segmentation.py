@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from overfocus.comparison.comparison import Comparison
+from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 from overfocus_reports import draw_comparison, draw_report, summarise
 from overfocus_reports.model import Model

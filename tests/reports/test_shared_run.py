@@ -10,14 +10,15 @@ def test_runs_are_matched_by_the_names_of_images(tmp_path, synthetic_run):
     one = Run(synthetic_run(tmp_path / "one", images=3, layers=1, names=("x.png", "y.png", "z.png")))
     two = Run(synthetic_run(tmp_path / "two", images=3, layers=1, names=("z.png", "x.png", "w.png"), severities=(3,)))
     first, second = shared_runs([one, two])
-    assert [entry["name"] for entry in first.images] == [entry["name"] for entry in second.images] == ["x.png", "z.png"]
-    assert [entry["image"] for entry in second.images] == [0, 2]
+    assert [entry.name for entry in first.images] == [entry.name for entry in second.images] == ["x.png", "z.png"]
+    assert [entry.image for entry in second.images] == [0, 2]
     np.testing.assert_array_equal(second.maps(0).pictures[0], two.maps(1).pictures[0])
     np.testing.assert_array_equal(second.received(2, "fog", 3)[0], two.received(0, "fog", 3)[0])
     assert sorted(set(zip(first.table["corruption"], first.table["severity"], strict=True))) == [
         ("clean", 0),
         ("fog", 3),
         ("gaussian_noise", 3),
+        ("other image", 0),
     ]
     ours = second.predictions[second.predictions["image"] == 2]
     assert set(ours["name"]) == {"z.png"}

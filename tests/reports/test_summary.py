@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from overfocus.figures.variants import Variant
+from overfocus.variants import Variant
 from overfocus_reports import summarise
 from overfocus_reports.sentences import percent, spans
 
@@ -36,7 +36,10 @@ def test_survival_averages_layers_before_images(run):
         per_image = rows.groupby("image")["top_overlap"].mean()
         assert row.stability["top_overlap"].mean == pytest.approx(per_image.mean())
         assert row.stability["top_overlap"].count == 6
-        assert row.chance == pytest.approx(2 / 36)
+        control = run.table[run.table["corruption"] == "other image"]
+        assert row.retained["top_overlap"].control == pytest.approx(control.groupby("image")["top_overlap"].mean().mean())
+        distance = [part.groupby("image")["js_divergence"].mean().mean() for part in (rows, control)]
+        assert row.retained["js_divergence"].retained == pytest.approx(1 - distance[0] / distance[1])
         moved = rows.groupby("layer")["received_shift"].mean()
         assert row.weakest_layer is not None
         assert row.weakest_layer.number == moved.idxmax()
@@ -46,13 +49,46 @@ def test_sentences_state_the_numbers(run):
     summary = summarise(run)
     first = summary.ranked[0]
     share = first.concentration["top_share"].mean
-    assert f"layer {first.layer.number} (blocks.{first.layer.number}.attn) overfocuses most" in summary.sentences[0]
-    assert f"the 2 most attended of 36 patches receive {percent(share)} of the attention" in summary.sentences[0]
-    assert f"uniform attention would give {percent(2 / 36)}" in summary.sentences[0]
-    harshest = max(summary.survival, key=lambda row: row.stability["received_shift"].mean)
+    layer = f"layer {first.layer.number} (blocks.{first.layer.number}.attn)"
+    assert f"attention is most concentrated in {layer}: the 2 most attended of 36 patches" in summary.sentences[1]
+    assert f"receive {percent(share)} of the attention" in summary.sentences[1]
+    assert f"uniform attention would give {percent(2 / 36)}" in summary.sentences[1]
+    harshest = min(summary.survival, key=lambda row: row.retained["js_divergence"].retained)
     text = " ".join(summary.sentences)
-    assert f"Under {harshest.variant.words}, {percent(harshest.stability['top_overlap'].mean)} of the most attended" in text
-    assert f"chance: {percent(2 / 36)}" in text
+    kept = percent(harshest.stability["top_overlap"].mean)
+    assert f"Under {harshest.variant.words}, the harshest, {kept} of the most attended patches stay the same" in text
+    assert f"where another image keeps {percent(harshest.retained['top_overlap'].control)}" in text
+    assert f"Over all corruptions attention retains {percent(summary.retained['js_divergence'].retained)}" in text
+    assert "6 images are too few to judge that: at least 20 are needed" in text
+    assert "chance" not in text
+
+
+def test_a_run_without_a_control_says_so(make_run):
+    summary = summarise(make_run(control=False))
+    assert not summary.retained
+    assert "Control not measured" in " ".join(summary.sentences)
+    assert any("control not measured" in figure.note for figure in summary.key_figures)
+
+
+@pytest.mark.parametrize(
+    ("effective", "words"),
+    [
+        (0.3, "It overfocuses strongly: in the most concentrated third of its layers (layers 2–3)"),
+        (0.6, "It overfocuses mildly"),
+        (0.85, "It does not overfocus: in the most"),
+        (0.99, "nearly uniform, as in an untrained network"),
+    ],
+)
+def test_does_it_overfocus(make_run, effective, words):
+    run = make_run(images=1)
+    run.table["effective_tokens"] = run.table["layer"].map({0: 1.0, 1: 1.0, 2: effective, 3: effective})
+    assert words in summarise(run).sentences[0]
+
+
+def test_one_class_for_every_image_keeps_nothing(make_run):
+    run = make_run()
+    run.predictions["predicted"] = 0
+    assert "One class is predicted for every clean image" in " ".join(summarise(run).sentences)
 
 
 def test_sentences_on_predictions(make_run):
@@ -99,13 +135,14 @@ def test_no_classifier_falls_back_to_the_output(make_run):
 
 def test_one_patch_per_layer_has_no_concentration(make_run):
     run = make_run(images=1, side=2)
-    run.table["top_share"] = np.nan
+    run.table[["top_share", "effective_tokens"]] = np.nan
     assert summarise(run).sentences[0] == "No layer has more than one patch token, so concentration is undefined."
 
 
 def test_key_figures_carry_what_to_compare_with(run):
     figures = {figure.name: figure for figure in summarise(run).key_figures}
-    assert figures["Top patches kept"].note == f"under corruption; chance: {percent(2 / 36)}"
+    control = run.table.loc[run.table["corruption"] == "other image", "top_overlap"].mean()
+    assert figures["Top patches kept"].note == f"under corruption; another image: {percent(control)}"
     assert figures["On 2 of 36 patches"].note.endswith(f"uniform: {percent(2 / 36)}")
     agreement = run.predictions.loc[run.predictions["severity"] > 0, "agreement"].astype(float).mean()
     assert figures["Predictions kept"].value == percent(agreement)
@@ -134,7 +171,8 @@ def with_norms(run, shares, received, ratios):
 def test_tokens_of_outlying_norm_are_told_with_what_they_receive(make_run):
     run = with_norms(make_run(), (0.0, 0.0, 0.02, 0.01), (0.0, 0.0, 0.4, 0.7), (1.5, 2.0, 8.0, 7.0))
     text = " ".join(summarise(run).sentences)
-    assert f"most frequent behind layer 2: {percent(0.02)} of the patches, which receive {percent(0.4)} of its attention." in text
+    assert f"most frequent behind layer 2: {percent(0.02)} of the patches on average over images" in text
+    assert f"On average over the same images such tokens receive {percent(0.4)} of its attention." in text
 
 
 def test_no_outlying_norm_tells_the_largest(make_run):

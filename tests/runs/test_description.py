@@ -72,7 +72,7 @@ def changed(*keys_and_value):
         ("\x00\xff", "cannot be read"),
         ('{"scripts": {}}', "something else"),
         ('{"format": 99}', "written in format 99, this version reads formats 1 to 2"),
-        ('{"format": "\\u001b[31m"}', "written in format �"),
+        ('{"format": "\\u001b[31m"}', r"written in format \\x1b"),
         ("[" * 100_000, "cannot be read"),
         ('{"format": 2, "x": ' + "[" * 100_000, "cannot be read"),
         (changed("done", -1), "whole number"),
@@ -106,9 +106,9 @@ def test_required_fields_are_named(tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(RunError, match="there is no such file"):
+    with pytest.raises(RunError, match="no such file; expected the description of a run"):
         read_description(tmp_path / "run.json", RunDescription)
-    with pytest.raises(TrainingError, match="this is no file"):
+    with pytest.raises(TrainingError, match="expected the description of a training, but this is"):
         read_description(tmp_path, TrainingDescription)
 
 

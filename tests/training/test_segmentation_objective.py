@@ -13,9 +13,9 @@ from overfocus.errors import TrainingError
 from overfocus.models import add_tap
 from overfocus.training.diversity import Diversity
 from overfocus.training.launch import synchronise_norms
+from overfocus.training.objective import Segmentation
 from overfocus.training.optimisation import LearningRate, make_optimizer
 from overfocus.training.recipe import load_recipe
-from overfocus.training.segmentation import Segmentation
 
 SMALL = load_recipe("segmentation_small")
 PAPER = load_recipe("segmentation")

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 import overfocus
 from overfocus.errors import ImageError, OverfocusError, TrainingError
+from overfocus.training.data import _named
 from overfocus.training.loop import Trainer
-from overfocus.training.material import _named
 from overfocus.training.train import Training, train
 from tests.training.stopping import StoppedError, same_weights, stop_at
 
@@ -145,7 +145,7 @@ def test_options_that_must_not_change_the_result(train_tiny: Train) -> None:
 
 
 def test_loss_that_is_no_number_keeps_the_last_checkpoint(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    from overfocus.training.classification import Classification
+    from overfocus.training.objective import Classification
 
     original = Classification.loss
     calls = []
@@ -187,7 +187,7 @@ def test_weights_that_are_no_numbers_are_not_kept(train_tiny: Train, monkeypatch
 
 
 def test_a_validation_loss_that_is_no_number_is_told(train_tiny: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from overfocus.training.classification import Classification
+    from overfocus.training.objective import Classification
 
     monkeypatch.setattr(Classification, "score", lambda *_: torch.tensor([math.nan, 1.0, 1.0]))
     with pytest.raises(TrainingError, match="the validation loss became nan by step 4; there is no checkpoint yet"):
@@ -199,7 +199,7 @@ def test_killed_while_its_result_is_written_it_still_ends_whole(train_tiny: Trai
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("overfocus.training.result.draw_curves", killed)
+    monkeypatch.setattr("overfocus.training.session.draw_curves", killed)
     with pytest.raises(KeyboardInterrupt):
         train_tiny()
     monkeypatch.undo()

@@ -114,7 +114,7 @@ function tellValues(plot, layer) {
 }
 
 function curvesTable(metric) {
-  const head = ["metric", "head", "corruption", "severity", "layer", "module", "mean", "low", "high", "images", "uniform", "chance"];
+  const head = ["metric", "head", "corruption", "severity", "layer", "module", "mean", "low", "high", "images", "uniform", "another image"];
   const rows = [several ? ["model", ...head] : head];
   for (const model of data.models) {
     const values = model.metrics[metric];
@@ -125,7 +125,7 @@ function curvesTable(metric) {
           const value = values.mean[place][variant][index];
           if (!known(value)) return;
           const interval = place === 0 ? [values.low[variant][index], values.high[variant][index], values.count[variant][index]] : ["", "", ""];
-          const row = [metric, name, corruption, severity, layer.number, layer.module, value, ...interval, values.uniform[index], values.chance[index]];
+          const row = [metric, name, corruption, severity, layer.number, layer.module, value, ...interval, values.uniform[index], values.control[index]];
           rows.push(several ? [model.name, ...row] : row);
         }),
       ),

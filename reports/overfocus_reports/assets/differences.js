@@ -48,6 +48,7 @@ function differenceRow(row, reach) {
     make("td", { "data-value": model }, make("span", { class: "dot", style: `--key: ${data.differences.colours[value("model")]}` }), model),
     cell("baseline_mean"),
     cell("mean"),
+    cell("control"),
     cell("difference", signed(value("difference"))),
     make("td", { "data-value": value("low") ?? "" }, intervalBar(value("low"), value("difference"), value("high"), reach, said), ` ${signed(value("low"))} … ${signed(value("high"))}`),
     make("td", { "data-value": said, class: `said-${said}` }, said),

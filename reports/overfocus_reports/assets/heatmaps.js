@@ -38,7 +38,9 @@ function cellMeaning(map, number) {
 }
 
 function cellValue(map, { variant, layer }) {
-  const values = modelOf().metrics[map.metric]?.mean[state.head][variant];
+  const metric = modelOf().metrics[map.metric];
+  // What is retained is known for all heads together only.
+  const values = data.metrics[map.metric].retained ? metric?.retained[variant] : metric?.mean[state.head][variant];
   if (!values) return null;
   return layer === null ? mean(values) : values[layer];
 }
@@ -117,13 +119,13 @@ function jump(map, number) {
 }
 
 function heatMapTable(map) {
-  const rows = [["metric", "head", "corruption", "severity", "layer", "mean"]];
+  const rows = [["metric", "head", "corruption", "severity", "layer", data.metrics[map.metric].retained ? "retained" : "mean"]];
   map.cells.forEach((_, number) => {
     const meaning = cellMeaning(map, number);
     const variant = data.variants[meaning.variant];
     if (!variant) return;
     const layer = meaning.layer === null ? "all" : modelOf().layers[meaning.layer].number;
-    rows.push([map.metric, modelOf().heads[state.head], variant.corruption, variant.severity, layer, cellValue(map, meaning)]);
+    rows.push([map.metric, data.metrics[map.metric].retained ? "all" : modelOf().heads[state.head], variant.corruption, variant.severity, layer, cellValue(map, meaning)]);
   });
   return rows;
 }

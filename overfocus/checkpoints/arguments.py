@@ -1,0 +1,275 @@
+"""Constructor arguments: which ones a file may give, and which ones the tensors themselves tell.
+
+What stands in a file is untrusted. Only arguments on the list below pass, each within bounds, so that nothing in a
+checkpoint makes timm open a file, fetch weights or build a network of a billion layers.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from timm.models.beit import Beit
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from overfocus.checkpoints.messages import some
+from overfocus.checkpoints.tables import square_side
+from overfocus.errors import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+Arguments = dict[str, Any]
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "img_size": (1, 4096), "patch_size": (1, 256), "in_chans": (1, 64), "num_classes": (0, 200_000), "embed_dim": (1, 8192),
+    "embed_dims": (1, 8192), "dim": (1, 8192), "dims": (1, 8192), "width": (1, 8192), "depth": (1, 200), "depths": (1, 200),
+    "num_heads": (1, 128), "heads": (1, 128), "key_dim": (1, 512), "mlp_ratio": (0.01, 32), "mlp_ratios": (0.01, 32),
+    "mlp_hidden_dim": (1, 65_536), "window_size": (1, 512), "shift_size": (0, 512), "stride": (1, 64), "strides": (1, 64),
+    "sr_ratios": (1, 64), "reg_tokens": (0, 256), "num_reg_tokens": (0, 256), "init_values": (0, 100), "num_scales": (1, 64),
+    "norm_eps": (0, 1), "eps": (0, 1), "layer_norm_eps": (0, 1), "drop_rate": (0, 1), "drop_path_rate": (0, 1),
+    "attn_drop_rate": (0, 1), "proj_drop_rate": (0, 1), "pos_drop_rate": (0, 1), "patch_drop_rate": (0, 1),
+    "rope_temperature": (1, 1e7), "rope_grid_offset": (-100, 100), "ref_feat_shape": (1, 4096), "pt_layer_scale": (0, 100),
+    "output_stride": (1, 64), "expand_ratio": (0.1, 16), "head_dim": (1, 1024), "num_branches": (1, 64), "stem_width": (1, 8192),
+}  # fmt: skip
+_BOOLEANS = frozenset(
+    "qkv_bias qk_norm scale_attn_norm scale_mlp_norm scale_attn_inner proj_bias class_token no_embed_class pre_norm final_norm "
+    "fc_norm use_fc_norm use_norm pool_include_prefix dynamic_img_size dynamic_img_pad distilled linear use_abs_pos_emb "
+    "use_rel_pos_bias use_shared_rel_pos_bias use_rot_pos_emb use_mrope rope_mixed_mode rope_rotate_half qkv_fused swiglu_mlp "
+    "swiglu_align_to use_pre_transformer_norm use_post_norm use_post_transformer_norm attn_type_relative ape patch_norm "
+    "always_partition strict_img_size legacy dynamic_size_list fix_init conv_stem head_bias use_layer_scale layer_scale "
+    "mlp_layer_norm squeeze rel_pos_cls".split()
+)
+_TEXTS: dict[str, re.Pattern[str]] = {
+    name: re.compile(r"[a-zA-Z0-9_]{0,32}")
+    for name in "global_pool pos_embed act_layer norm_layer weight_init rope_type rel_pos_type pool_type stem_type "
+    "head_init_scale attn_type class_token_type pool tokens".split()
+}
+_NEVER = re.compile(
+    r"pretrain|checkpoint|path|file|url|cache|script|hub|overlay|weights|config|cfg|source|device|dtype", re.IGNORECASE
+)
+_MOST_ITEMS = 64
+
+
+def checked_arguments(given: Mapping[str, Any], origin: object) -> Arguments:
+    """The arguments of a file that may be passed to a constructor.
+
+    Raises:
+        CheckpointError: one is not on the list, of another kind or out of bounds.
+    """
+    checked: Arguments = {}
+    for key, value in given.items():
+        name = str(key)
+        if value is None:
+            continue
+        if name in _BOUNDS and _number(value, *_BOUNDS[name]):
+            checked[name] = tuple(value) if isinstance(value, list) else value
+        elif name in _BOUNDS and isinstance(value, bool | str) and name in ("window_size", "num_classes"):
+            continue
+        elif ((name in _BOOLEANS or name in ("init_values", "swiglu_mlp")) and isinstance(value, bool)) or (
+            name in _TEXTS and isinstance(value, str) and _TEXTS[name].fullmatch(value)
+        ):
+            checked[name] = value
+        else:
+            expected = "a number from {:g} to {:g}".format(*_BOUNDS[name]) if name in _BOUNDS else _kind(name)
+            raise CheckpointError(
+                f"{origin}: refused, its model argument {name[:60]!r} is {str(value)[:60]!r}; expected {expected} "
+                "(--model NAME --model-args KEY=VALUE,… takes over what the file says)"
+            )
+    return checked
+
+
+def parse_arguments(text: str) -> Arguments:
+    """The arguments of `--model-args`, e.g. "num_heads=12,init_values=1e-5,window_size=7x7,qk_norm=true".
+
+    Raises:
+        CheckpointError: a part is no KEY=VALUE, or the argument is not one that can be set.
+    """
+    given: Arguments = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key or not value:
+            raise CheckpointError(f"expected --model-args KEY=VALUE,KEY=VALUE, got {part[:60]!r}")
+        given[key] = _value(value)
+    return checked_arguments(given, "--model-args")
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if re.fullmatch(r"\d+([x+]\d+)+", text):
+        return tuple(int(number) for number in re.split(r"[x+]", text))
+    return text
+
+
+def _kind(name: str) -> str:
+    if _NEVER.search(name):
+        return "no argument that names files, weights or how to load them"
+    if name in _BOOLEANS:
+        return "true or false"
+    if name in _TEXTS:
+        return "a short word"
+    return f"one of {some(sorted(_BOUNDS))} …"
+
+
+def _number(value: Any, low: float, high: float) -> bool:
+    if isinstance(value, list | tuple):
+        return 0 < len(value) <= _MOST_ITEMS and all(_number(item, low, high) for item in value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+
+
+# What the tensors tell, by class of network. Each function gives the same keys for a file and for a model's own state dict;
+# where the two differ, the file's value is the argument to build with.
+
+
+def told_by_tensors(shapes: Shapes, model: nn.Module) -> Arguments:
+    """Arguments that make a model of this class have a file's tensors; only those in which its own differ.
+
+    Depth, width and the like are not among them: another depth is another architecture.
+    """
+    describe = next((function for kind, function in _TOLD.items() if isinstance(model, kind)), None)
+    if describe is None:
+        return {}
+    own = describe({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    theirs = describe(shapes)
+    return {key: value for key, value in theirs.items() if own.get(key) != value}
+
+
+def _told_vit(shapes: Shapes) -> Arguments:
+    stem, told = shapes.get("patch_embed.proj.weight"), {}
+    if stem is not None and len(stem) == 4 and stem[2] <= 256:
+        told["patch_size"] = stem[2] if stem[2] == stem[3] else stem[2:]
+    rows, prefix = shapes.get("pos_embed", (1, 0))[1], _prefix(shapes)
+    norm, fc_norm = "norm.weight" in shapes, "fc_norm.weight" in shapes
+    pooled = "map" if "attn_pool.latent" in shapes else "avg" if fc_norm or "cls_token" not in shapes else "token"
+    told |= {
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+        "proj_bias": "blocks.0.attn.proj.bias" in shapes,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
+        "scale_attn_norm": "blocks.0.attn.norm.weight" in shapes,
+        "scale_mlp_norm": "blocks.0.mlp.norm.weight" in shapes,
+        "class_token": "cls_token" in shapes,
+        "reg_tokens": shapes.get("reg_token", (1, 0))[1],
+        "pre_norm": "norm_pre.weight" in shapes,
+        "no_embed_class": prefix > 0 and square_side(rows) is not None and square_side(rows - prefix) is None,
+        "global_pool": pooled,
+        "fc_norm": fc_norm,
+        "final_norm": norm or fc_norm,
+    }
+    return told
+
+
+def _told_beit(shapes: Shapes) -> Arguments:
+    return {
+        "use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in shapes,
+        "use_rel_pos_bias": "blocks.0.attn.relative_position_bias_table" in shapes,
+        "use_abs_pos_emb": "pos_embed" in shapes,
+        "qkv_bias": "blocks.0.attn.q_bias" in shapes,
+        "init_values": 1e-5 if "blocks.0.gamma_1" in shapes else None,
+        "global_pool": "token" if "norm.weight" in shapes else "avg",
+    }
+
+
+def _told_swin(shapes: Shapes) -> Arguments:
+    told: Arguments = {}
+    stem = shapes.get("patch_embed.proj.weight")
+    if stem is not None and len(stem) == 4 and stem[2] <= 256:
+        told["patch_size"] = stem[2]
+    heads = _stages(shapes, r"layers\.(\d+)\.blocks\.\d+\.attn\.(relative_position_bias_table|logit_scale)$", -1, 0)
+    if heads:
+        told["num_heads"] = heads
+    return told
+
+
+def _told_pvt(shapes: Shapes) -> Arguments:
+    hidden = _stages(shapes, r"stages\.(\d+)\.blocks\.0\.mlp\.fc1\.weight$", 0, 0)
+    width = _stages(shapes, r"stages\.(\d+)\.blocks\.0\.mlp\.fc1\.weight$", 1, 1)
+    return {"mlp_ratios": tuple(a / b for a, b in zip(hidden, width, strict=True))} if hidden else {}
+
+
+def _stages(shapes: Shapes, expression: str, axis: int, other: int) -> tuple[int, ...]:
+    """One size for each stage: along `axis` of tables (rows, heads), along `other` of scales (heads, 1, 1)."""
+    found: dict[int, int] = {}
+    for name, shape in shapes.items():
+        match = re.match(expression, name)
+        if match and shape:
+            found.setdefault(int(match.group(1)), shape[other if len(shape) == 3 else axis])
+    return tuple(found[stage] for stage in sorted(found))
+
+
+_TOLD: dict[type[nn.Module], Callable[[Shapes], Arguments]] = {
+    VisionTransformer: _told_vit,
+    Beit: _told_beit,
+    SwinTransformer: _told_swin,
+    SwinTransformerV2: _told_swin,
+    PyramidVisionTransformerV2: _told_pvt,
+}
+
+# A plain Vision Transformer of any width and depth.
+
+_KNOWN_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
+"""By width; every published Vision Transformer with plain names has these, but for those that ask."""
+_CANONICAL = {
+    (192, 12, 16): "deit_tiny_patch16_224",
+    (384, 12, 16): "deit_small_patch16_224",
+    (768, 12, 16): "deit_base_patch16_224",
+    (1024, 24, 16): "vit_large_patch16_224",
+    (1280, 32, 14): "vit_huge_patch14_224",
+}
+
+
+def plain_vit(shapes: Shapes, heads: int | None, path: object) -> tuple[str, Arguments, list[str]] | None:
+    """(architecture, arguments, assumptions) of a Vision Transformer with timm's names that no registered one equals.
+
+    None where the tensors are not those of one. `heads` is what the file or the user says of them.
+
+    Raises:
+        CheckpointError: nothing says the number of heads.
+    """
+    stem, hidden = shapes.get("patch_embed.proj.weight", ()), shapes.get("blocks.0.mlp.fc1.weight", ())
+    qkv = shapes.get("blocks.0.attn.qkv.weight", ())
+    if len(stem) != 4 or len(hidden) != 2 or len(qkv) != 2 or qkv[0] != 3 * qkv[1] or "pos_embed" not in shapes:
+        return None
+    width, depth = stem[0], len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)})
+    if qkv[1] != width or "dist_token" in shapes:
+        return None
+    arguments = {key: value for key, value in _told_vit(shapes).items() if value != _PLAIN.get(key)}
+    name, assumed = "VisionTransformer", []
+    size = stem[2] if stem[2] == stem[3] else None
+    canonical = _CANONICAL.get((width, depth, size or 0))
+    if heads is None and (heads := _KNOWN_HEADS.get(width)) is None:
+        options = [str(number) for number in range(1, 65) if width % number == 0]
+        raise CheckpointError(
+            f"{path}: a Vision Transformer of width {width} and depth {depth}, which no tensor says the attention heads of; "
+            f"say them with --model-args num_heads=N (it may be {', '.join(options[:16])})"
+        )
+    if canonical is not None and hidden[0] == 4 * width:
+        name = canonical
+        arguments.pop("patch_size", None)
+        if heads != _KNOWN_HEADS[width]:
+            arguments["num_heads"] = heads
+        return name, arguments, assumed
+    arguments |= {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden[0] / width}
+    arguments["patch_size"] = size or stem[2:]
+    return name, arguments, assumed
+
+
+_PLAIN: Arguments = {
+    "qkv_bias": True, "proj_bias": True, "class_token": True, "reg_tokens": 0, "pre_norm": False,
+    "no_embed_class": False, "global_pool": "token", "fc_norm": False, "final_norm": True, "init_values": None, "qk_norm": False,
+    "scale_attn_norm": False, "scale_mlp_norm": False,
+}  # fmt: skip
+"""What `VisionTransformer` is without arguments; another patch size is given in any case."""
+
+
+def _prefix(shapes: Shapes) -> int:
+    """Tokens in front of the patches."""
+    return sum(shapes[name][1] for name in ("cls_token", "dist_token", "reg_token") if name in shapes and len(shapes[name]) == 3)

@@ -1,0 +1,221 @@
+"""Find the networks in what a checkpoint file holds, whichever trainer wrote it.
+
+No list of entries or prefixes: everything in the file is laid out as dotted names, and a network begins at the lowest name
+that has both a first convolution (or patch projection) and attention beneath it. `state_dict_ema.module.` of timm,
+`student.module.backbone.` of DINO, `visual.` of CLIP and `generator.net.0.` of somebody are the same to it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from overfocus.checkpoints.messages import some
+from overfocus.errors import CheckpointError
+
+_DEEPEST = 64
+_MOST_TENSORS = 100_000
+ATTENTION = re.compile(
+    r"att(?!ention_bias|ended)|qkv|query|q_proj|in_proj|to_q|mhsa|w_msa|(^|\.)q\.|(^|\.)wq\.|token_mixer|relative_position_bias",
+    re.IGNORECASE,
+)
+_BESIDE_TRAINING = re.compile(
+    r"^(\w*optim\w*|lr_scheduler\w*|\w*scheduler\w*|\w*scaler\w*|rng\w*|\w*rng_state\w*|loops|callbacks|amp|trainer_state)(\.|$)",
+    re.IGNORECASE,
+)
+_FIRST_PROJECTION = re.compile(r"(patch_embed\w*|pixel_embed|to_patch_embedding|patchifier|patch_generator|embeds)\b.*weight$")
+_AVERAGED = frozenset({"ema", "teacher", "target", "averaged", "swa", "polyak", "shadow"})
+_MOMENTUM = frozenset({"momentum", "k"})
+_COUNTER = "n_averaged"
+"""What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
+_CHANGES_INPUT = re.compile(
+    r"prompt|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift", re.IGNORECASE
+)
+_HARMLESS_PARAMETER = re.compile(
+    r"^(n_averaged|logit_scale|logit_bias|temperature|temp|tau|text_projection|image_projection|visual_projection"
+    r"|positional_embedding|center\w*|queue\w*|queue_ptr|attn_mask|context_length|vocab_size|input_resolution|mean|std|pixel_mean"
+    r"|pixel_std|class_weights?|\w*mask_token\w*|epoch|step|iteration|num_updates|decay|initted)$"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The tensors of one network."""
+
+    tensors: dict[str, Tensor] = field(repr=False)
+    path: str
+    """Where it was, e.g. "state_dict_ema.module"; empty where the file is the network itself."""
+    beside: tuple[str, ...] = ()
+    """Names of tensors that stand beside it and belong to no other network: heads, a text tower, a loss."""
+
+    @property
+    def entry(self) -> str:
+        """Where it was, for the user."""
+        return self.path or "the file itself"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def flatten(content: Mapping[str, object]) -> dict[str, Tensor]:
+    """Every tensor in nested dictionaries under its dotted name, without those of optimisers and the like."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    stack: list[tuple[str, object]] = [("", content)]
+    while stack:
+        front, value = stack.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if id(value) in seen or front.count(".") > _DEEPEST or len(found) > _MOST_TENSORS:
+                continue  # shared or self-referring, or no checkpoint of a network
+            seen.add(id(value))
+        if isinstance(value, Tensor):
+            found[front] = value
+        elif isinstance(value, Mapping):
+            inside = [(f"{front}.{key}" if front else str(key), item) for key, item in value.items()]
+            stack += [(name, item) for name, item in reversed(inside) if not _BESIDE_TRAINING.match(name)]
+        elif isinstance(value, list | tuple) and not front.rpartition(".")[2].startswith("param"):
+            stack += [(f"{front}.{number}", item) for number, item in reversed(list(enumerate(value)))]
+    return found
+
+
+def find_networks(content: Mapping[str, object], path: object = "checkpoint") -> list[Network]:
+    """Every vision network in a file, in the order in which they stand there.
+
+    Raises:
+        CheckpointError: there are no tensors in it.
+    """
+    tensors = flatten(content)
+    if not tensors:
+        keys = some([str(key)[:60] for key in content])
+        raise CheckpointError(f"{path}: expected a state dict (names → tensors), got a dict with {keys} and no weights in it")
+    roots = _roots(tensors)
+    if not roots:
+        return [Network(_largest(tensors), _largest_path(tensors))]
+    networks = []
+    for root in roots:
+        front = f"{root}." if root else ""
+        own = {name.removeprefix(front): tensor for name, tensor in tensors.items() if name.startswith(front)}
+        others = tuple(f"{other}." for other in roots)
+        base = _entry(content, root)
+        around = [name for name in tensors if _within(name, base) and not name.startswith(others)] if root != base else []
+        networks.append(Network(own, root, tuple(name for name in around if not name.endswith(_COUNTER))))
+    return networks
+
+
+def choose_network(networks: list[Network], weights: str | None, use_ema: bool, path: object) -> tuple[Network, list[str]]:
+    """The network to take, and what to say about the others.
+
+    Raises:
+        CheckpointError: `weights` names none or several, or several are there and nothing says which to take.
+    """
+    if weights is not None:
+        wanted = weights.strip(".")
+        exact = [network for network in networks if network.path == wanted]
+        inside = [n for n in networks if f".{n.path}.".find(f".{wanted}.") >= 0]
+        if len(exact or inside) != 1:
+            raise CheckpointError(f"{path}: expected --weights to name one of {_names(networks)}, got {weights!r}")
+        return (exact or inside)[0], []
+    if len(networks) == 1:
+        return networks[0], []
+    averaged = [network for network in networks if _words(network.path) & _AVERAGED]
+    momentum = [n for n in networks if n not in averaged and _words(n.path) & _MOMENTUM]
+    plain = [network for network in networks if network not in averaged and network not in momentum]
+    plain = plain or momentum
+    choice = f"--weights {networks[0].path or networks[1].path}"
+    if len(plain) > 1 or len(averaged) > 1:
+        raise CheckpointError(f"{path}: holds {len(networks)} networks, {_names(networks)}; say which one to take ({choice})")
+    if averaged and plain and averaged[0].shapes.items() ^ plain[0].shapes.items():
+        heads_apart = {k: v for k, v in averaged[0].shapes.items() if ATTENTION.search(k)}.items() ^ {
+            k: v for k, v in plain[0].shapes.items() if ATTENTION.search(k)
+        }.items()
+        if heads_apart:
+            raise CheckpointError(
+                f"{path}: holds two networks of different shapes, {_names([*plain, *averaged])} (student and teacher?); "
+                f"say which one to take ({choice})"
+            )
+    taken = averaged[0] if averaged and (use_ema or not plain) else plain[0]
+    others = [network for network in networks if network is not taken]
+    kind = "EMA weights" if taken in averaged else "plain weights"
+    turn = " (--no-ema takes the plain ones)" if taken in averaged and plain else ""
+    return taken, [f"{kind} taken ({taken.entry}); the file also holds {_names(others)}, which --weights takes{turn}"]
+
+
+def changes_encoder(name: str, network: Network) -> bool:
+    """Whether a tensor beside a network may change what the network computes: a prompt, an adapter, a bare parameter."""
+    parts, root = name.split("."), network.path.split(".")
+    while root and len(parts) > 1 and parts[0] == root[0]:
+        parts, root = parts[1:], root[1:]
+    if len(parts) > 1:
+        return _CHANGES_INPUT.search(parts[0]) is not None
+    return _HARMLESS_PARAMETER.match(parts[0]) is None
+
+
+def _roots(tensors: Mapping[str, Tensor]) -> list[str]:
+    attention: set[str] = set()
+    for name, tensor in tensors.items():
+        if ATTENTION.search(name) and tensor.ndim >= 2:
+            parts = name.split(".")
+            attention |= {".".join(parts[:count]) for count in range(len(parts))}
+    firsts = [name for name, tensor in tensors.items() if tensor.ndim in (4, 5) and tensor.shape[1] == 3]
+    firsts += [
+        name
+        for name, tensor in tensors.items()
+        if _FIRST_PROJECTION.search(name) and (tensor.ndim == 2 or (tensor.ndim in (4, 5) and tensor.shape[1] <= 16))
+    ]
+    roots: dict[str, None] = {}
+    for name in firsts:
+        parts = name.split(".")
+        for count in range(len(parts) - 1, -1, -1):
+            node = ".".join(parts[:count])
+            if node in attention:
+                roots[node] = None
+                break
+    outer = [root for root in roots if not any(other != root and _within(root, other) for other in roots)]
+    order = {name: number for number, name in enumerate(tensors)}
+    return sorted(outer, key=lambda root: next(order[n] for n in tensors if _within(n, root)))
+
+
+def _within(name: str, root: str) -> bool:
+    return not root or name.startswith(f"{root}.")
+
+
+def _entry(content: Mapping[str, object], path: str) -> str:
+    """The front of a path that leads through nested dictionaries, up to the names of a state dict."""
+    value: object = content
+    taken: list[str] = []
+    parts = path.split(".")
+    while parts and isinstance(value, Mapping):
+        count = next((n for n in range(1, len(parts) + 1) if ".".join(parts[:n]) in value), 0)
+        if not count:
+            break
+        value = value[".".join(parts[:count])]
+        taken += parts[:count]
+        parts = parts[count:]
+    return ".".join(taken)
+
+
+def _largest_path(tensors: Mapping[str, Tensor]) -> str:
+    """The part before every name that all the tensors share."""
+    shared: list[str] = []
+    parts = [name.split(".")[:-1] for name in tensors]
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
+def _largest(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    front = _largest_path(tensors)
+    return {name.removeprefix(f"{front}.") if front else name: tensor for name, tensor in tensors.items()}
+
+
+def _words(path: str) -> set[str]:
+    return {word for word in re.split(r"[._\-/]+", path.lower()) if word}
+
+
+def _names(networks: list[Network]) -> str:
+    return ", ".join(network.entry for network in networks[:6]) + (" …" if len(networks) > 6 else "")

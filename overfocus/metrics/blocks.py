@@ -1,0 +1,286 @@
+"""Passing a captured map through its sums in blocks: image by image where it is small, query by query where it is large.
+
+How large a block is depends on the device alone, and is decided in `block_sizes`.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overfocus.attention import AttentionMap
+from overfocus.metrics.sums import MapSums, Pairs, PairSums, Patches, map_sums, pair_sums, sums_above_background
+from overfocus.metrics.tokens import TokenGroup, take_patches, token_groups
+
+SHARE_OF_FREE_MEMORY = 0.25
+"""Of an accelerator's free memory, unless a budget is given."""
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Bytes that are worked on at a time."""
+
+    images: int
+    """Weights of as many images as fit in this size are computed together."""
+    large_image: int
+    """A map of which the images to be computed together take more than this is passed in blocks of queries."""
+    queries: int
+    """A block of queries of all images."""
+    kept: int
+    """Means over heads up to this size are kept for the second pass over the queries; larger ones are computed again."""
+    summed: int
+    """Images wait until their patches take this much, then are summed together."""
+    pairs: int
+    """Rows of as many clean items as fit are copied, with those of their corrupted ones."""
+
+
+PROCESSOR = BlockSizes(images=2**21, large_image=8 * 2**20, queries=16 * 2**20, kept=32 * 2**20, summed=2**21, pairs=2**19)
+"""What stays in a processor's cache."""
+
+
+def block_sizes(device: torch.device, memory: int | None = None) -> BlockSizes:
+    """How large blocks are on a device.
+
+    On a processor what fits into its cache. On an accelerator, where each launch costs and memory is fast, whole batches as far
+    as they fit into `memory` bytes: by default a share of what is free when a forward begins, 1 GB where that is unknown. While
+    a block is at work its scores, its weights and copies of its patches exist side by side.
+    """
+    if device.type == "cpu":
+        return PROCESSOR
+    if memory is None:
+        memory = 2**30
+        if device.type == "cuda" and torch.cuda.is_available():
+            free = torch.cuda.mem_get_info(device)[0]
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            memory = int(SHARE_OF_FREE_MEMORY * free)
+    share = max(1, memory // 4)
+    return BlockSizes(images=share, large_image=share, queries=share, kept=share, summed=share, pairs=share // 2)
+
+
+@dataclass
+class GroupSums:
+    """The sums of the windows of a map that are measured together."""
+
+    group: TokenGroup
+    maps: MapSums
+    pairs: PairSums | None
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """What is asked of a map."""
+
+    top_fraction: float
+    per_head: bool
+    reference: tuple[int, ...] | None
+    """Index in the batch of each image's clean counterpart."""
+    compares_rows: bool
+    """Whether rows are compared with their mean."""
+    chunk_size: int | None
+    """Queries at a time; None for what fits best."""
+    sizes: BlockSizes
+
+
+def gather_sums(attention: AttentionMap, asked: Gathering) -> list[GroupSums]:
+    """The sums of each group of windows."""
+    items, heads, queries, keys = attention.shape
+    image_bytes = attention.windows * heads * queries * keys * 4
+    together = max(1, asked.sizes.images // image_bytes) if attention.images_first else attention.batch
+    together = min(together, attention.batch)
+    if asked.chunk_size is None and together * image_bytes <= asked.sizes.large_image:
+        return _by_images(attention, asked, together)
+    step = asked.chunk_size or max(1, asked.sizes.queries // (items * heads * keys * 4))
+    return _by_queries(attention, asked, step)
+
+
+def _by_images(attention: AttentionMap, asked: Gathering, step: int) -> list[GroupSums]:
+    batch, queries = attention.batch, attention.shape[2]
+    groups: list[_ImageSums] = []
+    for first in range(0, batch, step):
+        weights = row_shares(attention, 0, queries, slice(first, min(first + step, batch)))
+        groups = groups or [_ImageSums(asked, batch, group, pairs) for group, pairs in _groups(attention, asked, weights.device)]
+        for group in groups:
+            group.add(weights)
+    return [group.finish() for group in groups]
+
+
+def _by_queries(attention: AttentionMap, asked: Gathering, step: int) -> list[GroupSums]:
+    items, heads, queries, keys = attention.shape
+    kept_bytes = items * (heads if asked.per_head else 1) * queries * keys * 4
+    keep = asked.compares_rows and kept_bytes <= asked.sizes.kept and asked.chunk_size is None
+    blocks = [(start, min(start + step, queries)) for start in range(0, queries, step)]
+    groups: list[_QuerySums] = []
+    for start, stop in blocks:
+        weights = row_shares(attention, start, stop)
+        groups = groups or [_QuerySums(asked, group, pairs, keep) for group, pairs in _groups(attention, asked, weights.device)]
+        for group in groups:
+            group.add(weights, start)
+    if keep:
+        for group in groups:
+            group.compare_kept()
+    elif asked.compares_rows:
+        for start, stop in blocks:
+            weights = row_shares(attention, start, stop)
+            for group in groups:
+                group.compare(weights, start)
+    return [group.finish() for group in groups]
+
+
+def row_shares(
+    attention: AttentionMap, start: int, stop: int, images: slice | None = None
+) -> Float[Tensor, "items heads block keys"]:
+    """Rows of a map; where the model changes it after its softmax, each entry's share of its row's magnitude."""
+    if images == slice(0, attention.batch):
+        images = None
+    weights = attention.rows(start, stop, images)
+    if attention.normalised:
+        return weights
+    weights = weights.abs()
+    return weights / weights.sum(-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
+
+
+def _groups(attention: AttentionMap, asked: Gathering, device: torch.device) -> list[tuple[TokenGroup, Pairs | None]]:
+    """The groups of windows, and which of their items show one image clean and corrupted."""
+    return [
+        (group, None if asked.reference is None else item_pairs(asked.reference, group.items, device))
+        for group in token_groups(attention, per_head=asked.per_head, device=device)
+    ]
+
+
+@lru_cache(maxsize=64)
+def item_pairs(reference: tuple[int, ...], of_image: int, device: torch.device) -> Pairs:
+    """Pairs of images as pairs of items, of which each image has so many; images that are their own reference have none."""
+    with torch.inference_mode(False):
+        corrupted = [image for image, clean in enumerate(reference) if clean != image]
+        items = torch.arange(len(reference) * of_image).view(-1, of_image)
+        clean = items[[reference[image] for image in corrupted]].flatten()
+        return Pairs(clean.to(device), items[corrupted].flatten().to(device))
+
+
+@dataclass
+class _ImageSums:
+    """Takes the maps of a batch, one or more images after the other."""
+
+    asked: Gathering
+    batch: int
+    group: TokenGroup
+    pairs: Pairs | None
+    _parts: list[MapSums] = field(default_factory=list)
+    _waiting: list[Patches] = field(default_factory=list)
+    _space: Tensor | None = None
+    """Patches of items, which are filled in up to `_filled` and summed up to `_summed`."""
+    _filled: int = 0
+    _summed: int = 0
+
+    @property
+    def _item_bytes(self) -> int:
+        return self.group.rows * self.group.columns * 4
+
+    def add(self, weights: Float[Tensor, "map_items heads queries keys"]) -> None:
+        """Take the maps of the next images."""
+        items = weights.shape[0] // self.group.map_windows * self.group.items
+        if self._space is None:
+            # pairs are compared when all images are there; without them, the space is filled again and again
+            needed = self.batch * self.group.items
+            if self.pairs is None:
+                needed = min(needed, self.asked.sizes.summed // self._item_bytes + items)
+            self._space = weights.new_empty(needed, self.group.rows, self.group.columns)
+        space = self._space[self._filled : self._filled + items]
+        self._waiting.append(take_patches(self.group, weights, 0, out=space))
+        self._filled += items
+        if (self._filled - self._summed) * self._item_bytes >= self.asked.sizes.summed:
+            self._sum_waiting(self._space)
+
+    def finish(self) -> GroupSums:
+        """The sums of all images, and what became of the rows of each pair."""
+        assert self._space is not None
+        if self._waiting:
+            self._sum_waiting(self._space)
+        maps = MapSums.join(self._parts, axis=0)
+        pairs = None if self.pairs is None else pair_sums(self._space, maps, self.pairs, self.asked.sizes.pairs)
+        return GroupSums(self.group, maps, pairs)
+
+    def _sum_waiting(self, space: Float[Tensor, "items rows columns"]) -> None:
+        group, block = self.group, space[self._summed : self._filled]
+        waiting = self._waiting
+        prefix = waiting[0].prefix if len(waiting) == 1 else torch.cat([patches.prefix for patches in waiting])
+        paddings = [patches.padding for patches in waiting if patches.padding is not None]
+        distances = group.distances(0, group.rows) if group.distances else None
+        sums = map_sums(
+            Patches(block, prefix, torch.cat(paddings) if paddings else None),
+            distances,
+            precise=self.pairs is not None,
+            summed_heads=group.summed_heads,
+            top_fraction=self.asked.top_fraction,
+        )
+        if self.asked.compares_rows:
+            sums.above_dot, sums.above_length = sums_above_background(
+                block, sums.column, rows=group.rows, summed_heads=group.summed_heads
+            )
+        self._parts.append(sums)
+        self._waiting = []
+        self._summed = self._filled = self._filled if self.pairs else 0
+
+
+@dataclass
+class _QuerySums:
+    """Takes the queries of a map in order, then the same once more where they are to be compared with the mean row."""
+
+    asked: Gathering
+    group: TokenGroup
+    pairs: Pairs | None
+    keep: bool
+    """Whether rows are kept, so that they need not come again to be compared."""
+    _rows: int = 0
+    _parts: list[MapSums] = field(default_factory=list)
+    _of_pairs: list[PairSums] = field(default_factory=list)
+    _above: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _kept: list[Tensor] = field(default_factory=list)
+
+    def add(self, weights: Float[Tensor, "map_items heads block keys"], start: int) -> None:
+        """Take the queries `start` and following of all images."""
+        group = self.group
+        patches = take_patches(group, weights, start)
+        rows = patches.block.shape[1]
+        if not rows:  # prefix tokens or padding only
+            return
+        distances = group.distances(self._rows, self._rows + rows) if group.distances else None
+        sums = map_sums(
+            patches,
+            distances,
+            precise=self.pairs is not None,
+            summed_heads=group.summed_heads,
+            top_fraction=self.asked.top_fraction,
+        )
+        self._rows += rows
+        self._parts.append(sums)
+        if self.pairs:
+            self._of_pairs.append(pair_sums(patches.block, sums, self.pairs, self.asked.sizes.pairs))
+        if self.keep:
+            self._kept.append(patches.block)
+
+    def compare(self, weights: Float[Tensor, "map_items heads block keys"], start: int) -> None:
+        """Compare the queries `start` and following with the sum of all queries, which were added before."""
+        self._compare(take_patches(self.group, weights, start).block)
+
+    def compare_kept(self) -> None:
+        """Compare the rows that were kept with the sum of all queries."""
+        for block in self._kept:
+            self._compare(block)
+        self._kept.clear()
+
+    def finish(self) -> GroupSums:
+        """The sums of all rows, and what became of the rows of each pair."""
+        maps = MapSums.join(self._parts, axis=1)
+        if self._above:
+            maps.above_dot, maps.above_length = (torch.cat(values, 1) for values in zip(*self._above, strict=True))
+        pairs = PairSums.join(self._of_pairs, maps) if self._of_pairs else None
+        return GroupSums(self.group, maps, pairs)
+
+    def _compare(self, block: Float[Tensor, "items rows columns"]) -> None:
+        if self._parts[1:]:
+            self._parts = [MapSums.join(self._parts, axis=1)]
+        column = self._parts[0].column
+        self._above.append(sums_above_background(block, column, rows=self.group.rows, summed_heads=self.group.summed_heads))

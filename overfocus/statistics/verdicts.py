@@ -1,0 +1,266 @@
+"""Answers in words to the three questions that a comparison asks, derived from intervals by written rules."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import numpy as np
+import pandas as pd
+
+from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT
+from overfocus.statistics.retained import NOISE_MARGIN, NOT_MEASURED, RETAINED
+from overfocus.statistics.significance import holm
+from overfocus.statistics.wording import counted, decimal, interval_text, measure_title, probability
+from overfocus.variants import CLEAN
+
+Answer = Literal["yes", "no", "mixed", "can't tell"]
+
+FEWEST_IMAGES = 20
+"""A difference is judged from at least this many images: with fewer, intervals of skewed values are too short to be trusted."""
+
+SMALLEST_DIFFERENCE = 0.005
+"""Of concentration and predictions, a smaller difference does not matter, however sure it is: half a percentage point."""
+
+LEVEL = 0.05
+_MOST_IMAGES = 100_000
+_POWERED = ((1.96 + 0.84) / 1.96) ** 2
+"""How many times the images that would just exclude 0 give an interval that does so four times in five."""
+
+PRIMARY = f"{RETAINED}js_divergence"
+"""The quantity that decides on stability unless others contradict it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of each model against the baseline, and which rows of the table answer it."""
+
+    name: Literal["overfocus", "stability", "predictions"]
+    asked: str
+    better: str
+    """What the model does where the answer is yes."""
+    worse: str
+    quantities: dict[str, int]
+    """Metrics that decide, with the sign that a better difference has."""
+    layers: str
+    corruption: str
+    where: str
+
+
+_STABILITY = {"js_divergence": -1, "received_shift": -1, "attention_cosine": 1, "top_overlap": 1, "rank_correlation": 1}
+"""The five metrics of stability with the sign of a better raw difference; more retained is better for all."""
+
+OVERFOCUS = Question(
+    "overfocus", "Does it overfocus less?", "overfocuses less than", "overfocuses more than",
+    {"top_share": -1, "gini": -1, "effective_tokens": 1}, LAYER_GROUPS[0], CLEAN, "on clean images",
+)  # fmt: skip
+STABILITY = Question(
+    "stability", "Is its attention more stable?", "has more stable attention than", "has less stable attention than",
+    dict.fromkeys((f"{RETAINED}{name}" for name in _STABILITY), 1), LAYER_GROUPS[0], EVERY, "under corruption",
+)  # fmt: skip
+PREDICTIONS = Question(
+    "predictions", "Do its predictions survive?", "keeps its predictions better than", "keeps its predictions worse than",
+    {"agreement": 1, "confidence_drop": -1, "correct": 1}, OUTPUT, EVERY, "under corruption",
+)  # fmt: skip
+_FEATURES = {"output_cosine": 1}
+"""Decides on the predictions where neither model has a classifier."""
+
+RULE = (
+    "Each question rests on a few quantities, each the mean over all layers and images of the paired difference to the baseline "
+    "with its 95 % interval and a test, adjusted by Holm over the quantities of the question. A difference is sure where the "
+    f"interval leaves out 0 and the adjusted p is below {LEVEL}. Overfocusing rests on top_share, gini and effective_tokens of "
+    "clean images; predictions on agreement, confidence_drop and, where labels are known, correct (output_cosine for models "
+    "without a classifier), averaged over all corruptions and severities: the answer is yes where more than half of the "
+    "differences are sure and better and none is sure and worse, no the other way round, mixed where some are sure and better "
+    f"and others sure and worse; a difference below {SMALLEST_DIFFERENCE} counts for neither side. Of a model that predicts one "
+    "class for every clean image only correct counts. Stability rests on what is retained against the control, another image, of "
+    "js_divergence, received_shift, attention_cosine, top_overlap and rank_correlation: yes where js_divergence is surely better "
+    "and none of the others surely worse, no where it is surely worse and none surely better, mixed where some are surely better "
+    "and others surely worse. Where the raw difference of a quantity that decided excludes 0 on the other side, the answer is "
+    "can't tell. It is can't tell in every other case, without a control, where the control is no more than "
+    f"{NOISE_MARGIN} times the numerical noise, and with fewer than {FEWEST_IMAGES} images."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The answer to one question about one model, against the baseline."""
+
+    question: str
+    """"overfocus", "stability" or "predictions"."""
+    asked: str
+    """The question in words."""
+    model: str
+    answer: Answer
+    sentence: str
+    """The answer in words, with the numbers."""
+    rows: pd.DataFrame = field(repr=False)
+    """The rows of the comparison's table that it rests on; p_adjusted is Holm's over these rows."""
+
+
+def judge(
+    table: pd.DataFrame, baseline: str, models: Sequence[str], clean_classes: Mapping[str, int] | None = None
+) -> tuple[Verdict, ...]:
+    """The verdicts on each model; questions on which the table says nothing are left out.
+
+    `clean_classes` is how many classes each model predicts over the clean images, for models that predict classes.
+    """
+    verdicts = []
+    for model in models:
+        of_model = table[table["model"] == model]
+        for judged in (_overfocus, _stability, _predictions):
+            verdict = judged(of_model, baseline, model, clean_classes or {})
+            if verdict is not None:
+                verdicts.append(verdict)
+    return tuple(verdicts)
+
+
+def _overfocus(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, int]) -> Verdict | None:
+    rows = _rows(table, OVERFOCUS, list(OVERFOCUS.quantities))
+    if rows.empty:
+        return None
+    better, worse = _sides(rows, OVERFOCUS.quantities, SMALLEST_DIFFERENCE)
+    return _verdict(OVERFOCUS, baseline, model, rows, _majority(len(rows), better, worse), better, worse)
+
+
+def _predictions(table: pd.DataFrame, baseline: str, model: str, clean_classes: Mapping[str, int]) -> Verdict | None:
+    there = _rows(table, PREDICTIONS, [*PREDICTIONS.quantities, *_FEATURES])
+    signs = PREDICTIONS.quantities if "agreement" in set(there["metric"]) else _FEATURES
+    constant = [name for name in (model, baseline) if clean_classes.get(name) == 1]
+    why = ""
+    if constant:
+        signs = {"correct": 1}
+        told = f"{' and '.join(constant)} predict{'s' if len(constant) == 1 else ''} one class for every clean image"
+        why = f"{told}, which cannot change; only accuracy would tell, and labels are not known"
+    rows = _rows(table, PREDICTIONS, list(signs))
+    if rows.empty and not constant:
+        return None
+    if rows.empty:
+        rows = _rows(table, PREDICTIONS, ["agreement", "confidence_drop"])
+        return _verdict(PREDICTIONS, baseline, model, rows, "can't tell", [], [], why) if len(rows) else None
+    better, worse = _sides(rows, signs, SMALLEST_DIFFERENCE)
+    return _verdict(PREDICTIONS, baseline, model, rows, _majority(len(rows), better, worse), better, worse)
+
+
+def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, int]) -> Verdict | None:
+    raw = _rows(table, STABILITY, list(_STABILITY))
+    if raw.empty:
+        return None
+    rows = _rows(table, STABILITY, list(STABILITY.quantities))
+    if rows.empty:
+        return _verdict(STABILITY, baseline, model, raw, "can't tell", [], [], NOT_MEASURED)
+    primary = rows[rows["metric"] == PRIMARY]
+    if primary.empty or primary["difference"].isna().all():
+        why = "what is retained of the Jensen–Shannon divergence is undefined: the control is no more than numerical noise"
+        return _verdict(STABILITY, baseline, model, rows, "can't tell", [], [], why)
+    better, worse = _sides(rows, STABILITY.quantities, 0.0)
+    if better and worse:
+        return _verdict(STABILITY, baseline, model, rows, "mixed", better, worse)
+    answer: Answer = "yes" if PRIMARY in better else "no" if PRIMARY in worse else "can't tell"
+    if answer != "can't tell":
+        raw_better, raw_worse = _sides(raw, _STABILITY, 0.0, adjusted=False)
+        opposed = [name for name in (better or worse) if name.removeprefix(RETAINED) in (raw_worse if better else raw_better)]
+        if opposed:
+            way = ("more", "less") if better else ("less", "more")
+            names = ", ".join(measure_title(name.removeprefix(RETAINED)) for name in opposed)
+            why = f"it retains {way[0]} of {names} against another image, while the raw value says {way[1]} stable"
+            return _verdict(STABILITY, baseline, model, rows, "can't tell", [], [], why)
+    return _verdict(STABILITY, baseline, model, rows, answer, better, worse)
+
+
+def _rows(table: pd.DataFrame, question: Question, metrics: Sequence[str]) -> pd.DataFrame:
+    there = table[(table["layers"] == question.layers) & (table["corruption"] == question.corruption)]
+    rows = there[there["metric"].isin(list(metrics))].reset_index(drop=True)
+    return rows.assign(p_adjusted=holm(rows["p_value"].to_numpy("float64")))
+
+
+def _sides(
+    rows: pd.DataFrame, signs: Mapping[str, int], smallest: float, *, adjusted: bool = True
+) -> tuple[list[str], list[str]]:
+    """The metrics that are surely better, and those that are surely worse."""
+    sign = rows["metric"].map(dict(signs)).to_numpy("float64")
+    ends = rows[["low", "high"]].to_numpy("float64") * sign[:, None]
+    sure = rows["difference"].abs().to_numpy("float64") >= smallest
+    if adjusted:
+        # mIoU of a set has no test: its interval alone tells
+        p_values = rows["p_adjusted"].to_numpy("float64")
+        sure &= np.isnan(p_values) | (p_values < LEVEL)
+    names = rows["metric"].to_numpy()
+    return list(names[sure & (ends.min(1) > 0)]), list(names[sure & (ends.max(1) < 0)])
+
+
+def _majority(quantities: int, better: Sequence[str], worse: Sequence[str]) -> Answer:
+    if better and worse:
+        return "mixed"
+    if 2 * len(better) > quantities:
+        return "yes"
+    return "no" if 2 * len(worse) > quantities else "can't tell"
+
+
+def _verdict(
+    question: Question,
+    baseline: str,
+    model: str,
+    rows: pd.DataFrame,
+    answer: Answer,
+    better: Sequence[str],
+    worse: Sequence[str],
+    why: str = "",
+) -> Verdict:
+    images = int(rows["count"].min())
+    if images < FEWEST_IMAGES:
+        answer, why = "can't tell", f"a difference is judged from at least {FEWEST_IMAGES} images"
+    sentence = _claim(question, answer, rows, baseline, model, better, worse, why)
+    return Verdict(question.name, question.asked, model, answer, f"{sentence} {_numbers(rows)}.", rows)
+
+
+def _claim(
+    question: Question,
+    answer: Answer,
+    rows: pd.DataFrame,
+    baseline: str,
+    model: str,
+    better: Sequence[str],
+    worse: Sequence[str],
+    why: str,
+) -> str:
+    images = counted(int(rows["count"].min()))
+    if answer == "mixed":
+        sides = [", ".join(_subject(name) for name in names) for names in (better, worse)]
+        return (
+            f"Against {baseline} {question.where}, on {images}, {model} is better by {sides[0]} and worse by {sides[1]}, so "
+            "there is no one answer:"
+        )
+    if answer != "can't tell":
+        return f"{model} {question.better if answer == 'yes' else question.worse} {baseline} {question.where}, on {images}:"
+    needed = "" if why else images_needed(rows)
+    reason = why or "too few of the differences are sure and on one side"
+    return f"Whether {model} {question.better} {baseline} {question.where} cannot be told from {images}: {reason}{needed}."
+
+
+def _subject(metric: str) -> str:
+    """A quantity within a sentence."""
+    title = measure_title(metric.removeprefix(RETAINED))
+    return f"what is retained of {title}" if metric.startswith(RETAINED) else title
+
+
+def images_needed(rows: pd.DataFrame) -> str:
+    """In words, how many images would make the first difference of the size that was seen sure four times in five."""
+    row = rows.iloc[0]
+    half, difference = (float(row["high"]) - float(row["low"])) / 2, abs(float(row["difference"]))
+    if not half > 0 or math.isnan(difference):
+        return ""
+    number = float(row["count"]) * (half / difference) ** 2 * _POWERED if difference else math.inf
+    title = measure_title(str(row["metric"]))
+    if number > _MOST_IMAGES:
+        return f"; more than {_MOST_IMAGES:,} images would be needed for one of this size ({title})"
+    return f"; about {math.ceil(number):,} images would be needed for one of this size ({title})"
+
+
+def _numbers(rows: pd.DataFrame) -> str:
+    return "; ".join(
+        f"{measure_title(str(row['metric']))} {decimal(row['mean'])} against {decimal(row['baseline_mean'])} (difference "
+        f"{decimal(row['difference'], sign=True)}, 95 % interval {interval_text(row['low'], row['high'])}, p "
+        f"{probability(row['p_adjusted'])} after Holm over {len(rows)})"
+        for row in cast("list[dict[str, float]]", rows.to_dict("records"))
+    )

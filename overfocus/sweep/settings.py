@@ -1,0 +1,391 @@
+"""What `analyze`, `compare`, `evaluate` and `ablate` take, for the Python interface and the command line; without torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from overfocus.corruptions.constants import check_severity, resolve_corruptions
+from overfocus.images.reading import MAX_PIXELS
+from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, Settings, setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from overfocus.checkpoints.loaded import LoadedModel
+    from overfocus.metrics.catalogue import Metric
+    from overfocus.probes.probe import Probe
+    from overfocus.run import Run
+
+DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
+"""One of each group: noise, blur, weather, digital."""
+DEFAULT_SEVERITIES = (1, 3, 5)
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+LARGEST_BATCH = 65_536
+LARGEST_SIDE = 16_384
+
+
+def _images() -> Any:
+    return setting(
+        None,
+        "Folder (class sub-folders give labels), image file or text list of images; several one after the other. For a "
+        "segmentation model also a data set with masks to score against (Cityscapes, ACDC, images/ beside masks/).",
+        none="the bundled ones that suit the model",
+        spelling=("--images",),
+        metavar="PATH",
+    )
+
+
+def _corruptions(none: str) -> Any:
+    return setting(
+        None, "Corruption or group (`overfocus list corruptions`).", none=none, spelling=("--corruption",), metavar="NAME"
+    )
+
+
+def _severities(none: str) -> Any:
+    return setting(None, "From 1 (weak) to 5 (strong).", none=none, spelling=("--severity",), commas=False, metavar="N")
+
+
+def _model() -> Any:
+    return setting(None, "Architecture (a timm name), where the checkpoint does not tell.", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class SweepSettings(Settings):
+    """What all of them take: how models are loaded, and how images go through them."""
+
+    _: KW_ONLY
+    use_ema: bool = setting(
+        True, "Take the plain weights where the checkpoint also holds averaged (EMA) ones.", spelling=("--no-ema",)
+    )
+    image_size: int | None = setting(
+        None, "Side of the model's input in pixels.", none="as trained", least=1, most=LARGEST_SIDE, metavar="PIXELS"
+    )
+    model_args: str | None = setting(
+        None,
+        "Arguments of the architecture that the checkpoint does not tell, such as num_heads=12,qk_norm=true.",
+        metavar="KEY=VALUE,…",
+    )
+    weights: str | None = setting(
+        None, "Which network of the checkpoint to take, by where it stands there, such as teacher.backbone.", metavar="ENTRY"
+    )
+    lenient: bool = setting(
+        False, "Load a checkpoint although tensors of its trunk are missing or left over; every result says so."
+    )
+    limit: int | None = setting(
+        None, "Take at most this many images, spread evenly over the list.", least=1, most=LARGEST_COUNT, metavar="N"
+    )
+    constants: Literal["cifar-c", "tiny-imagenet-c", "imagenet-c"] | None = setting(
+        None,
+        "Benchmark whose constants the corruptions have.",
+        none="the one that fits the size at which images are corrupted",
+        metavar="NAME",
+    )
+    seed: int = setting(0, "Seed of the corruptions and of the control.", least=0, most=LARGEST_SEED, metavar="N")
+    device: "str | torch.device | None" = setting(
+        None, "cpu, cuda, cuda:1, …", none="CUDA where there is, and a loaded model where it is", metavar="DEVICE"
+    )
+    workers: int | None = setting(
+        None,
+        "Processes that read and corrupt images beside the model; 0 does it in this one.",
+        none="by the number of cores",
+        least=0,
+        most=256,
+        affects_result=False,
+        metavar="N",
+    )
+    overwrite: bool = setting(False, "Replace the run that the output folder holds.", affects_result=False)
+    progress: bool | None = setting(
+        None, "Whether to show a progress bar.", none="on a terminal", affects_result=False, command_line=False
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """How `resolve_model` is to load a checkpoint."""
+        return {
+            "model": getattr(self, "model", None),
+            "use_ema": self.use_ema,
+            "image_size": self.image_size,
+            "model_args": self.model_args,
+            "weights": self.weights,
+            "lenient": self.lenient,
+        }
+
+    def chosen_corruptions(self, usual: Sequence[str] = DEFAULT_CORRUPTIONS) -> list[str]:
+        """Names of the corruptions asked for by name or group, or the usual ones.
+
+        Raises:
+            CorruptionError: there is no such corruption.
+        """
+        names: str | Sequence[str] | None = getattr(self, "corruptions", None)
+        return resolve_corruptions(usual if names is None else names)
+
+    def chosen_severities(self, usual: Sequence[int] = DEFAULT_SEVERITIES) -> list[int]:
+        """The severities asked for, rising, or the usual ones."""
+        severities: int | Sequence[int] | None = getattr(self, "severities", None)
+        return sorted(set(usual if severities is None else listed(severities)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        severities: int | Sequence[int] | None = getattr(self, "severities", None)
+        for severity in [] if severities is None else listed(severities):
+            check_severity(severity)
+
+
+def listed(value: Any) -> list[Any]:
+    """One value or several as a list."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+@dataclass(frozen=True)
+class MeasuringSettings(SweepSettings):
+    """What `analyze` and `compare` take: how attention is measured."""
+
+    _: KW_ONLY
+    batch_size: int | None = setting(
+        None,
+        "Images in one forward; a corrupted one needs its clean one beside it, so at least two.",
+        none="16, and 4 for segmentation",
+        least=1,
+        most=LARGEST_BATCH,
+        metavar="N",
+    )
+    amp: bool = setting(False, "Compute in mixed precision (bfloat16, or float16 on a GPU without it); metrics in float32.")
+    layers: Sequence[int] | None = setting(
+        None, "Layers to measure, counted in call order from 0, from the end where negative.", none="all", metavar="N,N,…"
+    )
+    per_head: bool = setting(False, "A row for each head instead of the mean over heads.")
+    top_fraction: float = setting(0.05, "Share of the patches that count as the most attended.", above=0, most=1, metavar="SHARE")
+    metrics: "Sequence[str | Callable[..., Any] | Metric] | None" = setting(
+        None,
+        "Metrics beside the built-in ones: functions of attention weights, or rows of the catalogue (`metrics.Metric`).",
+        command_line=False,
+    )
+    probes: "Sequence[Probe] | None" = setting(
+        None, "What is asked of each batch besides: subclasses of `overfocus.probes.probe.Probe`.", command_line=False
+    )
+    displayed: int = setting(
+        4, "Images to keep pictures and full maps of, for the report.", least=0, most=10_000, command_line=False
+    )
+    maps_limit: int = setting(
+        1000, "Images to keep received attention of; the tables hold all.", least=0, most=LARGEST_COUNT, command_line=False
+    )
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "Larger images (width × height) are refused before they are decoded.",
+        least=1,
+        most=LARGEST_COUNT,
+        affects_result=False,
+        metavar="N",
+    )
+    strict: bool = setting(
+        False, "Stop at an image that cannot be read; otherwise it is left out and counted.", affects_result=False
+    )
+
+
+@dataclass(frozen=True)
+class AnalyzeSettings(MeasuringSettings):
+    """The arguments of `analyze`.
+
+    Raises:
+        RunError: a value is out of bounds.
+        CorruptionError: there is no such severity.
+    """
+
+    checkpoint: "str | Path | nn.Module | LoadedModel | None" = setting(
+        None,
+        "Checkpoint (.pth, .pt, .tar, .safetensors), hub folder or timm name; in Python also a module or a loaded model.",
+        none="the bundled small ViT",
+        argument=True,
+        metavar="CHECKPOINT",
+    )
+    images: str | Path | Sequence[str | Path] | None = _images()
+    corruptions: str | Sequence[str] | None = _corruptions("one of each group")
+    severities: int | Sequence[int] | None = _severities("1, 3 and 5")
+    output: str | Path = setting(Path("overfocus-run"), "Folder of the run.", affects_result=False, metavar="FOLDER")
+    _: KW_ONLY
+    model: str | None = _model()
+
+
+@dataclass(frozen=True)
+class CompareSettings(MeasuringSettings):
+    """The arguments of `compare`.
+
+    Raises:
+        RunError: a value is out of bounds.
+        CorruptionError: there is no such severity.
+    """
+
+    sources: "Sequence[str | Path | Run | nn.Module | LoadedModel] | None" = setting(
+        None,
+        "Checkpoints (files, hub folders, timm names), or folders of saved runs; the first is the baseline.",
+        none="the two bundled ones",
+        argument=True,
+        metavar="BASELINE OTHER…",
+    )
+    _: KW_ONLY
+    groups: "Mapping[str, Sequence[str | Path | Run]] | None" = setting(
+        None,
+        "In place of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then take "
+        "in images and runs.",
+        command_line=False,
+    )
+    images: str | Path | Sequence[str | Path] | None = _images()
+    corruptions: str | Sequence[str] | None = _corruptions("one of each group; all that saved runs have in common")
+    severities: int | Sequence[int] | None = _severities("1, 3 and 5; all that saved runs have in common")
+    output: str | Path = setting(
+        Path("overfocus-comparison"), "Folder of the comparison.", affects_result=False, metavar="FOLDER"
+    )
+    model: str | Sequence[str | None] | None = setting(
+        None,
+        "Architecture, where checkpoints do not tell: one for all, or one for each ('' where it does tell).",
+        metavar="NAME",
+        may_be_empty=True,
+    )
+    resamples: int = setting(
+        10_000, "Bootstrap resamples behind intervals of ratios and of mIoU.", least=1, most=10**7, metavar="N"
+    )
+
+
+@dataclass(frozen=True)
+class AblateSettings(SweepSettings):
+    """The arguments of `ablate`.
+
+    Raises:
+        RunError: a value is out of bounds.
+        CorruptionError: there is no such severity.
+    """
+
+    checkpoint: "str | Path | nn.Module | LoadedModel | None" = setting(
+        None,
+        "Checkpoint (.pth, .pt, .tar, .safetensors), hub folder or timm name; in Python also a module or a loaded model.",
+        none="the bundled small ViT",
+        argument=True,
+        metavar="CHECKPOINT",
+    )
+    images: str | Path | Sequence[str | Path] | None = _images()
+    corruptions: str | Sequence[str] | None = _corruptions("one of each group")
+    severities: int | Sequence[int] | None = _severities("3")
+    output: str | Path = setting(Path("overfocus-ablation"), "Folder of the ablation.", affects_result=False, metavar="FOLDER")
+    _: KW_ONLY
+    fractions: Sequence[float] = setting(
+        FRACTIONS,
+        "Shares of the patch tokens to take out; k = max(1, round(f·N)) in each layer.",
+        above=0,
+        below=1,
+        spelling=("--fraction",),
+        commas=True,
+        metavar="SHARE",
+    )
+    model: str | None = _model()
+    batch_size: int = setting(16, "Images in one forward.", least=1, most=LARGEST_BATCH, metavar="N")
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "Larger images (width × height) are refused before they are decoded.",
+        least=1,
+        most=LARGEST_COUNT,
+        affects_result=False,
+        metavar="N",
+    )
+    strict: bool = setting(
+        False, "Stop at an image that cannot be read; otherwise it is left out and counted.", affects_result=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.fractions:
+            self.refuse("fractions", "must be above 0 and below 1, got none; 0.05 is a twentieth")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(SweepSettings):
+    """The arguments of `evaluate`.
+
+    Raises:
+        RunError: a value is out of bounds.
+        CorruptionError: there is no such severity.
+    """
+
+    checkpoints: str | Path | Sequence[str | Path] = setting(
+        help="Checkpoints, hub folders or timm names.", argument=True, metavar="CHECKPOINT..."
+    )
+    data: str | Path = setting(
+        help="Class folders, IDX files, a Hugging Face data set (their validation split if there is one), ImageNet-A, -R (told "
+        "by the folder's name) or -P, or a tree corruption/severity/class. For segmentation: Cityscapes, Cityscapes-C, ACDC, or "
+        "images/ beside masks/.",
+        metavar="FOLDER",
+    )
+    output: str | Path = setting(
+        Path("overfocus-evaluation"),
+        "A folder; with several checkpoints each has its run in a folder of it.",
+        affects_result=False,
+        metavar="FOLDER",
+    )
+    _: KW_ONLY
+    task: str | None = setting(None, "classification or segmentation.", none="what the checkpoints are for", metavar="NAME")
+    corruptions: str | Sequence[str] | None = setting(
+        None,
+        "Corruption or group to make on the fly, or to take of a tree.",
+        none="none; all of a tree",
+        spelling=("--corruption",),
+        metavar="NAME",
+    )
+    severities: int | Sequence[int] | None = _severities("all")
+    clean: str | Path | None = setting(
+        None,
+        "The data set that a tree of corruptions was made from, for accuracy without corruption and relative mCE. Not for "
+        "segmentation.",
+        metavar="FOLDER",
+    )
+    tree_geometry: Literal["as-is", "model"] = setting(
+        "as-is",
+        "How images of ImageNet-C, C-bar, -P or another tree of corruptions come to the model's input: as-is, since they were "
+        "resized and cropped when they were made (they are resized, not cropped, where the input has another size), or resized "
+        "and cropped once more as the model's own preprocessing does. Not for segmentation.",
+        metavar="NAME",
+    )
+    baseline: str | Path | None = setting(
+        None,
+        "A finished evaluation's folder, or a checkpoint, whose errors those of the others are divided by for mCE, where "
+        "AlexNet's published ones do not fit. Not for segmentation.",
+        none="the first of several checkpoints",
+        metavar="RUN|CHECKPOINT",
+    )
+    model: str | None = _model()
+    window: int | None = setting(
+        None,
+        "Of segmentation: side of the sliding windows in pixels.",
+        none="the model's input size",
+        least=1,
+        most=LARGEST_SIDE,
+        metavar="PIXELS",
+    )
+    stride: int | None = setting(
+        None,
+        "From one window to the next in pixels.",
+        none="three quarters of the window",
+        least=1,
+        most=LARGEST_SIDE,
+        metavar="PIXELS",
+    )
+    whole: bool = setting(False, "Take images in one forward, whatever their size, instead of windows.")
+    flip: bool = setting(False, "Average with the prediction of the mirrored image.")
+    scales: float | Sequence[float] | None = setting(
+        None,
+        "Sizes at which each image is seen, relative to its own, and their predictions averaged.",
+        none="1 alone",
+        above=0,
+        most=100,
+        spelling=("--scale",),
+        commas=True,
+        metavar="FACTOR",
+    )
+    batch_size: int | None = setting(
+        None,
+        "Images in one forward, or windows of images.",
+        none="64 images, or windows of as many pixels together as four of 1024×1024",
+        least=1,
+        most=LARGEST_BATCH,
+        metavar="N",
+    )
+    amp: bool = setting(False, "Compute in mixed precision.")

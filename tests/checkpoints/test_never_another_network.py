@@ -1,0 +1,230 @@
+"""Every tensor of the trunk counts: it has its place in the model, or the file is refused, or `lenient` says what is missing."""
+
+import argparse
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from overfocus import CheckpointError, load_model
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3, "num_classes": 5}
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return VisionTransformer(**SMALL).eval()
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Every parameter random, so that none is without effect."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1) * 0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"init_values": 1e-5},
+        {"qk_norm": True},
+        {"init_values": 0.1, "qk_norm": True, "reg_tokens": 4},
+        {"class_token": False, "global_pool": "avg"},
+        {"class_token": False, "global_pool": "avg", "fc_norm": False},
+        {"global_pool": "avg"},
+        {"no_embed_class": True},
+        {"no_embed_class": True, "reg_tokens": 2},
+        {"pre_norm": True},
+        {"qkv_bias": False},
+        {"proj_bias": False},
+        {"scale_attn_norm": True, "scale_mlp_norm": True},
+        {"patch_size": 4},
+        {"mlp_ratio": 3.0, "depth": 3},
+        {"num_classes": 0},
+        {"final_norm": False},
+        {"global_pool": "map"},
+        {"embed_dim": 384, "num_heads": 6, "depth": 1},
+        {"in_chans": 1},
+    ],
+    ids=str,
+)
+def test_what_the_tensors_tell_is_built(arguments, write) -> None:
+    model = randomised(VisionTransformer(**(SMALL | arguments)))
+    loaded = load_model(write({"model": model.state_dict()}))
+    assert (loaded.missing_keys, loaded.unexpected_keys, loaded.lenient) == ([], [], False)
+    images = IMAGES[:, : loaded.input_size[0]]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)
+    assert any("assumed" in note and "heads" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("arguments", [{"init_values": 1e-5}, {"qk_norm": True}, {"reg_tokens": 4}, {"patch_size": 8}], ids=str)
+@pytest.mark.parametrize("named", ["--model", "arch"])
+def test_a_registered_name_gets_the_parts_that_its_tensors_show(arguments, named: str, write) -> None:
+    model = randomised(timm.create_model("test_vit", **arguments))
+    path = write({"state_dict": model.state_dict(), **({"arch": "test_vit"} if named == "arch" else {})})
+    loaded = load_model(path, model="test_vit" if named == "--model" else None)
+    images = torch.rand(1, *loaded.input_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=0)
+    assert any("as its tensors say" in note for note in loaded.notes)
+
+
+KINDS = {
+    "layer scale of one block": {"blocks.1.ls1.gamma": (192,)},
+    "LoRA": {"blocks.0.attn.qkv.lora_A.weight": (4, 192), "blocks.0.attn.qkv.lora_B.weight": (576, 4)},
+    "LoRA of another library": {"blocks.0.attn.qkv.linear_a_q.weight": (4, 192)},
+    "adapter": {"blocks.0.adapter.down.weight": (2, 192), "blocks.0.adapter.up.weight": (192, 2)},
+    "prompt tokens": {"prompt_embeddings": (1, 3, 192)},
+    "scale and shift": {"blocks.0.ssf_scale_1": (192,), "blocks.0.ssf_shift_1": (192,)},
+    "relative positions": {"blocks.0.attn.relative_position_bias_table": (49, 3)},
+    "talking heads": {"blocks.0.attn.proj_l.weight": (3, 3), "blocks.0.attn.proj_w.weight": (3, 3)},
+    "temperature of a head": {"blocks.0.attn.temperature": (3, 1, 1)},
+    "gate": {"blocks.0.attn.gate": (1,)},
+    "a norm more": {"blocks.0.norm3.weight": (192,), "blocks.0.norm3.bias": (192,)},
+    "a second patch embedding": {"patch_embed2.proj.weight": (192, 3, 4, 4)},
+    "another position table": {"pos_embed_spatial": (1, 16, 192)},
+    "one value": {"alpha": ()},
+}
+
+
+@pytest.mark.parametrize("asked", [None, "VisionTransformer"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("front", ["", "module.net."])
+def test_parts_that_no_architecture_has_are_refused(kind: str, asked: str | None, front: str, plain, write) -> None:
+    if asked and front:
+        pytest.skip("the same path")
+    more = {name: torch.rand(shape) for name, shape in KINDS[kind].items()}
+    content = {"state_dict": {front + n: t for n, t in (plain.state_dict() | more).items()}, "args": {"model_kwargs": SMALL}}
+    path = write(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, model=asked, model_args=SMALL if asked else None)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert next(iter(more)) in text
+    assert "--lenient" in text
+    loaded = load_model(path, model=asked, model_args=SMALL if asked else None, lenient=True)
+    assert loaded.lenient
+    assert loaded.notes[0].startswith("LENIENT")
+    assert next(iter(more)) in loaded.notes[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(IMAGES), plain(IMAGES), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "lost", ["norm.weight", "pos_embed", "cls_token", "blocks.1.norm2.bias", "blocks.0.attn.qkv.weight", "patch_embed.proj.bias"]
+)
+def test_every_tensor_of_the_trunk_must_be_there(lost: str, plain, write) -> None:
+    state = {name: tensor for name, tensor in plain.state_dict().items() if name != lost}
+    with pytest.raises(CheckpointError):
+        load_model(write(state))
+    with pytest.raises(CheckpointError, match="missing" if lost not in ("cls_token", "norm.weight") else "."):
+        load_model(write(state), model="VisionTransformer", model_args=SMALL)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mask_token", "decoder_embed.weight", "decoder.blocks.0.attn.qkv.weight", "projector.0.weight", "head.mlp.0.weight",
+     "predictor.0.weight", "lm_head.weight", "blocks.0.attn.relative_position_index", "dino_head.last_layer.weight_v"],
+)  # fmt: skip
+def test_what_cannot_change_the_encoder_is_left_out(name: str, plain, write) -> None:
+    state = {key: tensor for key, tensor in plain.state_dict().items() if not key.startswith("head.")}
+    loaded = load_model(write(state | {name: torch.ones(7, 192)}))
+    assert not loaded.lenient
+    assert loaded.num_classes == 0
+    assert loaded.unexpected_keys == [name]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model.forward_features(IMAGES), plain.forward_features(IMAGES), rtol=0, atol=0)
+
+
+def test_heads_that_nothing_says_are_asked_for(write) -> None:
+    model = randomised(VisionTransformer(**(SMALL | {"embed_dim": 96, "num_heads": 6})))
+    path = write(model.state_dict())
+    with pytest.raises(CheckpointError, match=r"--model-args num_heads=N \(it may be 1, 2, 3, 4, 6"):
+        load_model(path)
+    for said in ("num_heads=6", {"num_heads": 6}):
+        loaded = load_model(path, model_args=said)
+        with torch.inference_mode():
+            torch.testing.assert_close(loaded.model(IMAGES), model(IMAGES), rtol=0, atol=0)
+    loaded = load_model(write({"model": model.state_dict(), "args": argparse.Namespace(num_heads=6, lr=1)}))
+    assert loaded.model.blocks[0].attn.num_heads == 6
+    assert any("as the checkpoint's arguments say" in note for note in loaded.notes)
+
+
+def scaled(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor + 1 for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("other", "first"),
+    [
+        ("teacher", "student"),
+        ("model_ema", "model"),
+        ("target_encoder", "online_encoder"),
+        ("params_ema", "params"),
+        ("ema.net", "net"),
+    ],
+)
+def test_averaged_weights_of_equal_shapes_are_taken(other: str, first: str, plain, write) -> None:
+    path = write({first: scaled(plain), other: plain.state_dict(), "epoch": 3})
+    loaded = load_model(path)
+    assert loaded.weights_entry == other
+    assert first in loaded.notes[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(IMAGES), plain(IMAGES), rtol=0, atol=0)
+    for options in ({"use_ema": False}, {"weights": first}):
+        assert load_model(path, **options).weights_entry == first
+
+
+def test_momentum_encoders_are_not_taken(plain, write) -> None:
+    state = {f"base_encoder.{n}": t for n, t in plain.state_dict().items()}
+    state |= {f"momentum_encoder.{n}": t for n, t in scaled(plain).items()}
+    assert load_model(write(state)).weights_entry == "base_encoder"
+
+
+def test_teacher_of_another_shape_is_no_average(plain, write) -> None:
+    teacher = VisionTransformer(**(SMALL | {"depth": 3}))
+    path = write({"student": plain.state_dict(), "teacher": teacher.state_dict()})
+    with pytest.raises(CheckpointError, match=r"different shapes.*student.*--weights student"):
+        load_model(path)
+    assert len(load_model(path, weights="teacher").model.blocks) == 3
+    with pytest.raises(CheckpointError, match="expected --weights to name one of student, teacher"):
+        load_model(path, weights="pupil")
+
+
+def test_two_networks_that_nothing_tells_apart(plain, write) -> None:
+    path = write({"generator": plain.state_dict(), "critic": scaled(plain)})
+    with pytest.raises(CheckpointError, match="holds 2 networks"):
+        load_model(path)
+    assert load_model(path, weights="generator").weights_entry == "generator"
+
+
+@pytest.mark.parametrize(
+    "front", ["encoder.", "trunk.", "base_model.model.", "_orig_mod.module.", "0.", "a.b.c.d.", "visual.trunk."]
+)
+@pytest.mark.parametrize("entry", [None, "params", "checkpoint.model", "generator"])
+def test_any_prefix_and_entry(front: str, entry: str | None, plain, write) -> None:
+    content: dict = {front + name: tensor for name, tensor in plain.state_dict().items()}
+    for key in reversed(entry.split(".") if entry else []):
+        content = {key: content}
+    loaded = load_model(write(content))
+    assert loaded.unexpected_keys == []
+    assert loaded.num_classes == 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["depth=1000000000", "checkpoint_path=x.bin", "pretrained_cfg=x", "scriptable=true", "cache_dir=/tmp", "embed_dim=-1",
+     "num_heads=nan", "num_heads", "norm_layer=os.system", "wings=2", "patch_size=1e9", "act_layer=" + "x" * 60],
+)  # fmt: skip
+def test_arguments_are_bounded(arguments: str, plain, write) -> None:
+    with pytest.raises(CheckpointError, match="--model-args") as caught:
+        load_model(write(plain.state_dict()), model_args=arguments)
+    assert len(str(caught.value)) < 600
