@@ -105,6 +105,8 @@ def test_classifier_and_pooling_are_reset_and_left_out(name: str, changes: dict[
     assert model.num_classes == 0
     torch.testing.assert_close(model(images), pooled)
 
+    if "distilled" in name:
+        return  # both of its tokens always go to the classifiers, in timm too
     model.reset_classifier(0, "")
     unpooled = model(images)
     assert unpooled.ndim == features.ndim == (4 if "swin" in name else 3)
