@@ -43,7 +43,7 @@ def analyze(
     Example: overfocus analyze checkpoint.pth --images photos/ --corruption noise --severity 3
     """
     require_checkpoint(_text(settings.checkpoint), command="analyze")
-    folder = output or _default_output("overfocus-run", settings, _text(settings.checkpoint))
+    folder = output or default_output("overfocus-run", settings, _text(settings.checkpoint))
 
     import overfocus
 
@@ -96,7 +96,7 @@ def compare(
     sources = [_text(source) for source in settings.sources or ()]
     for source in sources:
         require_checkpoint(source, command="compare")
-    folder = output or _default_output("overfocus-comparison", settings, *sources)
+    folder = output or default_output("overfocus-comparison", settings, *sources)
     models = settings.model if isinstance(settings.model, tuple) else (settings.model,)
     names = [name or None for name in models]
 
@@ -138,7 +138,7 @@ def ablate(
     Example: overfocus ablate checkpoint.pth --images photos/ --corruption noise
     """
     require_checkpoint(_text(settings.checkpoint), command="ablate")
-    folder = output or _default_output("overfocus-ablation", settings, _text(settings.checkpoint))
+    folder = output or default_output("overfocus-ablation", settings, _text(settings.checkpoint))
 
     import overfocus
 
@@ -202,7 +202,7 @@ def _drawn(run: "Run") -> Path:
     return draw_report(run)
 
 
-def _default_output(root: str, settings: Settings, *checkpoints: str | None) -> Path:
+def default_output(root: str, settings: Settings, *checkpoints: str | None) -> Path:
     """ROOT/NAME-ID: the first checkpoint's name, and six digits that differ when what is measured differs.
 
     So the same command finds its run again, and another command does not meet it.
