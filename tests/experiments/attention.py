@@ -51,9 +51,9 @@ def tabulate(output: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     retained of `STABILITY` over all corruptions, 1 as if not corrupted, 0 as another image; auroc of the same metric for flipped
     predictions within corruption × seed, above 0.5 where steadier attention goes with kept predictions; flipped of count.
     """
-    panels = {job: read_panel(Run(output / "attention" / "runs" / job.name)) for job in jobs}
-    of_arm = {arm: [panel for job, panel in panels.items() if job.arm == arm] for arm in dict.fromkeys(job.arm for job in jobs)}
-    models = [{"arm": job.arm, "seed": job.seed, **_describe([panel])} for job, panel in panels.items()]
+    panels = [(job, read_panel(Run(output / "attention" / "runs" / job.name))) for job in jobs]
+    of_arm = {arm: [panel for job, panel in panels if job.arm == arm] for arm in dict.fromkeys(job.arm for job in jobs)}
+    models = [{"arm": job.arm, "seed": job.seed, **_describe([panel])} for job, panel in panels]
     return pd.DataFrame([*models, *({"arm": arm, "seed": -1, **_describe(found)} for arm, found in of_arm.items())])
 
 
