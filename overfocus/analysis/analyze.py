@@ -62,8 +62,7 @@ def analyze(settings: AnalyzeSettings) -> Run:
     """
     wanted = run_settings(settings)
     processes = join_processes(place_of(settings.checkpoint, settings.device))
-    options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
-    loaded = resolve_model(settings.checkpoint, device=processes.device, **options)
+    loaded = resolve_model(settings.checkpoint, device=processes.device, **settings.loading())
     return analyze_models([loaded], [Path(settings.output)], wanted, settings, processes)[0]
 
 

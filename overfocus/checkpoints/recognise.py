@@ -170,6 +170,7 @@ def _refusal(best: Fit, better: str | None) -> str:
 def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
     ways = readings(tensors)
     tried: list[Fit] = []
+    unsaid: CheckpointError | None = None
     known = _known(ways, hints, path)
     if known is not None:
         reading, chosen, notes = known
@@ -179,7 +180,11 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
     for reading in ways:
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
         heads = request.arguments.get("num_heads") or hints.heads
-        plain = plain_vit(shapes, heads, path)
+        try:
+            plain = plain_vit(shapes, heads, path)
+        except CheckpointError as error:
+            unsaid = error
+            continue
         if plain is None:
             continue
         name, arguments, assumed = plain
@@ -210,6 +215,8 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         chosen, notes = _one_of([candidate for _, candidate in exact], ways[0], hints, path)
         return _noted(next(found for found, candidate in exact if candidate.name == chosen), notes)
     best = min(tried, key=_faults, default=None)
+    if unsaid is not None and (best is None or best.accounts.unfit):
+        raise unsaid
     if best is not None and request.lenient and not best.accounts.unfit:
         return best
     raise CheckpointError(f"{path}: {_nothing_fits(tensors, best)}")

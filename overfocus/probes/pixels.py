@@ -76,9 +76,9 @@ class PixelsProbe(Probe):
         """Predicted and right class of each pixel of displayed images."""
         del first
         for result in results:
-            maps = result.columns[self.name].get("class_map", [])
-            kept = [maps[place] for place in result.kept]
-            if all(one is not None for one in kept):
+            maps = result.columns[self.name].get("class_map")
+            kept = [] if maps is None else [maps[place] for place in result.kept]
+            if kept and all(one is not None for one in kept):
                 truth = {} if result.mask is None else {"truth": result.mask}
                 arrays = variant_columns([result]) | {"predicted": np.stack([np.asarray(one) for one in kept])} | truth
                 yield f"maps/classes-{result.item}.npz", arrays, True

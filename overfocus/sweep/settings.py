@@ -62,6 +62,17 @@ class SweepSettings(Settings):
     image_size: int | None = setting(
         None, "Side of the model's input in pixels.", none="as trained", least=1, most=LARGEST_SIDE, metavar="PIXELS"
     )
+    model_args: str | None = setting(
+        None,
+        "Arguments of the architecture that the checkpoint does not tell, such as num_heads=12,qk_norm=true.",
+        metavar="KEY=VALUE,…",
+    )
+    weights: str | None = setting(
+        None, "Which network of the checkpoint to take, by where it stands there, such as teacher.backbone.", metavar="ENTRY"
+    )
+    lenient: bool = setting(
+        False, "Load a checkpoint although tensors of its trunk are missing or left over; every result says so."
+    )
     limit: int | None = setting(
         None, "Take at most this many images, spread evenly over the list.", least=1, most=LARGEST_COUNT, metavar="N"
     )
@@ -88,6 +99,17 @@ class SweepSettings(Settings):
     progress: bool | None = setting(
         None, "Whether to show a progress bar.", none="on a terminal", affects_result=False, command_line=False
     )
+
+    def loading(self) -> dict[str, Any]:
+        """How `resolve_model` is to load a checkpoint."""
+        return {
+            "model": getattr(self, "model", None),
+            "use_ema": self.use_ema,
+            "image_size": self.image_size,
+            "model_args": self.model_args,
+            "weights": self.weights,
+            "lenient": self.lenient,
+        }
 
     def chosen_corruptions(self, usual: Sequence[str] = DEFAULT_CORRUPTIONS) -> list[str]:
         """Names of the corruptions asked for by name or group, or the usual ones.

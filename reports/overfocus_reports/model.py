@@ -10,7 +10,8 @@ from overfocus.statistics.layers import LayerStatistics, layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.extremes import ImageValues, image_values
-from overfocus_reports.summary import Summary, summarise
+from overfocus_reports.sentences import summarise
+from overfocus_reports.summary import Summary
 
 
 @dataclass(frozen=True)
