@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest
-from overfocus.figures.received import largest_places
+from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.heatmaps.maps import HeatMap
 
 if TYPE_CHECKING:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from overfocus.figures.colours import INK, OKABE_ITO
-from overfocus.figures.plain_figure import PlainFigure
-from overfocus.figures.style import styled
+from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, styled
 from overfocus.metrics.catalogue import title_of
 from overfocus.runs.names import distinct_names
 from overfocus.statistics.ablation import CHOICE_WORDS

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.errors import RunError
-from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL
-from overfocus.figures.model_colours import model_colour
 from overfocus.figures.overlay import LOWEST
+from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
 from overfocus_reports.ablations import ablation_parts
 from overfocus_reports.differences import differences_payload
 from overfocus_reports.fragility import fragility_part

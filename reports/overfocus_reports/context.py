@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from overfocus.figures.model_colours import model_colour
+from overfocus.figures.style import model_colour
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
 from overfocus.variants import Variant
 from overfocus_reports.figures import Figures

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from overfocus.figures.received import ReceivedMaps, top_places
+from overfocus.figures.overlay import ReceivedMaps, top_places
 from overfocus.runs.description import Layer
 from overfocus.variants import Variant, middle_severity
 from overfocus_reports.encoding import Codes, picture_uri, png

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfocus.figures.curves import layer_curves
-from overfocus.figures.image_rows import image_rows_figure
-from overfocus.figures.image_versions import image_figure
-from overfocus.figures.selection import same_depth
-from overfocus.figures.stability_map import Scale, heat_map, labels_of, scale_of, shows_retained
+from overfocus.figures.image_figures import image_figure, image_rows_figure
+from overfocus.figures.publication import same_depth
+from overfocus.figures.stability import Scale, heat_map, labels_of, scale_of, shows_retained
 from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.variants import CLEAN_VARIANT, Variant

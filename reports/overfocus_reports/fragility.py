@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from overfocus.figures.plain_figure import PlainFigure
-from overfocus.figures.style import styled
+from overfocus.figures.style import PlainFigure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
 from overfocus.statistics.panel import EVERY, OUTPUT

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import OverfocusError
-from overfocus.figures.received import ReceivedMaps
+from overfocus.figures.overlay import ReceivedMaps
 from overfocus.images.reading import read_image
 from overfocus.runs.description import Layer
 from overfocus.variants import CLEAN_VARIANT, Variant

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from overfocus.figures.stability_map import shows_retained
+from overfocus.figures.stability import shows_retained
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.layers import LayerStatistics
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
-from overfocus.figures.model_colours import model_colour
 from overfocus.figures.overlay import LOWEST, highest
-from overfocus.figures.stability_map import scale_of, shows_retained
+from overfocus.figures.stability import scale_of, shows_retained
+from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, line_style, lookup_table, model_colour
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.layers import LayerStatistics
 from overfocus.variants import Variant

@@ -5,7 +5,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from overfocus.figures.colours import INK
+from overfocus.figures.style import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
