@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.runs.description import Layer
+from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes, png
-from overfocus_reports.model import Displayed
 
 Array = npt.NDArray[np.floating[Any]]
 

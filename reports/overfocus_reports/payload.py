@@ -17,8 +17,9 @@ from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import Layer
 from overfocus.statistics.layers import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
+from overfocus_reports.displayed import RANKED_BY, RECEIVED, Displayed, ImageValues
 from overfocus_reports.encoding import FLOOR, number, numbers, picture_uri, png
-from overfocus_reports.model import RANKED_BY, RECEIVED, Displayed, ImageValues, Model
+from overfocus_reports.model import Model
 from overfocus_reports.segmentation import segmentation_payload
 
 if TYPE_CHECKING:

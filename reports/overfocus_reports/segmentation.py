@@ -14,7 +14,7 @@ from overfocus_reports.encoding import base64_of, number, numbers
 
 if TYPE_CHECKING:
     from overfocus.run import Run
-    from overfocus_reports.model import Displayed
+    from overfocus_reports.displayed import Displayed
 
 CLASS_MAP_PIXELS = 512
 """Longest side of the class maps on the page; counts are those of all pixels."""
