@@ -13,9 +13,8 @@ from PIL import Image
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.corruptions import CORRUPTIONS
 from overfocus.datasets import LabelledImages, open_evaluation_images
-from overfocus.datasets.class_folders import ClassFolders
-from overfocus.datasets.mask_folders import CLASSES
-from overfocus.datasets.segmented import SegmentedImages, open_segmented_portions
+from overfocus.datasets.labelled import ClassFolders
+from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
 from overfocus.errors import ImageError, RunError
 from overfocus.images.labels import imagenet_classes
 from overfocus.variants import CLEAN, Variant
