@@ -207,7 +207,9 @@ def set_differences(
     count = known.sum(0)
     counted = np.append(count, min(count[places], default=0))
     spread = [*drawn, drawn[places].mean(0) if places else np.full(resamples, np.nan)]
-    ends = np.array([widened_quantiles(values, int(units)) for values, units in zip(spread, counted, strict=True)])
+    ends = np.array(
+        [np.ravel(widened_quantiles(values[None], int(units))) for values, units in zip(spread, counted, strict=True)]
+    )
     ends[np.abs(ends) < 1e-6] = 0  # what single precision leaves of a difference that is exactly zero
     undefined = np.full(variants + 1, np.nan)
     return Differences(mean, baseline_mean, mean - baseline_mean, ends[:, 0], ends[:, 1], undefined, undefined, counted)
