@@ -162,7 +162,14 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     """The launcher ends the others when one process has ended."""
+    _finish_undisturbed()
     raise RunError(_LOST)
+
+
+def _finish_undisturbed() -> None:
+    """Let what is measured be written; the launcher, which asks the others to end, kills them half a minute later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -173,6 +180,7 @@ def _told() -> Iterator[None]:
     except RunError:
         raise
     except RuntimeError as error:  # what gloo and NCCL raise
+        _finish_undisturbed()
         raise RunError(_LOST) from error
 
 

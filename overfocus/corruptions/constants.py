@@ -185,6 +185,17 @@ def is_approximation(name: str, constants: ConstantSet) -> bool:
     return name in _APPROXIMATIONS
 
 
+def describe_approximations(names: Iterable[str], constants: ConstantSet) -> str:
+    """What to say beside a number that rests on corruptions made here; empty where all of them are the benchmark's own.
+
+    >>> describe_approximations(["fog", "snow"], "imagenet-c")
+    'snow approximates the benchmark: its constants, another algorithm'
+    """
+    found = [name.replace("_", " ") for name in dict.fromkeys(names) if name in CORRUPTIONS and is_approximation(name, constants)]
+    verb = "approximate" if len(found) > 1 else "approximates"
+    return f"{' and '.join(found)} {verb} the benchmark: its constants, another algorithm" if found else ""
+
+
 def resolve_corruptions(names: str | Iterable[str]) -> list[str]:
     """Names of corruptions for names and groups mixed, in the order given, each once.
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from overfocus.corruptions import GROUPS
+from overfocus.corruptions import GROUPS, ConstantSet, describe_approximations, describe_constants
 from overfocus.evaluation.layouts import TREE
 from overfocus.evaluation.severities import describe_levels, describe_variants
+from overfocus.runs.description import Pixels
 
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
@@ -67,11 +68,16 @@ def corruption_error(
     made: str,
     imagenet: bool,
     baseline: Divisor | None,
+    constants: ConstantSet | None = None,
+    pixels: Pixels | None = None,
+    tree_geometry: str | None = None,
 ) -> CorruptionError:
     """CE over those of the 15 common corruptions that were measured.
 
-    AlexNet's published errors divide only where the classes are ImageNet's and all five severities were measured; else those of
-    the baseline, at those severities of each corruption at which both were measured; else nothing does. The note says which.
+    AlexNet's published errors divide only where the classes are ImageNet's, all five severities were measured and the constants
+    are ImageNet-C's; else those of the baseline, at those severities of each corruption at which both were measured; else nothing
+    does. The note says which, how images of a tree were brought to the model's input, and which corruptions made here are
+    approximations.
 
     Args:
         errors: of the model.
@@ -79,26 +85,39 @@ def corruption_error(
         made: how the corruptions were made, such as "ImageNet-C" or "on-the-fly".
         imagenet: whether the model has ImageNet's 1000 classes and the pictures are labelled with them.
         baseline: what to divide by where AlexNet does not fit.
+        constants: those of corruptions made on the fly.
+        pixels: the size at which they were made, or to which images of a tree were brought.
+        tree_geometry: "as-is" or "model", of a tree.
     """
     measured = {name: [level for level in range(1, 6) if (name, level) in errors] for name in GROUPS["common"]}
     measured = {name: levels for name, levels in measured.items() if levels}
     if not measured:
         return _undefined("none of the 15 common corruptions was measured")
-    if imagenet and all(levels == [1, 2, 3, 4, 5] for levels in measured.values()):
+    whole = all(levels == [1, 2, 3, 4, 5] for levels in measured.values())
+    others_constants = made == "on-the-fly" and constants not in (None, "imagenet-c")
+    if imagenet and whole and not others_constants:
         by, others, other_clean = _ALEXNET
         relation = "relative to AlexNet's published errors on ImageNet-C" + _NOT_PUBLISHED.get(made, "")
     elif baseline is not None:
         by, others, other_clean = baseline
         relation = f"relative to {by}, not to AlexNet"
     else:
-        why = "severities 1 to 5 were not all measured" if imagenet else "AlexNet's errors are those of ImageNet's classes"
+        why = "AlexNet's errors are those of ImageNet's classes"
+        if imagenet:
+            why = "AlexNet's errors are those with ImageNet-C's constants" if whole else "severities 1 to 5 were not all measured"
         return _undefined(f"{why}, and there is no baseline to divide by; give one")
     shared = {name: [level for level in levels if (name, level) in others] for name, levels in measured.items()}
     shared = {name: levels for name, levels in shared.items() if levels}
     if not shared:
         return _undefined(f"{by} was measured under none of these corruptions at these severities")
     left_out = [(name, level) for name, levels in measured.items() for level in levels if (name, level) not in others]
-    note = f"over {_extent(shared)}, {made}; {relation}"
+    note = f"over {_extent(shared)}, {made}{describe_tree(tree_geometry, pixels)}"
+    if made == "on-the-fly" and constants is not None:
+        side = min(int(pixels.height), int(pixels.width)) if pixels is not None else 224
+        note += f", {describe_constants(constants, side)}"
+    note += f"; {relation}"
+    if made == "on-the-fly" and (approximations := describe_approximations(shared, constants or "imagenet-c")):
+        note += f"; {approximations}" + (", AlexNet's errors are those on the benchmark" if by == "AlexNet" else "")
     if left_out:
         note += f"; left out, as {by} was not measured there: {describe_variants(left_out)}"
     own = {name: sum(errors[name, level] for level in levels) for name, levels in shared.items()}
@@ -120,6 +139,20 @@ def corruption_error(
             return CorruptionError(by, ratios, mce, relative, note, "")
         why = f"{by} makes no more errors under {_listed(robust)} than without"
     return CorruptionError(by, ratios, mce, None, note, f"no relative mCE: {why}")
+
+
+def describe_tree(geometry: str | None, pixels: Pixels | None) -> str:
+    """How images that are corrupted on the disk came to the model's input, to follow a name; empty where none are.
+
+    >>> describe_tree("as-is", None)
+    ', images as they are, not cropped'
+    """
+    if geometry == "as-is":
+        size = f" at {pixels.width}×{pixels.height} pixels" if pixels is not None else ""
+        return f", images as they are{size}, not cropped"
+    crop = pixels.crop_pct if pixels is not None else None
+    again = f" to {crop:g}" if crop is not None else ""
+    return f", images resized and cropped{again} once more, which the published protocol does not" if geometry == "model" else ""
 
 
 def _undefined(why: str) -> CorruptionError:

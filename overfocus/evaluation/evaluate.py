@@ -1,5 +1,6 @@
 """`evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.source_name import source_name
-from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, resolve_corruptions
+from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
 from overfocus.evaluation.evaluation import Evaluation
@@ -23,19 +24,20 @@ from overfocus.evaluation.layouts import (
     open_evaluation_data,
     open_segmented_data,
 )
-from overfocus.evaluation.reading import LabelledReader, SegmentedReader
+from overfocus.evaluation.reading import LabelledReader, SegmentedReader, uncropped
 from overfocus.evaluation.results import errors_of
 from overfocus.evaluation.severities import describe_variants
 from overfocus.evaluation.summary import write_segmented_summary, write_summary
 from overfocus.images.labels import match_labels
+from overfocus.preprocessing import Preprocess
 from overfocus.probes.classes import ScoresProbe
 from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
 from overfocus.runs.names import folder_names
+from overfocus.segmentation.inference import InferenceSettings, usual_batch
 from overfocus.segmentation.prediction import is_segmentation
-from overfocus.segmentation.settings import InferenceSettings, usual_batch
 from overfocus.settings import takes
 from overfocus.sweep.opening import describe_checkpoint, open_run
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
@@ -90,9 +92,9 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
 
     processes = join_processes(settings.device)
-    options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
-    models = [resolve_model(source, device=processes.device, **options) for source in sources]
+    models = [resolve_model(source, device=processes.device, **settings.loading()) for source in sources]
     segmented = _task_of(models, settings.task, data) == SEGMENTATION
+    again = settings.tree_geometry == "model"
     _require_options(inference, baseline, clean, segmented=segmented)
     opened: EvaluationData[Any] = open_segmented_data(data, models[0]) if segmented else open_evaluation_data(data)
     names = None if settings.corruptions is None else _names(settings.corruptions, tree=opened.corrupted)
@@ -104,6 +106,8 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         raise RunError("severities are those of corruptions, but none is to be made; name one or a group, such as common")
     elif names and opened.layout == "ACDC":
         raise RunError(f"{data}: the pictures of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
+    if again and (segmented or not opened.corrupted):
+        raise RunError("tree_geometry is for images of a classifier that are corrupted on the disk, which the data are not")
     if clean is not None:
         opened = add_clean_pictures(opened, clean)
     usual = usual_batch(models[0], settings.window) if segmented else USUAL_BATCH
@@ -122,6 +126,7 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         workers=choose_workers(settings.workers),
         image_size=settings.image_size,
         clean=None if clean is None else str(Path(clean).absolute()),
+        tree_geometry=settings.tree_geometry if opened.corrupted and not segmented else None,
         **(asdict(inference) if segmented else {}),
     )
     items, images = list_items(opened.portions, limit)
@@ -184,6 +189,12 @@ class _Plan:
             **self.described(loaded),
         )
 
+    def approximations(self) -> list[str]:
+        """A note on corruptions made here with another algorithm than the benchmark's."""
+        settings = self.settings
+        note = describe_approximations(settings.corruptions, settings.constants) if settings.constants else ""
+        return [note] if note else []
+
     def described(self, loaded: LoadedModel) -> dict[str, Any]:
         """What the task adds to that."""
         raise NotImplementedError
@@ -237,21 +248,47 @@ class _Classification(_Plan):
         if self.data.layout == "ImageNet-P":
             notes.append("ImageNet-P: accuracy and calibration are those of the first frame of each film")
         return {
-            "pixels": describe_pixels(loaded.preprocess),
+            "pixels": describe_pixels(self._tree(loaded) or loaded.preprocess),
             "class_names": classes.names,
             "imagenet_labels": is_imagenet(labels),
-            "notes": notes,
+            "notes": notes + self._resized(loaded) + self.approximations(),
         }
+
+    def _resized(self, loaded: LoadedModel) -> list[str]:
+        """A note where images of a tree are not of the input's size; the first one that can be read stands for all."""
+        if self._tree(loaded) is None:
+            return []
+        height, width = loaded.input_size[1:]
+        for item in self.items:
+            portion = self.data.portions[item.portion]
+            if portion.severity:
+                with contextlib.suppress(ImageError):
+                    size = portion.images.image(item.index).size
+                    there = f"{size[0]}×{size[1]}"
+                    return [] if size == (width, height) else [f"images of the tree are {there}, resized to {width}×{height}"]
+        return []
+
+    def _tree(self, loaded: LoadedModel) -> Preprocess | None:
+        """What is done with images that are corrupted on the disk, where it is not the model's preprocessing."""
+        return uncropped(loaded.preprocess) if self.settings.tree_geometry == "as-is" else None
 
     def geometry(self, loaded: LoadedModel) -> object:
         """How images are resized and cropped."""
         preprocess = loaded.preprocess
-        return preprocess.input_size[1:], preprocess.interpolation, preprocess.crop_pct, preprocess.crop_mode
+        own = None if preprocess.transform is None else id(preprocess.transform)
+        return preprocess.input_size[1:], preprocess.interpolation, preprocess.crop_pct, preprocess.crop_mode, own
 
     def work(self, loaded: LoadedModel) -> Work:
         """All variants of an image together, and as many images as fill a batch."""
+        settings = self.settings
         reader = LabelledReader(
-            self.items, self.data.portions, self.variants, loaded.preprocess, self.settings.seed, self.settings.constants
+            self.items,
+            self.data.portions,
+            self.variants,
+            loaded.preprocess,
+            settings.seed,
+            settings.constants,
+            self._tree(loaded),
         )
         packing = pack_images(len(self.variants), self.batch_size)
         if self.data.layout == "ImageNet-P":
@@ -305,12 +342,13 @@ class _Segmentation(_Plan):
             "class_names": own or names,
             "class_colours": loaded.class_colours or colours,
             "inference": self.inference.describe(inference),
-            "notes": [NOT_PUBLISHED] if published else [],
+            "notes": ([NOT_PUBLISHED] if published else []) + self.approximations(),
         }
 
     def geometry(self, loaded: LoadedModel) -> object:
         """All see the same images; they are normalised for each model."""
         del loaded
+        return None
 
     def work(self, loaded: LoadedModel) -> Work:
         """As many variants as go through a model at a time."""
@@ -453,7 +491,14 @@ def _require_comparable(baseline: Evaluation, images: Sequence[tuple[str, str | 
         raise RunError(
             f"{where}: expected a finished evaluation as the baseline, got an interrupted one; let it go on to its end"
         )
-    for name, words in {"made": "corruptions", "seed": "seed", "limit": "limit"}.items():
+    alike = {
+        "made": "corruptions",
+        "constants": "constants",
+        "tree_geometry": "tree geometry",
+        "seed": "seed",
+        "limit": "limit",
+    }
+    for name, words in alike.items():
         mine, other = getattr(settings, name), getattr(description.settings, name)
         if mine != other:
             raise RunError(f"{where}: the baseline was evaluated with {words} {other!r}, expected {mine!r}; evaluate it alike")

@@ -1,7 +1,7 @@
 """Images of data sets to evaluate with, read and, where they are not corrupted on the disk, corrupted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,12 @@ from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample
 from overfocus.variants import CLEAN_VARIANT, Variant
 
 
+def uncropped(preprocess: Preprocess) -> Preprocess:
+    """For images that were resized and cropped before: one of the input's size stays as it is, another is resized to cover it."""
+    interpolation = "bicubic" if preprocess.transform is not None else preprocess.interpolation
+    return replace(preprocess, crop_pct=1.0, crop_mode="center", interpolation=interpolation, transform=None)
+
+
 @dataclass(frozen=True)
 class LabelledReader:
     """Reads images at the input size of models, of films all frames."""
@@ -24,19 +30,22 @@ class LabelledReader:
     preprocess: Preprocess
     seed: int
     constants: ConstantSet | None = None
+    tree: Preprocess | None = None
+    """For images that are corrupted on the disk; None: as for the others."""
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
         portion = self.portions[place.portion]
         size = InputSize.of(self.preprocess)
+        preprocess = self.tree if self.tree is not None and portion.severity else self.preprocess
         try:
             if isinstance(portion.images, FilmFolders):
-                frames = np.stack([self.preprocess.resize(frame) for frame in portion.images.frames(place.index)])
+                frames = np.stack([preprocess.resize(frame) for frame in portion.images.frames(place.index)])
                 return Sample(item, [portion.variant] * len(frames), {size: frames})
             image = portion.images.image(place.index)
         except ImageError as error:
             return Sample(item, reason=str(error))
-        clean = self.preprocess.resize(image)
+        clean = preprocess.resize(image)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         own = portion.variant != CLEAN_VARIANT
         pixels = [

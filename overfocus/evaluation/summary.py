@@ -6,12 +6,17 @@ from dataclasses import asdict
 from math import isnan
 from typing import Any
 
-from overfocus.evaluation.corruption_error import corruption_error
+from overfocus.evaluation.corruption_error import corruption_error, describe_tree
 from overfocus.evaluation.evaluation import Evaluation
 from overfocus.evaluation.results import IOU, average_conditions, average_corruptions, errors_of
 from overfocus.files import atomic_file
 from overfocus.runs.description import RunDescription
 from overfocus.variants import CLEAN
+
+PERTURBATIONS = (
+    "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "snow", "brightness", "translate", "rotate", "tilt", "scale",
+)  # fmt: skip
+"""Those that ImageNet-P's mean is over; its archives also hold four to choose a method by, and stronger noise."""
 
 
 def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
@@ -19,8 +24,8 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
 
     evaluation.json: data (path, clean, images, how corruptions were made, skipped), clean and corrupted (means over corruptions
     and severities of top1, top5, ece, nll; top5 null for models of at most five classes), per_corruption (top-1 means over
-    severities), flips (of films), mce (as `CorruptionError`), notes. Of a film, the figures are those of its first frame.
-    evaluation.csv is `Evaluation.table`.
+    severities), flips (of films: rates and a note), mce (as `CorruptionError`), notes. Of a film, the figures are those of its
+    first frame. evaluation.csv is `Evaluation.table`.
     """
     description, table = evaluation.run.description, evaluation.table
     corrupted = table[table["severity"] > 0]
@@ -39,7 +44,16 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
             str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["top1"].mean().items()
         },
         "flips": _flips(evaluation) if made == "ImageNet-P" else None,
-        "mce": corruption_error(errors, clean_error, made=made, imagenet=imagenet, baseline=by).as_dict()
+        "mce": corruption_error(
+            errors,
+            clean_error,
+            made=made,
+            imagenet=imagenet,
+            baseline=by,
+            constants=description.settings.constants,
+            pixels=description.pixels,
+            tree_geometry=description.settings.tree_geometry,
+        ).as_dict()
         if errors and made != "ImageNet-P"
         else None,
         "notes": description.notes,
@@ -48,10 +62,21 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
 
 
 def _flips(evaluation: Evaluation) -> dict[str, Any]:
-    """Flip rate of each perturbation and their mean, shares of 0 … 1; not divided by AlexNet's."""
+    """Flip rate of each perturbation, the mean over ImageNet-P's ten, shares of 0 … 1, and what the mean is and is not.
+
+    The rate of a perturbation is the mean over its films of `flip_rate`. AlexNet's rates, by which the authors divide, are in no
+    table that could be cited, so that nothing is divided by them.
+    """
     films = evaluation.run.predictions.groupby("corruption", sort=False)["agreement"].mean()
     rates = {str(name): 1 - float(value) for name, value in films.items()}
-    return {"mean_flip_rate": sum(rates.values()) / len(rates), "perturbations": rates}
+    counted = [name for name in rates if name in PERTURBATIONS] or list(rates)
+    over = f"{len(counted)} of ImageNet-P's ten perturbations" if counted[0] in PERTURBATIONS else "perturbations of no benchmark"
+    geometry = describe_tree(evaluation.run.description.settings.tree_geometry, evaluation.run.description.pixels)
+    return {
+        "mean_flip_rate": sum(rates[name] for name in counted) / len(counted),
+        "perturbations": rates,
+        "note": f"mean over {over}{geometry}; not divided by AlexNet's rates, so not comparable with published mFR or mFP",
+    }
 
 
 def _means(table: Any) -> dict[str, float | None] | None:

@@ -203,6 +203,8 @@ class RunSettings:
     made: str | None = None
     """Of an evaluation: how the corruptions were made, "on-the-fly", "none" or the name of the data set."""
     clean: str | None = None
+    tree_geometry: Literal["as-is", "model"] | None = None
+    """Of an evaluation of images corrupted on the disk: whether they are taken as they are or resized and cropped once more."""
     window: int | None = None
     stride: int | None = None
     whole: bool | None = None
@@ -239,7 +241,7 @@ class MeasureEntry:
 
     def row(self) -> Metric:
         """The row of the catalogue."""
-        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})  # type: ignore[arg-type]
+        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})
 
 
 MEASURE_FIELDS = tuple(entry.name for entry in dataclasses.fields(MeasureEntry) if entry.name != "table")

@@ -1,6 +1,9 @@
-"""How pictures of any size go through a segmentation model: whole or in windows, once or in several versions."""
+"""How images of any size go through a segmentation model: whole or in windows, once or in several versions.
 
-from dataclasses import dataclass
+The grid of windows is that of mmsegmentation, with which the published scores on Cityscapes were measured.
+"""
+
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,9 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.errors import RunError
 from overfocus.segmentation.prediction import upsample
-from overfocus.segmentation.windows import sliding_logits, window_starts
+
+LARGEST_BATCH = 64
+_PIXELS_PER_BATCH = 4 * 1024 * 1024
+"""So many pixels of windows go through a model at a time where nobody says otherwise."""
+_VALUES_AT_A_TIME = 2**22
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -132,3 +140,151 @@ def _smaller(one: Size, other: Size) -> Size:
 def _text(size: Size) -> str:
     """(height, width) as people write it, width first."""
     return f"{size[1]}×{size[0]}"
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """What was asked for, as it stands in run.json.
+
+    Raises:
+        RunError: a setting is out of range, or two contradict each other.
+    """
+
+    window: int | None = None
+    """Side of the windows in pixels; None takes the model's input size."""
+    stride: int | None = None
+    """From window to window; None takes three quarters of the window."""
+    whole: bool = False
+    """Take every picture in one forward instead."""
+    flip: bool = False
+    """Average with what is predicted of the mirrored picture."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Sizes at which each picture is seen, relative to its own; their predictions are averaged."""
+
+    def __post_init__(self) -> None:
+        for name in ("window", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RunError(f"{name} must be at least 1 pixel, got {value}")
+        if self.whole and (self.window is not None or self.stride is not None):
+            raise RunError("whole pictures have no windows: give whole (--whole) or window and stride, not both")
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            raise RunError(
+                f"a stride of {self.stride} pixels between windows of {self.window} would leave pixels out; "
+                f"give a stride of at most {self.window}"
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise RunError(f"scales must be above 0, got {self.scales or 'none'}; 0.5 0.75 1 1.25 1.5 1.75 is usual")
+
+    def for_model(self, loaded: LoadedModel, batch_size: int) -> Inference:
+        """How pictures go through a model.
+
+        Raises:
+            RunError: the model takes inputs of another size than the window only, or the stride is larger than its window.
+        """
+        only = only_size(loaded.model)
+        height, width = loaded.input_size[1:] if self.window is None else (self.window, self.window)
+        if self.whole:
+            return Inference(None, (1, 1), batch_size, self.flip, tuple(self.scales), only)
+        if only is not None and only != (height, width):
+            raise RunError(
+                f"{loaded.source}: the model takes {only[1]}×{only[0]} pixels only, got windows of {width}×{height}; "
+                "leave the window out, or load it for another size with image_size (--image-size)"
+            )
+        stride = usual_stride((height, width)) if self.stride is None else (self.stride, self.stride)
+        if stride[0] > height or stride[1] > width:
+            raise RunError(
+                f"{loaded.source}: a stride of {self.stride} pixels between windows of {width}×{height} would leave pixels out; "
+                f"give a stride of at most {min(height, width)}"
+            )
+        return Inference((height, width), stride, batch_size, self.flip, tuple(self.scales), only)
+
+    def require_room(self, name: str, size: tuple[int, int]) -> None:
+        """Raise a `RunError` where the window that was asked for is larger than a picture of (height, width)."""
+        if self.window is not None and self.window > min(size):
+            raise RunError(
+                f"{name}: a window of {self.window}×{self.window} pixels is larger than the picture ({size[1]}×{size[0]}); "
+                f"give a window of at most {min(size)}, or leave it out"
+            )
+
+    def describe(self, inference: Inference) -> str:
+        """In words, for people."""
+        if inference.window is None:
+            words = "whole pictures"
+        else:
+            (height, width), (down, across) = inference.window, inference.stride
+            words = f"windows of {width}×{height} pixels, stride {across}×{down}, where a picture is larger"
+        if inference.flip:
+            words += "; mirrored too"
+        if inference.scales != (1.0,):
+            words += f"; at {', '.join(f'{scale:g}' for scale in inference.scales)} times its size"
+        return words + ("; probabilities averaged" if inference.augmented else "")
+
+
+def usual_batch(loaded: LoadedModel, window: int | None) -> int:
+    """Windows in one forward where nobody says how many: 4 of 1024×1024 pixels, more of smaller ones, at most 64."""
+    height, width = loaded.input_size[1:] if window is None else (window, window)
+    return max(1, min(LARGEST_BATCH, _PIXELS_PER_BATCH // (height * width)))
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along an axis; the last one is moved back inside.
+
+    Raises:
+        ValueError: the window is longer than the axis, or the stride than the window: pixels between windows would be left out.
+
+    >>> window_starts(2048, 1024, 768)
+    [0, 768, 1024]
+    """
+    if not 1 <= stride <= window <= length:
+        raise ValueError(f"expected 1 ≤ stride ≤ window ≤ length, got stride {stride}, window {window}, length {length}")
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [min(number * stride, length - window) for number in range(count)]
+
+
+def sliding_logits(
+    model: nn.Module,
+    pictures: Float[Tensor, "batch channels height width"],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    together: int,
+) -> Float[Tensor, "batch classes height width"]:
+    """Logits of every pixel: the mean of those of the windows that it lies in, each upsampled to the window's size.
+
+    `together` windows go through the model at a time and are added up in place, so that memory depends on the pictures and on
+    `together`, not on the number of windows. `window` and `stride` are (height, width).
+    """
+    height, width = pictures.shape[2:]
+    tops, lefts = window_starts(height, window[0], stride[0]), window_starts(width, window[1], stride[1])
+    places = [(number, top, left) for number in range(len(pictures)) for top in tops for left in lefts]
+    total: Tensor | None = None
+    for start in range(0, len(places), together):
+        chosen = places[start : start + together]
+        crops = torch.stack([pictures[n, :, top : top + window[0], left : left + window[1]] for n, top, left in chosen])
+        logits: Tensor = model(crops)
+        if total is None:
+            total = torch.zeros(len(pictures), logits.shape[1], height, width, device=logits.device)
+        for (number, top, left), part in zip(chosen, logits, strict=True):
+            _add_upsampled(total[number, :, top : top + window[0], left : left + window[1]], part)
+    assert total is not None  # there is a picture, so there is a window
+    # windows form a grid: how many lie on a pixel is the product of how many lie on its row and on its column
+    for axis, length, starts in ((2, height, tops), (3, width, lefts)):
+        if len(starts) > 1:
+            total /= _covering(length, starts, window[axis - 2]).to(total).view(-1, *[1] * (3 - axis))
+    return total
+
+
+def _add_upsampled(place: Float[Tensor, "classes height width"], logits: Float[Tensor, "classes rows columns"]) -> None:
+    """Add logits to a part of the total, some classes at a time: what is upsampled stays in the processor's cache."""
+    height, width = place.shape[1:]
+    step = max(1, _VALUES_AT_A_TIME // (height * width))
+    for start in range(0, len(logits), step):
+        place[start : start + step] += upsample(logits[None, start : start + step].float(), (height, width))[0]
+
+
+def _covering(length: int, starts: list[int], window: int) -> Float[Tensor, " length"]:
+    """How many windows lie on each place of an axis."""
+    count = torch.zeros(length)
+    for start in starts:
+        count[start : start + window] += 1
+    return count

@@ -121,6 +121,7 @@ class Subject:
     def begin(self, folder: RunFolder, description: RunDescription, work: Work, *, main: bool) -> None:
         """Take in the run, new or continued."""
         self.done = description.done
+        self.stopwatch.resume(description.timing)
         for probe in self.probes:
             probe.prepare(description)
         if main:
@@ -235,6 +236,8 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
             for packs_of_round in mine:
                 results = [[] for _ in subjects]
                 error = _measure_round(subjects, work, loaded, packs_of_round, results)
+                if processes.count > 1:  # their talking is no part of a model
+                    _detach_all(subjects)
                 gathered = processes.gather([_whole(found) for found in results] if error is None else [], error)
                 for place, subject in enumerate(subjects):
                     _record(subject, [result for of_process in gathered for result in of_process[place]])
@@ -245,11 +248,14 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
             if processes.count == 1:  # what this round has measured by now; of several processes it need not be consecutive
                 for subject, found in zip(subjects, results, strict=False):
                     _record(subject, [result for result in _whole(found) if _is_whole(result, work)])
-            for recorder in recorders:
-                recorder.write()
+            for subject in subjects:
+                if subject.recorder is not None:
+                    subject.recorder.write()
             raise
-        for recorder in recorders:
-            recorder.complete()
+        for subject in subjects:
+            if subject.recorder is not None:
+                with subject.stopwatch.running():
+                    subject.recorder.complete()
 
 
 def _record(subject: Subject, results: Sequence[ItemResult]) -> None:

@@ -143,10 +143,10 @@ def test_an_interrupted_run_continues_to_the_same_tables(segmenter, masked, tmp_
     monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
     add = recorder.Recorder.add
 
-    def stop(self, results, skipped):
-        if self.done:
+    def stop(self, results):
+        if self.reached:
             raise KeyboardInterrupt
-        add(self, results, skipped)
+        add(self, results)
 
     monkeypatch.setattr(recorder.Recorder, "add", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -263,7 +263,7 @@ def test_a_damaged_mask_is_skipped_and_named(segmenter, masked, tmp_path):
     Image.new("L", (10, 10)).save(masked / "masks" / "1.png")
     run = analyze(segmenter, masked, tmp_path / "run")
     assert [row.name for row in run.skipped] == ["1.png"]
-    assert "48×32 pixels, got 10×10" in run.skipped[0]["reason"]
+    assert "48×32 pixels, got 10×10" in run.skipped[0].reason
     assert sorted(run.predictions["image"].unique()) == [0, 2]
 
 

@@ -19,11 +19,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import overfocus
+from overfocus.checkpoints.save import save_checkpoint
 from overfocus.errors import OverfocusError, RunError
 from overfocus.evaluation.evaluate import evaluate, run_folders
+from overfocus.preprocessing import Preprocess
 from overfocus.sweep.sweep import Subject
 from overfocus_cli.main import app
 
+ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+"""Of the classifier in `checkpoint`."""
 QUICK: dict[str, Any] = {
     "corruptions": ["fog", "gaussian_noise"],
     "severities": [1, 4],
@@ -32,7 +36,7 @@ QUICK: dict[str, Any] = {
     "batch_size": 12,
     "device": "cpu",
 }
-SEES = 5
+SEES = 70
 """Seed of a classifier that tells the colours apart better than chance and loses that under fog and under noise."""
 COMPARED = ["image", "name", "label", "corruption", "severity", "predicted", "correct", "confidence", "negative_log_likelihood"]
 
@@ -123,6 +127,63 @@ def test_a_tree_with_its_clean_pictures_has_the_relative_mce_of_on_the_fly(
     assert without["mce"]["relative_note"].startswith("no relative mCE: no clean pictures were measured")
     (late,) = evaluate(checkpoint, tree, tmp_path / "late", clean=pictures, baseline=tmp_path / "without" / "other", **plain)
     assert "other was measured without clean pictures" in late.summary["mce"]["relative_note"]
+
+
+def cropping(checkpoint: Path, tmp_path: Path) -> tuple[Path, Preprocess]:
+    """The same classifier, evaluated with a crop of three quarters."""
+    loaded = overfocus.load_model(checkpoint)
+    preprocess = Preprocess((3, 32, 32), crop_pct=0.75)
+    path = tmp_path / "cropping.safetensors"
+    save_checkpoint(
+        loaded.model,
+        path,
+        architecture="VisionTransformer",
+        model_args=ARGUMENTS | {"num_classes": 3},
+        class_names=loaded.class_names,
+        preprocess=preprocess,
+    )
+    return path, preprocess
+
+
+@pytest.mark.parametrize("geometry", ["as-is", "model"])
+def test_images_of_a_tree_are_not_cropped_again_and_clean_ones_are(
+    checkpoint: Path, pictures: Path, tree: Path, tmp_path: Path, geometry: str
+) -> None:
+    path, preprocess = cropping(checkpoint, tmp_path)
+    options = {"tree_geometry": geometry, "clean": pictures, "workers": 0, "device": "cpu", "baseline": path}
+    (run,) = evaluate(path, tree, tmp_path / "run", **options)
+    model = overfocus.load_model(path).model
+    rows = run.run.predictions
+    for row in rows[rows["name"] == "red/1.png"].to_dict("records"):
+        folder = tree / row["corruption"] / str(row["severity"]) if row["severity"] else pictures
+        image = Image.open(folder / row["name"])
+        again = geometry == "model" or not row["severity"]
+        pixels = preprocess.resize(image) if again else np.asarray(image)
+        with torch.no_grad():
+            confidence = model(preprocess.normalize(pixels)[None]).softmax(-1).max()
+        assert row["confidence"] == pytest.approx(float(confidence), abs=1e-5)
+    assert run.run.description.settings.tree_geometry == geometry
+    assert run.run.description.pixels.crop_pct == (1.0 if geometry == "as-is" else 0.75)
+
+
+def test_a_tree_of_another_size_is_resized_and_said_so(checkpoint: Path, tree: Path, tmp_path: Path) -> None:
+    for path in tree.glob("*/*/*/*.png"):
+        Image.open(path).resize((40, 40)).save(path)
+    (run,) = evaluate(checkpoint, tree, tmp_path / "run", workers=0, device="cpu")
+    assert "images of the tree are 40×40, resized to 32×32" in run.summary["notes"]
+
+
+def test_tree_geometry_is_for_trees(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="tree_geometry is for images of a classifier that are corrupted on the disk"):
+        evaluate(checkpoint, pictures, tmp_path / "run", **QUICK, tree_geometry="model")
+    with pytest.raises(OverfocusError, match="tree_geometry must be as-is or model, got 'own'"):
+        evaluate(checkpoint, pictures, tmp_path / "run", **QUICK, tree_geometry="own")
+
+
+def test_approximations_are_noted(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    options = QUICK | {"corruptions": ["snow", "fog", "motion_blur"], "severities": 1, "limit": 2}
+    (run,) = evaluate(checkpoint, pictures, tmp_path / "run", **options)
+    assert "snow and motion blur approximate the benchmark: its constants, another algorithm" in run.summary["notes"]
 
 
 def test_a_continued_evaluation_ends_with_the_same_table(

@@ -11,6 +11,7 @@ from overfocus.corruptions import GROUPS
 from overfocus.evaluation.corruption_error import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, corruption_error
 from overfocus.evaluation.results import errors_of, measure_predictions
 from overfocus.probes.classes import PREDICTION, SCORES, score
+from overfocus.runs.description import Pixels
 
 
 def scored(*arguments):
@@ -109,7 +110,10 @@ def test_mce_is_the_mean_of_ratios_of_sums() -> None:
     assert found.corruptions == {"snow": pytest.approx(100.0), "fog": pytest.approx(50.0)}
     assert found.mce == pytest.approx(75)
     assert found.relative_mce == pytest.approx((100 * 0.4 / 0.8 + 100 * 0.4 / 0.2) / 2)
-    assert found.note == "over 2 of the 15 common corruptions, severities 1, 3, on-the-fly; relative to first, not to AlexNet"
+    assert found.note == (
+        "over 2 of the 15 common corruptions, severities 1, 3, on-the-fly; relative to first, not to AlexNet; "
+        "snow approximates the benchmark: its constants, another algorithm"
+    )
     assert found.relative_note == ""
 
 
@@ -168,5 +172,26 @@ def test_nothing_is_normalised_silently() -> None:
     perfect = corruption_error(three, 0.1, made="on-the-fly", imagenet=False, baseline=("first", dict.fromkeys(three, 0.0), 0.0))
     assert perfect.mce is None
     assert perfect.note.endswith("; first makes no error under fog")
+    small = corruption_error(ALEXNET, 0.2, made="on-the-fly", imagenet=True, baseline=None, constants="cifar-c")
+    assert small.mce is None
+    assert "AlexNet's errors are those with ImageNet-C's constants" in small.note
     tree = corruption_error(ALEXNET, 0.2, made="tree of corruptions", imagenet=True, baseline=None)
     assert tree.note.endswith("the tree does not hold ImageNet-C's corruptions alone, so it may not be the published benchmark")
+
+
+def test_what_mce_rests_on_is_named() -> None:
+    side = Pixels(height=160, width=160, interpolation="bicubic", crop_pct=0.9, crop_mode="center")
+    made = {"made": "on-the-fly", "imagenet": True, "baseline": None, "constants": "imagenet-c", "pixels": side}
+    note = corruption_error(ALEXNET, 0.4, **made).note
+    assert "on-the-fly, ImageNet-C constants at 160 pixels; relative to AlexNet's" in note
+    assert (
+        "motion blur and snow approximate the benchmark: its constants, another algorithm, AlexNet's errors are those on" in note
+    )
+    fog = {("fog", level): 0.5 for level in range(1, 6)}
+    assert "approximate" not in corruption_error(fog, 0.4, **made).note
+    tree = {"made": "ImageNet-C", "imagenet": True, "baseline": None, "pixels": side}
+    published = corruption_error(ALEXNET, 0.4, **tree, tree_geometry="as-is").note
+    assert "ImageNet-C, images as they are at 160×160 pixels, not cropped; relative to AlexNet's" in published
+    assert "approximate" not in published
+    other = corruption_error(ALEXNET, 0.4, **tree, tree_geometry="model").note
+    assert "images resized and cropped to 0.9 once more, which the published protocol does not" in other

@@ -1,4 +1,5 @@
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def test_films_are_evaluated_frame_by_frame(checkpoint: Path, films: Path, tmp_p
     expected = {name: pytest.approx(sum(values) / 3) for name, values in rates.items()}
     assert evaluation.summary["flips"]["perturbations"] == expected
     assert evaluation.summary["flips"]["mean_flip_rate"] == pytest.approx(sum(map(sum, rates.values())) / 6)
+    note = evaluation.summary["flips"]["note"]
+    assert note.startswith(
+        "mean over 2 of ImageNet-P's ten perturbations, images as they are at 32×32 pixels, not cropped; not divided"
+    )
     assert evaluation.summary["mce"] is None
 
 
@@ -72,5 +77,16 @@ def test_a_film_that_is_none_is_left_out(checkpoint: Path, films: Path, tmp_path
     (films / "tilt" / "red" / "0.avi").write_bytes(b"nothing")
     (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu")
     (skipped,) = evaluation.run.skipped
-    assert "expected a film of at least two frames, got 0" in skipped["reason"]
+    assert "expected a film of at least two frames, got 0" in skipped.reason
     assert len(evaluation.run.predictions) == 5
+
+
+def test_the_mean_is_over_the_benchmarks_perturbations(checkpoint: Path, films: Path, tmp_path: Path) -> None:
+    shutil.copytree(films / "tilt", films / "shear")
+    shutil.copytree(films / "gaussian_noise", films / "gaussian_noise_3")
+    (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu")
+    flips = evaluation.summary["flips"]
+    assert set(flips["perturbations"]) == {"gaussian_noise", "gaussian_noise_3", "shear", "tilt"}
+    expected = (flips["perturbations"]["gaussian_noise"] + flips["perturbations"]["tilt"]) / 2
+    assert flips["mean_flip_rate"] == pytest.approx(expected)
+    assert "mean over 2 of ImageNet-P's ten" in flips["note"]

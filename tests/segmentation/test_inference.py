@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from overfocus.errors import RunError
 from overfocus.models.segmentation import segmentation_model
-from overfocus.segmentation.inference import Inference, only_size
-from overfocus.segmentation.windows import sliding_logits
+from overfocus.segmentation.inference import Inference, only_size, sliding_logits
 
 
 def pictures(height: int, width: int, count: int = 2) -> Tensor:

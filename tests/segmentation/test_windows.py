@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from overfocus.segmentation.windows import sliding_logits, window_starts
+from overfocus.segmentation.inference import sliding_logits, window_starts
 
 
 class Quarter(nn.Module):
