@@ -79,12 +79,13 @@ def tabulate_differences(
     frames = []
     baseline = sides[0]
     variants = [*baseline[0].variants, (EVERY, 0)]
+    names_of, severities = [name for name, _ in variants], [severity for _, severity in variants]
     for model, side in zip(names[1:], sides[1:], strict=True):
         for metric, layers, found, beside in _compare(side, baseline, resamples, seed):
-            frame = pd.DataFrame(variants, columns=["corruption", "severity"]).assign(
-                metric=metric, layers=layers, model=model, **{item.name: getattr(found, item.name) for item in fields(found)}
-            )
-            frames.append(frame.assign(**beside)[frame["count"] > 0])
+            numbers = {item.name: getattr(found, item.name) for item in fields(found)} | beside
+            identity = {"metric": metric, "layers": layers, "corruption": names_of, "severity": severities, "model": model}
+            frame = pd.DataFrame(identity | numbers)
+            frames.append(frame[found.count > 0])
     table = pd.concat(frames, ignore_index=True).reindex(columns=list(COLUMNS))
     return _sorted(adjust(table), list(names[1:]))
 
