@@ -15,7 +15,8 @@ simple sequentially rejective multiple test procedure", Scandinavian Journal of 
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -152,8 +153,17 @@ def _drawn(top: Array, bottom: Array, top_middle: Array, bottom_middle: Array, d
     return result
 
 
-def _signs(images: int, seed: int) -> Iterator[Float[np.ndarray, "block images"]]:
-    """Random signs in blocks of patterns; they depend on `seed` and `images` alone."""
+def _signs(images: int, seed: int) -> Iterable[Float[np.ndarray, "block images"]]:
+    """Random signs in blocks of patterns; they depend on `seed` and `images` alone. Those of few images are kept."""
+    return _kept_signs(images, seed) if images * _DRAWS <= _ENTRIES_PER_BLOCK else _drawn_signs(images, seed)
+
+
+@lru_cache(maxsize=2)
+def _kept_signs(images: int, seed: int) -> list[Float[np.ndarray, "block images"]]:
+    return list(_drawn_signs(images, seed))
+
+
+def _drawn_signs(images: int, seed: int) -> Iterator[Float[np.ndarray, "block images"]]:
     random = np.random.default_rng(seed)
     step = max(1, _ENTRIES_PER_BLOCK // images)
     for start in range(0, _DRAWS, step):
