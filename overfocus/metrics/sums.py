@@ -254,13 +254,15 @@ def background(columns: int, summed_heads: int = 1) -> float:
 
 def pair_sums(block: Float[Tensor, "items rows columns"], maps: MapSums, pairs: Pairs, block_bytes: int) -> PairSums:
     """Compare the rows of the paired items of a block, whose sums `maps` are; so many bytes of rows at a time."""
-    half_share = (0.5 / maps.mass) * maps.counted
+    half_share = ((0.5 / maps.mass) * maps.counted).unsqueeze(-1)
     step = max(1, block_bytes // (block[0].numel() * block.element_size()))
     dots, log_sums = [block.new_empty(0, block.shape[1])], [block.new_empty(0, block.shape[1])]
-    for clean, corrupted in zip(torch.split(pairs.clean, step), torch.split(pairs.corrupted, step), strict=True):
-        before, after = block[clean], block[corrupted]
+    whole = step >= len(pairs.clean)
+    steps = [pairs] if whole else zip(torch.split(pairs.clean, step), torch.split(pairs.corrupted, step), strict=True)
+    for clean, corrupted in steps:
+        before, after = block.index_select(0, clean), block.index_select(0, corrupted)
         dots.append((before * after).sum(-1))
-        middle = before.mul_(half_share[clean].unsqueeze(-1)).addcmul_(after, half_share[corrupted].unsqueeze(-1))
+        middle = before.mul_(half_share.index_select(0, clean)).addcmul_(after, half_share.index_select(0, corrupted))
         log_sums.append(torch.log(middle, out=after).mul_(middle).sum(-1))
     return PairSums(maps, pairs, *(values[-1] if len(values) <= 2 else torch.cat(values) for values in (dots, log_sums)))
 
