@@ -64,5 +64,6 @@ class BlockTokens:
 
 
 def _norm(output: Tensor, axis: int) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(output.detach().float(), dim=axis)
-    return norms
+    half = output.dtype in (torch.float16, torch.bfloat16)
+    norms: Tensor = torch.linalg.vector_norm(output.detach(), dim=axis, dtype=torch.float32 if half else None)
+    return norms.float()

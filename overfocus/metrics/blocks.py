@@ -44,7 +44,8 @@ def block_sizes(device: torch.device, memory: int | None = None) -> BlockSizes:
     """How large blocks are on a device.
 
     On a processor what fits into its cache. On an accelerator, where each launch costs and memory is fast, whole batches as far
-    as they fit into `memory` bytes: by default a share of what is free when a forward begins, 1 GB where that is unknown. While
+    as they fit into `memory` bytes: by default a share of what is free when the first map is
+    measured, 1 GB where that is unknown. While
     a block is at work its scores, its weights and copies of its patches exist side by side.
     """
     if device.type == "cpu":
@@ -181,6 +182,10 @@ class _ImageSums:
     def add(self, weights: Float[Tensor, "map_items heads queries keys"]) -> None:
         """Take the maps of the next images."""
         items = weights.shape[0] // self.group.map_windows * self.group.items
+        if items == self.batch * self.group.items:  # the whole batch at once needs no place to be gathered in
+            patches = take_patches(self.group, weights, 0)
+            self._waiting, self._space, self._filled = [patches], patches.block, items
+            return
         if self._space is None:
             # pairs are compared when all images are there; without them, the space is filled again and again
             needed = self.batch * self.group.items

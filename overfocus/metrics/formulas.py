@@ -286,7 +286,8 @@ def js_divergence(sums: PairSums) -> Float[Tensor, "*pairs"]:
     tensor([1.])
     """
     entropies = sums.clean(sums.maps.entropy) + sums.corrupted(sums.maps.entropy)
-    nats = (-sums.middle_log_sum - entropies / 2).clamp_min(0).masked_fill(sums.counted == 0, 0)
+    # H of the middle, b/2, is ln 2 − Σ b ln b / 2, as b sums to 2
+    nats = (math.log(2) - (sums.both_log_sum + entropies) / 2).clamp_min(0).masked_fill(sums.counted == 0, 0)
     return nats.sum(-1) / (sums.counted.sum(-1) * math.log(2))
 
 

@@ -139,7 +139,6 @@ class ForwardMeasurement:
         listed = reference.tolist() if isinstance(reference, Tensor) else reference
         self._reference = None if listed is None else tuple(map(int, listed))
         self._layers.clear()
-        self._sizes.clear()
 
     @torch.no_grad()
     def add(self, attention: AttentionMap) -> bool:
@@ -211,13 +210,13 @@ class ForwardMeasurement:
             names = [metric.name for metric in self.metrics if metric.name in METRICS and first.kind in metric.kinds]
             if maps.distance is None:
                 names = [name for name in names if name != "attention_distance"]
-            of_names = [METRICS[name].formula(maps).float() for name in names]
+            of_names = [METRICS[name].formula(maps) for name in names]
             if of_first.pairs is not None:
                 compared = [metric.name for metric in self.metrics if metric.name in STABILITY and first.kind in metric.kinds]
                 of_names += _pair_values(compared, [layer.groups[place].pairs for layer in layers], maps)
                 names += compared
             group = of_first.group
-            stacked = torch.stack(of_names) if of_names else maps.mass.new_empty(0, *maps.mass.shape[:-1])
+            stacked = torch.stack(of_names).float() if of_names else maps.mass.new_empty(0, *maps.mass.shape[:-1])
             of_groups.append(stacked.view(len(names), len(layers), first.batch, group.windows, group.heads))
             flags.append(faults(maps, hidden_rows=first.hidden_rows))
             sums.append(maps)
@@ -369,7 +368,7 @@ def _pair_values(names: list[str], of_layers: Sequence[PairSums | None], maps: M
     sums = PairSums.stack([layer for layer in of_layers if layer is not None], maps)
     if not names:
         return []
-    values = torch.stack([STABILITY[name].formula(sums).float() for name in names])
+    values = torch.stack([STABILITY[name].formula(sums) for name in names])
     undefined = values.new_full((*values.shape[:-1], maps.mass.shape[-2]), torch.nan)
     return list(undefined.index_copy_(-1, sums.pairs.corrupted, values))
 

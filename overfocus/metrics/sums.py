@@ -158,8 +158,8 @@ class PairSums:
     pairs: Pairs
     dot: Float[Tensor, "*pairs rows"]
     """a_i · a'_i."""
-    middle_log_sum: Float[Tensor, "*pairs rows"]
-    """Σ_j m_ij ln m_ij of m_i = p_i/2 + p'_i/2, the middle of the renormalised rows."""
+    both_log_sum: Float[Tensor, "*pairs rows"]
+    """Σ_j b_ij ln b_ij of b_i = p_i + p'_i, the sum of the renormalised rows."""
 
     def clean(self, values: Float[Tensor, "*items width"]) -> Float[Tensor, "*pairs width"]:
         """Those of the clean item of each pair."""
@@ -177,13 +177,13 @@ class PairSums:
     @classmethod
     def join(cls, parts: "Sequence[PairSums]", maps: MapSums) -> "PairSums":
         """Comparisons of several blocks of rows of the same pairs, put together; `maps` are the joined sums."""
-        dots, log_sums = ([part.dot for part in parts], [part.middle_log_sum for part in parts])
+        dots, log_sums = ([part.dot for part in parts], [part.both_log_sum for part in parts])
         return cls(maps, parts[0].pairs, torch.cat(dots, 1), torch.cat(log_sums, 1))
 
     @classmethod
     def stack(cls, layers: "Sequence[PairSums]", maps: MapSums) -> "PairSums":
         """Comparisons of maps of one size with an axis of layers in front; `maps` are the stacked sums."""
-        dots, log_sums = ([layer.dot for layer in layers], [layer.middle_log_sum for layer in layers])
+        dots, log_sums = ([layer.dot for layer in layers], [layer.both_log_sum for layer in layers])
         return cls(maps, layers[0].pairs, torch.stack(dots), torch.stack(log_sums))
 
 
@@ -254,14 +254,16 @@ def background(columns: int, summed_heads: int = 1) -> float:
 
 def pair_sums(block: Float[Tensor, "items rows columns"], maps: MapSums, pairs: Pairs, block_bytes: int) -> PairSums:
     """Compare the rows of the paired items of a block, whose sums `maps` are; so many bytes of rows at a time."""
-    half_share = (0.5 / maps.mass) * maps.counted
+    share = torch.where(maps.inverse_length > 0, maps.mass.reciprocal(), 0.0).unsqueeze(-1)
     step = max(1, block_bytes // (block[0].numel() * block.element_size()))
     dots, log_sums = [block.new_empty(0, block.shape[1])], [block.new_empty(0, block.shape[1])]
-    for clean, corrupted in zip(torch.split(pairs.clean, step), torch.split(pairs.corrupted, step), strict=True):
-        before, after = block[clean], block[corrupted]
+    whole = step >= len(pairs.clean)
+    steps = [pairs] if whole else zip(torch.split(pairs.clean, step), torch.split(pairs.corrupted, step), strict=True)
+    for clean, corrupted in steps:
+        before, after = block.index_select(0, clean), block.index_select(0, corrupted)
         dots.append((before * after).sum(-1))
-        middle = before.mul_(half_share[clean].unsqueeze(-1)).addcmul_(after, half_share[corrupted].unsqueeze(-1))
-        log_sums.append(torch.log(middle, out=after).mul_(middle).sum(-1))
+        both = before.mul_(share.index_select(0, clean)).addcmul_(after, share.index_select(0, corrupted))
+        log_sums.append(torch.log(both, out=after).mul_(both).sum(-1))
     return PairSums(maps, pairs, *(values[-1] if len(values) <= 2 else torch.cat(values) for values in (dots, log_sums)))
 
 
