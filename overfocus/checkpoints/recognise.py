@@ -143,7 +143,8 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
     if told:
         notes.append(f"built with {', '.join(f'{key}={value}' for key, value in told.items())}, as its tensors say")
     fitting = fitting_arguments(reading.tensors, model, arguments, image_size=request.image_size, num_classes=request.num_classes)
-    model, convert = outline(name, fitting, tap)
+    if any(arguments.get(key, getattr(model, key, None)) != value for key, value in fitting.items()):
+        model, convert = outline(name, fitting, tap)
     apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
     try:
         converted = convert_tensors(model, apart, convert, path)
