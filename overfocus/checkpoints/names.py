@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+CHUNKED = "DINO trained in chunks"
+"""Origin of a reading whose blocks were numbered by chunks."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def readings(tensors: Mapping[str, Tensor]) -> list[Reading]:
     plain = _unchunked(dict(tensors))
     found = [Reading(dict(tensors))]
     if plain.keys() != tensors.keys():
-        found.append(Reading(plain, "DINO trained in chunks"))
+        found.append(Reading(plain, CHUNKED))
     if "register_tokens" in plain and "mask_token" not in plain:  # with a mask token timm renames them itself
         renamed = {name.replace("register_tokens", "reg_token"): tensor for name, tensor in plain.items()}
         found.append(Reading(renamed, "DINOv2"))
