@@ -30,7 +30,7 @@ _MOMENTUM = frozenset({"momentum", "k"})
 _COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
 _CHANGES_INPUT = re.compile(
-    r"prompt|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift", re.IGNORECASE
+    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift", re.IGNORECASE
 )
 _HARMLESS_PARAMETER = re.compile(
     r"^(n_averaged|logit_scale|logit_bias|temperature|temp|tau|text_projection|image_projection|visual_projection"

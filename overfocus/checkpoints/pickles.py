@@ -105,7 +105,7 @@ def known_globals() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     rebuild = np.zeros(1).__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDUSOM"}
-    known: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *dtypes, collections.defaultdict, collections.OrderedDict]
+    known: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *dtypes, (_without_default, "collections.defaultdict")]
     known += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     known += [(scalar, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")]
     known += [(rebuild, name) for name in ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")]
@@ -123,9 +123,22 @@ _GENERATORS = (
     "numpy.random._pickle.__generator_ctor",
     "numpy.random._mt19937.MT19937", "numpy.random._pcg64.PCG64", "numpy.random._pcg64.PCG64DXSM", "numpy.random._philox.Philox",
     "numpy.random._sfc64.SFC64", "numpy.random.bit_generator.SeedSequence", "numpy.random.mtrand.RandomState", "typing.Any",
-    "numpy.random._pickle.__pyx_unpickle_SeedSequence",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
 )  # fmt: skip
 """States of random number generators, which are kept as data."""
+
+
+def _without_default(*_: Any) -> collections.OrderedDict[Any, Any]:
+    """In place of a `defaultdict`, which torch's unpickler does not fill."""
+    return collections.OrderedDict()
+
+
+def filled_stubs(made: list[Any]) -> list[Any]:
+    """The same inert classes as plain dictionaries, for classes that are dictionaries themselves (EasyDict, yacs, addict).
+
+    torch's unpickler sets items of its own dictionaries only.
+    """
+    return [(type(kind.__name__, (), {"__new__": lambda _, *__: collections.OrderedDict()}), name) for kind, name in made]
 
 
 def stubs(names: Iterable[str]) -> tuple[list[Any], list[str]]:

@@ -23,7 +23,7 @@ from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
 from overfocus.checkpoints.messages import some
-from overfocus.checkpoints.names import Reading, readings
+from overfocus.checkpoints.names import CHUNKED, Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
 from overfocus.checkpoints.pretrained import require_known
 from overfocus.checkpoints.tap import added_tap, tap_branches
@@ -143,7 +143,8 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
     if told:
         notes.append(f"built with {', '.join(f'{key}={value}' for key, value in told.items())}, as its tensors say")
     fitting = fitting_arguments(reading.tensors, model, arguments, image_size=request.image_size, num_classes=request.num_classes)
-    model, convert = outline(name, fitting, tap)
+    if any(arguments.get(key, getattr(model, key, None)) != value for key, value in fitting.items()):
+        model, convert = outline(name, fitting, tap)
     apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
     try:
         converted = convert_tensors(model, apart, convert, path)
@@ -192,14 +193,15 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         tried.append(_noted(found, assumed))
         if found.accounts.exact:
             return found
-    match = _best_match({name: tuple(tensor.shape) for name, tensor in ways[0].tensors.items()})
+    base = next((way for way in ways if way.origin == CHUNKED), ways[0])
+    match = _best_match({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     if match.without_attention is not None:
         raise CheckpointError(f"{path}: {_without_attention(match.without_attention)}")
-    near = [(ways[0], candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
-    sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in ways[0].tensors.items()})
+    near = [(base, candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
+    sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     exact: list[tuple[Fit, Candidate]] = []
     groups: dict[float, None] = {}
-    for reading, candidate in near + [(ways[0], candidate) for candidate in sizes]:
+    for reading, candidate in near + [(base, candidate) for candidate in sizes]:
         if not is_architecture(candidate.name) or (exact and candidate.share not in groups):
             continue
         try:
@@ -211,7 +213,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
             exact.append((found, candidate))
             groups[candidate.share] = None
     if exact:
-        chosen, notes = _one_of([candidate for _, candidate in exact], ways[0], hints, path)
+        chosen, notes = _one_of([candidate for _, candidate in exact], base, hints, path)
         return _noted(next(found for found, candidate in exact if candidate.name == chosen), notes)
     best = min(tried, key=_faults, default=None)
     if unsaid is not None and (best is None or best.accounts.unfit):

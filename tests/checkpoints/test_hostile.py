@@ -109,7 +109,7 @@ def nested(levels: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: {"args": doubled(40)}, self_referring, lambda: nested(500), lambda: {"args": nested(400)}],
+    [lambda: {"args": doubled(40)}, self_referring, lambda: nested(150), lambda: {"args": nested(150)}],
     ids=["doubling", "self-referring", "deep", "deep arguments"],
 )
 @pytest.mark.parametrize("with_weights", [True, False])
