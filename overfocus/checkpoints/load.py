@@ -12,8 +12,8 @@ from overfocus.checkpoints.arguments import checked_arguments, parse_arguments
 from overfocus.checkpoints.build import SEGFORMER, build, build_empty, is_architecture
 from overfocus.checkpoints.data_config import class_colours_for, class_names_for, preprocess_for
 from overfocus.checkpoints.fit import classifiers
+from overfocus.checkpoints.formats import find_folder, transformers_folder
 from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
-from overfocus.checkpoints.hub import find_folder, transformers_folder
 from overfocus.checkpoints.loaded import LoadedModel, wrap
 from overfocus.checkpoints.messages import some
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten
@@ -155,7 +155,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     preprocess, assumed = preprocess_for(
         model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
     )
-    own = set(model.state_dict())
+    lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
     notes += [*_dropped_notes(real, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
@@ -166,7 +166,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         sha256=file.sha256,
         found_by=found.found_by,
         weights_entry=network.entry,
-        missing_keys=[name for name in own if name not in converted] if len(own) > len(converted.keys() & own) else [],
+        missing_keys=lacking,
         unexpected_keys=[*real.unexpected, *real.heads, *real.harmless, *network.beside],
         notes=tuple(dict.fromkeys(notes)),
         lenient=lenient,

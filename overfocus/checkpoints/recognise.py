@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
 from overfocus.checkpoints.build import is_architecture, outline
 from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import Shape, is_classifier, is_tap
+from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_tap
 from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
@@ -26,7 +26,6 @@ from overfocus.checkpoints.messages import some
 from overfocus.checkpoints.names import Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
 from overfocus.checkpoints.pretrained import require_known
-from overfocus.checkpoints.tables import fits_table
 from overfocus.checkpoints.tap import added_tap, tap_branches
 from overfocus.checkpoints.weights import Accounts, account, convert_tensors
 from overfocus.errors import CheckpointError

@@ -348,6 +348,7 @@ class _Segmentation(_Plan):
     def geometry(self, loaded: LoadedModel) -> object:
         """All see the same images; they are normalised for each model."""
         del loaded
+        return None
 
     def work(self, loaded: LoadedModel) -> Work:
         """As many variants as go through a model at a time."""

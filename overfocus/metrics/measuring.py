@@ -136,7 +136,8 @@ class ForwardMeasurement:
 
     def begin(self, reference: Reference | None = None) -> None:
         """A forward begins; `reference` is the index of each image's clean counterpart, on the host. Drops what was added."""
-        self._reference = None if reference is None else tuple(map(int, reference))
+        listed = reference.tolist() if isinstance(reference, Tensor) else reference
+        self._reference = None if listed is None else tuple(map(int, listed))
         self._layers.clear()
         self._sizes.clear()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from overfocus.segmentation.prediction import PixelPrediction, is_segmentation, 
 from overfocus.sweep.reading import InputSize, Mask
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
 
-SEGMENTATION = "segmentation"
+SEGMENTATION: Literal["segmentation"] = "segmentation"
 """In run.json, the "task" of such a model; other runs name none."""
 BATCH_SIZE = 4
 """Images that go through such a model at once unless told: at 1024×1024 each takes about a gigabyte."""

@@ -5,9 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from overfocus.corruptions.constants import check_severity, resolve_corruptions
-from overfocus.images.reading import MAX_PIXELS
-from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, Settings, setting
+from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, Settings, setting
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +115,8 @@ class SweepSettings(Settings):
         Raises:
             CorruptionError: there is no such corruption.
         """
+        from overfocus.corruptions import resolve_corruptions
+
         names: str | Sequence[str] | None = getattr(self, "corruptions", None)
         return resolve_corruptions(usual if names is None else names)
 
@@ -128,8 +128,11 @@ class SweepSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         severities: int | Sequence[int] | None = getattr(self, "severities", None)
-        for severity in [] if severities is None else listed(severities):
-            check_severity(severity)
+        if severities is not None:
+            from overfocus.corruptions import check_severity
+
+            for severity in listed(severities):
+                check_severity(severity)
 
 
 def listed(value: Any) -> list[Any]:
@@ -376,7 +379,7 @@ class EvaluateSettings(SweepSettings):
         none="1 alone",
         above=0,
         most=100,
-        spelling=("--scale",),
+        spelling=("--scales",),
         commas=True,
         metavar="FACTOR",
     )

@@ -124,7 +124,8 @@ def test_structures_without_end(make: Callable[[], dict[str, Any]], with_weights
 
 ARGUMENTS = [
     {"checkpoint_path": "extra.bin"}, {"pretrained": True}, {"pretrained_cfg": {"file": "extra.bin"}}, {"cache_dir": "/tmp"},
-    {"pretrained_cfg_overlay": {"url": "http://x"}}, {"scriptable": True}, {"depth": 10**9}, {"depth": "3"}, {"embed_dim": [9] * 99},
+    {"pretrained_cfg_overlay": {"url": "http://x"}}, {"scriptable": True}, {"depth": 10**9}, {"depth": "3"},
+    {"embed_dim": [9] * 99},
     {"img_size": 10**7}, {"norm_layer": "os.system"}, {"num_heads": float("nan")}, {"block_fn": "x"}, {"x" * 5_000_000: 1},
     {"num_classes": 10**12}, {"patch_size": -1}, {"drop_rate": {"a": 1}},
 ]  # fmt: skip
