@@ -114,7 +114,7 @@ def judge(form: Form) -> Verdict:
         return Verdict("wrong", len(maps), "; ".join(faults[:2]))
     reasons = sorted({site.reason for site in captured.coverage if site.reason and site.kind not in ("gating", "channel")})
     if not captured.maps and not any(site.reason for site in captured.coverage):
-        return Verdict("wrong", 0, "no map and no reason")
+        return Verdict("wrong", 0, "no map and no reason") if recorder.found else Verdict("refused", 0, "no softmax runs in it")
     if reasons or not captured.maps:
         reasons = reasons or sorted({site.reason for site in captured.coverage if site.reason})
         return Verdict("refused", len(maps), "; ".join(reasons[:2]))
