@@ -359,7 +359,7 @@ def create_with_tap(
         return add_tap(model, num_scales, pooling=pooling, init=init or ("identity" if pretrained else "default"))
 
     def with_tap(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        converted = convert(state_dict, model)
+        converted: dict[str, Tensor] = convert(state_dict, model)
         if any(".dilation_predictor." in name for name in converted):
             return converted
         modules = [name for name, _ in model.named_modules() if name.endswith(("dilation_predictor", "token_pools"))]

@@ -224,8 +224,8 @@ class FanSwin(Classifier):
         super().set_input_size(img_size, patch_size)
         self.patch_embed.set_input_size(img_size=self.img_size)
         for number, stage in enumerate(self.layers):
-            for block in stage.blocks:
-                block.resize(self.stage_grid(number))  # type: ignore[operator]
+            for block in stage.blocks:  # type: ignore[union-attr]
+                block.resize(self.stage_grid(number))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of the blocks for the backward pass."""
