@@ -235,7 +235,7 @@ class Monitor:
             if attention.kind not in TOKEN_KINDS:
                 return
             try:
-                values = measure(attention, reference=reference.to(self._inputs.device), profiles=True)
+                values = measure(attention, reference=reference, profiles=True)
             except CaptureError:
                 found.append((attention.module, None))
                 grids.append(None)

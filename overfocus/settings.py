@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 LARGEST_COUNT = 10**12
 """Bound of counts that cost nothing by themselves, such as the number of images to take at most."""
+MAX_PIXELS = 100_000_000
+"""Width × height of an image; larger ones are refused before they are decoded unless asked for otherwise."""
 LARGEST_SEED = 2**63 - 1
 """Seeds are stored as 64-bit integers."""
 _SHOWN_CHOICES = 40

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from overfocus_cli.hints import require_checkpoint
-from overfocus_cli.options import AsJson, Checkpoint, Device, ImageSize, Model, NoEma
+from overfocus_cli.options import Checkpoint, Device, ImageSize, Model, NoEma
+from overfocus_cli.output import AsJson
 
 
 class Method(StrEnum):

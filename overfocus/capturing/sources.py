@@ -99,7 +99,8 @@ class QueryKeyWeights:
                 mask = mask[images]
         autocast = torch.is_autocast_enabled(query.device.type)
         with torch.autocast(query.device.type, enabled=False) if autocast else nullcontext():
-            query, key = query.float(), key.float()
+            # one copy of a half: to float32 and to the layout that the product takes
+            query, key = (tensor.to(torch.float32, memory_format=torch.contiguous_format) for tensor in (query, key))
             key = for_heads(key, query)
             scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
             scores = scaled_products(query, key, scale)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
 from overfocus.checkpoints.build import is_architecture, outline
 from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import Shape, is_classifier, is_tap
+from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_tap
 from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
@@ -26,7 +26,6 @@ from overfocus.checkpoints.messages import some
 from overfocus.checkpoints.names import Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
 from overfocus.checkpoints.pretrained import require_known
-from overfocus.checkpoints.tables import fits_table
 from overfocus.checkpoints.tap import added_tap, tap_branches
 from overfocus.checkpoints.weights import Accounts, account, convert_tensors
 from overfocus.errors import CheckpointError
@@ -170,6 +169,7 @@ def _refusal(best: Fit, better: str | None) -> str:
 def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
     ways = readings(tensors)
     tried: list[Fit] = []
+    unsaid: CheckpointError | None = None
     known = _known(ways, hints, path)
     if known is not None:
         reading, chosen, notes = known
@@ -179,7 +179,11 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
     for reading in ways:
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
         heads = request.arguments.get("num_heads") or hints.heads
-        plain = plain_vit(shapes, heads, path)
+        try:
+            plain = plain_vit(shapes, heads, path)
+        except CheckpointError as error:
+            unsaid = error
+            continue
         if plain is None:
             continue
         name, arguments, assumed = plain
@@ -210,6 +214,8 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         chosen, notes = _one_of([candidate for _, candidate in exact], ways[0], hints, path)
         return _noted(next(found for found, candidate in exact if candidate.name == chosen), notes)
     best = min(tried, key=_faults, default=None)
+    if unsaid is not None and (best is None or best.accounts.unfit):
+        raise unsaid
     if best is not None and request.lenient and not best.accounts.unfit:
         return best
     raise CheckpointError(f"{path}: {_nothing_fits(tensors, best)}")

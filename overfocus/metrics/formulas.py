@@ -212,7 +212,8 @@ def diversification(sums: MapSums) -> Float[Tensor, "*items"]:
     assert sums.above_length is not None
     mean_row = without_background(sums.column.to(sums.mass.dtype), sums.rows, sums.summed_heads)
     lengths = sums.above_length * torch.linalg.vector_norm(mean_row, dim=-1, keepdim=True)
-    return (sums.above_dot / lengths.clamp_min(1e-12)).mean(-1).clamp_max(1)
+    cosine: Tensor = sums.above_dot / lengths.clamp_min(1e-12)
+    return cosine.mean(-1).clamp_max(1)
 
 
 @MapMetric

@@ -136,7 +136,8 @@ class ForwardMeasurement:
 
     def begin(self, reference: Reference | None = None) -> None:
         """A forward begins; `reference` is the index of each image's clean counterpart, on the host. Drops what was added."""
-        self._reference = None if reference is None else tuple(map(int, reference))
+        listed = reference.tolist() if isinstance(reference, Tensor) else reference
+        self._reference = None if listed is None else tuple(map(int, listed))
         self._layers.clear()
         self._sizes.clear()
 
@@ -210,13 +211,13 @@ class ForwardMeasurement:
             names = [metric.name for metric in self.metrics if metric.name in METRICS and first.kind in metric.kinds]
             if maps.distance is None:
                 names = [name for name in names if name != "attention_distance"]
-            values = [METRICS[name].formula(maps).float() for name in names]
+            of_names = [METRICS[name].formula(maps).float() for name in names]
             if of_first.pairs is not None:
                 compared = [metric.name for metric in self.metrics if metric.name in STABILITY and first.kind in metric.kinds]
-                values += _pair_values(compared, [layer.groups[place].pairs for layer in layers], maps)
+                of_names += _pair_values(compared, [layer.groups[place].pairs for layer in layers], maps)
                 names += compared
             group = of_first.group
-            stacked = torch.stack(values) if values else maps.mass.new_empty(0, *maps.mass.shape[:-1])
+            stacked = torch.stack(of_names) if of_names else maps.mass.new_empty(0, *maps.mass.shape[:-1])
             of_groups.append(stacked.view(len(names), len(layers), first.batch, group.windows, group.heads))
             flags.append(faults(maps, hidden_rows=first.hidden_rows))
             sums.append(maps)
@@ -339,7 +340,7 @@ class DeviceValues:
         if not parts:
             return []
         flat = torch.cat([part.float().flatten() for part in parts]).cpu()
-        pieces = flat.split([part.numel() for part in parts])
+        pieces = torch.split(flat, [part.numel() for part in parts])
         host = iter(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
         columns = {name: column for column, name in enumerate(self.names)}
         found: dict[int, LayerValues] = {}

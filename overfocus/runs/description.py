@@ -241,7 +241,7 @@ class MeasureEntry:
 
     def row(self) -> Metric:
         """The row of the catalogue."""
-        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})  # type: ignore[arg-type]
+        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})
 
 
 MEASURE_FIELDS = tuple(entry.name for entry in dataclasses.fields(MeasureEntry) if entry.name != "table")

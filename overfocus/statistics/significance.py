@@ -56,12 +56,17 @@ def ratio_swap_test(
 ) -> Float[np.ndarray, "columns"]:
     """p-value of the difference of two ratios of means, the two models' numbers swapped image by image.
 
-    Images that lack any of the four are left out of a column. NaN below two images.
+    Each model's numbers are taken in units of its own mean denominator, which leaves the ratios as they are: else a swap would
+    mostly exchange the models' scales and tell nothing of ratios. Images that lack any of the four are left out of a column. NaN
+    below two images.
     """
     unknown = np.isnan(numerators + denominators + other_numerators + other_denominators)
     first, below, second, other_below = (
         np.where(unknown, np.nan, part) for part in (numerators, denominators, other_numerators, other_denominators)
     )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale, other_scale = (mean_and_error(part)[0] for part in (below, other_below))
+        first, below, second, other_below = first / scale, below / scale, second / other_scale, other_below / other_scale
     return _flip_test((first - second) / 2, (below - other_below) / 2, (first + second) / 2, (below + other_below) / 2, seed)
 
 

@@ -263,7 +263,7 @@ def test_a_damaged_mask_is_skipped_and_named(segmenter, masked, tmp_path):
     Image.new("L", (10, 10)).save(masked / "masks" / "1.png")
     run = analyze(segmenter, masked, tmp_path / "run")
     assert [row.name for row in run.skipped] == ["1.png"]
-    assert "48×32 pixels, got 10×10" in run.skipped[0]["reason"]
+    assert "48×32 pixels, got 10×10" in run.skipped[0].reason
     assert sorted(run.predictions["image"].unique()) == [0, 2]
 
 

@@ -4,7 +4,7 @@
     python tests/benchmarks/capture.py --size base       # one of them: tiny, small, base, small-512, small-1024, small-2048
     python tests/benchmarks/capture.py --rounds 9        # more rounds for steadier medians
 
-Four ways: the plain fused forward; ours streaming (`reduce=measure`, no map outlives its layer); ours keeping (maps first,
+Four ways: the plain fused forward; ours streaming (summed in `reduce`, no map outlives its layer); ours keeping (maps first,
 measured after); timm's AttentionExtract on an unfused model, its maps measured by the same `measure`.
 
 Times of a round follow each other in one process. Given are the median time, and the medians of the ratios to the plain forward
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import overfocus
 from overfocus.attention import AttentionMap
 from overfocus.capturing.sources import ArrangedWeights, Arrangement, MaterialisedWeights
-from overfocus.metrics import measure
+from overfocus.metrics import ForwardMeasurement, measure
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,12 @@ def build(size: Size, way: str) -> tuple[Callable[[], Any], Tensor]:
 
 
 def stream(model: nn.Module, images: Tensor) -> Any:
-    """Measure each map while its layer runs."""
-    with overfocus.capture(model, reduce=measure) as captured:
+    """Measure each map while its layer runs, as `analyze` does."""
+    measurement = ForwardMeasurement(profiles=False)
+    measurement.begin()
+    with overfocus.capture(model, reduce=measurement.add):
         model(images)
-    return captured.reduced
+    return measurement.finish()
 
 
 def keep(model: nn.Module, images: Tensor) -> Any:
