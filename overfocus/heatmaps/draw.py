@@ -117,8 +117,11 @@ def heatmap(
     """
     request = HeatMapRequest(method, **options)
     loaded = resolve_model(model, device=place_of(model, device))
-    opened = OpenImage(Path(), "image", image=image) if isinstance(image, Image.Image) else None
-    source = opened or find_images(image, loaded.input_size)[0]
+    source: ImageSource
+    if isinstance(image, Image.Image):
+        source = OpenImage(Path(), "image", image=image)
+    else:
+        source = find_images(image, loaded.input_size)[0]
     return next(_heat_maps(loaded, [source], request, corruptions, severity, seed))
 
 

@@ -144,7 +144,7 @@ def _cam(attention: AttentionMap, tokens: Tensor | None, slope: Tensor | None) -
         return None
     channels, slopes = (tensor.detach().float().reshape(maps, count, -1)[:, prefix:] for tensor in (tokens, slope))
     # A channel has one weight in an image, whatever its windows.
-    weights = slopes.unflatten(0, (-1, attention.windows)).mean((1, 2)).repeat_interleave(attention.windows, 0)
+    weights = torch.unflatten(slopes, 0, (-1, attention.windows)).mean((1, 2)).repeat_interleave(attention.windows, 0)
     return Cam(attention, torch.einsum("mtc,mc->mt", channels, weights).relu(), grid)
 
 
