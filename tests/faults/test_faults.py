@@ -85,7 +85,8 @@ def numbers() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(f"check {option} {value}", ["check", "run", "--max", "gini=1", option, value], words, 2)
     for value, words in (
-        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "retained.gini"), (f"{museum.ESCAPE}=1", r"\x1b"),
+        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "retained.gini"),
+        (f"{museum.ESCAPE}=1", r"\x1b"),
     ):  # fmt: skip
         yield Case(f"check --max {value}", ["check", "run", "--max", value], words)
     for command in ("analyze", "ablate", "compare"):
