@@ -313,11 +313,12 @@ def _out_of_bounds(known: Setting, value: Any) -> str | None:
         )
         if bound is not None
     ]
-    if all(holds for _, holds, _ in rules) and math.isfinite(value if isinstance(value, float) else 0):
-        return None
+    if all(holds for _, holds, _ in rules):
+        finite = isinstance(value, int) or math.isfinite(value)
+        return None if finite else f"must be finite, got {shown(value)}"
     short = all(abs(bound) <= _SHORT_RANGE for *_, bound in rules)
     broken = [words for words, holds, _ in rules if short or not holds]
-    return f"must be {' and '.join(broken) or 'finite'}, got {shown(value)}"
+    return f"must be {' and '.join(broken)}, got {shown(value)}"
 
 
 def _unknown(known: Setting, value: Any) -> str | None:
