@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from overfocus.errors import OverfocusError
-from overfocus.settings import Setting, Settings, element, field_type, members, shown
+from overfocus.settings import Setting, Settings, element, members, shown, typed_type
 
 Command = Callable[..., None]
 
@@ -162,9 +162,8 @@ def _pair(entry: str) -> tuple[str, Any]:
 
 
 def _kind(settings: type[Settings], name: str) -> Any:
-    """Type of a field, as far as the command line can give it: texts, where it may hold live objects."""
-    kind = field_type(settings, name)
-    return str if kind is None else kind
+    """Type of a field, as far as the command line can give it."""
+    return typed_type(settings, name)
 
 
 def _is_table(kind: Any) -> bool:

@@ -130,7 +130,9 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
             notes.append(f"{blocks}: {added['branches']} branches, {added['pooling']} pooling")
         model, convert = outline(name, arguments, tap)
     if found_by != "asked for" and not attends(model):
-        raise CheckpointError(f"{path}: a {name}, which has no attention between tokens (--model {name} loads it all the same)")
+        raise CheckpointError(
+            f"{path}: a {name}, which has no attention between tokens; overfocus measures attention, so give a transformer"
+        )
     _demand_size(model, reading.tensors, path, name)
     shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
     told = {key: value for key, value in told_by_tensors(shapes, model).items() if key not in request.arguments}
@@ -370,7 +372,7 @@ def _demand_size(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, na
 
 
 def _without_attention(name: str) -> str:
-    return f"a {name}, which has no attention between tokens (--model {name} loads it all the same)"
+    return f"a {name}, which has no attention between tokens; overfocus measures attention, so give a transformer"
 
 
 def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:

@@ -83,7 +83,6 @@ def make_checkpoints(folder: Path) -> None:
         "cnn.pth": torch_bytes(resnet),
         "shapes.pth": torch_bytes({"arch": "test_vit", "state_dict": misshapen}),
         "nan.pth": torch_bytes({"arch": "test_vit", "state_dict": poisoned}),
-        "unknown.pth": torch_bytes({"arch": f"no_such{ESCAPE}net", "state_dict": state}),
         "long_keys.pth": torch_bytes({"state_dict": {"k" * 200_000: torch.zeros(2)}}),
         "escape_keys.pth": torch_bytes({"state_dict": {f"{ESCAPE}weight": torch.zeros(2)}}),
         "complex.pth": torch_bytes({"state_dict": {"weight": torch.zeros(4, 4, dtype=torch.complex64)}}),
@@ -119,7 +118,7 @@ def make_checkpoints(folder: Path) -> None:
 
 BAD_CHECKPOINTS = (
     "empty.pth text.pth html.pth lfs.pth json.pth random.pth zeros.pth truncated.pth short.pth zip.pth code.pth old_code.pth "
-    "bare_pickle.pth number.pth list.pth nothing.pth no_tensors.pth circle.pth deep.pth cnn.pth shapes.pth nan.pth unknown.pth "
+    "bare_pickle.pth number.pth list.pth nothing.pth no_tensors.pth circle.pth deep.pth cnn.pth shapes.pth nan.pth "
     "long_keys.pth escape_keys.pth complex.pth empty.safetensors huge_header.safetensors negative.safetensors "
     "no_json.safetensors deep.safetensors list.safetensors offsets.safetensors shape.safetensors dtype.safetensors "
     "truncated.safetensors other.safetensors array.npz empty_folder pipe.pth folder.pth loop.pth dangling.pth socket.pth "

@@ -85,7 +85,8 @@ def numbers() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(f"check {option} {value}", ["check", "run", "--max", "gini=1", option, value], words, 2)
     for value, words in (
-        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "retained.gini"), (f"{museum.ESCAPE}=1", r"\x1b"),
+        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "nothing is retained of gini"),
+        (f"{museum.ESCAPE}=1", r"\x1b"),
     ):  # fmt: skip
         yield Case(f"check --max {value}", ["check", "run", "--max", value], words)
     for command in ("analyze", "ablate", "compare"):
@@ -136,7 +137,7 @@ def usage() -> Iterator[Case]:
         (["train", "no_images", "--model", "test_vit", "--output", "out"], "no_images"),
         (["train", "nowhere", "--model", "test_vit", "--output", "out"], "nowhere"),
         (["train", "good.pth", "--model", "test_vit", "--output", "out"], "good.pth"),
-        (["train", "photos", "--model", "test_vit", "--output", "good.pth"], "good.pth"),
+        (["train", "photos", "--model", "test_vit", "--batch-size", "2", "--output", "good.pth"], "good.pth"),
         (["train", "photos", "--model", "test_vit", "--output", "out", "--init", "text.pth"], "text.pth"),
         (["train", "photos", "--model", "test_vt", "--output", "out"], "test_vit"),
         (["train", "photos", "--model", "test_vit", "--output", "out", "--workers", "0"], "--batch-size 2"),
