@@ -196,6 +196,7 @@ def _resolved(owner: type[Settings], name: str) -> tuple[Any, bool]:
         try:
             return eval(kind, known), whole
         except NameError as error:
+            assert error.name is not None
             known[error.name] = _NotImported(error.name, (), {})
             whole = False
 

@@ -65,8 +65,8 @@ def print_comparison(comparison: "Comparison") -> None:
             ["metric"],
             ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval"],
         )
-        shown = within[within["model"] == name].head(_METRICS_PER_MODEL).to_dict("records")
-        for row in shown + beside[beside["model"] == name].to_dict("records") if shown else []:
+        listed = within[within["model"] == name].head(_METRICS_PER_MODEL).to_dict("records")
+        for row in listed + beside[beside["model"] == name].to_dict("records") if listed else []:
             alone = row["metric"] == CORRUPTION_ALONE
             area, rank = (
                 ["–", "–"] if alone else [

@@ -12,7 +12,7 @@ from overfocus.datasets.masks import IGNORED, class_colours
 from overfocus.datasets.segmented import MaskedSource, masked_sources
 from overfocus.errors import RunError
 from overfocus.images.labels import Classes, match_labels
-from overfocus.images.reading import MAX_PIXELS
+from overfocus.settings import MAX_PIXELS
 from overfocus.images.sources import ImageSource, find_images, spread
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe

@@ -31,7 +31,7 @@ class Inert(dict[Any, Any]):
 
     def __new__(cls, *args: Any, **_: Any) -> "Inert":
         made = super().__new__(cls)
-        made.given = args  # type: ignore[attr-defined]
+        made.given = args
         made.state = None  # type: ignore[attr-defined]
         return made
 
@@ -96,7 +96,7 @@ def _fields(value: Inert) -> object:
         return state
     if value or state:
         return {**(state or {}), **value}
-    given = getattr(value, "given", ())
+    given: tuple[Any, ...] = getattr(value, "given", ())
     return given[0] if len(given) == 1 else None
 
 

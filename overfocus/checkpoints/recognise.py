@@ -281,7 +281,7 @@ def _window(shapes: Mapping[str, Shape], path: Path) -> int | None:
     """Side of Swin's windows: by a coordinate table or an index in the file, else by the file's name."""
     for name, shape in shapes.items():
         if name.endswith("relative_coords_table") and len(shape) == 4:
-            return (shape[1] + 1) // 2
+            return int(shape[1] + 1) // 2
         if name.endswith("relative_position_index") and len(shape) == 2:
             return round(shape[0] ** 0.5)
     said = re.search(r"window(?:\d+to)?(\d+)", path.name)

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from overfocus.datasets.masks import CITYSCAPES
 from overfocus.datasets.cityscapes import (
-    CITYSCAPES,
     CONDITIONS,
     clean_cityscapes,
     corrupted_cityscapes,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from overfocus.corruptions import ConstantSet, corrupt, prepare_corruptions
 from overfocus.errors import ImageError
-from overfocus.images.reading import MAX_PIXELS
+from overfocus.settings import MAX_PIXELS
 from overfocus.images.sources import ImageSource
 from overfocus.preprocessing import Preprocess
 from overfocus.runs.description import Pixels
