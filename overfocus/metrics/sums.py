@@ -144,6 +144,15 @@ class MapSums:
         sums = {name: sum(getattr(part, name) for part in parts) for name in _OVER_ROWS[axis]}
         return cls(**joined, **sums)
 
+    def split(self, layers: int) -> "list[MapSums]":
+        """The sums of each of so many layers, whose items follow each other."""
+        parts = {
+            item.name: value.view(layers, -1, value.shape[-1]).unbind() if isinstance(value, Tensor) else [value] * layers
+            for item in fields(MapSums)
+            for value in (getattr(self, item.name),)
+        }
+        return [MapSums(**{name: values[layer] for name, values in parts.items()}) for layer in range(layers)]
+
     @classmethod
     def stack(cls, layers: "Sequence[MapSums]") -> "MapSums":
         """Sums of maps of one size with an axis of layers in front."""
