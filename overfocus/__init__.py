@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.heatmaps import heatmap
     from overfocus.monitoring import monitor
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
@@ -46,6 +47,7 @@ _HOME = {
     "compare": "overfocus.results.compare",
     "corrupt": "overfocus.corruptions",
     "evaluate": "overfocus.evaluation.evaluate",
+    "heatmap": "overfocus.heatmaps",
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",
     "metrics": "overfocus",
@@ -79,6 +81,7 @@ __all__ = [
     "compare",
     "corrupt",
     "evaluate",
+    "heatmap",
     "load_model",
     "losses",
     "metrics",

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 LARGEST_COUNT = 10**12
 """Bound of counts that cost nothing by themselves, such as the number of images to take at most."""
+MAX_PIXELS = 100_000_000
+"""Width × height of an image; larger ones are refused before they are decoded unless asked for otherwise."""
 LARGEST_SEED = 2**63 - 1
 """Seeds are stored as 64-bit integers."""
 _SHOWN_CHOICES = 40
@@ -166,14 +168,36 @@ def takes(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, 
 
 def field_type(owner: type[Settings], name: str) -> Any:
     """The type of a field; None where it names classes that are not imported here, which may hold any object."""
+    kind, whole = _resolved(owner, name)
+    return kind if whole else None
+
+
+def typed_type(owner: type[Settings], name: str) -> Any:
+    """The type of a field as a command line sees it: classes that are not imported here are empty ones in it."""
+    return _resolved(owner, name)[0]
+
+
+class _NotImported(type):
+    """Stands for a module or class that is imported for type checkers alone."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return _NotImported(name, (), {})
+
+
+def _resolved(owner: type[Settings], name: str) -> tuple[Any, bool]:
+    """The type of a field, and whether all that it names is imported."""
     kind = next(field for field in dataclasses.fields(owner) if field.name == name).type
     if not isinstance(kind, str):
-        return kind
+        return kind, True
     module = inspect.getmodule(next(home for home in owner.__mro__ if name in inspect.get_annotations(home)))
-    try:
-        return eval(kind, dict(vars(module)))
-    except (NameError, AttributeError, TypeError):
-        return None
+    known = dict(vars(module))
+    whole = True
+    while True:
+        try:
+            return eval(kind, known), whole
+        except NameError as error:
+            known[error.name] = _NotImported(error.name, (), {})
+            whole = False
 
 
 def members(kind: Any) -> tuple[Any, ...]:
@@ -289,11 +313,12 @@ def _out_of_bounds(known: Setting, value: Any) -> str | None:
         )
         if bound is not None
     ]
-    if all(holds for _, holds, _ in rules) and math.isfinite(value if isinstance(value, float) else 0):
-        return None
+    if all(holds for _, holds, _ in rules):
+        finite = isinstance(value, int) or math.isfinite(value)
+        return None if finite else f"must be finite, got {shown(value)}"
     short = all(abs(bound) <= _SHORT_RANGE for *_, bound in rules)
     broken = [words for words, holds, _ in rules if short or not holds]
-    return f"must be {' and '.join(broken) or 'finite'}, got {shown(value)}"
+    return f"must be {' and '.join(broken)}, got {shown(value)}"
 
 
 def _unknown(known: Setting, value: Any) -> str | None:

@@ -22,7 +22,7 @@ def worst(run: Run, column: str, *, high: bool, clean: bool = True) -> float:
     table = run.table if column in run.table else run.predictions
     cells: dict[tuple[Any, ...], list[float]] = {}
     for row in table.to_dict("records"):
-        if clean or row["corruption"] != "clean":
+        if row["corruption"] not in (("other image",) if clean else ("other image", "clean")):
             cells.setdefault((row["corruption"], row["severity"], row.get("layer")), []).append(row[column])
     means = [sum(values) / len(values) for values in cells.values()]
     return max(means) if high else min(means)

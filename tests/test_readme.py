@@ -56,13 +56,6 @@ def test_every_script_in_the_readme_exists() -> None:
         assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.parametrize("name", ["experiment/results.md", "experiment/sweep.md", "stamps/results.md"])
-def test_tables_of_experiments_are_those_of_their_results(name: str) -> None:
-    table = (ROOT / "tests" / "data" / name).read_text().split("\n\n")[0]
-    assert table.count("\n") >= 5
-    assert table.strip() in README
-
-
 @pytest.mark.slow
 def test_examples_print_what_the_readme_says(examples: ModuleType, tmp_path: Path) -> None:
     """Words with digits aside: numbers may differ in the last digit between machines, checksums altogether.

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overfocus.errors import OverfocusError, RunError
-from overfocus.settings import Settings, setting, takes
+from overfocus.settings import Settings, element, field_type, members, setting, takes, typed_type
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Brew(Settings):
     milk: bool = setting(False, "With milk.")
     style: Literal["gongfu", "western"] = setting("western", "How.")
     extra: Mapping[str, Any] | None = setting(None, "Anything.")
-    kettle: "NotImported | None" = setting(None, "A live object.")  # type: ignore[name-defined]
+    kettle: "str | shop.NotImported | None" = setting(None, "A live object.")  # type: ignore[name-defined]
+    guests: "Sequence[str | NotImported] | None" = setting(None, "Live objects.")  # type: ignore[name-defined]
 
 
 @takes(Brew)
@@ -48,7 +49,7 @@ def test_a_function_takes_the_fields_as_arguments() -> None:
     assert (made.leaf, made.minutes, made.steps, made.milk) == ("sencha", 2.0, (3, 4), False)
     assert type(made.minutes) is float
     parameters = inspect.signature(brew).parameters
-    assert list(parameters) == ["leaf", "pot", "minutes", "cups", "steps", "milk", "style", "extra", "kettle"]
+    assert list(parameters) == ["leaf", "pot", "minutes", "cups", "steps", "milk", "style", "extra", "kettle", "guests"]
     assert parameters["cups"].default == 1
     assert parameters["cups"].kind is inspect.Parameter.KEYWORD_ONLY
     assert inspect.signature(brew).return_annotation is Brew
@@ -90,6 +91,14 @@ def test_what_does_not_fit_is_refused_with_the_name_of_the_setting(arguments: di
     assert caught.value.setting == next(iter(arguments))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_live_object_is_a_text_on_the_command_line() -> None:
+    assert field_type(Brew, "kettle") is None
+    assert str in members(typed_type(Brew, "kettle"))
+    (texts,) = members(typed_type(Brew, "guests"))
+    assert str in members(element(texts))
+    assert brew("assam", guests=["a", object()]).guests is not None
 
 
 def test_an_unknown_argument_is_named_with_the_nearest() -> None:

@@ -7,8 +7,7 @@ import typer
 
 from overfocus.limits import CheckSettings
 from overfocus_cli.from_settings import from_settings
-from overfocus_cli.options import AsJson
-from overfocus_cli.output import print_json
+from overfocus_cli.output import AsJson, print_json
 
 
 @from_settings(CheckSettings)

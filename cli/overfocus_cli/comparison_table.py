@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
     from overfocus.results.comparison import Comparison
@@ -39,20 +40,17 @@ def print_comparison(comparison: "Comparison") -> None:
             chosen = rows[(rows["model"] == model) & ((rows["corruption"] == "clean") == clean)]
             if not len(chosen):
                 continue
-            table = _table(
-                f"{escape(model)}, {title}",
-                ["metric"],
-                ["mean", "baseline", "another image", "difference", "95 % interval", "p", "d_z"],
-            )
-            for metric, _, _, _, *numbers, _ in cells(chosen):
-                table.add_row(escape(metric), *numbers)
+            beside = [] if clean else ["control"]
+            numbers = ["mean", "baseline", *beside, "difference", "95 % interval", "p"]
+            table = _table(f"{escape(model)}, {title}", ["metric"], numbers)
+            for metric, _, _, _, mean, other, control, difference, interval, p_value, _, _ in cells(chosen):
+                own = [] if clean else [control.partition(" / ")[0]]
+                table.add_row(escape(metric), mean, other, *own, difference, interval, p_value)
             console.print()
             console.print(table)
     tests = int(rows["p_value"].notna().sum())
-    console.print(
-        f"p after Holm over the {tests} tests of these tables; d_z: difference in its standard deviations over images; another "
-        + ("image: the control, model / baseline" if comparison.controlled else f"image: {NOT_MEASURED}")
-    )
+    control = "the same metric between two different clean images" if comparison.controlled else NOT_MEASURED
+    console.print(f"p after Holm over the {tests} tests of these tables; control: {control}")
 
     found = comparison.fragility.dropna(subset=["auroc"])
     within = found[(found["layers"] == "all") & (found["corruption"] == EVERY)]
@@ -63,9 +61,9 @@ def print_comparison(comparison: "Comparison") -> None:
     pooled = found[found["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     for name in comparison.names:
         told = _table(
-            f"What tells that a prediction of {escape(name)} flips, within a corruption and severity",
+            f"What tells that a prediction of {escape(name)} flips ({flips_of(within, name)}), within a corruption and severity",
             ["metric"],
-            ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval", "flipped"],
+            ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval"],
         )
         shown = within[within["model"] == name].head(_METRICS_PER_MODEL).to_dict("records")
         for row in shown + beside[beside["model"] == name].to_dict("records") if shown else []:
@@ -78,11 +76,16 @@ def print_comparison(comparison: "Comparison") -> None:
                 for score in ("auroc", "spearman")
             )  # fmt: skip
             together = decimal(pooled.get((name, row["metric"], row["layers"]), float("nan")), places=2)
-            counts = f"{row['flipped']:,} of {row['count']:,}"
-            told.add_row(measure_title(row["metric"]), *area, together, *rank, counts)
+            told.add_row(measure_title(row["metric"]), *area, together, *rank)
         if told.row_count:
             console.print()
             console.print(told)
+
+
+def flips_of(found: "pd.DataFrame", name: str) -> str:
+    """How many predictions of a model flip, in words."""
+    rows = found[found["model"] == name]
+    return f"{rows['flipped'].max():,} of {rows['count'].max():,}" if len(rows) else "none"
 
 
 def _table(title: str, words: list[str], numbers: list[str]) -> "Table":
@@ -91,7 +94,7 @@ def _table(title: str, words: list[str], numbers: list[str]) -> "Table":
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     for heading in words:
-        table.add_column(heading)
+        table.add_column(heading, min_width=14)
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     return table

@@ -67,7 +67,7 @@ def figure(
 
     Example: overfocus figure layers overfocus-run/* --metric gini --width 3.3in --output gini.pdf
     """
-    from overfocus.figures.paper_style import inches
+    from overfocus.figures.style import inches
 
     try:
         size = inches(width)
@@ -75,8 +75,8 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.figures.paper_style import paper, save_figure
     from overfocus.figures.publication import draw
+    from overfocus.figures.style import paper, save_figure
     from overfocus.run import Run
     from overfocus.runs.names import display_names
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from overfocus.errors import OverfocusError
-from overfocus.settings import Setting, Settings, element, field_type, members, shown
+from overfocus.settings import Setting, Settings, element, members, shown, typed_type
 
 Command = Callable[..., None]
 
@@ -35,7 +35,9 @@ def from_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
             extra = {entry.name: values.pop(entry.name) for entry in own}
             function(_made(settings, given, values), **extra)
 
-        parameters = sorted((_parameter(settings, field) for field in given), key=lambda entry: entry.default is not entry.empty)
+        first = inspect.get_annotations(settings)  # what it shares with others stands behind
+        shown = sorted(given, key=lambda field: (not field.metadata["setting"].argument, field.name not in first))
+        parameters = [_parameter(settings, field) for field in shown]
         parameters = [entry.replace(kind=entry.KEYWORD_ONLY) for entry in parameters] + own
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {entry.name: entry.annotation for entry in parameters}
@@ -160,9 +162,8 @@ def _pair(entry: str) -> tuple[str, Any]:
 
 
 def _kind(settings: type[Settings], name: str) -> Any:
-    """Type of a field, as far as the command line can give it: texts, where it may hold live objects."""
-    kind = field_type(settings, name)
-    return str if kind is None else kind
+    """Type of a field, as far as the command line can give it."""
+    return typed_type(settings, name)
 
 
 def _is_table(kind: Any) -> bool:
@@ -206,5 +207,6 @@ def _help(known: Setting, kind: Any, field: "Field[Any]", *, required: bool) -> 
     if known.none and field.default is None:
         text += f" Default: {known.none}."
     elif not required and field.default is not None and not isinstance(field.default, bool):
-        text += f" Default: {field.default}."
+        usual = field.default if isinstance(field.default, tuple) else (field.default,)
+        text += f" Default: {', '.join(map(str, usual))}."
     return text

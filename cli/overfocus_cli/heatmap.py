@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from overfocus_cli.hints import require_checkpoint
-from overfocus_cli.options import AsJson, Checkpoint, Device, ImageSize, Model, NoEma
+from overfocus_cli.options import Checkpoint, Device, ImageSize, Model, NoEma
+from overfocus_cli.output import AsJson
 
 
 class Method(StrEnum):
@@ -17,6 +18,8 @@ class Method(StrEnum):
     RECEIVED = "received"
     ROLLOUT = "rollout"
     ROW = "row"
+    GRADIENT_ROLLOUT = "gradient-rollout"
+    GRAD_CAM = "grad-cam"
 
 
 class HeadFusion(StrEnum):
@@ -38,14 +41,29 @@ def heatmap(
     method: Annotated[
         Method,
         typer.Option(
-            help="received: what each patch receives from all; row: where one token attends; rollout: through all layers."
+            help="received: what each patch receives from all; row: where one token attends; rollout: through all layers; "
+            "gradient-rollout and grad-cam: what speaks for a class."
         ),
     ] = Method.RECEIVED,
     layer: Annotated[
         int | None, typer.Option(metavar="N", help="Layer from 0, or −1 for the last. Default: all.", show_default=False)
     ] = None,
     head: Annotated[
-        int | None, typer.Option(metavar="N", help="Head from 0. Default: the mean over heads.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="N|all",
+            help="Head from 0, or all for a sheet of every head. Default: the mean over heads.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="NAME|N",
+            help="Class that gradient-rollout and grad-cam explain. Default: the one predicted for the clean image.",
+            show_default=False,
+        ),
     ] = None,
     query: Annotated[
         str | None,
@@ -75,7 +93,7 @@ def heatmap(
 ) -> None:
     """Draw attention over pictures.
 
-    Colours are multiples of uniform attention; windows (Swin) are put back where they lie.
+    Colours are multiples of uniform attention (for a class: of the mean relevance); windows (Swin) are put back where they lie.
 
     Example: overfocus heatmap checkpoint.pth cat.jpg --method row --query class --layer -1
     """
@@ -85,7 +103,7 @@ def heatmap(
     from overfocus.heatmaps import HeatMapRequest, draw_heat_maps
 
     try:
-        request = HeatMapRequest(method.value, layer, head, asked, head_fusion.value, discard_ratio)
+        request = HeatMapRequest(method.value, layer, _head(head), asked, head_fusion.value, discard_ratio, target)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     written = draw_heat_maps(
@@ -103,6 +121,20 @@ def heatmap(
     )
     paths = [str(path) for path in written]
     typer.echo(json.dumps(paths, indent=2) if as_json else "\n".join(paths))
+
+
+def _head(text: str | None) -> int | Literal["all"] | None:
+    """The head's number, or all.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if text is None or text == "all":
+        return text  # type: ignore[return-value]
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number or all; got {text!r}", param_hint="--head") from None
 
 
 def _query(text: str | None) -> tuple[int, int] | Literal["class"] | None:

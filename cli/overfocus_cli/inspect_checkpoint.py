@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from overfocus_cli.options import AsJson, Checkpoint, ImageSize, Model, NoEma, Verify
+from overfocus_cli.options import Checkpoint, ImageSize, Model, NoEma, Verify
+from overfocus_cli.output import AsJson
 
 if TYPE_CHECKING:
     from rich.table import Table

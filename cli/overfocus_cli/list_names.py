@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from overfocus.settings import did_you_mean, shown
-from overfocus_cli.options import AsJson
-from overfocus_cli.output import cell, new_table, print_json
+from overfocus_cli.output import AsJson, cell, new_table, print_json
 
 _HEADINGS = {"high": "a high value means"}
 

@@ -16,15 +16,12 @@ from overfocus.processes import is_main_process, speaks
 from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
-from overfocus_cli.ablate import ablate
-from overfocus_cli.analyze import analyze
 from overfocus_cli.check import check
-from overfocus_cli.compare import compare
-from overfocus_cli.evaluate import evaluate
 from overfocus_cli.figure import figure
 from overfocus_cli.heatmap import heatmap
 from overfocus_cli.inspect_checkpoint import inspect_checkpoint
 from overfocus_cli.list_names import list_names
+from overfocus_cli.measure import ablate, analyze, compare, evaluate
 from overfocus_cli.report import report
 from overfocus_cli.train import train
 

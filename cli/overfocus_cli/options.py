@@ -1,6 +1,5 @@
-"""Options that several commands share."""
+"""Options that `inspect` and `heatmap` share."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,65 +38,3 @@ Device = Annotated[
 Verify = Annotated[
     bool, typer.Option("--verify", help="Check the captured attention against what the model produces; exit 1 if it differs.")
 ]
-Images = Annotated[
-    list[Path] | None,
-    typer.Option(
-        metavar="PATH",
-        help="Folder (its sub-folders are labels), picture or text list of pictures; repeatable. For segmentation also a data "
-        "set with masks. Without it, bundled ones.",
-        show_default=False,
-    ),
-]
-Corruption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="Corruption or group (`overfocus list corruptions`); repeatable. Default: one of each group.",
-        show_default=False,
-    ),
-]
-Severity = Annotated[
-    list[int] | None,
-    typer.Option(metavar="N", help="1 (weak) to 5 (strong); repeatable. Default: 1, 3 and 5.", show_default=False),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Take at most this many images.", show_default=False)]
-Layers = Annotated[
-    str | None,
-    typer.Option(metavar="N,N,…", help="Layers to measure, e.g. 0,5,-1 (−1 is the last). Default: all.", show_default=False),
-]
-PerHead = Annotated[bool, typer.Option("--per-head", help="A row for each head instead of the mean over heads.")]
-TopFraction = Annotated[float, typer.Option(metavar="SHARE", help="Share of tokens that count as the most attended.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the corruptions.")]
-BatchSize = Annotated[int, typer.Option(metavar="N", help="Pictures in one forward.")]
-ModelBatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", metavar="N", help="Pictures in one forward. Default: 16, and 4 for segmentation.", show_default=False
-    ),
-]
-Amp = Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Processes that read and corrupt. Default: by the number of cores.", show_default=False),
-]
-MaxPixels = Annotated[
-    int, typer.Option(metavar="N", help="Larger pictures (width × height) are refused before they are decoded.")
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at a picture that cannot be read; otherwise it is left out.")]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Measure only; `overfocus report` draws later.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
-
-
-def layer_numbers(text: str | None) -> list[int] | None:
-    """The numbers in "0,5,-1".
-
-    Raises:
-        typer.BadParameter: something in it is no whole number.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"expected numbers such as 0,5,-1, got {text!r}", param_hint="--layers") from None

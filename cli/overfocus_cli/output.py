@@ -1,7 +1,7 @@
 """What commands print: JSON, tables, and text from outside in them."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,9 @@ from overfocus.text import json_text, printable, shows_unicode
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 
 
 def print_json(value: Any) -> None:

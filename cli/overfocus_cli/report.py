@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from overfocus_cli.hints import require_run
-from overfocus_cli.options import AsJson
+from overfocus_cli.output import AsJson
 
 
 def report(

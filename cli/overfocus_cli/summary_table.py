@@ -59,35 +59,26 @@ def print_summary(summary: "Summary") -> None:
     scored = summary.clean_iou == summary.clean_iou  # masks of a segmentation data set
     columns += ["mIoU (set)"] if scored else []
     controlled = bool(summary.retained)
-    beside = ["another image"] if controlled else []
-    survival = _table(
-        "What survives", "corruption", "top-k kept", *beside, "moved", *beside, "divergence", *beside,
-        *(["retained", "95 % interval"] if controlled else []), *columns,
-    )  # fmt: skip
+    beside = " / control" if controlled else ""
+    retained = ["retained"] if controlled else []
+    survival = _table("What survives", "corruption", f"top-k kept{beside}", f"moved{beside}", *retained, *columns)
     for kept in summary.survival:
         output = _number(kept.prediction["output_cosine"].mean, ".3f")
-        forms = {"top_overlap": ".1%", "received_shift": ".1%", "js_divergence": ".3f"}
-        cells = []
-        for name, form in forms.items():
-            cells.append(_number(kept.stability[name].mean, form))
-            if controlled:
-                cells.append(_number(kept.retained[name].control, form))
-        if controlled:
-            divergence = kept.retained["js_divergence"]
-            ends = f"{_number(divergence.low, '.2f')} … {_number(divergence.high, '.2f')}"
-            cells += [_number(divergence.retained, ".2f"), ends]
+        shares = []
+        for name in ("top_overlap", "received_shift"):
+            own, control = kept.stability[name].mean, kept.retained[name].control if controlled else math.nan
+            shares.append(f"{100 * own:.1f} / {_percent(control)}" if controlled else _percent(own))
         survival.add_row(
             kept.variant.label,
-            *(cell.replace("%", " %") for cell in cells),
+            *shares,
+            *([_number(kept.retained["js_divergence"].retained, ".2f")] if controlled else []),
             *([_percent(kept.prediction[name].mean) for name in known] or [output]),
             *([_percent(kept.set_iou)] if scored else []),
         )
     console.print()
     console.print(survival)
     if controlled:
-        console.print(
-            "retained: 1 − divergence / divergence from another image; 1: as if not corrupted, 0: no more than another image"
-        )
+        console.print("control: the same between two different clean images; retained: 1 − divergence / that of the control")
     else:
         console.print(f"{NOT_MEASURED}: what stays is not set against another image")
 

@@ -6,7 +6,7 @@ import typer
 
 from overfocus.training.settings import TrainSettings
 from overfocus_cli.from_settings import from_settings
-from overfocus_cli.options import AsJson
+from overfocus_cli.output import AsJson
 
 
 @from_settings(TrainSettings)

@@ -46,8 +46,7 @@ def ablate(settings: AblateSettings) -> Ablation:
     corruptions = settings.chosen_corruptions()
     folder = Path(settings.output)
     processes = join_processes(place_of(settings.checkpoint, settings.device))
-    options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
-    loaded = resolve_model(settings.checkpoint, device=processes.device, **options)
+    loaded = resolve_model(settings.checkpoint, device=processes.device, **settings.loading())
     with out_of_memory_as(RunError, f"try a smaller batch_size than {settings.batch_size}"):
         segmented = predicts_pixels(loaded)
     sources = choose_images(settings.images, loaded, settings.limit, segmented=segmented)

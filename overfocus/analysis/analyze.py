@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import choose_constants
-from overfocus.datasets.class_colours import class_colours
-from overfocus.datasets.masked import MaskedSource, masked_sources
-from overfocus.datasets.masks import IGNORED
+from overfocus.datasets.masks import IGNORED, class_colours
+from overfocus.datasets.segmented import MaskedSource, masked_sources
 from overfocus.errors import RunError
 from overfocus.images.labels import Classes, match_labels
 from overfocus.images.reading import MAX_PIXELS
@@ -63,8 +62,7 @@ def analyze(settings: AnalyzeSettings) -> Run:
     """
     wanted = run_settings(settings)
     processes = join_processes(place_of(settings.checkpoint, settings.device))
-    options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
-    loaded = resolve_model(settings.checkpoint, device=processes.device, **options)
+    loaded = resolve_model(settings.checkpoint, device=processes.device, **settings.loading())
     return analyze_models([loaded], [Path(settings.output)], wanted, settings, processes)[0]
 
 

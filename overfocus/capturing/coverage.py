@@ -103,7 +103,7 @@ class SiteLog:
                 Site(name, "unsupported" if name in called else None, None, reason=reason, class_name=type(module).__name__)
             )
             seen.add(name)
-        for name, reason in other.items():
+        for name, reason in other.items() if not self._sites else ():  # of a model without attention modules by name
             if not any(_inside(name, site) for site in seen if site or not name):
                 rows.append(Site(name, "unsupported", None, reason=reason, class_name=type(modules[name]).__name__))
         return tuple(sorted(rows, key=lambda site: order.get(site.module, len(order))))

@@ -146,8 +146,6 @@ def infer_layout(
         query_prefix, query_places = query_tokens.split(prefix)
         frames, grid = query_tokens.cells(query_places)
     note = key_tokens.note or (None if query_tokens is None else query_tokens.note)
-    if windows > 1 and note:
-        raise UnclearAxesError(f"windows, and {note}")
     return Layout(
         kind=kind,
         arrangement=Arrangement(
@@ -160,8 +158,8 @@ def infer_layout(
         key_grid=key_grid,
         image_grid=key_tokens.image_grid if key_frames == 1 else None,
         frames=frames,
-        partition=places.clamp(min=-1) if windowed else None,
-        branch=_branch_of(places, key_tokens.image_grid) if windows > 1 else None,
+        partition=places.clamp(min=-1) if windowed and not note else None,
+        branch=_branch_of(places, key_tokens.image_grid) if windows > 1 and not note else None,
         note=note or (NO_GRID if grid is None and not windowed else None),
     )
 

@@ -89,6 +89,8 @@ class LayoutMemory:
         self._page = _Page(0)
         self._signature: tuple[Any, ...] = ()
         self._calls: Counter[str] = Counter()
+        self._found: dict[tuple[Any, ...], Layout] = {}
+        """Layouts of this forward by the positions that gave them: most layers have the same."""
         self._moves = 0
         self._whole = False
         """Whether the last module that was called from outside has come back."""
@@ -120,6 +122,7 @@ class LayoutMemory:
         self.finish()
         self.positions.clear()
         self._calls.clear()
+        self._found.clear()
         self._moves = 0
         self.started = False
 
@@ -248,6 +251,10 @@ class LayoutMemory:
         if len(shape) > 2 and key_ids.ndim == len(shape) - 1 and key_ids.shape[-2] not in (1, shape[-3]):
             key_ids = key_ids.repeat_interleave(shape[-3] // key_ids.shape[-2], dim=-2)  # grouped queries share keys
         query_ids = None if queries is None else token_positions(queries)
+        places = [None if ids is None else (ids.shape, ids.cpu().numpy().tobytes()) for ids in (query_ids, key_ids)]
+        key = (shape, prefix, *places)
+        if key in self._found:
+            return self._found[key]
         try:
             key_ids = key_ids.expand(*shape[:-2], shape[-1])
             query_ids = None if query_ids is None else query_ids.expand(*shape[:-2], shape[-2])
@@ -256,7 +263,12 @@ class LayoutMemory:
         padding = key_ids == 0
         attended = bool(padding.any()) and bool((weights.rows(0, 1).squeeze(-2)[padding] > 0).any())
         tracker = self.positions
-        return infer_layout(shape, query_ids, key_ids, tracker.grids, tracker.origins, padding_attended=attended, prefix=prefix)
+        layout = infer_layout(
+            shape, query_ids, key_ids, tracker.grids, tracker.origins, padding_attended=attended, prefix=prefix
+        )
+        if not bool(padding.any()):  # whether padding is attended is each map's own
+            self._found[key] = layout
+        return layout
 
     def _values(self) -> list[Any]:
         """The settings of the model's modules as they are now."""

@@ -312,9 +312,22 @@ class PositionTracker:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             return None
+        if name == "cat" and len(moved) == 1:
+            moved = [self._beside(args, kwargs, tracked, moved[0])]
         if len(moved) == 1:
             moved = [self._grown(name, args, kwargs, tracked, moved[0])]
         return moved
+
+    @staticmethod
+    def _beside(args: tuple[Any, ...], kwargs: dict[str, Any], tracked: list[tuple[Tensor, Positions]], ids: Tensor) -> Tensor:
+        """Channels of other places behind the channels of a place (an image and shifted copies of it) belong to the first."""
+        axis = (argument(args, kwargs, 1, "dim", "axis") or 0) % ids.ndim
+        parts = [known.ids for _, known in tracked]
+        raw = all(known.raw for _, known in tracked)
+        channels = axis > 0 and all((raw or part.shape[axis] > 1) and constant(part, axis) for part in parts)
+        if not channels or len(parts) < 2 or all(torch.equal(part.select(axis, 0), parts[0].select(axis, 0)) for part in parts):
+            return ids
+        return parts[0].narrow(axis, 0, 1).expand(ids.shape)
 
     def _grown(
         self,

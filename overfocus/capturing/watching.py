@@ -44,14 +44,17 @@ class ModuleStack:
         self.elsewhere: set[str] = set()
         """Modules that ran in another thread."""
         self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
+        self._site: str | None = None
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
 
     @property
     def site(self) -> str:
         """Name of the running module; of the one that holds it where it has no parameters of its own (a softmax, say)."""
-        holder = next((module for module in reversed(self.running) if id(module) in self._holders), None)
-        return self.names[id(holder if holder is not None else self.running[0])] if self.running else ""
+        if self._site is None:
+            holder = next((module for module in reversed(self.running) if id(module) in self._holders), None)
+            self._site = self.names[id(holder if holder is not None else self.running[0])] if self.running else ""
+        return self._site
 
     def watch(self, enter: Enter, leave: Leave) -> None:
         """Begin to follow the model; `enter` sees each module before it runs, `leave` after it ran without an error."""
@@ -61,11 +64,13 @@ class ModuleStack:
                 self.called.add(self.names[id(module)])
                 enter(module, args)
                 self.running.append(module)
+                self._site = None
 
         def after(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
             if self._ours(module) and any(entry is module for entry in self.running):
                 while self.running.pop() is not module:
                     pass  # modules inside that an error ended
+                self._site = None
                 if len(rest) == 2:  # torch leaves the keyword arguments out where forward raised
                     leave(module, args, *rest)
 
@@ -81,6 +86,7 @@ class ModuleStack:
             _global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets this one
         self._handles.clear()
         self.running.clear()
+        self._site = None
 
     def _ours(self, module: nn.Module) -> bool:
         if id(module) not in self.names or in_backward():

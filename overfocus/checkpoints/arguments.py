@@ -16,8 +16,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from overfocus.checkpoints.fingerprint import square_side
 from overfocus.checkpoints.messages import some
-from overfocus.checkpoints.tables import square_side
 from overfocus.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]

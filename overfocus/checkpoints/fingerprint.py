@@ -7,6 +7,7 @@ fine-tuned to other classes, sizes, channels or branches still has the fingerpri
 """
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -99,3 +100,15 @@ def digest(features: Mapping[str, int]) -> str:
     """A short name for a fingerprint."""
     text = "\n".join(f"{name} {count}" for name, count in sorted(features.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def square_side(number: int) -> int | None:
+    """The side of a square of that many tokens, None where it is no square."""
+    root = math.isqrt(max(number, 0))
+    return root if root > 0 and root * root == number else None
+
+
+def fits_table(shapes: Mapping[str, Shape], prefix: int) -> bool:
+    """Whether the absolute position table without its prefix tokens covers a square patch grid."""
+    shape = shapes.get("pos_embed")
+    return shape is not None and len(shape) == 3 and square_side(shape[1] - prefix) is not None

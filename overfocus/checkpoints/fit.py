@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from overfocus.checkpoints.fingerprint import is_table
-from overfocus.checkpoints.tables import square_side
+from overfocus.checkpoints.fingerprint import is_table, square_side
 
 _FALLBACK_CLASSIFIERS = ("head", "head.fc", "fc", "classifier")
 

@@ -87,9 +87,7 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
     if not isinstance(name, str):
         kind = config.get("model_type")
         detail = f"a Hugging Face transformers model ({kind})" if kind else "no field `architecture`"
-        raise CheckpointError(
-            f"{path}: expected timm's config.json, got {detail}; transformers folders are not read, use timm's weights"
-        )
+        raise CheckpointError(f"{path}: expected timm's config.json, got {detail}; pass the weights file alone with --model NAME")
     data = _plain(config.get("pretrained_cfg")) or dict(config)
     names = config.get("label_names") or data.get("label_names")
     descriptions = _plain(config.get("label_descriptions") or data.get("label_descriptions"))

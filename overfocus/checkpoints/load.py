@@ -12,14 +12,16 @@ from overfocus.checkpoints.arguments import checked_arguments, parse_arguments
 from overfocus.checkpoints.build import SEGFORMER, build, build_empty, is_architecture
 from overfocus.checkpoints.data_config import class_colours_for, class_names_for, preprocess_for
 from overfocus.checkpoints.fit import classifiers
+from overfocus.checkpoints.formats import find_folder, transformers_folder
 from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
-from overfocus.checkpoints.hub import find_folder
 from overfocus.checkpoints.loaded import LoadedModel, wrap
 from overfocus.checkpoints.messages import some
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten
-from overfocus.checkpoints.pretrained import load_named
+from overfocus.checkpoints.own_code import is_factory, load_own
+from overfocus.checkpoints.pretrained import fetch_folder, is_hub_name, load_named
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
+from overfocus.checkpoints.transformers_models import load_transformers
 from overfocus.checkpoints.weights import Accounts, account, convert_tensors, fill, is_buffer, resampled_note
 from overfocus.errors import CheckpointError
 from overfocus.samples import sample_checkpoint
@@ -30,7 +32,7 @@ Source = str | Path | nn.Module | LoadedModel
 """What can be measured: a checkpoint file or folder, a timm name, a module in memory, or one that was loaded or wrapped."""
 
 _ON = ("use_ema", "pretrained")  # options that are on unless they are turned off
-_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
+_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt", ".npz")
 
 
 def load_model(
@@ -50,7 +52,8 @@ def load_model(
 
     Args:
         source: `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file; folder with `config.json`; or a timm name.
-        model: architecture, where the checkpoint does not say it and its shapes fit several.
+        model: architecture, where the checkpoint does not say it and its tensors fit several; or "package.module:factory", a
+            function of your own that returns a module or `overfocus.wrap(module, …)`, filled from the checkpoint.
         model_args: arguments of the architecture that the checkpoint does not say, as a mapping or "num_heads=12,qk_norm=true".
         weights: which network of the file to take, by where it stands there, e.g. "teacher.backbone".
         use_ema: take weights averaged over training where the file holds them.
@@ -69,7 +72,14 @@ def load_model(
     given = parse_arguments(model_args) if isinstance(model_args, str) else checked_arguments(model_args or {}, "model_args")
     request = Request(model, given, size, num_classes, lenient)
     path = Path(source)
-    if path.exists() or path.suffix in _SUFFIXES:
+    if not path.exists() and is_hub_name(str(source)):
+        path = fetch_folder(str(source))
+    folder = transformers_folder(path)
+    if model is not None and is_factory(model):
+        loaded = load_own(read_checkpoint(path), model, weights=weights, use_ema=use_ema, lenient=lenient)
+    elif folder is not None and model is None:
+        loaded = load_transformers(*folder, size, lenient)
+    elif path.exists() or path.suffix in _SUFFIXES:
         file, hints = _read(path)
         network, taken = choose_network(find_networks(file.content, path), weights, use_ema, path)
         network = _whole(network, file.content, hints)
@@ -145,7 +155,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     preprocess, assumed = preprocess_for(
         model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
     )
-    own = set(model.state_dict())
+    lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
     notes += [*_dropped_notes(real, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
@@ -156,7 +166,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         sha256=file.sha256,
         found_by=found.found_by,
         weights_entry=network.entry,
-        missing_keys=[name for name in own if name not in converted] if len(own) > len(converted.keys() & own) else [],
+        missing_keys=lacking,
         unexpected_keys=[*real.unexpected, *real.heads, *real.harmless, *network.beside],
         notes=tuple(dict.fromkeys(notes)),
         lenient=lenient,

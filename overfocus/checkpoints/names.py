@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+CHUNKED = "DINO trained in chunks"
+"""Origin of a reading whose blocks were numbered by chunks."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,12 @@ class Reading:
 def readings(tensors: Mapping[str, Tensor]) -> list[Reading]:
     """The ways to read a state dict, the one as it stands first."""
     plain = _unchunked(dict(tensors))
-    found = [Reading(plain)]
+    found = [Reading(dict(tensors))]
+    if plain.keys() != tensors.keys():
+        found.append(Reading(plain, CHUNKED))
+    if "register_tokens" in plain and "mask_token" not in plain:  # with a mask token timm renames them itself
+        renamed = {name.replace("register_tokens", "reg_token"): tensor for name, tensor in plain.items()}
+        found.append(Reading(renamed, "DINOv2"))
     if "blocks.0.gamma_1" in plain and "blocks.0.attn.qkv.bias" in plain:
         renamed = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): tensor for name, tensor in plain.items()}
         found.append(Reading(renamed, "DeiT-III"))

@@ -27,8 +27,10 @@ _BESIDE_TRAINING = re.compile(
 _FIRST_PROJECTION = re.compile(r"(patch_embed\w*|pixel_embed|to_patch_embedding|patchifier|patch_generator|embeds)\b.*weight$")
 _AVERAGED = frozenset({"ema", "teacher", "target", "averaged", "swa", "polyak", "shadow"})
 _MOMENTUM = frozenset({"momentum", "k"})
+_COUNTER = "n_averaged"
+"""What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
 _CHANGES_INPUT = re.compile(
-    r"prompt|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift", re.IGNORECASE
+    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift", re.IGNORECASE
 )
 _HARMLESS_PARAMETER = re.compile(
     r"^(n_averaged|logit_scale|logit_bias|temperature|temp|tau|text_projection|image_projection|visual_projection"
@@ -96,13 +98,10 @@ def find_networks(content: Mapping[str, object], path: object = "checkpoint") ->
     for root in roots:
         front = f"{root}." if root else ""
         own = {name.removeprefix(front): tensor for name, tensor in tensors.items() if name.startswith(front)}
-        others = [f"{other}." for other in roots if other != root]
-        parent = f"{root.rpartition('.')[0]}." if "." in root else ""
-        if root and not isinstance(_entry_at(content, root), Mapping):
-            beside = [n for n in tensors if n.startswith(parent) and not n.startswith((front, *others))]
-        else:
-            beside = []
-        networks.append(Network(own, root, tuple(beside)))
+        others = tuple(f"{other}." for other in roots)
+        base = _entry(content, root)
+        around = [name for name in tensors if _within(name, base) and not name.startswith(others)] if root != base else []
+        networks.append(Network(own, root, tuple(name for name in around if not name.endswith(_COUNTER))))
     return networks
 
 
@@ -146,11 +145,12 @@ def choose_network(networks: list[Network], weights: str | None, use_ema: bool, 
 
 def changes_encoder(name: str, network: Network) -> bool:
     """Whether a tensor beside a network may change what the network computes: a prompt, an adapter, a bare parameter."""
-    parent = network.path.rpartition(".")[0]
-    inside = name.removeprefix(f"{parent}." if parent else "")
-    if "." in inside:
-        return _CHANGES_INPUT.search(inside.partition(".")[0]) is not None
-    return _HARMLESS_PARAMETER.match(inside) is None
+    parts, root = name.split("."), network.path.split(".")
+    while root and len(parts) > 1 and parts[0] == root[0]:
+        parts, root = parts[1:], root[1:]
+    if len(parts) > 1:
+        return _CHANGES_INPUT.search(parts[0]) is not None
+    return _HARMLESS_PARAMETER.match(parts[0]) is None
 
 
 def _roots(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -182,14 +182,19 @@ def _within(name: str, root: str) -> bool:
     return not root or name.startswith(f"{root}.")
 
 
-def _entry_at(content: Mapping[str, object], path: str) -> object:
-    """What stands at a dotted path of nested dictionaries; None where the path leads into the names of a state dict."""
+def _entry(content: Mapping[str, object], path: str) -> str:
+    """The front of a path that leads through nested dictionaries, up to the names of a state dict."""
     value: object = content
-    for part in path.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
+    taken: list[str] = []
+    parts = path.split(".")
+    while parts and isinstance(value, Mapping):
+        count = next((n for n in range(1, len(parts) + 1) if ".".join(parts[:n]) in value), 0)
+        if not count:
+            break
+        value = value[".".join(parts[:count])]
+        taken += parts[:count]
+        parts = parts[count:]
+    return ".".join(taken)
 
 
 def _largest_path(tensors: Mapping[str, Tensor]) -> str:

@@ -23,6 +23,7 @@ _DANGEROUS = frozenset(
 )
 _CLASS = re.compile(r"[A-Z]\w*")
 _DEEPEST = 32
+_MOST_ITEMS = 100_000
 
 
 class Inert(dict[Any, Any]):
@@ -53,34 +54,50 @@ class Inert(dict[Any, Any]):
             self.append(item)
 
 
-def plain_data(value: object, deepest: int = _DEEPEST, seen: frozenset[int] = frozenset()) -> Any:
-    """Nested plain data of a configuration, however its library keeps it; what refers to itself or lies too deep is left out."""
-    if deepest == 0 or id(value) in seen:
+def plain_data(value: object) -> Any:
+    """Nested plain data of a configuration, however its library keeps it.
+
+    What refers to itself, lies too deep or is more than a configuration would hold is left out.
+    """
+    return _plain(value, _DEEPEST, frozenset(), [_MOST_ITEMS])
+
+
+def _plain(value: object, deepest: int, above: frozenset[int], left: list[int]) -> Any:
+    left[0] -= 1
+    if deepest == 0 or left[0] < 0 or id(value) in above:
         return None
-    inner = seen | {id(value)}
+
+    def inside(item: object) -> Any:
+        return _plain(item, deepest - 1, above | {id(value)}, left)
+
     if isinstance(value, Inert):
-        state = getattr(value, "state", None)
-        if isinstance(state, tuple):  # (fields, slots) or mmengine's (dictionary, file name, text)
-            state = next((part for part in state if isinstance(part, dict | Inert) and part), None)
-        if isinstance(state, Inert):
-            return plain_data(state, deepest - 1, inner)
-        if isinstance(state, dict):
-            for content in ("_content", "_val", "_cfg_dict", "_value_"):  # OmegaConf's containers and nodes, mmengine, enums
-                if content in state:
-                    return plain_data(state[content], deepest - 1, inner)
-        if not value and not state:
-            given = getattr(value, "given", ())
-            return plain_data(given[0], deepest - 1, inner) if len(given) == 1 else None
-        return plain_data({**(state or {}), **value}, deepest - 1, inner)
+        return inside(_fields(value))
     if isinstance(value, argparse.Namespace):
-        return plain_data(vars(value), deepest - 1, inner)
+        return inside(vars(value))
     if isinstance(value, dict):
-        return {key: plain_data(item, deepest - 1, inner) for key, item in value.items()}
+        return {key: inside(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_data(item, deepest - 1, inner) for item in value]
+        return [inside(item) for item in value]
     if isinstance(value, pathlib.PurePath | datetime.date):
         return str(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _fields(value: Inert) -> object:
+    """What an object that is not loaded holds, by the ways in which libraries of configurations keep it."""
+    state = getattr(value, "state", None)
+    if isinstance(state, tuple):  # (fields, slots) or mmengine's (dictionary, file name, text)
+        state = next((part for part in state if isinstance(part, dict) and part), None)
+    if isinstance(state, dict) and not isinstance(state, Inert):
+        for content in ("_content", "_val", "_cfg_dict", "_value_"):  # OmegaConf's containers and nodes, mmengine, enums
+            if content in state:
+                return state[content]
+    elif state is not None:
+        return state
+    if value or state:
+        return {**(state or {}), **value}
+    given = getattr(value, "given", ())
+    return given[0] if len(given) == 1 else None
 
 
 def known_globals() -> list[Any]:
@@ -88,7 +105,7 @@ def known_globals() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     rebuild = np.zeros(1).__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDUSOM"}
-    known: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *dtypes, collections.defaultdict, collections.OrderedDict]
+    known: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *dtypes, (_without_default, "collections.defaultdict")]
     known += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     known += [(scalar, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")]
     known += [(rebuild, name) for name in ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")]
@@ -106,9 +123,22 @@ _GENERATORS = (
     "numpy.random._pickle.__generator_ctor",
     "numpy.random._mt19937.MT19937", "numpy.random._pcg64.PCG64", "numpy.random._pcg64.PCG64DXSM", "numpy.random._philox.Philox",
     "numpy.random._sfc64.SFC64", "numpy.random.bit_generator.SeedSequence", "numpy.random.mtrand.RandomState", "typing.Any",
-    "numpy.random._pickle.__pyx_unpickle_SeedSequence",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
 )  # fmt: skip
 """States of random number generators, which are kept as data."""
+
+
+def _without_default(*_: Any) -> collections.OrderedDict[Any, Any]:
+    """In place of a `defaultdict`, which torch's unpickler does not fill."""
+    return collections.OrderedDict()
+
+
+def filled_stubs(made: list[Any]) -> list[Any]:
+    """The same inert classes as plain dictionaries, for classes that are dictionaries themselves (EasyDict, yacs, addict).
+
+    torch's unpickler sets items of its own dictionaries only.
+    """
+    return [(type(kind.__name__, (), {"__new__": lambda _, *__: collections.OrderedDict()}), name) for kind, name in made]
 
 
 def stubs(names: Iterable[str]) -> tuple[list[Any], list[str]]:

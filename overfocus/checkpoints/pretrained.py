@@ -2,14 +2,17 @@
 
 import contextlib
 import difflib
+import re
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import constants as hub
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from overfocus.checkpoints.build import create, is_architecture, skeleton
@@ -20,7 +23,7 @@ from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.messages import first_line
 from overfocus.errors import CheckpointError
 
-_HUB = ("hf_hub:", "hf-hub:")
+_HUB_NAME = re.compile(r"(hf[-_]hub:)?[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 def require_known(name: str) -> None:
@@ -31,14 +34,34 @@ def require_known(name: str) -> None:
         raise CheckpointError(f"{name!r} is no file, and no architecture of timm {timm.__version__} or overfocus; {nearest}")
 
 
+def is_hub_name(source: str) -> bool:
+    """Whether a source is an id on the Hugging Face hub: owner/name, or hf-hub: before it."""
+    return _HUB_NAME.fullmatch(source) is not None
+
+
+def fetch_folder(source: str) -> Path:
+    """The folder of a model on the Hugging Face hub, fetched or from its cache: configuration and weights, never code.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    name = source.partition(":")[2] or source
+    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "model*.bin"]
+    try:
+        with _hub_as_reachable() as reachable:
+            return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # hub clients raise whatever their network layer does
+        reason = first_line(error) if reachable else "the hub cannot be reached and it is not in its local cache"
+        raise CheckpointError(f"{source}: no file or folder, and no model of the hub that can be had ({reason})") from error
+
+
 def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int | None, pretrained: bool) -> LoadedModel:
     """Create a timm model; its weights are downloaded unless `pretrained` is False.
 
     Raises:
         CheckpointError: the name is unknown, has no trained weights, or they cannot be fetched.
     """
-    if not name.startswith(_HUB):
-        require_known(name)
+    require_known(name)
     arguments: dict[str, Any] = {"num_classes": num_classes} if num_classes is not None else {}
     if image_size is not None and takes_image_size(skeleton(name, {})):
         arguments["img_size"] = image_size

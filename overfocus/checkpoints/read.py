@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from overfocus.checkpoints.formats import foreign_format
 from overfocus.checkpoints.messages import first_line, some
 from overfocus.checkpoints.networks import flatten
-from overfocus.checkpoints.pickles import Inert, known_globals, stubs
+from overfocus.checkpoints.pickles import Inert, filled_stubs, known_globals, stubs
 from overfocus.errors import CheckpointError
 
 _READING = threading.Lock()  # torch's list of allowed globals is one for the process
@@ -101,6 +101,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
     if zipped:
         _check_archive(path)
     made: list[Any] = []
+    filled = False
     for _ in range(_MOST_CLASSES):
         try:
             with _READING, torch.serialization.safe_globals([*known_globals(), *made]), warnings.catch_warnings():
@@ -108,11 +109,14 @@ def _read_torch(path: Path) -> dict[str, Any]:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and _is_large(path))
             break
         except Exception as error:  # a damaged or hostile file may raise anything; every way ends in one line
+            if "Can only SETITEM" in str(error) and made and not filled:
+                made, filled = filled_stubs(made), True
+                continue
             wanted = _wanted(path, error, zipped, made)
             inert, refused = stubs(wanted)
             if refused or not inert:
                 raise _refusal(path, error, refused, zipped) from None
-            made += inert
+            made += filled_stubs(inert) if filled else inert
     else:
         raise CheckpointError(f"{path}: refused, its pickle wants more than {_MOST_CLASSES} classes; save the state dict alone")
     if isinstance(content, Inert):

@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
 from overfocus.checkpoints.build import is_architecture, outline
 from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import Shape, is_classifier, is_tap
+from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_tap
 from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
 from overfocus.checkpoints.messages import some
-from overfocus.checkpoints.names import Reading, readings
+from overfocus.checkpoints.names import CHUNKED, Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
 from overfocus.checkpoints.pretrained import require_known
-from overfocus.checkpoints.tables import fits_table
 from overfocus.checkpoints.tap import added_tap, tap_branches
 from overfocus.checkpoints.weights import Accounts, account, convert_tensors
 from overfocus.errors import CheckpointError
@@ -131,7 +130,9 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
             notes.append(f"{blocks}: {added['branches']} branches, {added['pooling']} pooling")
         model, convert = outline(name, arguments, tap)
     if found_by != "asked for" and not attends(model):
-        raise CheckpointError(f"{path}: a {name}, which has no attention between tokens (--model {name} loads it all the same)")
+        raise CheckpointError(
+            f"{path}: a {name}, which has no attention between tokens; overfocus measures attention, so give a transformer"
+        )
     _demand_size(model, reading.tensors, path, name)
     shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
     told = {key: value for key, value in told_by_tensors(shapes, model).items() if key not in request.arguments}
@@ -144,7 +145,8 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
     if told:
         notes.append(f"built with {', '.join(f'{key}={value}' for key, value in told.items())}, as its tensors say")
     fitting = fitting_arguments(reading.tensors, model, arguments, image_size=request.image_size, num_classes=request.num_classes)
-    model, convert = outline(name, fitting, tap)
+    if any(arguments.get(key, getattr(model, key, None)) != value for key, value in fitting.items()):
+        model, convert = outline(name, fitting, tap)
     apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
     try:
         converted = convert_tensors(model, apart, convert, path)
@@ -170,6 +172,7 @@ def _refusal(best: Fit, better: str | None) -> str:
 def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
     ways = readings(tensors)
     tried: list[Fit] = []
+    unsaid: CheckpointError | None = None
     known = _known(ways, hints, path)
     if known is not None:
         reading, chosen, notes = known
@@ -179,7 +182,11 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
     for reading in ways:
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
         heads = request.arguments.get("num_heads") or hints.heads
-        plain = plain_vit(shapes, heads, path)
+        try:
+            plain = plain_vit(shapes, heads, path)
+        except CheckpointError as error:
+            unsaid = error
+            continue
         if plain is None:
             continue
         name, arguments, assumed = plain
@@ -188,14 +195,15 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         tried.append(_noted(found, assumed))
         if found.accounts.exact:
             return found
-    match = _best_match({name: tuple(tensor.shape) for name, tensor in ways[0].tensors.items()})
+    base = next((way for way in ways if way.origin == CHUNKED), ways[0])
+    match = _best_match({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     if match.without_attention is not None:
         raise CheckpointError(f"{path}: {_without_attention(match.without_attention)}")
-    near = [(ways[0], candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
-    sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in ways[0].tensors.items()})
+    near = [(base, candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
+    sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     exact: list[tuple[Fit, Candidate]] = []
     groups: dict[float, None] = {}
-    for reading, candidate in near + [(ways[0], candidate) for candidate in sizes]:
+    for reading, candidate in near + [(base, candidate) for candidate in sizes]:
         if not is_architecture(candidate.name) or (exact and candidate.share not in groups):
             continue
         try:
@@ -207,9 +215,11 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
             exact.append((found, candidate))
             groups[candidate.share] = None
     if exact:
-        chosen, notes = _one_of([candidate for _, candidate in exact], ways[0], hints, path)
+        chosen, notes = _one_of([candidate for _, candidate in exact], base, hints, path)
         return _noted(next(found for found, candidate in exact if candidate.name == chosen), notes)
     best = min(tried, key=_faults, default=None)
+    if unsaid is not None and (best is None or best.accounts.unfit):
+        raise unsaid
     if best is not None and request.lenient and not best.accounts.unfit:
         return best
     raise CheckpointError(f"{path}: {_nothing_fits(tensors, best)}")
@@ -362,7 +372,7 @@ def _demand_size(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, na
 
 
 def _without_attention(name: str) -> str:
-    return f"a {name}, which has no attention between tokens (--model {name} loads it all the same)"
+    return f"a {name}, which has no attention between tokens; overfocus measures attention, so give a transformer"
 
 
 def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from overfocus.datasets.class_colours import CITYSCAPES
-from overfocus.datasets.masks import IGNORED
-from overfocus.datasets.picture_masks import PictureMask, PictureMasks
+from overfocus.datasets.masks import CITYSCAPES, IGNORED, PictureMask, PictureMasks
 from overfocus.errors import ImageError
 from overfocus.images.sources import find_images
 

@@ -1,5 +1,6 @@
-"""`open_images`: the labelled pictures of a data set, whatever form it lies in on the disk."""
+"""`open_images`: the labelled images of a data set, whatever form it lies in on the disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -7,12 +8,77 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from overfocus.datasets.class_folders import ClassFolders
 from overfocus.datasets.hub import is_hub_folder, open_hub_split
 from overfocus.datasets.idx import is_idx_folder, open_idx_split
-from overfocus.datasets.picture_files import UnlabelledImages
 from overfocus.datasets.splits import SPLITS, refuse_unrecognised_splits, split_folders, subfolders
 from overfocus.errors import ImageError
+from overfocus.images.reading import EXTENSIONS, read_image
+from overfocus.images.sources import ImageSource, find_images
+
+
+class PictureFiles:
+    """Read from the disk picture by picture."""
+
+    channels = 3
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self._sources = list(sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def image(self, index: int) -> Image.Image:
+        """One picture as RGB.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return read_image(self._sources[index].path)
+
+    def name(self, index: int) -> str:
+        """Path below the folder."""
+        return self._sources[index].name
+
+
+class UnlabelledImages(PictureFiles):
+    """All pictures in a folder and the folders in it; there are no classes, and all labels are 0.
+
+    Raises:
+        ImageError: there is no picture.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(find_images(folder))
+        self.class_names: list[str] = []
+        self.labels = np.zeros(len(self), np.int64)
+
+
+class ClassFolders(PictureFiles):
+    """The classes are the sub-folders in the order of their names.
+
+    Raises:
+        ImageError: there are fewer than two class folders, or one holds no picture.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.class_names = subfolders(folder)
+        if len(self.class_names) < 2:
+            there = f"{self.class_names[0]} alone" if self.class_names else "none"
+            raise ImageError(
+                f"{folder}: expected a folder for each class, at least two, got {there}; "
+                "put the pictures into folders named after their classes, and give the folder of these (or of train/ and val/)"
+            )
+        sources = [source for source in find_images(folder) if source.label is not None]
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.labels = np.array([numbers[str(source.label)] for source in sources], np.int64)
+        counts = np.bincount(self.labels, minlength=len(numbers))
+        if empty := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
+            which = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
+            raise ImageError(
+                f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in the class folder {which}; add some or remove the folder"
+            )
+        super().__init__(sources)
 
 
 class LabelledImages(Protocol):

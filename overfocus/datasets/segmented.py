@@ -1,9 +1,9 @@
-"""Pictures with a class for each pixel, whatever form the data set lies in on the disk."""
+"""Images with a class for each pixel, whatever form the data set lies in on the disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,19 +20,117 @@ from overfocus.datasets.cityscapes import (
     open_acdc,
     open_cityscapes,
 )
-from overfocus.datasets.mask_folders import CLASSES, is_mask_folders, open_mask_folders
-from overfocus.datasets.masks import IGNORED
-from overfocus.datasets.splits import SPLITS
+from overfocus.datasets.masks import IGNORED, PictureMask, PictureMasks, read_mask
+from overfocus.datasets.splits import SPLITS, split_folders
 from overfocus.errors import ImageError
+from overfocus.images.sources import ImageSource, find_images
 
-__all__ = [
-    "IGNORED",
-    "SegmentedImages",
-    "SegmentedPortion",
-    "is_segmented",
-    "open_segmented_images",
-    "open_segmented_portions",
-]
+if TYPE_CHECKING:
+    from overfocus.checkpoints.load import LoadedModel
+
+
+CLASSES = "classes.txt"
+"""Names of the classes, one a line, in the order of their numbers."""
+
+
+def is_mask_folders(folder: Path) -> bool:
+    """Whether a folder holds pictures with masks."""
+    return next(_places(folder), None) is not None
+
+
+def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | None = None) -> PictureMasks | None:
+    """The pictures of a split; None where there is none of that kind. Without splits all are for training.
+
+    Raises:
+        ImageError: a picture has no mask, or the classes cannot be told.
+    """
+    splits = dict(_places(folder))
+    place = splits.get(split, splits.get("all") if split == "train" else None)
+    if place is None:
+        return None
+    names = class_names or _listed(folder) or _numbered(list(splits.values()))
+    opened = PictureMasks(_pair(*place), names)
+    if _hold_zero_and_ignored([entry.mask for pair in splits.values() for entry in _pair(*pair)]):
+        raise ImageError(_nothing_shown(place[1]))
+    return opened
+
+
+def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
+    """Split ("all" where there are none) and the two folders of each part that is there."""
+    split_there = False
+    for split in SPLITS:
+        inside = [(path, folder / "masks" / path.name) for path in split_folders(folder / "images", split)]
+        around = [(path / "images", path / "masks") for path in split_folders(folder, split)]
+        found = next((pair for pair in inside + around if all(path.is_dir() for path in pair)), None)
+        if found is not None:
+            split_there = True
+            yield split, found
+    if not split_there and (folder / "images").is_dir() and (folder / "masks").is_dir():
+        yield "all", (folder / "images", folder / "masks")
+
+
+def _pair(pictures: Path, masks: Path) -> list[PictureMask]:
+    there = {_stem(source.name): source.path for source in find_images(masks)}
+    sources = find_images(pictures)
+    if missing := [source.name for source in sources if _stem(source.name) not in there]:
+        raise ImageError(
+            f"{masks}: no mask for {len(missing)} of {len(sources)} pictures (first: {missing[0]}); "
+            "expected one of the same name, such as PNG, for each"
+        )
+    return [PictureMask(source.path, there[_stem(source.name)], source.name) for source in sources]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _listed(folder: Path) -> list[str] | None:
+    path = folder / CLASSES
+    if not path.is_file():
+        return None
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ImageError(f"{path}: expected a text file with the name of a class a line, but it is not UTF-8 text") from None
+    if len(set(names)) != len(names):
+        raise ImageError(f"{path}: expected the name of a class a line, each once, got one twice")
+    return names
+
+
+def _numbered(places: list[tuple[Path, Path]]) -> list[str]:
+    """The numbers up to the largest in any mask of any split."""
+    largest = 0
+    for pictures, masks in places:
+        for entry in _pair(pictures, masks):
+            numbers = read_mask(entry.mask)
+            largest = max(largest, int(numbers[numbers != IGNORED].max(initial=0)))
+    if largest == 0:
+        raise ImageError(_nothing_shown(places[0][1]))
+    return [str(number) for number in np.arange(largest + 1)]
+
+
+def _hold_zero_and_ignored(masks: list[Path]) -> bool:
+    """Whether all masks hold 0 and `IGNORED` alone, and both: usual in pictures of a foreground, and nothing to learn from.
+
+    One that cannot be read may hold others, and is told of when its turn comes.
+    """
+    ignored = False
+    for mask in masks:
+        try:
+            numbers = read_mask(mask)
+        except ImageError:
+            return False
+        if ((numbers != 0) & (numbers != IGNORED)).any():
+            return False
+        ignored |= bool((numbers == IGNORED).any())
+    return ignored
+
+
+def _nothing_shown(masks: Path) -> str:
+    return (
+        f"{masks}: the masks hold no class but 0 ({IGNORED} is ignored); expected the numbers 0, 1, … of the classes, "
+        f"so that a foreground of {IGNORED} has to become 1"
+    )
 
 
 class SegmentedImages(Protocol):
@@ -170,3 +268,58 @@ def _folder(source: str | Path) -> Path:
 def _require_cityscapes_classes(folder: Path, class_names: Sequence[str] | None) -> None:
     if class_names is not None and len(class_names) != len(CITYSCAPES):
         raise ImageError(f"{folder}: has the {len(CITYSCAPES)} classes of Cityscapes, got names for {len(class_names)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSource(ImageSource):
+    """One picture of a data set with masks."""
+
+    images: SegmentedImages
+    index: int
+    """Of the picture in `images`."""
+
+    def read_mask(self) -> UInt8[np.ndarray, "height width"]:
+        """The class of each pixel, 255 where none counts.
+
+        Raises:
+            ImageError: the mask cannot be read, has another size than the picture, or holds what is no class.
+        """
+        return self.images.mask(self.index)
+
+
+def masked_sources(images: str | Path | Sequence[str | Path] | None, loaded: "LoadedModel") -> list[MaskedSource] | None:
+    """The pictures of a data set with masks, its validation split where it has one; None where `images` is something else.
+
+    Raises:
+        ImageError: the classes of the data set are not the model's, or its pictures are corrupted already.
+    """
+    folders = [images] if isinstance(images, str | Path) else list(images or [])
+    found = [Path(folder) for folder in folders if is_segmented(folder)]
+    if not found:
+        return None
+    if len(folders) > 1:
+        raise ImageError(f"{found[0]}: holds pictures with masks; give this data set alone, or folders of pictures only")
+    folder = found[0]
+    names = None if (folder / CLASSES).is_file() else loaded.class_names
+    opened = open_segmented_images(folder, "validation", class_names=names)
+    opened = opened or open_segmented_images(folder, "train", class_names=names)
+    if opened is None:
+        raise ImageError(f"{folder}: holds corrupted pictures only, and the clean ones are needed to compare them with; add them")
+    _check_classes(folder, opened, loaded)
+    return [
+        MaskedSource(path=opened.path(index), name=opened.name(index), images=opened, index=index) for index in range(len(opened))
+    ]
+
+
+def _check_classes(folder: Path, images: SegmentedImages, loaded: "LoadedModel") -> None:
+    there, ours = images.class_names, loaded.class_names
+    if len(there) > loaded.num_classes:
+        raise ImageError(
+            f"{folder}: has {len(there)} classes, the model predicts {loaded.num_classes}; "
+            "give the data set that it was trained on"
+        )
+    if ours is not None and there != ours[: len(there)]:
+        at = next(number for number, pair in enumerate(zip(there, ours, strict=False)) if pair[0] != pair[1])
+        raise ImageError(
+            f"{folder}: class {at} is {there[at]!r}, but {ours[at]!r} for the model; write {CLASSES} in the order of the model's"
+        )

@@ -92,8 +92,7 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
 
     processes = join_processes(settings.device)
-    options = {"model": settings.model, "use_ema": settings.use_ema, "image_size": settings.image_size}
-    models = [resolve_model(source, device=processes.device, **options) for source in sources]
+    models = [resolve_model(source, device=processes.device, **settings.loading()) for source in sources]
     segmented = _task_of(models, settings.task, data) == SEGMENTATION
     again = settings.tree_geometry == "model"
     _require_options(inference, baseline, clean, segmented=segmented)
@@ -349,6 +348,7 @@ class _Segmentation(_Plan):
     def geometry(self, loaded: LoadedModel) -> object:
         """All see the same images; they are normalised for each model."""
         del loaded
+        return None
 
     def work(self, loaded: LoadedModel) -> Work:
         """As many variants as go through a model at a time."""

@@ -13,10 +13,10 @@ from PIL import Image
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.corruptions import CORRUPTIONS
 from overfocus.datasets import LabelledImages, open_evaluation_images
-from overfocus.datasets.class_folders import ClassFolders
-from overfocus.datasets.mask_folders import CLASSES
-from overfocus.datasets.segmented import SegmentedImages, open_segmented_portions
+from overfocus.datasets.labelled import ClassFolders
+from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
 from overfocus.errors import ImageError, RunError
+from overfocus.images.labels import imagenet_classes
 from overfocus.variants import CLEAN, Variant
 
 C_BAR = (
@@ -268,7 +268,7 @@ def _films(folder: Path) -> list[Path]:
 
 def is_imagenet(labels: Iterable[str]) -> bool:
     """Whether all labels are identifiers of ImageNet's 1000 classes."""
-    return set(labels) <= set(_read_synsets("imagenet_synsets.txt") or ())
+    return set(labels) <= set(imagenet_classes()[1])
 
 
 def subset(letter: str) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""One metric over depth as a card of the page: clean curve with its band, corruptions, uniform attention and another image."""
+"""Metrics over depth: one metric as a card of the page, and several as small multiples for a paper."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from overfocus.figures.colours import INK, line_style
-from overfocus.figures.model_colours import model_colour
-from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.figures.style import INK, PlainFigure, legend_below, line_style, model_colour
+from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import value_range
 from overfocus.statistics.layers import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
@@ -18,6 +17,7 @@ from overfocus.variants import CLEAN_VARIANT, Variant
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 SIZE = (4.3, 2.5)
 """Inches; about as wide as a card of the page, so that 9-point text stays legible there."""
@@ -177,3 +177,87 @@ def value_limits(statistics: LayerStatistics, metric: str) -> tuple[float, float
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     lowest, highest = value_range(metric)
     return max(low - margin, lowest - 0.3 * margin), min(high + margin, highest + 0.3 * margin)
+
+
+def depth_figure(
+    every: Sequence[LayerStatistics],
+    names: Sequence[str],
+    metrics: Sequence[str],
+    shown: Sequence[Variant],
+    width: float,
+) -> PlainFigure:
+    """One panel per metric; bands are 95 % intervals over images.
+
+    One run: the clean curve and one per variant. Several: a colour per model, solid when clean, dashed under each variant
+    (stability metrics, which have no clean value, are solid); depth is relative where the models differ in their layers.
+    """
+    across = min(len(metrics), max(1, round(width / 2.4)))
+    down = -(-len(metrics) // across)
+    figure = PlainFigure(figsize=(width, down * min(2.1, 0.72 * width / across + 0.5) + 0.35), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    relative = is_relative(every)
+    for place, metric in enumerate(metrics):
+        panel = axes[divmod(place, across)]
+        if len(every) == 1:
+            _one_model(panel, every[0], metric, shown)
+        else:
+            _several_models(panel, every, names, metric, shown, relative=relative)
+        limits = np.array([value_limits(one, metric) for one in every])
+        panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+        panel.set_xlabel("relative depth" if relative else "layer")
+        panel.set_ylabel(f"{title_of(metric)}\n({CATALOGUE[metric].unit})")
+        panel.xaxis.get_major_locator().set_params(integer=not relative)
+        panel.grid(axis="y")
+    for place in range(len(metrics), down * across):
+        axes[divmod(place, across)].set_axis_off()
+    handles: dict[str, Any] = {}
+    for panel in axes.flat:
+        handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    legend_below(figure, list(handles.values()), list(handles), width)
+    return figure
+
+
+def _one_model(panel: "Axes", statistics: LayerStatistics, metric: str, shown: Sequence[Variant]) -> None:
+    draw_references(panel, statistics, metric)
+    for number, variant in enumerate(shown):
+        colour, dash = line_style(number)
+        _curve(panel, statistics, metric, variant, np.arange(len(statistics.layers)), colour, dash, variant.label)
+    if CATALOGUE[metric].group != "stability":
+        _curve(panel, statistics, metric, CLEAN_VARIANT, np.arange(len(statistics.layers)), INK, "-", "clean")
+
+
+def _several_models(
+    panel: "Axes",
+    every: Sequence[LayerStatistics],
+    names: Sequence[str],
+    metric: str,
+    shown: Sequence[Variant],
+    *,
+    relative: bool,
+) -> None:
+    stable = CATALOGUE[metric].group == "stability"
+    dashes = ["-", "--", ":", "-."] if stable else ["--", ":", "-."]
+    for number, (statistics, name) in enumerate(zip(every, names, strict=True)):
+        at = positions(statistics, relative=relative)
+        if not stable:
+            _curve(panel, statistics, metric, CLEAN_VARIANT, at, model_colour(number), "-", f"{name}, clean")
+        for variant, dash in zip(shown, dashes, strict=False):
+            _curve(panel, statistics, metric, variant, at, model_colour(number), dash, f"{name}, {variant.label}")
+
+
+def _curve(
+    panel: "Axes",
+    statistics: LayerStatistics,
+    metric: str,
+    variant: Variant,
+    at: npt.NDArray[Any],
+    colour: str,
+    dash: str,
+    label: str,
+) -> None:
+    parts = statistics.values[metric]
+    row = statistics.variants.index(variant)
+    if not np.isfinite(parts["mean"][0, row]).any():
+        return
+    panel.fill_between(at, parts["low"][0, row], parts["high"][0, row], color=colour, alpha=0.18, linewidth=0)
+    draw_line(panel, at, parts["mean"][0, row], colour, dash, 1.3, 1.0, "", label)

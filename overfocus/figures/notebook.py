@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from overfocus.errors import RunError
-from overfocus.figures.image_rows import image_rows_figure
-from overfocus.figures.image_versions import image_figure
-from overfocus.figures.overlay import highest
-from overfocus.figures.publication import draw
-from overfocus.figures.received import ReceivedMaps
-from overfocus.figures.selection import common_variants, pick_corruptions, pick_image, pick_layers, pick_severity
+from overfocus.figures.image_figures import image_figure, image_rows_figure
+from overfocus.figures.overlay import ReceivedMaps, highest
+from overfocus.figures.publication import common_variants, draw, pick_corruptions, pick_image, pick_layers, pick_severity
 from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.layers import layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
-    from overfocus.figures.plain_figure import PlainFigure
+    from overfocus.figures.style import PlainFigure
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 

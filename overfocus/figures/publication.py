@@ -1,27 +1,137 @@
-"""The four figures for papers, of one run or several, the first of them the baseline."""
+"""Figures for papers by kind: what is drawn of which runs, images, layers and corruptions."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from overfocus.errors import RunError
-from overfocus.figures.bright_columns import columns_figure
-from overfocus.figures.depth_curves import depth_figure
-from overfocus.figures.selection import (
-    common_variants,
-    pick_corruptions,
-    pick_image,
-    pick_layers,
-    pick_metrics,
-    pick_severity,
-)
-from overfocus.figures.severity_curves import severity_figure
-from overfocus.figures.stability_panels import matrix_figure
-from overfocus.statistics.layers import layer_statistics
-from overfocus.variants import CLEAN_VARIANT, Variant
+from overfocus.figures.curves import depth_figure
+from overfocus.figures.image_figures import columns_figure
+from overfocus.figures.stability import matrix_figure, severity_figure
+from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.runs.description import Layer
+from overfocus.statistics.layers import LayerStatistics, layer_statistics
+from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 if TYPE_CHECKING:
-    from overfocus.figures.plain_figure import PlainFigure
+    from overfocus.figures.style import PlainFigure
     from overfocus.run import Run
+
+
+STABLE = ("js_divergence", "received_shift", "attention_cosine")
+"""Stability metrics shown by default: they weigh by mass, so that flat attention does not count as unstable."""
+
+
+def pick_metrics(names: Sequence[str] | None, every: Sequence[LayerStatistics], *, group: str | None = None) -> list[str]:
+    """The metrics asked for, or the usual ones; only those that all runs measured.
+
+    Raises:
+        RunError: a name that is none of them; the message lists what there is.
+    """
+    known = [name for name in every[0].metrics if all(name in one.metrics for one in every)]
+    if group is not None:
+        known = [name for name in known if CATALOGUE[name].group == group]
+    if not known:
+        raise RunError(f"the runs have no {group or ''} metric in common".replace("  ", " ") + "; measure them with a corruption")
+    if names is None:
+        usual = STABLE if group == "stability" else ("top_share", "effective_tokens", "js_divergence")
+        return [name for name in usual if name in known] or known[:1]
+    for name in names:
+        if name not in known:
+            raise RunError(unknown("metric", name, known))
+    return list(names)
+
+
+def common_variants(every: Sequence[LayerStatistics]) -> list[Variant]:
+    """The versions that all runs measured, in the order of the first."""
+    return [variant for variant in every[0].variants if all(variant in one.variants for one in every)]
+
+
+def pick_corruptions(names: Sequence[str] | None, variants: Iterable[Variant]) -> list[str]:
+    """The corruptions asked for, or all.
+
+    Raises:
+        RunError: one that was not measured, or nothing was corrupted.
+    """
+    known = list(dict.fromkeys(variant.corruption for variant in variants if variant.severity))
+    if not known:
+        raise RunError("the runs hold clean images only; measure them with --corruption gaussian_noise, say")
+    for name in names or ():
+        if name not in known:
+            raise RunError(unknown("corruption", name, known))
+    return list(names) if names else known
+
+
+def pick_severity(severity: int | None, variants: Iterable[Variant]) -> int:
+    """The severity asked for, or the middle one.
+
+    Raises:
+        RunError: it was not measured.
+    """
+    known = sorted({variant.severity for variant in variants if variant.severity})
+    if severity is None:
+        return middle_severity(known or [0])
+    if severity not in known:
+        raise RunError(f"severity {severity} was not measured; there is {', '.join(map(str, known)) or 'none'}")
+    return severity
+
+
+def pick_layers(layer: int | None, every: Sequence[LayerStatistics]) -> list[Layer]:
+    """One layer per run: the one asked for by its place in the first run, negative from the end, or the most overfocused
+    one; of the other runs that at the same relative depth.
+
+    Raises:
+        RunError: the first run has no such layer.
+    """
+    first = every[0].layers
+    if layer is not None and not -len(first) <= layer < len(first):
+        raise RunError(f"layer must be between {-len(first)} and {len(first) - 1}, got {layer}")
+    place = most_overfocused(every[0]) if layer is None else layer % len(first)
+    return [one.layers[same_depth(place, len(first), len(one.layers))] for one in every]
+
+
+def most_overfocused(statistics: LayerStatistics) -> int:
+    """Place of the layer whose top tokens receive most on clean images, compared to uniform attention; 0 without values."""
+    shares = statistics.values.get("top_share")
+    if shares is None:
+        return 0
+    clean = shares["mean"][0, statistics.variants.index(CLEAN_VARIANT)]
+    excess = [layer.excess(float(share)) for layer, share in zip(statistics.layers, clean, strict=True)]
+    return max(range(len(excess)), key=lambda place: -1.0 if excess[place] != excess[place] else excess[place])
+
+
+def same_depth(place: int, layers: int, others: int) -> int:
+    """Place among `others` layers at the relative depth of `place` among `layers`.
+
+    >>> same_depth(11, 12, 24)
+    23
+    """
+    return round(place / max(1, layers - 1) * (others - 1))
+
+
+def pick_image(image: int | str | None, runs: Sequence["Run"]) -> list[int]:
+    """Number of one displayed image in each run: the one asked for by number in the first run or by name, or the first.
+
+    Raises:
+        RunError: not all runs kept its maps.
+    """
+    names = [{entry.name: entry.image for entry in run.images if entry.image in run.displayed} for run in runs]
+    common = [name for name in names[0] if all(name in others for others in names)]
+    if not common:
+        raise RunError("the runs kept the maps of no image in common; measure them with displayed=8, say")
+    wanted = next((name for name, number in names[0].items() if number == image), image) if image is not None else common[0]
+    if wanted not in common:
+        shown = ", ".join(f"{names[0][name]} ({name})" for name in common[:8])
+        raise RunError(f"maps were not kept of image {image}; there is {shown}")
+    return [others[str(wanted)] for others in names]
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """One line that lists the valid names and suggests the nearest."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    suggestion = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"the runs have no {what} {name!r}; {suggestion}There is {', '.join(known)}"
+
 
 Kind = Literal["columns", "stability", "layers", "matrix"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

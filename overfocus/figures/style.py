@@ -1,9 +1,63 @@
-"""The look that all figures share: small text, thin axes, the report's ink."""
+"""The look that all figures share: colours, the page's style, the style of papers, legends."""
 
+import io
+import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from overfocus.figures.colours import INK
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from overfocus.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+INK = "#1a1d23"
+"""Text and axes of every figure; inside the page it becomes the page's own text colour."""
+OKABE_ITO = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Without black, which is the clean image, and yellow, which is invisible on white."""
+DASHES = ("-", "--", ":", "-.")
+SEQUENTIAL = "viridis"
+DIFFERENCE = ("#0072B2", "#D55E00")
+"""Less and more attention than clean; no difference is clear, so that it works on light, dark and pictures."""
+MISSING = "#8a8f98"
+
+
+def line_style(number: int) -> tuple[str, str]:
+    """Colour and dash of the corruption with this number: colours first, then the same colours dashed."""
+    return OKABE_ITO[number % len(OKABE_ITO)], DASHES[(number // len(OKABE_ITO)) % len(DASHES)]
+
+
+def lookup_table(name: str) -> npt.NDArray[np.uint8]:
+    """A matplotlib colour map as (256, 3) bytes."""
+    import matplotlib as mpl
+
+    return np.round(255 * mpl.colormaps[name](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
+
+
+def reads_dark(colour: npt.NDArray[np.uint8]) -> bool:
+    """Whether text on this colour (red, green, blue bytes) has to be white, by WCAG relative luminance."""
+    linear = np.where(colour / 255 <= 0.04045, colour / 255 / 12.92, ((colour / 255 + 0.055) / 1.055) ** 2.4)
+    return bool(linear @ np.array([0.2126, 0.7152, 0.0722]) < 0.179)
+
+
+ORDER = (1, 0, 2, 3, 4, 5)
+
+
+def model_colour(number: int) -> str:
+    """Colour of the model with this number; the baseline is 0."""
+    return OKABE_ITO[ORDER[number % len(ORDER)]]
+
+
+def model_dash(number: int) -> str:
+    """Dash of its lines, which differs where colours repeat."""
+    return DASHES[(number // len(ORDER)) % len(DASHES)]
+
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -35,3 +89,84 @@ def styled() -> AbstractContextManager[None]:
     import matplotlib as mpl
 
     return mpl.rc_context(STYLE)
+
+
+FORMATS = ("pdf", "svg", "png")
+INCHES_PER = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
+"""TeX's point, in which \\columnwidth is printed."""
+PAPER: Any = STYLE | {
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for; matplotlib's default, Type 3, is refused by some
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "savefig.dpi": 300,
+}
+
+
+def paper() -> AbstractContextManager[None]:
+    """The settings that a figure for a paper is drawn and saved with."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(PAPER)
+
+
+def inches(width: str) -> float:
+    """A width such as "3.3in", "8.4cm", "84mm" or "240pt" in inches; a bare number is inches.
+
+    Raises:
+        ValueError: it is none, or not between 0.5 and 30 inches.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(in|cm|mm|pt)?\s*", width)
+    size = float(found[1]) * INCHES_PER[found[2] or "in"] if found else 0.0
+    if not 0.5 <= size <= 30:
+        raise ValueError(f"expected a width such as 3.3in, 8.4cm or 240pt (0.5 to 30 inches), got {width!r}")
+    return size
+
+
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure in the format of the path's ending; call inside `paper()`.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    dated = {"pdf": "CreationDate", "svg": "Date"}.get(path.suffix.lstrip("."))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={dated: None} if dated else None)  # the same run gives the same file
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+    return path
+
+
+class PlainFigure(Figure):
+    """What the methods of `Run` and `Comparison` return; `savefig` writes it as any figure."""
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks."""
+        buffer = io.BytesIO()
+        with styled():
+            self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
+HANDLE, CHARACTER = 0.55, 0.062
+"""Inches that a line and its margins take, and one character of 7 points."""
+
+
+def legend_below(figure: "Figure", handles: Sequence[Any], labels: Sequence[str], width: float) -> None:
+    """Put the legend below the panels, in as many columns as fit a figure of `width` inches."""
+    longest = max((len(label) for label in labels), default=0)
+    columns = max(1, int(width / (HANDLE + CHARACTER * longest)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels) or 1), handlelength=2.6)

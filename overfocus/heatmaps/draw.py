@@ -1,26 +1,173 @@
-"""From a checkpoint and pictures to heat map files."""
+"""From a model and images to heat maps: in Python, and as files."""
 
-from collections.abc import Sequence
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
-from overfocus.errors import ImageError, RunError
+from overfocus.errors import CaptureError, ImageError, RunError
+from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import styled
-from overfocus.heatmaps.maps import HeatMapRequest, heat_maps
-from overfocus.heatmaps.sheet import heat_map_sheet
-from overfocus.images.sources import find_images
+from overfocus.heatmaps.maps import HeatMap, HeatMapRequest, Method, heat_maps
+from overfocus.images.reading import MAX_PIXELS, to_rgb
+from overfocus.images.sources import ImageSource, find_images
 from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
 from overfocus.sweep.opening import place_of
 from overfocus.sweep.reading import ImageReader, InputSize
+from overfocus.text import printable
 from overfocus.variants import Variant, list_variants
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from overfocus.checkpoints.load import LoadedModel
+
+ACROSS = 6
+"""Layers in a row."""
+TOP_FRACTION = 0.05
+"""Share of the patches that are outlined as the most attended."""
+
+
+@dataclass(frozen=True)
+class OpenImage(ImageSource):
+    """An image that is in memory."""
+
+    image: Image.Image | None = field(default=None, repr=False)
+
+    def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The image as 8-bit RGB; a larger one is in memory already."""
+        del max_pixels
+        assert self.image is not None
+        return to_rgb(self.image)
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """The heat maps of one image, clean and under corruptions; shows itself as a figure in a notebook."""
+
+    maps: list[HeatMap]
+    """One for each layer (or head) asked for; `values` has the versions on its first axis."""
+    pictures: npt.NDArray[np.uint8] = field(repr=False)
+    """(versions, height, width, 3), as the model sees them."""
+    variants: list[Variant]
+    """Clean first."""
+    request: HeatMapRequest
+    name: str
+    """Of the model and the image."""
+    class_names: list[str] | None = field(default=None, repr=False)
+
+    def figure(self) -> "Figure":
+        """Draw them on one sheet."""
+        target = self.maps[0].target
+        known = self.class_names is not None and target is not None and target < len(self.class_names)
+        of_class = "" if target is None else f" for class {target}" + (f" ({self.class_names[target]})" if known else "")  # type: ignore[index]
+        with styled():
+            heading = f"{self.name} · {describe(self.request)}{of_class}"
+            return heat_map_sheet(
+                self.pictures, [variant.label for variant in self.variants], self.maps, heading, counted(self.request)
+            )
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.figure().savefig(file, format="png")
+        return file.getvalue()
+
+
+def heatmap(
+    model: Any,
+    image: "str | Path | Image.Image | None" = None,
+    method: Method = "received",
+    *,
+    corruptions: str | Sequence[str] = (),
+    severity: int = 3,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> HeatMaps:
+    """Attention of one image as heat maps.
+
+        overfocus.heatmap(model, "cat.jpg", method="grad-cam", layer=-1)
+
+    Args:
+        model: a checkpoint's path, a timm name, a module, a `LoadedModel`, or None for the bundled one.
+        image: a path, a PIL image, or None for the first bundled image.
+        method: "received", "row", "rollout", "gradient-rollout" or "grad-cam", see `HeatMapRequest`.
+        corruptions: shown beside the clean image.
+        severity: of the corruptions, 1 … 5.
+        seed: of the corruptions.
+        device: where the model runs; by default where it is.
+        **options: further fields of `HeatMapRequest`: layer, head, query, target …
+
+    Returns:
+        Maps (versions, rows, columns) in multiples of uniform attention (for a class, of their mean); shown in notebooks.
+
+    Raises:
+        CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown.
+        ValueError: options that the method has no meaning for.
+    """
+    request = HeatMapRequest(method, **options)
+    loaded = resolve_model(model, device=place_of(model, device))
+    source: ImageSource
+    if isinstance(image, Image.Image):
+        source = OpenImage(Path(), "image", image=image)
+    else:
+        source = find_images(image, loaded.input_size)[0]
+    return next(_heat_maps(loaded, [source], request, corruptions, severity, seed))
+
+
+def _heat_maps(
+    loaded: "LoadedModel",
+    sources: Sequence[ImageSource],
+    request: HeatMapRequest,
+    corruptions: str | Sequence[str],
+    severity: int,
+    seed: int,
+) -> Iterator[HeatMaps]:
+    """The heat maps of each image."""
+    check_severity(severity)
+    variants = list_variants(resolve_corruptions(corruptions), [severity])
+    request = replace(request, target=class_number(request.target, loaded.class_names))
+    device = next(loaded.model.parameters()).device
+    reader = ImageReader(sources, variants, loaded.preprocess, seed)
+    for number, image in enumerate(sources):
+        sample = reader(number, range(len(variants)))
+        if sample.reason is not None:
+            raise ImageError(sample.reason)
+        pictures = sample.pixels[InputSize.of(loaded.preprocess)]
+        with out_of_memory_as(RunError, "try fewer corruptions, or a smaller image_size"):
+            maps = heat_maps(loaded.model, loaded.preprocess.normalize_batch(list(pictures), device), request)
+        yield HeatMaps(maps, pictures, variants, request, f"{loaded.name} · {image.name}", loaded.class_names)
+
+
+def class_number(target: int | str | None, names: Sequence[str] | None) -> int | None:
+    """The class by number or name.
+
+    Raises:
+        CaptureError: no class has that name, or the model does not know the names.
+    """
+    if not isinstance(target, str):
+        return target
+    if names is not None and target in names:
+        return list(names).index(target)
+    if target.isdecimal():
+        return int(target)
+    if names is None:
+        raise CaptureError(
+            f"expected the number of a class, since the model does not name its classes, got {printable(target)!r}"
+        )
+    close = difflib.get_close_matches(target, names, 1)
+    hint = f"; did you mean {printable(close[0])!r}?" if close else f", such as {printable(names[0])!r}"
+    raise CaptureError(f"expected a class that the model names{hint}, got {printable(target)!r}")
 
 
 def draw_heat_maps(
@@ -47,28 +194,19 @@ def draw_heat_maps(
         RunError: `output` cannot be written.
     """
     request = request or HeatMapRequest()
-    check_severity(severity)
-    variants = list_variants(resolve_corruptions(corruptions), [severity])
     place = choose_device(place_of(checkpoint, device))
     loaded = resolve_model(checkpoint, device=place, model=model, use_ema=use_ema, image_size=image_size)
-    reader = ImageReader(find_images(images, loaded.input_size), variants, loaded.preprocess, seed)
+    sources = find_images(images, loaded.input_size)
     written: dict[Path, None] = {}
-    for number, image in enumerate(reader.sources):
-        sample = reader(number, range(len(variants)))
-        if sample.reason is not None:
-            raise ImageError(sample.reason)
-        pictures = sample.pixels[InputSize.of(loaded.preprocess)]
-        with out_of_memory_as(RunError, "try fewer corruptions, or a smaller image_size"):
-            maps = heat_maps(loaded.model, loaded.preprocess.normalize_batch(list(pictures), place), request)
-        with styled():
-            heading = f"{loaded.name} · {image.name} · {describe(request)}"
-            figure = heat_map_sheet(pictures, [variant.label for variant in variants], maps, heading, counted(request))
-            path = unused(Path(output), f"{Path(image.name).stem}-{file_part(request, variants)}", written)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+    for image, drawn in zip(sources, _heat_maps(loaded, sources, request, corruptions, severity, seed), strict=True):
+        path = unused(Path(output), f"{Path(image.name).stem}-{file_part(drawn, drawn.variants)}", written)
+        figure = drawn.figure()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with styled():
                 figure.savefig(path)
-            except OSError as error:
-                raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
         written[path] = None
     return list(written)
 
@@ -78,12 +216,15 @@ def describe(request: HeatMapRequest) -> str:
     asking = (
         "" if request.query is None else "the class token" if request.query == "class" else "patch {},{}".format(*request.query)
     )
+    of_token = f" of {asking}" if asking else ""
     names = {
         "received": "received attention",
         "row": f"attended by {asking or 'one token'}",
-        "rollout": f"rollout{' of ' if asking else ''}{asking}",
+        "rollout": f"rollout{of_token}",
+        "gradient-rollout": f"attention × gradient rollout{of_token}",
+        "grad-cam": "Grad-CAM of the tokens",
     }
-    head = "" if request.head is None else f", head {request.head}"
+    head = "" if request.head is None else ", all heads" if request.head == "all" else f", head {request.head}"
     fusion = f", {request.head_fusion} of heads" if request.method == "rollout" and request.head is None else ""
     discard = f", {request.discard_ratio:.0%} discarded" if request.discard_ratio else ""
     return names[request.method] + head + fusion + discard
@@ -91,18 +232,22 @@ def describe(request: HeatMapRequest) -> str:
 
 def counted(request: HeatMapRequest) -> str:
     """What the colours count."""
-    return {"received": "received attention", "row": "attention", "rollout": "share of the token"}[request.method]
+    counted_in_uniform = {"received": "received attention", "row": "attention", "rollout": "share of the token"}
+    known = counted_in_uniform.get(request.method)
+    return "relevance, × its mean" if known is None else f"{known}, × uniform"
 
 
-def file_part(request: HeatMapRequest, variants: list[Variant]) -> str:
-    """The part of a file's name that tells requests apart."""
+def file_part(drawn: HeatMaps, variants: Sequence[Variant]) -> str:
+    """The part of a file's name that tells requests apart; layers and heads counted from the first, whatever was asked."""
+    request, first = drawn.request, drawn.maps[0]
     query = "" if request.query is None else "-class" if request.query == "class" else "-{}-{}".format(*request.query)
-    layer = "" if request.layer is None else f"-layer-{request.layer}"
-    head = "" if request.head is None else f"-head-{request.head}"
+    layer = "" if request.layer is None else f"-layer-{first.layer}"
+    head = "" if request.head is None else "-heads" if request.head == "all" else f"-head-{first.head}"
+    target = "" if request.target is None else f"-for-{first.target}"
     corrupted = "".join(f"-{variant.corruption}" for variant in variants[1:]) + (
         f"-{variants[1].severity}" if variants[1:] else ""
     )
-    return f"{request.method}{query}{layer}{head}{corrupted}"
+    return f"{request.method}{query}{layer}{head}{target}{corrupted}"
 
 
 def unused(folder: Path, name: str, taken: dict[Path, None]) -> Path:
@@ -111,3 +256,65 @@ def unused(folder: Path, name: str, taken: dict[Path, None]) -> Path:
     while path in taken:
         path, number = folder / f"{name}-{number}.png", number + 1
     return path
+
+
+def heat_map_sheet(
+    pictures: npt.NDArray[np.uint8], versions: list[str], maps: list[HeatMap], heading: str, what: str
+) -> "Figure":
+    """Draw (versions, height, width, 3) pictures under their maps; call inside `styled()`.
+
+    One map: each version's picture, plain and covered. Several layers: a block of rows with one row per version for every
+    six layers; several heads: one such block for each layer. `what` says what the colours count.
+    """
+    from matplotlib.figure import Figure
+
+    values = [map.values.float().cpu().numpy() for map in maps]
+    by_layer: dict[int | None, list[int]] = {}
+    for number, map in enumerate(maps):
+        by_layer.setdefault(map.layer, []).append(number)
+    heads = max(len(numbers) for numbers in by_layer.values())
+    order = list(range(len(maps)))
+    if heads > 1:  # layers of fewer heads leave places free
+        order = [number for numbers in by_layer.values() for number in numbers + [len(maps)] * (heads - len(numbers))]
+    across = heads if heads > 1 else min(ACROSS, len(maps))
+    columns = across + 1
+    blocks = -(-len(order) // across)
+    side = 1.5 if len(maps) > 1 else 2.8
+    height_of_one = side * pictures.shape[1] / pictures.shape[2]
+    rows = blocks * len(versions)
+    left, right, top, below = 0.25, 0.95, 0.62, 0.32
+    width, height = left + side * columns + right, top + rows * (height_of_one + 0.2) + below
+    height = max(height, 2.6)
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(
+        rows, columns, squeeze=False,
+        gridspec_kw={"left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": below / height,
+                     "wspace": 0.04, "hspace": 0.2 / height_of_one},
+    )  # fmt: skip
+    high = highest(values)
+    norm = attention_norm(high)
+    for row in range(rows):
+        block, version = divmod(row, len(versions))
+        picture = pictures[version]
+        draw_overlay(axes[row, 0], picture, None, norm)
+        axes[row, 0].set_title(versions[version], fontsize=8, pad=3)
+        for column in range(1, columns):
+            place = block * across + column - 1
+            number = order[place] if place < len(order) else len(maps)
+            if number >= len(maps):
+                axes[row, column].set_axis_off()
+                continue
+            shown = values[number][version]
+            top_k = largest_places(shown, TOP_FRACTION)
+            draw_overlay(axes[row, column], picture, shown, norm, top_k)
+            query, grid = maps[number].query, maps[number].query_grid
+            if query and grid:
+                frame_patch(axes[row, column], query, grid, picture.shape[:2], "#ffffff", 2.0)
+            if version == 0:
+                module = f" ({maps[number].module})" if len(maps) == 1 and maps[number].module else ""
+                axes[row, column].set_title(maps[number].label + module, fontsize=8, pad=3)
+    figure.text(left / width, 1 - 0.2 / height, heading, fontsize=10, va="center")
+    asking = "; white: the patch that asks" if any(map.query for map in maps) else ""
+    figure.text(left / width, 0.12 / height, f"orange: the most attended {TOP_FRACTION:.0%} of the patches{asking}", fontsize=7.5)
+    add_scale(figure, (1 - 0.82 / width, 0.16, 0.14 / width, 0.64), high, what)
+    return figure

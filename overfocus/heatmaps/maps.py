@@ -1,7 +1,8 @@
-"""Heat maps of one batch of pictures: per layer what the patches receive or one token attends, or rollout over all layers."""
+"""Heat maps of one batch of images: what patches receive, where one token attends, rollout, and what speaks for a class."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -9,14 +10,17 @@ from torch import Tensor, nn
 
 from overfocus.attention import TOKEN_KINDS, AttentionMap
 from overfocus.capturing import capture
+from overfocus.capturing.sources import ArrangedWeights
 from overfocus.errors import CaptureError
-from overfocus.heatmaps.one_head import one_head
-from overfocus.heatmaps.rows import Query, attended, patch_number, query_grid, usual_query
+from overfocus.heatmaps.gradients import Cam, grad_cam, gradient_rollout
 from overfocus.metrics import measure
 from overfocus.rollout import HeadFusion, attention_rollout, token_row
 
-Method = Literal["received", "rollout", "row"]
+Query = tuple[int, int] | Literal["class"]
+"""(row, column) of a patch, counted from 0, or the class token."""
+Method = Literal["received", "rollout", "row", "gradient-rollout", "grad-cam"]
 METHODS: tuple[Method, ...] = get_args(Method)
+CLASS_METHODS: tuple[Method, ...] = ("gradient-rollout", "grad-cam")
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,37 @@ class HeatMapRequest:
 
     method: Method = "received"
     """"received": the attention that each patch receives from all patches; "row": where one query attends; "rollout":
-    attention followed through all layers (Abnar & Zuidema 2020)."""
+    attention followed through all layers (Abnar & Zuidema 2020). For a class: "gradient-rollout", attention × its gradient
+    followed through all layers (Chefer et al. 2021), and "grad-cam", the tokens that enter each layer × their gradient."""
     layer: int | None = None
     """Counted in call order, negative from the last; None shows every layer."""
-    head: int | None = None
-    """None takes the mean over heads (for rollout, what `head_fusion` says)."""
+    head: int | Literal["all"] | None = None
+    """None takes the mean over heads (for rollout, what `head_fusion` says); "all" shows each head of each layer."""
     query: Query | None = None
-    """Of "row" and "rollout": the class token, or (row, column) of a patch; None takes the class token, or without one the
+    """Of "row" and the rollouts: the class token, or (row, column) of a patch; None takes the class token, or without one the
     middle patch (for rollout the mean over patches)."""
     head_fusion: HeadFusion = "mean"
     discard_ratio: float = 0.0
+    target: int | str | None = None
+    """Of "gradient-rollout" and "grad-cam": the class, by number or by a name that the model knows; None takes the one
+    predicted for the first image (the clean one) of a batch."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"expected method to be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.method == "rollout" and self.layer is not None:
-            raise ValueError("rollout goes through all layers; leave layer out, or take the method row or received")
+        by_class, through_all = self.method in CLASS_METHODS, self.method in ("rollout", "gradient-rollout")
+        if through_all and self.layer is not None:
+            raise ValueError(f"{self.method} goes through all layers; leave layer out, or take the method row or received")
+        if by_class and self.head is not None:
+            raise ValueError(f"{self.method} is of all heads; leave head out, or take the method row or received")
+        if self.method == "rollout" and self.head == "all":
+            raise ValueError("rollout is of one head or all together; leave head out, or give its number")
+        if self.method == "grad-cam" and self.query is not None:
+            raise ValueError("grad-cam is of the class; leave query out, or take the method gradient-rollout")
+        if self.target is not None and not by_class:
+            raise ValueError(
+                f"{self.method} is of no class; leave the class out, or take the method {' or '.join(CLASS_METHODS)}"
+            )
         if self.method == "received" and self.query is not None:
             raise ValueError("received attention is that of all queries; leave query out, or take the method row")
         if self.method != "rollout" and (self.head_fusion != "mean" or self.discard_ratio):
@@ -58,12 +77,18 @@ class HeatMap:
     label: str
     """Which layer, in few words."""
     module: str
-    """Name of its module; empty for rollout."""
+    """Name of its module; empty for a rollout."""
     values: Float[Tensor, "batch rows columns"]
     """Multiples of uniform attention; NaN where the query's window does not reach."""
     query: tuple[int, int] | None
     """The patch that asks, if one does."""
     query_grid: tuple[int, int] | None
+    layer: int | None = None
+    """Counted from 0; None for a rollout."""
+    head: int | None = None
+    """Counted from 0; None for all together."""
+    target: int | None = None
+    """The class that the map is of; None for a method without one."""
 
 
 @torch.no_grad()
@@ -73,47 +98,115 @@ def heat_maps(model: nn.Module, inputs: Tensor, request: HeatMapRequest) -> list
     Raises:
         CaptureError: no attention over tokens, or the layer, head or query does not exist.
     """
+    if request.method == "gradient-rollout":
+        return [_gradient_rollout(model, inputs, request)]
+    if request.method == "grad-cam":
+        cams, target = grad_cam(model, inputs, _number(request))
+        laid = [
+            HeatMap(f"layer {number}", cam.attention.module, _laid(cam), None, None, number, target=target)
+            for number, cam in enumerate(cams)
+            if cam is not None
+        ]
+        chosen = _chosen(laid, len(cams), request)
+        if not chosen:
+            raise CaptureError(f"layer {request.layer}: its tokens or their patch grid are not known, which Grad-CAM needs")
+        return chosen
     if request.method == "rollout":
         with capture(model) as captured:
             model(inputs)
         return [_rollout([attention for attention in captured.maps if attention.kind in TOKEN_KINDS], request)]
-    counted = -1
+    counted = 0
 
-    def reduce(attention: AttentionMap) -> HeatMap | None:
+    def reduce(attention: AttentionMap) -> list[HeatMap]:
         nonlocal counted
         if attention.kind not in TOKEN_KINDS:
-            return None
-        counted += 1
-        return _layer_map(attention, counted, request) if request.layer in (None, counted) or request.layer < 0 else None
+            return []
+        number, counted = counted, counted + 1
+        if request.layer is not None and request.layer >= 0 and request.layer != number:
+            return []
+        heads = range(attention.shape[1]) if request.head == "all" else [request.head]
+        return [_layer_map(attention, number, head, request) for head in heads]
 
     with capture(model, reduce=reduce) as streamed:
         model(inputs)
-    found: list[Any] = [kept for kept in streamed.reduced if kept is not None]
-    if counted < 0:
+    if not counted:
         raise CaptureError(f"no attention over tokens was found in {type(model).__name__}; `overfocus inspect` lists its sites")
+    return _chosen([map for kept in streamed.reduced if kept for map in kept], counted, request)
+
+
+def _chosen(maps: list[HeatMap], layers: int, request: HeatMapRequest) -> list[HeatMap]:
+    """The maps of the layer asked for."""
     if request.layer is None:
-        return found
-    if not -counted - 1 <= request.layer <= counted:
-        raise CaptureError(f"layer must be between {-counted - 1} and {counted} for this model, got {request.layer}")
-    return [found[request.layer if request.layer < 0 else 0]]
+        return maps
+    if not -layers <= request.layer < layers:
+        raise CaptureError(f"layer must be between {-layers} and {layers - 1} for this model, got {request.layer}")
+    return [map for map in maps if map.layer == request.layer % layers]
 
 
-def _layer_map(attention: AttentionMap, number: int, request: HeatMapRequest) -> HeatMap:
-    heads = attention if request.head is None else one_head(attention, request.head)
+def _layer_map(attention: AttentionMap, number: int, head: int | None, request: HeatMapRequest) -> HeatMap:
+    heads = attention if head is None else one_head(attention, head)
+    head = None if head is None else head % attention.shape[1]
     label = f"layer {number}" + (f", {attention.branch}" if attention.branch else "")
+    label += f", head {head}" if request.head == "all" else ""
     if request.method == "row":
         query = usual_query(attention) if request.query is None else request.query
         patch = None if query == "class" else query
-        return HeatMap(label, attention.module, attended(heads, query), patch, query_grid(attention) if patch else None)
+        grid = query_grid(attention) if patch else None
+        return HeatMap(label, attention.module, attended(heads, query), patch, grid, number, head)
     grid, received = attention.image_grid, measure(heads, profiles=True).get("received")
     if grid is None or received is None:
         raise CaptureError(f"{attention.module}: its patches have no known grid, so they cannot be laid over the picture")
-    return HeatMap(label, attention.module, received.reshape(-1, *grid) * received.shape[-1], None, None)
+    values = received.reshape(-1, *grid) * received.shape[-1]
+    return HeatMap(label, attention.module, values, None, None, number, head)
+
+
+def _number(request: HeatMapRequest) -> int | None:
+    if isinstance(request.target, str):
+        raise ValueError(f"expected the number of a class, got the name {request.target!r}; `overfocus.heatmap` knows names")
+    return request.target
+
+
+def _gradient_rollout(model: nn.Module, inputs: Tensor, request: HeatMapRequest) -> HeatMap:
+    """Relevance of the patches for the class, in multiples of their mean."""
+    query = request.query
+    row = None
+    if query is not None:
+        with torch.no_grad(), capture(model) as captured:
+            model(inputs)
+        first = next((attention for attention in captured.maps if attention.kind == "global"), None)
+        if first is None or (query == "class" and not first.prefix_tokens):
+            raise CaptureError("expected a model with global attention, and a class token for the query class; got none")
+        row = 0 if query == "class" else first.prefix_tokens + patch_number(first, query, query_grid(first))
+    relevance, first, target = gradient_rollout(model, inputs, _number(request), row)
+    grid = query_grid(first)
+    laid = relevance[:, relevance.shape[1] - grid[0] * grid[1] :].reshape(-1, *grid)
+    patch = None if query is None or query == "class" else query
+    return HeatMap("attention × gradient through all layers", "", _relative(laid), patch, grid if patch else None, target=target)
+
+
+def _laid(cam: Cam) -> Float[Tensor, "batch rows columns"]:
+    """Grad-CAM on the grid of the image, windows put back where they lie, in multiples of its mean."""
+    attention, patches = cam.attention, cam.patches
+    if attention.kind != "window":
+        return _relative(patches.reshape(-1, *cam.grid))
+    grid, places = query_grid(attention), attention.partition
+    if places is None:
+        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the picture")
+    places = places.to(patches.device).flatten()
+    laid = torch.zeros(len(patches) // attention.windows, math.prod(grid), device=patches.device)
+    laid[:, places[places >= 0]] = patches.reshape(len(laid), -1)[:, places >= 0]
+    return _relative(laid.reshape(-1, *grid))
+
+
+def _relative(values: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
+    """Values in multiples of their mean over the image; 0 everywhere where nothing speaks for the class."""
+    mean = values.mean((1, 2), keepdim=True)
+    return torch.where(mean > 0, values / mean, 0.0)
 
 
 def _rollout(maps: list[AttentionMap], request: HeatMapRequest) -> HeatMap:
     """Rollout of one token, its shares of the patches in multiples of an even share."""
-    if request.head is not None:
+    if isinstance(request.head, int):
         maps = [one_head(attention, request.head) for attention in maps]
     rolled = attention_rollout(maps, head_fusion=request.head_fusion, discard_ratio=request.discard_ratio)
     first = next(attention for attention in maps if attention.kind == "global")
@@ -125,3 +218,110 @@ def _rollout(maps: list[AttentionMap], request: HeatMapRequest) -> HeatMap:
     laid = token_row(rolled, prefix_tokens=prefix, grid=grid, query=number)
     share = laid / laid.sum((-2, -1), keepdim=True)
     return HeatMap("rollout through all layers", "", share * (grid[0] * grid[1]), patch, grid if patch else None)
+
+
+def usual_query(attention: AttentionMap) -> Query:
+    """The class token where the layer has one, else the patch in the middle."""
+    if attention.kind == "class" or (attention.kind != "window" and attention.prefix_tokens):
+        return "class"
+    rows, columns = query_grid(attention)
+    return rows // 2, columns // 2
+
+
+def query_grid(attention: AttentionMap) -> tuple[int, int]:
+    """(rows, columns) of the patches that queries are chosen from.
+
+    Raises:
+        CaptureError: they have no known grid.
+    """
+    grid = attention.image_grid if attention.kind == "window" else attention.grid
+    if grid is None:
+        raise CaptureError(f"{attention.module}: its patches have no known grid, so they cannot be laid over the picture")
+    return grid
+
+
+def attended(attention: AttentionMap, query: Query) -> Float[Tensor, "batch rows columns"]:
+    """What `query` attends, mean over heads, in multiples of uniform attention on the key patches' grid; NaN out of its window.
+
+    Raises:
+        CaptureError: the layer has no such query, or no known grid.
+    """
+    if attention.kind == "window":
+        return _in_window(attention, query)
+    grid = query_grid(attention)
+    keys = attention.key_grid or grid
+    number = 0 if query == "class" else attention.prefix_tokens + patch_number(attention, query, grid)
+    if query == "class" and not attention.prefix_tokens:
+        raise CaptureError(f"{attention.module}: has no class token; choose a patch as row,column, e.g. {_middle(grid)}")
+    if query != "class" and attention.kind == "class":
+        raise CaptureError(f"{attention.module}: only the class token attends here; choose the query class")
+    row = attention.rows(number, number + 1).mean(1)[:, 0]
+    patches = row[:, row.shape[-1] - math.prod(keys) :]
+    return patches.reshape(-1, *keys) * row.shape[-1]
+
+
+def _in_window(attention: AttentionMap, query: Query) -> Tensor:
+    grid, partition = query_grid(attention), attention.partition
+    if partition is None:
+        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the picture")
+    if query == "class":
+        raise CaptureError(f"{attention.module}: windows have no class token; choose a patch as row,column, e.g. {_middle(grid)}")
+    held = (partition == patch_number(attention, query, grid)).nonzero()
+    if not len(held):
+        raise CaptureError(f"{attention.module}: the patch {query[0]},{query[1]} is in no window; choose another")
+    window, token = (int(number) for number in held[0])
+    number = attention.prefix_tokens + token
+    rows = attention.rows(number, number + 1).mean(1)[window :: attention.windows, 0]
+    patches = rows[:, rows.shape[-1] - partition.shape[1] :] * rows.shape[-1]
+    places = partition[window].to(rows.device)
+    laid = torch.full((len(rows), math.prod(grid)), torch.nan, device=rows.device)
+    laid[:, places[places >= 0]] = patches[:, places >= 0]
+    return laid.reshape(-1, *grid)
+
+
+def patch_number(attention: AttentionMap, query: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Number of a patch in its grid, row by row.
+
+    Raises:
+        CaptureError: it lies outside.
+    """
+    (row, column), (rows, columns) = query, grid
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise CaptureError(
+            f"{attention.module}: expected a query from 0,0 to {rows - 1},{columns - 1} (row,column), got {row},{column}"
+        )
+    return row * columns + column
+
+
+def _middle(grid: tuple[int, int]) -> str:
+    return f"{grid[0] // 2},{grid[1] // 2}"
+
+
+@dataclass(eq=False)
+class HeadWeights(ArrangedWeights):
+    """Weights of one head, (images · windows, 1, queries, keys)."""
+
+    head: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(images · windows, 1, queries, keys)."""
+        maps, _, queries, keys = super().shape
+        return maps, 1, queries, keys
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of those queries (and images) in that head."""
+        return super().rows(start, stop, images)[:, self.head : self.head + 1]
+
+
+def one_head(attention: AttentionMap, head: int) -> AttentionMap:
+    """The map of head `head`, counted from 0; negative numbers count from the last.
+
+    Raises:
+        CaptureError: the layer has no such head.
+    """
+    heads = attention.shape[1]
+    if not -heads <= head < heads:
+        raise CaptureError(f"{attention.module}: head must be between {-heads} and {heads - 1}, got {head}")
+    source = attention.source
+    return replace(attention, source=HeadWeights(source.source, source.arrangement, head % heads))

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 IMAGENET_CLASSES = 1000
 
@@ -23,7 +24,7 @@ def match_labels(labels: Iterable[str | None], class_names: Sequence[str] | None
 
     1. it is the name of a class, case and punctuation aside ("T-shirt" for "T-shirt/top", "tench" for "tench, Tinca tinca"), and
        no other class has that name; where the model has 1000 classes and does not name them, they are ImageNet's, and ImageNet's
-       identifiers ("n01440764") count as names too;
+       identifiers ("n01440764", also at the front of a label, "n01440764_tench") count as names too;
     2. it is a whole number: the class of that number, from 0;
     3. the model does not name its classes and there are as many different labels as classes: the labels in natural order
        ("2" before "10"), as timm and torchvision number the class folders of a data set.
@@ -32,13 +33,16 @@ def match_labels(labels: Iterable[str | None], class_names: Sequence[str] | None
     names = list(class_names) if class_names else None
     identifiers: list[str] = []
     if num_classes == IMAGENET_CLASSES:
-        imagenet, wordnet = _imagenet()
+        imagenet, wordnet = imagenet_classes()
         if names in (None, imagenet):
             names, identifiers = imagenet, wordnet
     known = _unique_names(names or []) | {identifier: number for number, identifier in enumerate(identifiers)}
     ids = {}
     for label in present:
-        if (found := known.get(_plain(label))) is not None:
+        found = known.get(_plain(label))
+        if found is None and identifiers and (wordnet_id := re.match(r"n\d{8}(?=[\W_])", label)):
+            found = known.get(wordnet_id[0])
+        if found is not None:
             ids[label] = found
         elif label.isdecimal() and int(label) < num_classes:
             ids[label] = int(label)
@@ -67,7 +71,8 @@ def _natural_key(label: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts] + [(2, 0, label)]
 
 
-def _imagenet() -> tuple[list[str], list[str]]:
+@cache
+def imagenet_classes() -> tuple[list[str], list[str]]:
     """Names and identifiers of ImageNet's 1000 classes, from timm."""
     import timm.data
 

@@ -9,9 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from overfocus.errors import ImageError
-
-MAX_PIXELS = 100_000_000
-"""Pixels (width × height) above which a picture is refused from its header alone; as RGB they take 300 MB."""
+from overfocus.settings import MAX_PIXELS
 
 EXTENSIONS: dict[str, str] = {
     ".avif": "AVIF",

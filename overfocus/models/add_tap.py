@@ -162,7 +162,7 @@ class PatchGrids:
 
 def note_grid(self: Any, input: tuple[Tensor], output: Tensor) -> None:
     """Forward hook of a patch embedding; a plain function with these names, because TorchScript takes no other."""
-    if not torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         self.patch_grids.note(input[0], output)
 
 
@@ -218,14 +218,16 @@ class PooledBlock(Block):
         return self
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
-            weights = self.dilation_predictor(patches, self.fixed_grid)
-            pooled = torch.cat([prefix, self.token_pools(patches, weights, self.fixed_grid)], dim=1)
+            weights = self.dilation_predictor(patches, self.fixed_grid)  # type: ignore[operator]
+            pools = self.token_pools(patches, weights, self.fixed_grid)  # type: ignore[operator]
+            pooled = torch.cat([prefix, pools], dim=1)
         else:
             pooled = pool_block_tokens(self, x)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(pooled), attn_mask=attn_mask, is_causal=is_causal)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return out
 
 
 class PooledSwinBlock(SwinTransformerBlock):
@@ -233,12 +235,14 @@ class PooledSwinBlock(SwinTransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
-        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             patches = x.flatten(1, 2)
-            pooled = torch.unflatten(self.token_pools(patches, self.dilation_predictor(patches, grid), grid), 1, grid)
+            weights = self.dilation_predictor(patches, grid)  # type: ignore[operator]
+            pooled = torch.unflatten(self.token_pools(patches, weights, grid), 1, grid)  # type: ignore[operator]
         else:
             pooled = pool_grid(self, x)
-        tokens = (x + self.drop_path1(self._attn(self.norm1(pooled)))).flatten(1, 2)
+        attended: Tensor = self._attn(self.norm1(pooled))  # type: ignore[no-untyped-call]
+        tokens = (x + self.drop_path1(attended)).flatten(1, 2)
         return torch.unflatten(tokens + self.drop_path2(self.mlp(self.norm2(tokens))), 1, grid)
 
 
@@ -348,14 +352,14 @@ def create_with_tap(
     `pretrained` it is "default", see `add_tap`.
     """
     swin = base.startswith("swin")
-    convert = swin_weights if swin else partial(vit_weights, adapt_layer_scale=base.startswith("deit"))
+    convert: Any = swin_weights if swin else partial(vit_weights, adapt_layer_scale=base.startswith("deit"))
 
     def build(**options: Any) -> nn.Module:
         model = timm.create_model(base, **options)
         return add_tap(model, num_scales, pooling=pooling, init=init or ("identity" if pretrained else "default"))
 
     def with_tap(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        converted = convert(state_dict, model)
+        converted: dict[str, Tensor] = convert(state_dict, model)
         if any(".dilation_predictor." in name for name in converted):
             return converted
         modules = [name for name, _ in model.named_modules() if name.endswith(("dilation_predictor", "token_pools"))]
@@ -364,7 +368,8 @@ def create_with_tap(
         return {**own, **converted}
 
     if pretrained and pretrained_cfg is None:
-        pretrained_cfg = {**timm.get_pretrained_cfg(base).to_dict(), "architecture": f"tap_{base}"}
+        config: Any = timm.get_pretrained_cfg(base)
+        pretrained_cfg = {**config.to_dict(), "architecture": f"tap_{base}"}
     model: nn.Module = build_model_with_cfg(
         build,
         f"tap_{base}",
@@ -378,8 +383,7 @@ def create_with_tap(
 
 
 def _config(base: str) -> dict[str, Any]:
-    config = timm.get_pretrained_cfg(base)
-    assert config is not None
+    config: Any = timm.get_pretrained_cfg(base)
     return {name: value for name, value in config.to_dict().items() if name not in _SOURCES}
 
 

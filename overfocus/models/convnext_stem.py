@@ -43,7 +43,7 @@ class PixelMlp(nn.Module):
         self.fc2 = nn.Conv2d(4 * channels, channels, kernel_size=1)
 
     def forward(self, maps: Maps) -> Maps:
-        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._mix(maps)
         whole = torch.is_grad_enabled() or maps.device.type != "cpu" or torch.compiler.is_compiling()
         return self._mix(maps) if whole else by_pixels(self._mix, maps)

@@ -245,7 +245,7 @@ class Fan(Classifier):
         grids: list[tuple[int, int]] = []
         for index, block in enumerate(self.blocks):
             if index <= last:
-                if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+                if torch.jit.is_scripting():  # type: ignore[attr-defined]
                     tokens = block(tokens, grid)
                 else:
                     tokens = run_block(block, tokens, grid, checkpointed=self.grad_checkpointing)
@@ -253,7 +253,7 @@ class Fan(Classifier):
                     levels.append(tokens)
                     grids.append(grid)
                 if block.downsample is not None and index < last:
-                    tokens, grid = block.downsample(tokens, grid)
+                    tokens, grid = block.downsample(tokens, grid)  # type: ignore[operator]
         return tokens, levels, grids
 
     def finish(self, features: Tokens) -> Tokens:

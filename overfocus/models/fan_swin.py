@@ -37,7 +37,7 @@ class FanSwinBlock(SwinTransformerBlock):
         attn_drop: float = 0.0,
         **options: Any,
     ) -> None:
-        drops = {"proj_drop": proj_drop, "attn_drop": attn_drop}
+        drops: dict[str, Any] = {"proj_drop": proj_drop, "attn_drop": attn_drop}
         super().__init__(dim, input_resolution, num_heads, window_size=window_size, dynamic_mask=True, **drops, **options)
         self.full_window = (window_size, window_size)
         self.store_tables(input_resolution)
@@ -63,7 +63,7 @@ class FanSwinBlock(SwinTransformerBlock):
         attention.register_buffer("relative_position_index", attention.relative_position_index)
         window, shift = self.window_size, self.shift_size
         self.padded = tuple(math.ceil(length / side) * side for length, side in zip(grid, window, strict=True))
-        like = self.norm1.weight
+        like: Any = self.norm1.weight
         mask = shifted_window_mask(self.padded, window, shift).to(like.device, like.dtype) if any(shift) else None
         self.register_buffer("attn_mask", mask)
 
@@ -76,7 +76,8 @@ class FanSwinBlock(SwinTransformerBlock):
         """Mask of shifted windows, (windows, tokens, tokens); None for a block that does not shift."""
         if self.attn_mask is None or x is None:
             return None
-        return fitting_mask(x, self.attn_mask, self.padded, self.window_size, self.shift_size)
+        mask: Tensor = fitting_mask(x, self.attn_mask, self.padded, self.window_size, self.shift_size)
+        return mask
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[1], x.shape[2])
@@ -85,7 +86,8 @@ class FanSwinBlock(SwinTransformerBlock):
             tokens = x.flatten(1, 2)
             weights = self.dilation_predictor(tokens, grid)
             pooled = torch.unflatten(self.token_pools(tokens, weights, grid), 1, grid)
-        tokens = (x + self.drop_path1(self._attn(self.norm1(pooled)))).flatten(1, 2)
+        attended: Tensor = self._attn(self.norm1(pooled))  # type: ignore[no-untyped-call]
+        tokens = (x + self.drop_path1(attended)).flatten(1, 2)
         normed = self.norm2(tokens)
         if self.channel_processing:
             tokens = tokens + self.drop_path2(self.mlp(normed, grid))
@@ -94,7 +96,7 @@ class FanSwinBlock(SwinTransformerBlock):
         return torch.unflatten(tokens, 1, grid)
 
 
-@register_notrace_function
+@register_notrace_function  # type: ignore[untyped-decorator]
 def fitting_mask(maps: Tensor, stored: Tensor, padded: Grid, window: Grid, shift: Grid) -> Tensor:
     """The stored mask where it was made for the size of these maps (batch, rows, columns, channels), else one made now."""
     if maps.shape[1] == padded[0] and maps.shape[2] == padded[1]:
@@ -126,7 +128,7 @@ class FanSwinStage(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (batch, rows, columns, channels) after the blocks; the merging is the model's to call."""
         for block in self.blocks:
-            if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
                 maps = block(maps)
             else:
                 maps = run_block(block, maps, checkpointed=self.grad_checkpointing)
@@ -220,10 +222,10 @@ class FanSwin(Classifier):
             ValueError: a patch size is given, which the convolution of the stem fixes.
         """
         super().set_input_size(img_size, patch_size)
-        self.patch_embed.set_input_size(img_size=self.img_size)  # type: ignore[no-untyped-call]
+        self.patch_embed.set_input_size(img_size=self.img_size)
         for number, stage in enumerate(self.layers):
             for block in stage.blocks:  # type: ignore[union-attr]
-                block.resize(self.stage_grid(number))  # type: ignore[operator]
+                block.resize(self.stage_grid(number))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of the blocks for the backward pass."""
@@ -251,7 +253,7 @@ class FanSwin(Classifier):
                     levels.append(maps.flatten(1, 2))
                     grids.append((maps.shape[1], maps.shape[2]))
                 if index < last:
-                    maps = stage.downsample(maps)
+                    maps = stage.downsample(maps)  # type: ignore[operator]
         return maps, levels, grids
 
     def finish(self, features: Tensor) -> Tensor:

@@ -221,7 +221,8 @@ class Classifier(nn.Module):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits, or what goes into the classifier."""
         pooled = self.head_drop(self.pool(features))
-        return pooled if pre_logits else self.head(pooled)
+        logits: Tensor = pooled if pre_logits else self.head(pooled)
+        return logits
 
     def forward(self, x: Images) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -65,7 +65,7 @@ class ScaledAttention(nn.Module):
         return out
 
 
-@register_notrace_function
+@register_notrace_function  # type: ignore[untyped-decorator]
 def fit_mask(mask: Tensor, built: Grid, grid: Grid, dynamic: bool) -> Tensor:
     """Position-aware scaling (heads, tokens, tokens) for the patches of `grid`.
 
@@ -149,8 +149,10 @@ class RvtBlock(nn.Module):
         tokens = tokens + self.drop_path(self.attn(self.norm1(pooled), grid))
         normed = self.norm2(tokens)
         if self.linear_mlp:
-            return tokens + self.drop_path(self.mlp(normed))
-        return tokens + self.drop_path(self.mlp(normed, grid))
+            mixed: Tensor = self.mlp(normed)
+        else:
+            mixed = self.mlp(normed, grid)
+        return torch.add(tokens, self.drop_path(mixed))
 
 
 class RvtEmbedding(nn.Module):
@@ -233,7 +235,7 @@ class Rvt(Classifier):
             self.patch_embed = HybridEmbedding(in_chans, embed_dims[0], stem_depths, patch_size=1)
         stride = 16 if stem_depths is None else 8
         self.mask_grid = self.grid_of(self.img_size) if masked_blocks else None
-        options = {
+        options: dict[str, Any] = {
             "dynamic": dynamic_img_size,
             "proj_drop": proj_drop_rate,
             "attn_drop": attn_drop_rate,
@@ -303,11 +305,11 @@ class Rvt(Classifier):
         grids: list[tuple[int, int]] = []
         number = 0
         for stage, transformer in enumerate(self.transformers):
-            for index, block in enumerate(transformer.blocks):
+            for index, block in enumerate(transformer.blocks):  # type: ignore[arg-type]
                 if number <= last:
                     if stage > 0 and index == 0:
                         tokens, grid = self.widen(tokens, grid, stage - 1)
-                    if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+                    if torch.jit.is_scripting():  # type: ignore[attr-defined]
                         tokens = block(tokens, grid)
                     else:
                         tokens = run_block(block, tokens, grid, checkpointed=self.grad_checkpointing)

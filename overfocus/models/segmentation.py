@@ -84,7 +84,7 @@ class FanLevels(Fan):
 
     def __init__(self, out_block: int, **arguments: Any) -> None:
         super().__init__(num_classes=0, paired_frequencies=False, **arguments)
-        self.norm = nn.Identity()  # type: ignore[assignment]
+        self.norm = nn.Identity()
         self.out_block = out_block
         self.cls_token.requires_grad_(False)
         for block in self.cls_attn_blocks:

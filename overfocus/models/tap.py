@@ -57,7 +57,7 @@ class TokenPooling(nn.Module):
         """The pooled tokens; `grid` is (rows, columns), or (length,) on a sequence, and holds every token given."""
         if self.branches == 1:
             return tokens
-        if not torch.jit.is_scripting() and self.linear:  # type: ignore[no-untyped-call]
+        if not torch.jit.is_scripting() and self.linear:  # type: ignore[attr-defined]
             return mix_dilated(tokens, weights, grid, self.branches, self.taps)
         image, shares = to_maps(tokens, grid), to_maps(weights, grid)
         mixed = shares[:, :1] * image
@@ -125,11 +125,11 @@ class DilationPredictor(nn.Module):
         Raises:
             ValueError: if the grid does not hold exactly the tokens given.
         """
-        if not torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             check_grid(tokens, grid, self.axes)
         if self.branches == 1:
             return torch.ones_like(tokens[:, :, :1])
-        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             logits: Tensor = self.proj(to_maps(tokens, grid))
         else:
             logits = self.logits(tokens, grid)

@@ -361,7 +361,7 @@ def _describe_map(attention: AttentionMap) -> tuple[dict[str, Any], Tensor | Non
 
 def _site(row: Mapping[str, Any]) -> SiteEntry:
     known = {entry.name for entry in dataclasses.fields(SiteEntry)}
-    kept = {name: list(value) if name == "shape" and value is not None else value for name, value in row.items()}
+    kept: dict[str, Any] = {name: list(value) if name == "shape" and value is not None else value for name, value in row.items()}
     return SiteEntry(**{name: value for name, value in kept.items() if name in known})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from overfocus.segmentation.prediction import PixelPrediction, is_segmentation, 
 from overfocus.sweep.reading import InputSize, Mask
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
 
-SEGMENTATION = "segmentation"
+SEGMENTATION: Literal["segmentation"] = "segmentation"
 """In run.json, the "task" of such a model; other runs name none."""
 BATCH_SIZE = 4
 """Images that go through such a model at once unless told: at 1024×1024 each takes about a gigabyte."""
@@ -76,9 +76,9 @@ class PixelsProbe(Probe):
         """Predicted and right class of each pixel of displayed images."""
         del first
         for result in results:
-            maps = result.columns[self.name].get("class_map", [])
-            kept = [maps[place] for place in result.kept]
-            if all(one is not None for one in kept):
+            maps = result.columns[self.name].get("class_map")
+            kept = [] if maps is None else [maps[place] for place in result.kept]
+            if kept and all(one is not None for one in kept):
                 truth = {} if result.mask is None else {"truth": result.mask}
                 arrays = variant_columns([result]) | {"predicted": np.stack([np.asarray(one) for one in kept])} | truth
                 yield f"maps/classes-{result.item}.npz", arrays, True

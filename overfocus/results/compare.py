@@ -63,7 +63,7 @@ def compare(settings: CompareSettings) -> Comparison:
     _check_folder(folder, overwrite=settings.overwrite)
     wanted = run_settings(settings)
     processes = join_processes(place_of(sources[0], settings.device))
-    checkpoints = _load(sources, processes.device, settings.image_size, settings.model, use_ema=settings.use_ema)
+    checkpoints = _load(sources, processes.device, settings)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
     if not settings.overwrite:
@@ -104,18 +104,16 @@ def _opened(source: object) -> Run:
 def _load(
     sources: "Sequence[str | Path | Run | LoadedModel]",
     device: torch.device,
-    image_size: int | None,
-    model: str | Sequence[str | None] | None,
-    *,
-    use_ema: bool,
+    settings: CompareSettings,
 ) -> "list[LoadedModel]":
+    model = settings.model
     architectures = [model] * len(sources) if model is None or isinstance(model, str) else list(model)
     if len(architectures) != len(sources):
         raise RunError(
             f"expected one architecture for all checkpoints or one for each of {len(sources)}, got {len(architectures)}"
         )
     return [
-        resolve_model(source, device=device, model=architecture, use_ema=use_ema, image_size=image_size)
+        resolve_model(source, device=device, **settings.loading() | {"model": architecture})
         for source, architecture in zip(sources, architectures, strict=True)
         if not isinstance(source, Run)
     ]

@@ -211,8 +211,6 @@ class RunSettings:
     flip: bool | None = None
     scales: list[float] | None = None
     fractions: list[float] | None = None
-    how: str | None = None
-    resamples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +239,7 @@ class MeasureEntry:
 
     def row(self) -> Metric:
         """The row of the catalogue."""
-        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})  # type: ignore[arg-type]
+        return Metric(**{name: getattr(self, name) for name in MEASURE_FIELDS})
 
 
 MEASURE_FIELDS = tuple(entry.name for entry in dataclasses.fields(MeasureEntry) if entry.name != "table")

@@ -23,7 +23,7 @@ from overfocus.runs.tables import write_arrays, write_table
 if TYPE_CHECKING:
     import pyarrow
 
-MAY_CHANGE = ("images", "workers", "strict", "max_pixels", "resamples")
+MAY_CHANGE = ("images", "workers", "strict", "max_pixels")
 """Settings that a continued run may change: what it measures does not depend on them. Images are compared one by one."""
 
 OWN_FILES = re.compile(

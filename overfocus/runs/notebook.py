@@ -29,7 +29,8 @@ class NotebookMethods:
         Raises:
             RunError: what was asked for was not measured; the message lists what there is.
         """
-        return _drawing().plot_layers(*self._shown_runs(), metrics, corruption, severity)
+        figure: Figure = _drawing().plot_layers(*self._shown_runs(), metrics, corruption, severity)
+        return figure
 
     def plot_stability(self, metrics: Names = None, corruption: Names = None, severity: int | None = None) -> "Figure":
         """Stability metrics against severity (against corruption where there is one severity), with 95 % intervals.
@@ -37,7 +38,8 @@ class NotebookMethods:
         Raises:
             RunError: what was asked for was not measured; the message lists what there is.
         """
-        return _drawing().plot_stability(*self._shown_runs(), metrics, corruption, severity)
+        figure: Figure = _drawing().plot_stability(*self._shown_runs(), metrics, corruption, severity)
+        return figure
 
     def show(
         self, image: int | str | None = None, layer: int | None = None, corruption: Names = None, severity: int | None = None
@@ -49,7 +51,8 @@ class NotebookMethods:
         Raises:
             RunError: its maps were not kept, or what was asked for was not measured.
         """
-        return _drawing().show(*self._shown_runs(), image, layer, corruption, severity)
+        figure: Figure = _drawing().show(*self._shown_runs(), image, layer, corruption, severity)
+        return figure
 
     def _repr_html_(self) -> str:
         return str(_drawing().as_html(self))

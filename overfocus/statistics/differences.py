@@ -79,12 +79,13 @@ def tabulate_differences(
     frames = []
     baseline = sides[0]
     variants = [*baseline[0].variants, (EVERY, 0)]
+    names_of, severities = [name for name, _ in variants], [severity for _, severity in variants]
     for model, side in zip(names[1:], sides[1:], strict=True):
         for metric, layers, found, beside in _compare(side, baseline, resamples, seed):
-            frame = pd.DataFrame(variants, columns=["corruption", "severity"]).assign(
-                metric=metric, layers=layers, model=model, **{item.name: getattr(found, item.name) for item in fields(found)}
-            )
-            frames.append(frame.assign(**beside)[frame["count"] > 0])
+            numbers = {item.name: getattr(found, item.name) for item in fields(found)} | beside
+            identity = {"metric": metric, "layers": layers, "corruption": names_of, "severity": severities, "model": model}
+            frame = pd.DataFrame(identity | numbers)
+            frames.append(frame[found.count > 0])
     table = pd.concat(frames, ignore_index=True).reindex(columns=list(COLUMNS))
     return _sorted(adjust(table), list(names[1:]))
 
@@ -207,7 +208,9 @@ def set_differences(
     count = known.sum(0)
     counted = np.append(count, min(count[places], default=0))
     spread = [*drawn, drawn[places].mean(0) if places else np.full(resamples, np.nan)]
-    ends = np.array([widened_quantiles(values, int(units)) for values, units in zip(spread, counted, strict=True)])
+    ends = np.array(
+        [np.ravel(widened_quantiles(values[None], int(units))) for values, units in zip(spread, counted, strict=True)]
+    )
     ends[np.abs(ends) < 1e-6] = 0  # what single precision leaves of a difference that is exactly zero
     undefined = np.full(variants + 1, np.nan)
     return Differences(mean, baseline_mean, mean - baseline_mean, ends[:, 0], ends[:, 1], undefined, undefined, counted)

@@ -221,25 +221,29 @@ def ratio_difference_interval(
             ratios = sums[0] / sums[1]
             if len(parts) > 2:
                 ratios = ratios - sums[2] / sums[3]
-        for column, values in enumerate(ratios):
-            ends.low[start + column], ends.high[start + column] = widened_quantiles(values, int(count[start + column]))
+        for units in np.unique(count[block]):
+            alike = np.flatnonzero(count[block] == units)
+            ends.low[start + alike], ends.high[start + alike] = widened_quantiles(ratios[alike], int(units))
     for end in ends:
         end[np.abs(end) < _NOISE] = 0
     return ends
 
 
-def widened_quantiles(values: Float[np.ndarray, "resamples"], units: int) -> tuple[float, float]:
-    """Ends of a percentile interval from bootstrap estimates, widened for the number of independent units; NaN below two.
+def widened_quantiles(values: Float[np.ndarray, "columns resamples"], units: int) -> Ends:
+    """Ends of percentile intervals from bootstrap estimates, widened for the number of independent units; NaN below two.
 
     The bootstrap draws from a sample whose variance is (n − 1)/n of the population's and knows nothing of Student's t: the
     quantiles are those that make the interval of a mean of normal values as wide as Student's.
     """
-    known = values[np.isfinite(values)]
-    if units < 2 or not len(known):
-        return math.nan, math.nan
-    tail = float(stats.norm.cdf(-math.sqrt(units / (units - 1)) * quantile(units)))
-    low, high = np.quantile(known, [tail, 1 - tail])
-    return float(low), float(high)
+    found = np.full((2, len(values)), np.nan)
+    if units > 1:
+        tail = float(stats.norm.cdf(-math.sqrt(units / (units - 1)) * quantile(units)))
+        finite = np.isfinite(values)
+        whole, holes = finite.all(1), ~finite.all(1) & finite.any(1)
+        found[:, whole] = np.quantile(values[whole], [tail, 1 - tail], axis=1)
+        for column in np.flatnonzero(holes):  # resamples that drew no value
+            found[:, column] = np.quantile(values[column][finite[column]], [tail, 1 - tail])
+    return Ends(found[0], found[1])
 
 
 def resample_counts(images: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "block images"]]:

@@ -15,7 +15,8 @@ simple sequentially rejective multiple test procedure", Scandinavian Journal of 
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,17 @@ def ratio_swap_test(
 ) -> Float[np.ndarray, "columns"]:
     """p-value of the difference of two ratios of means, the two models' numbers swapped image by image.
 
-    Images that lack any of the four are left out of a column. NaN below two images.
+    Each model's numbers are taken in units of its own mean denominator, which leaves the ratios as they are: else a swap would
+    mostly exchange the models' scales and tell nothing of ratios. Images that lack any of the four are left out of a column. NaN
+    below two images.
     """
     unknown = np.isnan(numerators + denominators + other_numerators + other_denominators)
     first, below, second, other_below = (
         np.where(unknown, np.nan, part) for part in (numerators, denominators, other_numerators, other_denominators)
     )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale, other_scale = (mean_and_error(part)[0] for part in (below, other_below))
+        first, below, second, other_below = first / scale, below / scale, second / other_scale, other_below / other_scale
     return _flip_test((first - second) / 2, (below - other_below) / 2, (first + second) / 2, (below + other_below) / 2, seed)
 
 
@@ -147,8 +153,17 @@ def _drawn(top: Array, bottom: Array, top_middle: Array, bottom_middle: Array, d
     return result
 
 
-def _signs(images: int, seed: int) -> Iterator[Float[np.ndarray, "block images"]]:
-    """Random signs in blocks of patterns; they depend on `seed` and `images` alone."""
+def _signs(images: int, seed: int) -> Iterable[Float[np.ndarray, "block images"]]:
+    """Random signs in blocks of patterns; they depend on `seed` and `images` alone. Those of few images are kept."""
+    return _kept_signs(images, seed) if images * _DRAWS <= _ENTRIES_PER_BLOCK else _drawn_signs(images, seed)
+
+
+@lru_cache(maxsize=2)
+def _kept_signs(images: int, seed: int) -> list[Float[np.ndarray, "block images"]]:
+    return list(_drawn_signs(images, seed))
+
+
+def _drawn_signs(images: int, seed: int) -> Iterator[Float[np.ndarray, "block images"]]:
     random = np.random.default_rng(seed)
     step = max(1, _ENTRIES_PER_BLOCK // images)
     for start in range(0, _DRAWS, step):

@@ -226,7 +226,7 @@ def _claim(
 ) -> str:
     images = counted(int(rows["count"].min()))
     if answer == "mixed":
-        sides = [", ".join(measure_title(name) for name in names) for names in (better, worse)]
+        sides = [", ".join(_subject(name) for name in names) for names in (better, worse)]
         return (
             f"Against {baseline} {question.where}, on {images}, {model} is better by {sides[0]} and worse by {sides[1]}, so "
             "there is no one answer:"
@@ -236,6 +236,12 @@ def _claim(
     needed = "" if why else images_needed(rows)
     reason = why or "too few of the differences are sure and on one side"
     return f"Whether {model} {question.better} {baseline} {question.where} cannot be told from {images}: {reason}{needed}."
+
+
+def _subject(metric: str) -> str:
+    """A quantity within a sentence."""
+    title = measure_title(metric.removeprefix(RETAINED))
+    return f"what is retained of {title}" if metric.startswith(RETAINED) else title
 
 
 def images_needed(rows: pd.DataFrame) -> str:

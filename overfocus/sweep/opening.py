@@ -1,28 +1,25 @@
 """What comes before a sweep: models loaded, images found, run folders opened, and what run.json says of all that."""
 
-import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
+from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.errors import ImageError, RunError
 from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
+from overfocus.probes.probe import Array
 from overfocus.processes import Processes
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription
 from overfocus.runs.folder import RunFolder
 from overfocus.sweep.sweep import Subject, Work, rows_of
-
-if TYPE_CHECKING:
-    from overfocus.checkpoints.loaded import LoadedModel
 
 _PACKAGES = (
     "torch", "timm", "numpy", "scipy", "scikit-image", "numba", "opencv-python", "opencv-python-headless",
@@ -75,16 +72,6 @@ def describe_source(images: object) -> str | list[str] | None:
     if images is None or isinstance(images, str | Path):
         return None if images is None else str(images)
     return [str(part) for part in images] if isinstance(images, list | tuple) else type(images).__name__
-
-
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of the names, types and values of all parameters and buffers: tells whether two runs measure the same model."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def place_of(checkpoint: object, device: str | torch.device | None) -> str | torch.device | None:
@@ -163,7 +150,7 @@ def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example:
     Where the windows of its layers lie is too long for run.json and is written beside the maps.
     """
     description = replace(wanted, created=datetime.now(UTC).isoformat(timespec="seconds"), parts=[], versions=describe_versions())
-    arrays = {}
+    arrays: dict[str, Mapping[str, Array]] = {}
     if example is not None:
         with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"):
             picture = subject.loaded.preprocess(example).to(subject.device)

@@ -190,7 +190,7 @@ def load_units(
     prepare_corruptions([variant.corruption for variant in variants if variant.corrupted])  # before workers copy this process
     loader = DataLoader(
         _Units(reader),
-        sampler=units,  # type: ignore[arg-type]
+        sampler=units,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=max(1, ahead) if workers else None,

@@ -5,9 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from overfocus.corruptions.constants import check_severity, resolve_corruptions
-from overfocus.images.reading import MAX_PIXELS
-from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, Settings, setting
+from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, Settings, setting
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +60,17 @@ class SweepSettings(Settings):
     image_size: int | None = setting(
         None, "Side of the model's input in pixels.", none="as trained", least=1, most=LARGEST_SIDE, metavar="PIXELS"
     )
+    model_args: str | None = setting(
+        None,
+        "Arguments of the architecture that the checkpoint does not tell, such as num_heads=12,qk_norm=true.",
+        metavar="KEY=VALUE,…",
+    )
+    weights: str | None = setting(
+        None, "Which network of the checkpoint to take, by where it stands there, such as teacher.backbone.", metavar="ENTRY"
+    )
+    lenient: bool = setting(
+        False, "Load a checkpoint although tensors of its trunk are missing or left over; every result says so."
+    )
     limit: int | None = setting(
         None, "Take at most this many images, spread evenly over the list.", least=1, most=LARGEST_COUNT, metavar="N"
     )
@@ -89,12 +98,25 @@ class SweepSettings(Settings):
         None, "Whether to show a progress bar.", none="on a terminal", affects_result=False, command_line=False
     )
 
+    def loading(self) -> dict[str, Any]:
+        """How `resolve_model` is to load a checkpoint."""
+        return {
+            "model": getattr(self, "model", None),
+            "use_ema": self.use_ema,
+            "image_size": self.image_size,
+            "model_args": self.model_args,
+            "weights": self.weights,
+            "lenient": self.lenient,
+        }
+
     def chosen_corruptions(self, usual: Sequence[str] = DEFAULT_CORRUPTIONS) -> list[str]:
         """Names of the corruptions asked for by name or group, or the usual ones.
 
         Raises:
             CorruptionError: there is no such corruption.
         """
+        from overfocus.corruptions import resolve_corruptions
+
         names: str | Sequence[str] | None = getattr(self, "corruptions", None)
         return resolve_corruptions(usual if names is None else names)
 
@@ -106,8 +128,11 @@ class SweepSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         severities: int | Sequence[int] | None = getattr(self, "severities", None)
-        for severity in [] if severities is None else listed(severities):
-            check_severity(severity)
+        if severities is not None:
+            from overfocus.corruptions import check_severity
+
+            for severity in listed(severities):
+                check_severity(severity)
 
 
 def listed(value: Any) -> list[Any]:
@@ -354,7 +379,7 @@ class EvaluateSettings(SweepSettings):
         none="1 alone",
         above=0,
         most=100,
-        spelling=("--scale",),
+        spelling=("--scales",),
         commas=True,
         metavar="FACTOR",
     )

@@ -11,19 +11,26 @@ PARTS = ("forward", "capture", "waiting", "normalising", "writing")
 class Stopwatch:
     """Adds up the seconds that one model of a sweep is at work, in total and by part, on top of those of earlier sessions."""
 
-    def __init__(self, before: Mapping[str, float] | None = None) -> None:
-        before = before or {}
-        self._seconds = {part: float(before.get(part, 0.0)) for part in PARTS}
-        self._total = float(before.get("seconds", 0.0))
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._total = 0.0
+        self._since: float | None = None
+        """When the block began whose time is counted now."""
+
+    def resume(self, before: Mapping[str, float]) -> None:
+        """Go on from the timing of the run so far."""
+        self._seconds = {part: before.get(part, 0.0) for part in PARTS}
+        self._total = before.get("seconds", 0.0)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time of the block in the total."""
-        began = time.perf_counter()
+        self._since = time.perf_counter()
         try:
             yield
         finally:
-            self._total += time.perf_counter() - began
+            self._total += time.perf_counter() - self._since
+            self._since = None
 
     @contextmanager
     def on(self, part: str, inside: str | None = None) -> Iterator[None]:
@@ -44,13 +51,14 @@ class Stopwatch:
 
     def timing(self, images: int, variants: int) -> dict[str, float]:
         """Seconds in total and by part, and the speed over `images` in so many variants."""
-        seconds = max(self._total, 1e-9)
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        seconds = max(self._total + running, 1e-9)
         parts = {part: round(value, 3) for part, value in self._seconds.items()}
         speed = {
             "images_per_second": round(images / seconds, 3),
             "pictures_per_second": round(images * variants / seconds, 3),
         }
-        return {"seconds": round(self._total, 3)} | parts | speed
+        return {"seconds": round(seconds, 3)} | parts | speed
 
 
 @contextmanager

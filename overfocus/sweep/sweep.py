@@ -121,6 +121,7 @@ class Subject:
     def begin(self, folder: RunFolder, description: RunDescription, work: Work, *, main: bool) -> None:
         """Take in the run, new or continued."""
         self.done = description.done
+        self.stopwatch.resume(description.timing)
         for probe in self.probes:
             probe.prepare(description)
         if main:
@@ -247,11 +248,14 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
             if processes.count == 1:  # what this round has measured by now; of several processes it need not be consecutive
                 for subject, found in zip(subjects, results, strict=False):
                     _record(subject, [result for result in _whole(found) if _is_whole(result, work)])
-            for recorder in recorders:
-                recorder.write()
+            for subject in subjects:
+                if subject.recorder is not None:
+                    subject.recorder.write()
             raise
-        for recorder in recorders:
-            recorder.complete()
+        for subject in subjects:
+            if subject.recorder is not None:
+                with subject.stopwatch.running():
+                    subject.recorder.complete()
 
 
 def _record(subject: Subject, results: Sequence[ItemResult]) -> None:

@@ -16,7 +16,7 @@ from overfocus.checkpoints.build import SEGFORMER
 from overfocus.checkpoints.fit import takes_image_size
 from overfocus.checkpoints.load import LoadedModel
 from overfocus.datasets import Images, is_segmented, open_evaluation_images, open_images, open_segmented_images
-from overfocus.datasets.class_colours import class_colours
+from overfocus.datasets.masks import class_colours
 from overfocus.errors import ImageError, TrainingError
 from overfocus.preprocessing import Preprocess
 from overfocus.sweep.reading import one_opencv_thread, start_worker

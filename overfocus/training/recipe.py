@@ -210,7 +210,10 @@ def load_recipe(name: str | Path) -> Recipe:
         raise TrainingError(
             f"{shown}: expected epochs, batch_size and learning_rate in a recipe, {', '.join(missing)} is missing"
         )
-    return Recipe(**{str(key): _value(str(key), value) for key, value in content.items()})
+    try:
+        return Recipe(**{str(key): _value(str(key), value) for key, value in content.items()})
+    except TrainingError as error:
+        raise TrainingError(f"recipe {shown}: {error}") from error
 
 
 def _value(name: str, value: Any) -> Any:

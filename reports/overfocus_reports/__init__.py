@@ -7,15 +7,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfocus_reports.comparison_report import draw_comparison
-    from overfocus_reports.report import draw_report
-    from overfocus_reports.summary import Summary, summarise
+    from overfocus_reports.report import draw_comparison, draw_report
+    from overfocus_reports.sentences import summarise
+    from overfocus_reports.summary import Summary
 
 _HOME = {
     "Summary": "overfocus_reports.summary",
-    "draw_comparison": "overfocus_reports.comparison_report",
+    "draw_comparison": "overfocus_reports.report",
     "draw_report": "overfocus_reports.report",
-    "summarise": "overfocus_reports.summary",
+    "summarise": "overfocus_reports.sentences",
 }
 
 __all__ = ["Summary", "draw_comparison", "draw_report", "summarise"]

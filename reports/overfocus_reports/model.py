@@ -8,9 +8,9 @@ from overfocus.run import Run
 from overfocus.runs.description import Layer
 from overfocus.statistics.layers import LayerStatistics, layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
-from overfocus_reports.displayed import Displayed
-from overfocus_reports.extremes import ImageValues, image_values
-from overfocus_reports.summary import Summary, summarise
+from overfocus_reports.displayed import Displayed, ImageValues, image_values
+from overfocus_reports.sentences import summarise
+from overfocus_reports.summary import Summary
 
 
 @dataclass(frozen=True)

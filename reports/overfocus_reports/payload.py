@@ -1,25 +1,129 @@
 """The data that the page's script works on, as one JSON object; names are in camel case because JavaScript reads them."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from overfocus.figures.colours import DIFFERENCE, SEQUENTIAL, line_style, lookup_table
-from overfocus.figures.model_colours import model_colour
-from overfocus.figures.overlay import LOWEST, highest
-from overfocus.figures.stability_map import scale_of, shows_retained
+from overfocus.errors import OverfocusError
+from overfocus.figures.overlay import LOWEST, ReceivedMaps, highest
+from overfocus.figures.stability import scale_of, shows_retained
+from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, line_style, lookup_table, model_colour
+from overfocus.images.reading import read_image
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.runs.description import Layer
 from overfocus.statistics.layers import LayerStatistics
-from overfocus.variants import Variant
-from overfocus_reports.displayed import RECEIVED
-from overfocus_reports.encoding import FLOOR, numbers
-from overfocus_reports.extremes import ImageValues
-from overfocus_reports.gallery import gallery
+from overfocus.variants import CLEAN_VARIANT, Variant
+from overfocus_reports.displayed import RANKED_BY, RECEIVED, Displayed, ImageValues
+from overfocus_reports.encoding import FLOOR, number, numbers, picture_uri, png
 from overfocus_reports.model import Model
-from overfocus_reports.predictions import predictions
 from overfocus_reports.segmentation import segmentation_payload
+
+if TYPE_CHECKING:
+    from overfocus.run import Run
+
+
+SIZE = 4
+"""Images at each end of the ranking."""
+MOST_PICTURES = 24
+"""Small pictures that are read from files; images beyond are named without one."""
+PIXELS = 112
+
+
+def gallery(run: "Run", displayed: Displayed, values: ImageValues, layer: Layer) -> dict[str, Any]:
+    """Per shown variant the images at both ends with the share of attention that moved and the maps of `layer` before and after.
+
+    Small pictures of displayed images are the ones of the explorer; the others are read from their files where those still are.
+    """
+    variants, received, place = displayed.variants, displayed.received_maps, displayed.layers.index(layer)
+    ends = {variant: values.gallery(variant, SIZE) for variant in displayed.shown if variant}
+    for image in sorted({image for both in ends.values() for end in both for image in end}):
+        for variant in (0, *ends):  # in the order of the files, each of which is unpacked once
+            received(image, variants[variant])
+    items = {
+        variant: [
+            [item_of(received, variants[variant], image, values.moved(variant, image), place) for image in end] for end in both
+        ]
+        for variant, both in ends.items()
+    }
+    wanted = Counter(image for both in ends.values() for end in both for image in end if image not in run.displayed)
+    files = {entry.image: entry.path for entry in run.images}
+    pictures = {image: small_picture(files[image]) for image, _ in wanted.most_common(MOST_PICTURES)}
+    return {"items": items, "pictures": pictures, "layer": layer.number}
+
+
+def item_of(received: ReceivedMaps, variant: Variant, image: int, moved: float, place: int) -> dict[str, Any]:
+    """One image of a gallery; "maps" holds the clean and the corrupted received attention side by side."""
+    clean, corrupted = received(image, CLEAN_VARIANT)[place], received(image, variant)[place]
+    maps = None
+    if clean is not None and corrupted is not None:
+        maps = png(RECEIVED.encode(np.concatenate([clean, corrupted], axis=1) * clean.size))
+    return {"image": image, "moved": number(moved), "maps": maps}
+
+
+def small_picture(path: str | None) -> str | None:
+    """A small version of a picture file; None where it cannot be read any more."""
+    if path is None:
+        return None
+    try:
+        return picture_uri(np.asarray(shrunk(path)), PIXELS, 70)
+    except OverfocusError:
+        return None
+
+
+def shrunk(path: str) -> Any:
+    """The picture at four times the size that is kept, so that a large one is not scaled twice at full size."""
+    picture = read_image(path)
+    picture.thumbnail((4 * PIXELS, 4 * PIXELS))
+    return picture
+
+
+MOST_CELLS = 6000
+"""Images × variants that fit; images beyond are left to the parquet files and counted."""
+
+
+def predictions(run: "Run", variants: list[Variant], values: ImageValues, first: list[int]) -> dict[str, Any]:
+    """Predicted class, confidence and share of attention that moved as (variants, images); images in `first` come first.
+
+    Classes are numbers into "classes"; null where the model has no classifier. "left" counts the images that did not fit.
+    """
+    table = run.predictions
+    every = [int(image) for image in table["image"].unique()]
+    ordered = list(dict.fromkeys([*(image for image in first if image in every), *every]))
+    kept = ordered[: max(len(first), MOST_CELLS // len(variants))]
+    table = table.set_index(["corruption", "severity", "image"]).sort_index()
+    texts = table["predicted_name"].fillna(table["predicted"].map(lambda value: None if pd.isna(value) else f"class {value}"))
+    classes = {name: place for place, name in enumerate(sorted(texts.dropna().unique()))}
+    predicted, confidence = [], []
+    for variant in variants:
+        rows = pd.MultiIndex.from_tuples([(variant.corruption, variant.severity, image) for image in kept])
+        predicted.append([classes.get(text) for text in texts.reindex(rows)])
+        confidence.append([number(float(value), 3) for value in table["confidence"].reindex(rows).astype("float64")])
+    places = [values.images.index(image) for image in kept]
+    return {
+        "images": kept,
+        "classes": list(classes),
+        "predicted": predicted,
+        "confidence": confidence,
+        "moved": [[number(float(moved), 3) for moved in row] for row in values.over_layers[RANKED_BY][:, places]],
+        "left": len(ordered) - len(kept),
+    } | pixel_scores(run, table, variants, kept)
+
+
+def pixel_scores(run: "Run", table: pd.DataFrame, variants: list[Variant], images: list[int]) -> dict[str, Any]:
+    """Of segmentation: shares of the pixels that keep their class, and each image's own mean IoU, as (variants, images)."""
+    if not run.segmented:
+        return {}
+    rows = [
+        pd.MultiIndex.from_tuples([(variant.corruption, variant.severity, image) for image in images]) for variant in variants
+    ]
+    return {
+        name: [[number(float(value), 3) for value in table[column].reindex(index).astype("float64")] for index in rows]
+        for name, column in (("kept", "agreement"), ("iou", "image_iou"))
+    }
 
 
 def shared_payload(models: Sequence[Model], picked: Variant) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Draws the report of a run: report.html, one file that opens offline, and figures/*.png beside it."""
+"""Draws reports: report.html, one file that opens offline, and figures/*.png beside it."""
 
 import os
 from collections.abc import Sequence
@@ -6,15 +6,85 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.errors import RunError
-from overfocus_reports.context import template_context
-from overfocus_reports.figures import draw_figures, draw_images
+from overfocus.figures.overlay import LOWEST
+from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
+from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
+from overfocus.variants import Variant
+from overfocus_reports.figures import Figures, draw_figures, draw_images
 from overfocus_reports.matrices import matrices_of
 from overfocus_reports.model import Model, first_picked
 from overfocus_reports.page import json_for_html, render
-from overfocus_reports.payload import images_payload, layers_payload, model_payload, shared_payload
+from overfocus_reports.payload import (
+    hexadecimal,
+    images_payload,
+    is_labelled,
+    layers_payload,
+    metrics_of,
+    model_payload,
+    shared_payload,
+)
+from overfocus_reports.sections import (
+    Reading,
+    ablation_parts,
+    checkpoint_rows,
+    differences_payload,
+    fragility_part,
+    reading_of,
+    settings_rows,
+    version_rows,
+)
+from overfocus_reports.shared_run import shared_runs
 
 if TYPE_CHECKING:
+    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.comparison import Comparison
     from overfocus.run import Run
+
+
+def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -> dict[str, Any]:
+    """For the templates; those of the parts that only a comparison has find `comparison` None."""
+    readings = {metric: first_reading(models, metric) for metric in metrics_of(models)}
+    grouped = {
+        heading: [reading for metric, reading in readings.items() if CATALOGUE[metric].group == group]
+        for group, heading in HEADINGS.items()
+    }
+    return {
+        "title": models[0].name,
+        "models": [shown_model(model, number) for number, model in enumerate(models)],
+        "statistics": models[0].statistics,
+        "displayed": models[0].run.displayed,
+        "picked": picked,
+        "groups": {heading: found for heading, found in grouped.items() if found},
+        "stability": [readings[metric] for metric in drawn.grids],
+        "figures": drawn,
+        "classified": any(model.classified for model in models),
+        "labelled": is_labelled(models),
+        "segmented": any(model.run.segmented for model in models),
+        "comparison": None,
+    }
+
+
+def first_reading(models: Sequence[Model], metric: str) -> Reading:
+    """How a metric is read, with the numbers of the first model that has it."""
+    statistics = next(model.statistics for model in models if metric in model.statistics.values)
+    return reading_of(statistics, metric)
+
+
+def shown_model(model: Model, number: int) -> dict[str, Any]:
+    """One model: its summary and where it came from. `suffix` tells its elements' identifiers apart from the first one's."""
+    return {
+        "number": number,
+        "suffix": f"-{number}" if number else "",
+        "name": model.name,
+        "colour": model_colour(number),
+        "run": model.run,
+        "summary": model.summary,
+        "classified": model.classified,
+        "checkpoint": checkpoint_rows(model.run),
+        "settings": settings_rows(model.run),
+        "versions": version_rows(model.run),
+    }
+
 
 PAGE_MEGABYTES = 3.0
 """What the page is meant to weigh with up to eight displayed images; each further one adds an eighth."""
@@ -113,3 +183,68 @@ def pictures(models: Sequence[Model], parts: Sequence[dict[str, Any]], room: int
     for model, part in zip(models, parts, strict=True):
         own = model is models[0] or model in different
         part["pictures"] = model.displayed.pictures(room // (1 + len(different))) if own else None
+
+
+def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = (), *, megabytes: float | None = None) -> Path:
+    """Write figures/*.png and report.html into the comparison's folder and return the path of the page.
+
+    `megabytes` is what the page may weigh with up to eight displayed images; by default 3, 1.5 for each model after the first
+    and 5 for each segmentation model. Runs without attention (of `overfocus evaluate`) are compared by their predictions only.
+
+    Raises:
+        RunError: the comparison has no folder, or it cannot be written.
+    """
+    path = comparison.path
+    if path is None:
+        raise RunError("the comparison has no folder for its report; give Comparison(…, path=…) one")
+    measured = [(run, name) for run, name in zip(comparison.runs, comparison.names, strict=True) if len(run.table)]
+    models = [Model(run, name) for run, (_, name) in zip(shared_runs([run for run, _ in measured]), measured, strict=True)]
+    colours = {name: model_colour(number) for number, name in enumerate(comparison.names)}
+    folder = path / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fragility = fragility_part(comparison, colours, folder)
+        ablated = ablation_parts(ablations, folder)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    verdicts = {model: [verdict for verdict in comparison.verdicts if verdict.model == model] for model in comparison.names[1:]}
+    context = {
+        "title": " against ".join([", ".join(comparison.names[1:]), comparison.names[0]]),
+        "comparison": {
+            "images": len(comparison.images),
+            "baseline": comparison.baseline,
+            "verdicts": verdicts,
+            "rule": comparison.rule,
+            "notes": comparison.notes,
+            "colours": colours,
+            "controlled": comparison.controlled,
+            "fragility": fragility,
+            "ablations": ablated,
+        },
+    }
+    payload = {
+        "differences": differences_payload(comparison.table, colours),
+        "figureTables": {part["figure_name"]: [part["columns"], *part["rows"]] for part in ablated}
+        | ({"reliability": fragility["table"]} if fragility else {}),
+    }
+    if models:
+        room = room_of(models) if megabytes is None else megabytes
+        return write_page(models, path, room, context, payload)
+    return write_text(path, render(without_models() | context, bare_payload() | payload))
+
+
+def without_models() -> dict[str, Any]:
+    """What the templates need where no run measured attention."""
+    return {"models": [], "statistics": None, "stability": [], "classified": True, "labelled": True, "segmented": False}
+
+
+def bare_payload() -> dict[str, Any]:
+    """What the script needs then."""
+    return {
+        "models": [],
+        "variants": [],
+        "displayed": [],
+        "shown": [],
+        "scale": {"low": LOWEST, "high": 4.0},
+        "colours": {"sequential": hexadecimal(SEQUENTIAL), "difference": "".join(DIFFERENCE).replace("#", "")},
+    }

@@ -1,22 +1,36 @@
 """The summary in words. Each sentence states numbers of the run; none judges by a threshold that nobody measured."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from overfocus.metrics.catalogue import title_of
+from overfocus.statistics.intervals import Interval
 from overfocus.statistics.overfocusing import MILD, STRONG, Overfocusing
 from overfocus.statistics.retained import NOT_MEASURED
 from overfocus.statistics.verdicts import FEWEST_IMAGES
 from overfocus.statistics.wording import counted
+from overfocus_reports.summary import KeyFigure, LayerSummary, Summary, Survival, summary_numbers
 
 if TYPE_CHECKING:
-    from overfocus_reports.summary import LayerSummary, Summary, Survival
+    from overfocus.run import Run
 
 PRIMARY = "js_divergence"
 """The metric of stability that the sentences lead with."""
 
 
-def sentences_of(summary: "Summary") -> list[str]:
+def summarise(run: "Run") -> Summary:
+    """Sum a run up: does it overfocus and where, how much of its attention and of its predictions survives each corruption.
+
+    Raises:
+        RunError: the run holds no rows yet.
+    """
+    summary = summary_numbers(run)
+    return replace(summary, sentences=tuple(sentences_of(summary)), key_figures=tuple(key_figures_of(summary)))
+
+
+def sentences_of(summary: Summary) -> list[str]:
     """What the run says: does it overfocus and where, what survives, whether the predictions follow."""
     found = overfocusing_sentence(summary.overfocusing) + concentration_sentences(summary.ranked) + norm_sentence(summary)
     if summary.survival:
@@ -44,7 +58,7 @@ def overfocusing_sentence(judged: Overfocusing) -> list[str]:
     return [f"{answers[judged.answer]}: {numbers}. Below {percent(STRONG)} counts as strongly, below {percent(MILD)} as mildly."]
 
 
-def concentration_sentences(ranked: list["LayerSummary"]) -> list[str]:
+def concentration_sentences(ranked: list[LayerSummary]) -> list[str]:
     """Which layers are most concentrated, against uniform attention."""
     if not ranked:
         return ["No layer has more than one patch token, so concentration is undefined."]
@@ -68,7 +82,7 @@ def concentration_sentences(ranked: list["LayerSummary"]) -> list[str]:
     return found
 
 
-def norm_sentence(summary: "Summary") -> list[str]:
+def norm_sentence(summary: Summary) -> list[str]:
     """Whether patch tokens of outlying norm (artefacts, Darcet et al. 2024) are there, and what attention they receive."""
     known = [row for row in summary.layers if row.norms["outlier_share"]]
     if not known:
@@ -91,7 +105,7 @@ def norm_sentence(summary: "Summary") -> list[str]:
     return [f"{found}. On average over the same images such tokens receive {percent(received.mean)} of its attention."]
 
 
-def survival_sentences(summary: "Summary") -> list[str]:
+def survival_sentences(summary: Summary) -> list[str]:
     """How much of the attention is the image's own, against another image; the corruptions that keep least and most of it."""
     if summary.retained:
         ordered = sorted(
@@ -118,7 +132,7 @@ def survival_sentences(summary: "Summary") -> list[str]:
     return found
 
 
-def overall_sentence(summary: "Summary") -> str:
+def overall_sentence(summary: Summary) -> str:
     """What is retained over all corruptions, and whether that can be judged."""
     primary = summary.retained[PRIMARY]
     if math.isnan(primary.retained):
@@ -137,7 +151,7 @@ def overall_sentence(summary: "Summary") -> str:
     return f"{claim}."
 
 
-def kept_words(row: "Survival") -> str:
+def kept_words(row: Survival) -> str:
     """Top patches and moved attention under one variant, each beside the same for another image."""
     overlap, shift = row.stability["top_overlap"], row.stability["received_shift"]
     interval = f" ({between(overlap.low, overlap.high)})" if overlap.count > 1 else ""
@@ -153,7 +167,7 @@ def kept_words(row: "Survival") -> str:
     return words
 
 
-def flat_sentence(summary: "Summary") -> list[str]:
+def flat_sentence(summary: Summary) -> list[str]:
     """A warning where top-k overlap means little, because attention has hardly any order."""
     flat = [row.layer.number for row in summary.layers if row.concentration["effective_tokens"].mean > MILD]
     if not flat:
@@ -164,7 +178,7 @@ def flat_sentence(summary: "Summary") -> list[str]:
     ]
 
 
-def prediction_sentences(summary: "Summary") -> list[str]:
+def prediction_sentences(summary: Summary) -> list[str]:
     """Whether the predictions follow."""
     known = [row for row in summary.survival if row.prediction["agreement"]]
     if not known:
@@ -193,7 +207,7 @@ def prediction_sentences(summary: "Summary") -> list[str]:
     return [found]
 
 
-def pixel_sentences(summary: "Summary", known: list["Survival"]) -> list[str]:
+def pixel_sentences(summary: Summary, known: list[Survival]) -> list[str]:
     """Whether pixels keep their class, and the mIoU its height, under the corruption that changes most."""
     worst = min(known, key=lambda row: row.prediction["agreement"].mean)
     kept = worst.prediction["agreement"]
@@ -203,6 +217,56 @@ def pixel_sentences(summary: "Summary", known: list["Survival"]) -> list[str]:
     if not math.isnan(worst.set_iou):
         found += f"; the mIoU of all images is {percent(summary.clean_iou)} when clean, {percent(worst.set_iou)} then"
     return [found + "."]
+
+
+def key_figures_of(summary: Summary) -> list[KeyFigure]:
+    """Concentration of the most overfocused layer; then means over all corruptions and severities."""
+    found = []
+    if summary.ranked:
+        first = summary.ranked[0]
+        layer, share = first.layer, first.concentration["top_share"].mean
+        note = f"of layer {layer.number}'s attention; uniform: {percent(first.uniform_share)}"
+        found.append(KeyFigure(f"On {layer.top} of {layer.tokens} patches", percent(share), note))
+    retained = summary.retained
+    if "js_divergence" in retained and not math.isnan(retained["js_divergence"].retained):
+        note = "under corruption, by Jensen–Shannon divergence; 0\u00a0%: no more than another image has in common"
+        found.append(KeyFigure("Attention retained", percent(retained["js_divergence"].retained), note))
+    for name, title, note in (
+        ("top_overlap", "Top patches kept", "under corruption"),
+        ("received_shift", "Attention moved", "to other patches, under corruption"),
+    ):
+        value = mean_of(summary, lambda row, name=name: row.stability[name])
+        if not math.isnan(value):
+            beside = f"another image: {percent(retained[name].control)}" if name in retained else NOT_MEASURED
+            found.append(KeyFigure(title, percent(value), f"{note}; {beside}"))
+    found += iou_figures(summary)
+    same = mean_of(summary, lambda row: row.prediction["agreement"])
+    if not math.isnan(same) and summary.segmented:
+        found.append(KeyFigure("Pixels that keep their class", percent(same), "under corruption"))
+    elif not math.isnan(same):
+        found.append(KeyFigure("Predictions kept", percent(same), "under corruption"))
+    cosine = mean_of(summary, lambda row: row.prediction["output_cosine"])
+    if math.isnan(same) and not math.isnan(cosine):
+        found.append(KeyFigure("Output cosine", f"{cosine:.2f}", "to the clean output, under corruption"))
+    return found
+
+
+def iou_figures(summary: Summary) -> list[KeyFigure]:
+    """The mIoU of segmentation, where there are masks."""
+    if math.isnan(summary.clean_iou):
+        return []
+    scores = [row.set_iou for row in summary.survival]
+    if not scores:
+        return [KeyFigure("mIoU (set)", percent(summary.clean_iou), "of clean images")]
+    clean = percent(summary.clean_iou).removesuffix("\u00a0%")
+    value = f"{clean} → {percent(sum(scores) / len(scores))}"
+    return [KeyFigure("mIoU (set), clean → corrupted", value, "corrupted: mean over corruptions and severities")]
+
+
+def mean_of(summary: Summary, value: Callable[[Survival], Interval]) -> float:
+    """Mean over corruptions and severities of what has a value; NaN where nothing has."""
+    known = [value(row).mean for row in summary.survival if value(row)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def spans(numbers: list[int]) -> str:

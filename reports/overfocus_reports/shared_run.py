@@ -15,7 +15,7 @@ from overfocus.variants import CONTROL_VARIANT, Variant
 if TYPE_CHECKING:
     import pandas as pd
 
-    from overfocus.figures.received import Profile
+    from overfocus.figures.overlay import Profile
 
 
 class SharedRun(Run):

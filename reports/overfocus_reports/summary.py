@@ -1,7 +1,7 @@
-"""A run in a few numbers and sentences: the one source of what the report's first lines and the terminal's table say."""
+"""A run in a few numbers: the one source of what the report's first lines and the terminal's table say."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,7 @@ from overfocus.statistics.overfocusing import Overfocusing, judge_overfocusing
 from overfocus.statistics.panel import EVERY, read_panel
 from overfocus.statistics.retained import retained_by_variant
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
-from overfocus_reports.key_figures import KeyFigure, key_figures_of
 from overfocus_reports.segmentation import set_scores
-from overfocus_reports.sentences import sentences_of
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -89,6 +87,15 @@ class CustomMeasure:
 
 
 @dataclass(frozen=True)
+class KeyFigure:
+    """One number in words."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in a few numbers and sentences."""
 
@@ -111,6 +118,9 @@ class Summary:
     clean_iou: float = math.nan
     """Of segmentation: mIoU of all clean images together; NaN without masks."""
     sentences: tuple[str, ...] = ()
+    """What the run says, in words."""
+    key_figures: tuple[KeyFigure, ...] = ()
+    """The few numbers to look at first."""
     custom: tuple[CustomMeasure, ...] = ()
 
     @property
@@ -119,14 +129,9 @@ class Summary:
         known = [row for row in self.layers if row.excess == row.excess]
         return sorted(known, key=lambda row: -row.excess)
 
-    @property
-    def key_figures(self) -> list[KeyFigure]:
-        """The few numbers to look at first."""
-        return key_figures_of(self)
 
-
-def summarise(run: "Run") -> Summary:
-    """Sum a run up: which layers overfocus most, how much of the top-k and of the predictions survives each corruption.
+def summary_numbers(run: "Run") -> Summary:
+    """The numbers of a run, without words.
 
     Raises:
         RunError: the run holds no rows yet.
@@ -139,7 +144,7 @@ def summarise(run: "Run") -> Summary:
     predictions = run.predictions
     predicted = predictions.loc[predictions["corruption"] == CLEAN, "predicted"].dropna()
     kept = retained_by_variant(read_panel(run))
-    summary = Summary(
+    return Summary(
         model=run.model,
         images=int(table["image"].nunique()),
         skipped_images=len(run.skipped),
@@ -160,7 +165,6 @@ def summarise(run: "Run") -> Summary:
         clean_iou=float(scores.get((CLEAN, 0), math.nan)),
         custom=tuple(custom_measure(run, measure, variants) for measure in run.description.measures),
     )
-    return replace(summary, sentences=tuple(sentences_of(summary)))
 
 
 def custom_measure(run: "Run", measure: MeasureEntry, variants: list[Variant]) -> CustomMeasure:

@@ -92,13 +92,17 @@ def judge(form: Form) -> Verdict:
     model, inputs = form()
     for module in model.modules():
         module.training = False
+    _sharpen(model)
     with torch.no_grad():
         plain = call(model, inputs)
         with overfocus.capture(model, verify=True) as captured:
             observed = call(model, inputs)
         recorder = SoftmaxOutputs()
-        with plain_kernels(), recorder:
-            call(model, inputs)
+        try:
+            with plain_kernels(), recorder:
+                call(model, inputs)
+        except RuntimeError:  # nested tensors have no math kernel: what was seen so far, and the output, must do
+            pass
     tensors = [list(_tensors(result)) for result in (plain, observed)]
     if len(tensors[0]) != len(tensors[1]) or not all(
         torch.equal(before.nan_to_num(), after.nan_to_num()) for before, after in zip(*tensors, strict=True)
@@ -110,12 +114,22 @@ def judge(form: Form) -> Verdict:
         return Verdict("wrong", len(maps), "; ".join(faults[:2]))
     reasons = sorted({site.reason for site in captured.coverage if site.reason and site.kind not in ("gating", "channel")})
     if not captured.maps and not any(site.reason for site in captured.coverage):
-        return Verdict("wrong", 0, "no map and no reason")
+        return Verdict("wrong", 0, "no map and no reason") if recorder.found else Verdict("refused", 0, "no softmax runs in it")
     if reasons or not captured.maps:
         reasons = reasons or sorted({site.reason for site in captured.coverage if site.reason})
         return Verdict("refused", len(maps), "; ".join(reasons[:2]))
     notes = sorted({site.note for site in captured.coverage if site.note})
     return Verdict("right", len(maps), "; ".join(notes[:2]))
+
+
+@torch.no_grad()
+def _sharpen(model: nn.Module) -> None:
+    """Weights under which attention is far from uniform and follows its input; some models begin with zeros."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.ndim >= 2 and parameter.is_floating_point() and parameter[0].numel() > 1:
+            drawn = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
+            parameter.copy_(drawn.to(parameter.dtype))
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
@@ -137,7 +151,7 @@ def _strange_weights(maps: tuple[AttentionMap, ...], softmaxes: list[Tensor]) ->
         if any(len(values) == len(weights) and torch.allclose(values, weights, atol=1e-5) for values in known):
             continue
         error, scale = attention.deviation or (float("nan"), 1.0)
-        if not error <= 1e-4 * max(1.0, scale):
+        if not error <= (1e-4 if attention.computed_in == torch.float32 else 3e-2) * max(1.0, scale):
             yield f"{attention.module}: weights that the model did not use"
 
 
@@ -169,7 +183,10 @@ def _strange_labels(model: nn.Module, inputs: Inputs, maps: list[AttentionMap]) 
             yield f"{first.module}: another image reacts"
         tiny = torch.finfo(before.dtype).tiny
         logits = (after[:own].clamp_min(tiny).log() - before[:own].clamp_min(tiny).log()).masked_fill(before[:own] == 0, 0)
-        reaction = (logits - logits.median(-1, keepdim=True).values).abs().mean((1, 2))[:, first.key_prefix_tokens :]
+        reaction = (logits - logits.median(-1, keepdim=True).values).abs().flatten(1, 2).median(1).values
+        reaction = reaction[:, first.key_prefix_tokens :]
+        if (reaction < 0.05 * reaction.max()).float().mean() < 0.5:
+            return  # a patch embedding that sees most of the image: every place reacts
         window, token = divmod(int(reaction.argmax()), reaction.shape[1])
         place = token if first.partition is None else int(first.partition[window, token])
         grid = first.image_grid if first.partition is not None else first.key_grid
@@ -209,7 +226,7 @@ def of_timm() -> Iterator[tuple[str, Form]]:
         "vit_srelpos_small_patch16_224": (shallow | plain, 64),
         "vit_wee_patch16_reg1_gap_256": (shallow | plain, 64),
         "vit_betwixt_patch16_rope_reg4_gap_256": (shallow | plain, 64),
-        "vit_base_mci_224": ({"img_size": 64} | plain, 64),
+        "vit_base_mci_224": ({"img_size": 64, "depth": 1}, 64),
         "vit_tiny_r_s16_p8_224": ({"img_size": 64, "depth": 2}, 64),
         "samvit_base_patch16_224": ({"img_size": 64, "global_attn_indexes": (1,), "window_size": 2} | plain, 64),
         "naflexvit_base_patch16_gap": (plain, 64),
@@ -217,7 +234,7 @@ def of_timm() -> Iterator[tuple[str, Form]]:
         "cait_xxs24_224": (shallow, 64),
         "convit_tiny": ({"img_size": 64, "depth": 4, "local_up_to_layer": 2}, 64),
         "xcit_nano_12_p16_224": (shallow, 64),
-        "crossvit_tiny_240": ({"img_size": 96}, 96),
+        "crossvit_tiny_240": ({}, 240),
         "swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}, 56),
         "swinv2_tiny_window8_256": ({"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}, 64),
         "swinv2_cr_tiny_224": ({"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}, 64),
@@ -454,9 +471,7 @@ def of_vit_pytorch() -> Iterator[tuple[str, Form]]:
             ("simple_vit_with_value_residual", "SimpleViT", {}),
             ("simple_vit_with_hyper_connections", "SimpleViT", {"num_residual_streams": 2}),
             ("simple_vit_with_relative_proj_pos_bias", "SimpleViT", {}),
-            ("simple_vit_with_sparse_gating", "SimpleViT", {}),
             ("simple_vit_with_specialized_cls", "SimpleViT", {}),
-            ("simple_vit_attn_residual", "SimpleViT", {}),
             ("simple_vit_orthog_residual_update", "SimpleViT", {}),
             ("simple_uvit", "SimpleUViT", {"depth": 2}),
             ("deepvit", "DeepViT", {}),
@@ -468,24 +483,19 @@ def of_vit_pytorch() -> Iterator[tuple[str, Form]]:
             ("vit_with_patch_merger", "ViT", {}),
             ("vit_with_decorr", "ViT", {}),
             ("vit_with_keel_post_ln", "ViT", {}),
-            ("vit_detpool", "ViT", {}),
             ("vit_5", "ViT", {}),
             ("learnable_memory_vit", "ViT", {}),
-            ("efficient", "ViT", {"transformer": nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 2, 32), 1)}),
             ("normalized_vit", "nViT", {}),
-            ("local_vit", "LocalViT", {}),
             ("ats_vit", "ViT", {"max_tokens_per_depth": (8, 4)}),
             ("jumbo_vit", "JumboViT", {}),
-            ("es_vit", "EsViTTrainer", {}),
-            ("looped_vit", "LoopedViT", {}),
             ("xcit", "XCiT", {"cls_depth": 1, "local_patch_kernel_size": 3}),
-            ("look_vit", "LookViT", _LOOK),
         )
     }
     others: dict[str, tuple[str, dict[str, Any], int]] = {
+        "look_vit": ("LookViT", _LOOK, 32),
         "cct": ("CCT", {"img_size": 32, "embedding_dim": 32, "num_layers": 2, "num_heads": 2, "num_classes": 3}, 32),
-        "cross_vit": ("CrossViT", {"image_size": 64, "num_classes": 3, "sm_dim": 16, "lg_dim": 16, "depth": 1}, 64),
-        "crossformer": ("CrossFormer", {"num_classes": 3, "dim": (16, 16, 16, 16), "depth": (1, 1, 1, 1)}, 224),
+        "cross_vit": ("CrossViT", {"image_size": 48, "num_classes": 3, "sm_dim": 16, "lg_dim": 16, "depth": 1}, 48),
+        "crossformer": ("CrossFormer", {"num_classes": 3, "dim": (64, 64, 64, 64), "depth": (1, 1, 1, 1)}, 224),
         "cvt": ("CvT", {"num_classes": 3, "s1_emb_dim": 16, "s2_emb_dim": 16, "s3_emb_dim": 16, "s3_depth": 1}, 64),
         "levit": ("LeViT", {"image_size": 64, "num_classes": 3, "dim": (16, 32, 48), "depth": 1, "heads": 2, "mlp_mult": 2}, 64),
         "max_vit": ("MaxViT", {"num_classes": 3, "dim": 16, "dim_head": 8, "depth": (1, 1), "window_size": 4}, 64),
@@ -548,8 +558,10 @@ def of_vit_pytorch() -> Iterator[tuple[str, Form]]:
     )
 
 
-_LOOK = {"highres_patch_size": 4, "mlp_factor": 2, "dim_head": 16, "highres_mlp_factor": 2, "cross_attn_heads": 2,
-         "cross_attn_dim_head": 16}  # fmt: skip
+_LOOK = {
+    "dim": 32, "image_size": 32, "num_classes": 3, "depth": 2, "patch_size": 8, "heads": 2, "highres_patch_size": 4,
+    "mlp_factor": 2, "dim_head": 16, "highres_mlp_factor": 2, "cross_attn_heads": 2, "cross_attn_dim_head": 16,
+}  # fmt: skip
 _MOBILE = [8, 8, 8, 8, 16, 16, 24, 24, 32, 32, 32]
 
 
@@ -720,6 +732,10 @@ def main() -> None:
                     continue
                 try:
                     verdict = judge(form)
+                except ValueError as error:
+                    if "does not support an attention implementation" not in str(error):
+                        print(f"{name}: not judged: {error}", file=sys.stderr, flush=True)
+                    continue
                 except Exception as error:  # a release of a library without this form, or a fault of ours: look
                     print(
                         f"{name}: not judged: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr, flush=True

@@ -93,7 +93,7 @@ def test_timm_saver_prefers_ema_and_says_so(write, state: State, vit: nn.Module)
     )
     assert_same_model(path, vit)
     loaded = load_model(path)
-    assert (loaded.found_by, loaded.weights_entry) == ("arch", "state_dict_ema")
+    assert (loaded.found_by, loaded.weights_entry) == ("arch", "state_dict_ema.module")
     assert any("EMA weights taken" in note and "--no-ema" in note for note in loaded.notes)
     plain = load_model(path, use_ema=False)
     assert plain.weights_entry == "state_dict"
@@ -121,7 +121,7 @@ def test_lightning_with_ema_beside_it(write, state: State, vit: nn.Module) -> No
     assert_same_model(path, vit)
     loaded = load_model(path)
     assert loaded.found_by == "hyper_parameters.model_name"
-    assert loaded.unexpected_keys == ["loss.weight"]
+    assert loaded.unexpected_keys == ["state_dict.loss.weight"]
     torch.testing.assert_close(load_model(path, use_ema=False).model.state_dict()["norm.bias"], state["norm.bias"] * 2)
 
 
@@ -137,7 +137,7 @@ def test_mmseg_backbone_beside_a_head(write, state: State) -> None:
     path = write({"meta": {"CLASSES": ("road", "car")}, "state_dict": prefixed(backbone, "backbone.") | head})
     loaded = load_model(path)
     assert (loaded.name, loaded.num_classes) == ("test_vit", 0)
-    assert loaded.unexpected_keys == ["decode_head.conv_seg.weight"]
+    assert loaded.unexpected_keys == ["state_dict.decode_head.conv_seg.weight"]
     assert loaded.class_names is None
     assert_same = loaded.model.state_dict()["blocks.0.attn.qkv.weight"]
     torch.testing.assert_close(assert_same, state["blocks.0.attn.qkv.weight"])
@@ -145,8 +145,8 @@ def test_mmseg_backbone_beside_a_head(write, state: State) -> None:
 
 def test_dino_teacher_is_preferred_to_student(write, state: State) -> None:
     path = write({"student": prefixed(doubled(state), "module.backbone."), "teacher": prefixed(state, "backbone."), "epoch": 1})
-    assert load_model(path).weights_entry == "teacher"
-    assert load_model(path, use_ema=False).weights_entry == "student"
+    assert load_model(path).weights_entry == "teacher.backbone"
+    assert load_model(path, use_ema=False).weights_entry == "student.module.backbone"
 
 
 def test_mae_decoder_is_left_out(write, state: State) -> None:

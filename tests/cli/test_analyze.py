@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from overfocus_cli.analyze import default_output
+from overfocus.sweep.settings import AnalyzeSettings
+from overfocus_cli.measure import default_output
 
 Program = Callable[..., Result]
 FEW = ["--corruption", "fog", "--severity", 3, "--workers", 0]
@@ -17,14 +18,17 @@ FEW = ["--corruption", "fog", "--severity", 3, "--workers", 0]
 def test_folder_of_the_run_follows_what_is_measured(tmp_path: Path) -> None:
     checkpoint = tmp_path / "deit.pth.tar"
     checkpoint.touch()
-    noise: dict[str, Any] = {"corruptions": ["noise"], "seed": 0}
-    folder = default_output(str(checkpoint), noise)
-    assert folder.parent == Path("overfocus-run")
-    assert folder.name.startswith("deit-")
-    assert folder == default_output(str(checkpoint), dict(noise))
-    assert folder != default_output(str(checkpoint), noise | {"seed": 1})
-    assert default_output("deit_tiny_patch16_224", noise).name.startswith("deit_tiny_patch16_224-")
-    assert default_output("hf-hub:timm/vit", noise).parent == Path("overfocus-run")
+
+    def folder(name: str, **options: Any) -> Path:
+        return default_output("overfocus-run", AnalyzeSettings(corruptions=["noise"], **options), name)
+
+    plain = folder(str(checkpoint), seed=0)
+    assert plain.parent == Path("overfocus-run")
+    assert plain.name.startswith("deit-")
+    assert plain == folder(str(checkpoint), workers=3, strict=True)
+    assert plain != folder(str(checkpoint), seed=1)
+    assert folder("deit_tiny_patch16_224").name.startswith("deit_tiny_patch16_224-")
+    assert folder("hf-hub:timm/vit").parent == Path("overfocus-run")
 
 
 def test_tables_on_the_terminal(overfocus: Program, checkpoint: Path, photos: Path) -> None:

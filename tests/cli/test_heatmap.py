@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfocus.figures.colours import lookup_table
+from overfocus.figures.style import lookup_table
 
 
 def opened(path):
@@ -34,13 +34,19 @@ def test_bundled_model_and_every_option(overfocus, photos):
         ["--method", "row", "--query", "2,3", "--layer", "-1", "--head", "1"],
         ["--method", "rollout"],
         ["--method", "rollout", "--head-fusion", "max", "--discard-ratio", "0.9", "--output", "other"],
+        ["--method", "gradient-rollout"],
+        ["--method", "grad-cam", "--layer", "-1", "--class", "3"],
+        ["--head", "all"],
     ):
         result = overfocus("heatmap", sample_checkpoint(), picture, *options)
         assert result.exit_code == 0, result.output
         drawn[result.stdout.strip()] = opened(result.stdout.strip())
-    assert len(drawn) == 7
+    assert len(drawn) == 10
+    assert "overfocus-heatmaps/three-received-heads.png" in drawn
+    assert any(path.endswith("-for-3.png") for path in drawn)
     assert drawn["overfocus-heatmaps/three-received-fog-3.png"].shape[0] > drawn["overfocus-heatmaps/three-received.png"].shape[0]
-    patches = [drawn[f"overfocus-heatmaps/three-row-2-3-layer--1{head}.png"] for head in ("", "-head-1")]
+    last = max(int(path.rpartition("layer-")[2].split("-")[0].split(".")[0]) for path in drawn if "layer-" in path)
+    patches = [drawn[f"overfocus-heatmaps/three-row-2-3-layer-{last}{head}.png"] for head in ("", "-head-1")]
     assert not np.array_equal(*patches)
 
 
@@ -64,6 +70,10 @@ def test_the_colour_scale_is_in_the_picture(overfocus, checkpoint, photos):
         (["--method", "row", "--query", "middle"], 2, "expected ROW,COL"),
         (["--method", "rollout", "--layer", "1"], 2, "rollout goes through all layers"),
         (["--method", "gradcam"], 2, "received"),
+        (["--class", "3"], 2, "received is of no class"),
+        (["--method", "grad-cam", "--class", "9999"], 1, "expected a class from 0"),
+        (["--method", "grad-cam", "--class", "giraffe-like"], 1, "expected"),
+        (["--head", "first"], 2, "expected a number or all"),
     ],
 )
 def test_trouble_in_one_line(overfocus, checkpoint, photos, options, status, message):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfocus.datasets.class_colours import CITYSCAPES, class_colours
-from overfocus.datasets.segmented import IGNORED, is_segmented, open_segmented_images, open_segmented_portions
+from overfocus.datasets.masks import CITYSCAPES, IGNORED, class_colours
+from overfocus.datasets.segmented import is_segmented, open_segmented_images, open_segmented_portions
 from overfocus.errors import ImageError
 
 Array = np.ndarray[Any, Any]

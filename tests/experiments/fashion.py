@@ -27,9 +27,9 @@ alone and says what their spread would allow, before the arms are trained.
  3. *Too short:* attention has not settled in one pass over the data. Three passes (group "3 epochs").
 A fourth, *too little augmentation* as in FAN's recipe, is the group "augmentation"; it is run where time allows.
 
-**Also reported:** of every comparison the difference that it could have detected with a power of 0.8; by `--attention`, for
-three seeds of each arm, how concentrated attention is, how much of its stability is left over the control "another image", how
-well moved attention tells flipped predictions within strata, and what corrupting the most attended patches does.
+**Also reported:** of every comparison the difference that it could have detected with a power of 0.8; by `--attention N`, for
+three seeds of each arm on N test images, how concentrated attention is, how much of its stability is left over the control
+"another image", and how well moved attention tells flipped predictions within strata.
 
 What is done is not done again: the same command goes on. Tables: OUTPUT/results.
 """
@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from attention import analyze_one, tabulate, write_images
 from common import ARMS, BASELINE, Job, is_done, predict, run_jobs, save_predictions, write_corrupted, write_tables
 from PIL import Image
 
@@ -148,11 +149,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="of the main comparison; half as many of the others")
     parser.add_argument("--pilot", action="store_true", help="the baselines of the main comparison alone")
     parser.add_argument("--images", type=int, default=2000, help="test images")
+    parser.add_argument("--attention", type=int, metavar="N", help="measure the attention of trained models on N test images")
     parser.add_argument("--limit", type=int, help="train on so many images only, to try the script")
     options = parser.parse_args()
     jobs = list_jobs(options.groups, options.seeds)
     if options.pilot:
         jobs = [job for job in jobs if (job.group, job.arm) == (MAIN, BASELINE)]
+    if options.attention:
+        measured = [job for job in jobs if job.group == MAIN and job.seed < 3]
+        write_images(options.output / "attention" / "images", *choose_images(options.data, options.attention))
+        whole = run_jobs(analyze_one, measured, options.jobs, options.minutes, options.output, options.device)
+        if whole:
+            (options.output / "results").mkdir(exist_ok=True)
+            table = tabulate(options.output, measured)
+            table.to_csv(options.output / "results" / "attention.csv", index=False, float_format="%.4f")
+        sys.exit(0 if whole else 1)
     pixels, labels = choose_images(options.data, options.images)
     write_corrupted(options.output / "corrupted", pixels, constants="cifar-c", channels=1, processes=options.processes)
     todo = [job for job in jobs if not is_done(options.output, job)]

@@ -85,3 +85,21 @@ def test_images_of_a_unit_count_together(common, tmp_path):
     predictions = {f"{name}-{severity}": np.array([0, 5, 1, 1], np.uint8) for name, severity in common.VARIANTS}
     common.save_predictions(tmp_path, job, predictions)
     np.testing.assert_allclose(common.read_outcome(tmp_path, job, labels, units).corrupted, [0.5, 0])
+
+
+def test_tables_of_the_readme_are_those_of_the_results(common):
+    models, differences = (pd.read_csv(HERE / "results" / "fashion" / f"{name}.csv") for name in ("models", "differences"))
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    table = common.as_markdown(models, differences)
+    assert table.count("\n") == 9
+    assert table in text
+
+
+def test_what_the_readme_says_survives_holm_does(common):
+    table = pd.read_csv(HERE / "results" / "fashion" / "corruptions.csv")
+    main = table[table["group"] == "6 layers"]
+    assert len(main) == 45
+    np.testing.assert_allclose(common.holm(main["p_value"]), main["p_holm"], rtol=1e-3)
+    survives = main[main["p_holm"] < 0.05]
+    assert survives.groupby("arm").size().to_dict() == {"TAP": 9, "TAP+ADL": 10}
+    assert (survives["difference"] < 0).all()

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from overfocus.figures.colours import lookup_table
-from overfocus.figures.overlay import OPACITY, attention_norm, blended, highest
-from overfocus.figures.received import largest_places
+from overfocus.figures.overlay import OPACITY, attention_norm, blended, highest, largest_places
+from overfocus.figures.style import lookup_table
 
 
 def test_blend_mixes_each_cell_with_its_colour():

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from overfocus.errors import RunError
-from overfocus.figures.paper_style import inches, paper, save_figure
-from overfocus.figures.publication import KINDS, draw
-from overfocus.figures.selection import most_overfocused, same_depth
+from overfocus.figures.publication import KINDS, draw, most_overfocused, same_depth
+from overfocus.figures.style import inches, paper, save_figure
 from overfocus.run import Run
 from overfocus.statistics.layers import layer_statistics
 

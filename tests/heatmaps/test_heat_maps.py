@@ -142,10 +142,14 @@ def test_no_attention(pictures):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "gradcam"}, "one of received, rollout, row, got 'gradcam'"),
+        ({"method": "gradcam"}, "one of received, rollout, row, gradient-rollout, grad-cam, got 'gradcam'"),
         ({"method": "rollout", "layer": 2}, "rollout goes through all layers"),
         ({"query": "class"}, "received attention is that of all queries"),
         ({"discard_ratio": 0.5}, "belong to the method rollout"),
+        ({"target": 3}, "received is of no class"),
+        ({"method": "grad-cam", "head": 1}, "grad-cam is of all heads"),
+        ({"method": "grad-cam", "query": "class"}, "grad-cam is of the class"),
+        ({"method": "gradient-rollout", "layer": 1}, "gradient-rollout goes through all layers"),
     ],
 )
 def test_requests_that_mean_nothing(options, message):

@@ -26,6 +26,10 @@ def test_imagenet_names_and_identifiers():
     assert classes.names[281].startswith("tabby")
     assert classes.ids.get("Tabby cat") == 281
     assert "n99999999" not in classes.ids
+    assert match_labels(["n01440764_tench", "n01443537-goldfish", "n014407640"], None, 1000).ids == {
+        "n01440764_tench": 0,
+        "n01443537-goldfish": 1,
+    }
 
 
 def test_a_thousand_classes_with_other_names_are_not_imagenet():

@@ -9,7 +9,7 @@ import pytest
 from overfocus.ablation.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
-from overfocus_reports.ablations import ablation_figure, ablation_parts
+from overfocus_reports.sections import ablation_figure, ablation_parts
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfocus.figures.colours import lookup_table
+from overfocus.figures.style import lookup_table
 from overfocus.run import Run
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,7 @@ from overfocus.errors import RunError
 from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 from overfocus_reports import draw_comparison
-from overfocus_reports.differences import differences_payload
-from overfocus_reports.fragility import sentence_of
+from overfocus_reports.sections import differences_payload, sentence_of
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from overfocus_reports.extremes import ImageValues, image_values
+from overfocus_reports.displayed import ImageValues, image_values
 
 
 def test_values_are_those_of_the_table(run):

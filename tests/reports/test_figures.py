@@ -4,14 +4,13 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from overfocus.figures.colours import OKABE_ITO, line_style, lookup_table, reads_dark
 from overfocus.figures.curves import layer_curves, value_limits
 from overfocus.figures.overlay import multiple
-from overfocus.figures.stability_map import heat_map, scale_of, short
-from overfocus.figures.style import styled
+from overfocus.figures.stability import heat_map, scale_of, short
+from overfocus.figures.style import OKABE_ITO, line_style, lookup_table, reads_dark, styled
 from overfocus.statistics.layers import layer_statistics
 from overfocus.variants import Variant
-from overfocus_reports.svg import inline_svg, plot_frame
+from overfocus_reports.figures import inline_svg, plot_frame
 
 SVG = "{http://www.w3.org/2000/svg}"
 

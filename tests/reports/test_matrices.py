@@ -7,8 +7,7 @@ from PIL import Image
 
 from overfocus_reports.displayed import Displayed
 from overfocus_reports.encoding import Codes
-from overfocus_reports.matrices import LADDER, Detail, MatrixShape, choose_details, matrices_of
-from overfocus_reports.pooling import block_numbers, pool_matrix
+from overfocus_reports.matrices import LADDER, Detail, MatrixShape, block_numbers, choose_details, matrices_of, pool_matrix
 
 
 def test_blocks_number_prefix_tokens_first_and_then_squares_of_patches():

@@ -58,9 +58,11 @@ def test_mcnemar_is_the_binomial_test():
 
 
 def test_ratios_swapped_by_hand():
-    """Three images: every swap of the models' numbers written out."""
+    """Three images: every swap of the models' numbers, in units of their own mean denominator, written out."""
     random = np.random.default_rng(4)
     top, bottom, other_top, other_bottom = random.random((4, 3, 1)) + np.reshape([0.0, 1.0, 0.5, 1.0], (4, 1, 1))
+    top, bottom = top / bottom.mean(), bottom / bottom.mean()
+    other_top, other_bottom = other_top / other_bottom.mean(), other_bottom / other_bottom.mean()
     observed = abs(top.sum() / bottom.sum() - other_top.sum() / other_bottom.sum())
     found = []
     for swap in itertools.product((False, True), repeat=3):
@@ -101,3 +103,16 @@ def test_level(images, repeats):
         0.4 * control + random.random(control.shape), control, 0.4 * other + random.random(other.shape), other
     )
     assert np.mean(ratios < 0.05) < 0.05 + slack
+    small = ratio_swap_test(
+        0.4 * control + random.random(control.shape), control, 0.1 * other + 0.25 * random.random(other.shape), other / 4
+    )
+    assert np.mean(small < 0.05) < 0.05 + slack
+
+
+def test_ratios_of_different_scales_are_told_apart():
+    """A model whose attention varies a quarter as much, and retains a little more: by its own scale that is sure."""
+    random = np.random.default_rng(0)
+    control, other = random.normal(1, 0.1, (2, 60, 1))
+    shares, others = random.normal(0.4, 0.1, (2, 60, 1))
+    found = ratio_swap_test((shares - 0.08) * control / 4, control / 4, others * other, other)
+    assert found[0] < 0.001

@@ -49,8 +49,8 @@ def test_stability_rests_on_what_is_retained(retained, answer):
     assert verdict.asked == "Is its attention more stable?"
     assert verdict.rows["metric"].tolist() == [f"retained.{name}" for name in _STABILITY]
     if answer == "mixed":
-        assert "is better by Retained: " in verdict.sentence
-        assert "and worse by Retained: " in verdict.sentence
+        assert "is better by what is retained of " in verdict.sentence
+        assert "and worse by what is retained of " in verdict.sentence
 
 
 def test_raw_values_alone_decide_nothing():

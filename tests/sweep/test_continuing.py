@@ -83,7 +83,7 @@ def test_killed_process_is_continued(loaded, write_pictures, tmp_path, kills):
     """kill -9 while it measures, then to the end."""
     photos = write_pictures(tmp_path / "photos", 12)
     whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
-    fixtures = Path(__file__).parents[1] / "analysis" / "conftest.py"
+    fixtures = Path(__file__).with_name("conftest.py")
     command = [sys.executable, "-c", PROGRAM, str(fixtures), str(photos), str(tmp_path / "run")]
     done = 0
     for _ in range(kills):
@@ -126,7 +126,7 @@ def test_interrupt_from_the_keyboard_in_a_process(write_pictures, tmp_path):
         sys.executable,
         "-c",
         PROGRAM,
-        str(Path(__file__).parents[1] / "analysis" / "conftest.py"),
+        str(Path(__file__).with_name("conftest.py")),
         str(photos),
         str(tmp_path / "run"),
     ]

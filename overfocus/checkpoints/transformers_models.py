@@ -1,0 +1,178 @@
+"""Models of Hugging Face transformers: folders that `save_pretrained` and its Trainer write, built by transformers itself.
+
+No code comes with the weights: remote code is off, kernels are torch's own, pickles are read as tensors only, and nothing is
+fetched for a folder on the disk.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from overfocus.checkpoints.loaded import LoadedModel, hash_weights
+from overfocus.checkpoints.messages import first_line, some
+from overfocus.checkpoints.weights import is_harmless
+from overfocus.errors import CheckpointError
+from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+_TOWERS = {
+    "clip": "CLIPVisionModel", "siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel", "altclip": "AltCLIPVisionModel",
+    "chinese_clip": "ChineseCLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel",
+    "vit_mae": "ViTModel",
+}  # fmt: skip
+"""By `model_type`: the part that takes the image. MAE's own class hides most patches at random, its encoder is a plain ViT."""
+_BOUNDS = {
+    "hidden_size": 8192, "num_hidden_layers": 200, "num_attention_heads": 256, "intermediate_size": 65_536, "image_size": 4096,
+    "patch_size": 256, "num_channels": 16, "embed_dim": 8192, "mlp_ratio": 32, "num_labels": 200_000, "vocab_size": 1_000_000,
+    "num_register_tokens": 256, "window_size": 512, "max_position_embeddings": 65_536, "decoder_hidden_size": 8192,
+    "decoder_num_hidden_layers": 200, "projection_dim": 8192, "decoder_intermediate_size": 65_536,
+}  # fmt: skip
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_NEEDLESS = ("pooler.", "classifier.", "cls_classifier.", "distillation_classifier.", "decode_head.", "lm_head.", "decoder.")
+"""What a model of transformers may lack or have left over without a change to the encoder."""
+_OTHER_TOWER = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
+
+
+def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[int, int] | None, lenient: bool) -> LoadedModel:
+    """The vision model that a folder of transformers holds.
+
+    Raises:
+        CheckpointError: transformers is not installed or does not know it, or weights and configuration do not agree.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError(
+            f"{folder}: a model of Hugging Face transformers; install it first: pip install 'overfocus[transformers]'"
+        ) from None
+    _require_sound(folder, config)
+    kind = str(config.get("model_type", ""))
+    names = [str(name) for name in config.get("architectures") or ()]
+    name = _TOWERS.get(kind) or next((n for n in names if hasattr(transformers, n)), "AutoModel")
+    built = getattr(transformers, name)
+    notes: list[str] = []
+    try:
+        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if kind == "vit_mae":
+            settings = transformers.ViTConfig(**{key: config[key] for key in transformers.ViTConfig().to_dict() if key in config})
+            notes.append("MAE's encoder built as a ViT: every patch is seen, none is masked")
+        elif kind in _TOWERS and hasattr(settings, "vision_config"):
+            settings = settings.vision_config
+            notes.append("left out, no part of the encoder: the text model and the projections")
+        model, told = built.from_pretrained(
+            folder,
+            config=settings,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa" if getattr(built, "_supports_sdpa", False) else "eager",  # never a kernel of the hub
+        )
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise CheckpointError(f"{folder}: transformers cannot load this {kind or 'model'} ({first_line(error)})") from error
+    missing = [key for key in told["missing_keys"] if not _needless(key)]
+    unexpected = [key for key in told["unexpected_keys"] if not _needless(key) and not key.startswith(_OTHER_TOWER)]
+    unfit = [str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ())]
+    faults = "; ".join(
+        f"{label} {some(sorted(keys))}"
+        for label, keys in (("missing", missing), ("no place for", unexpected), ("other shapes of", unfit))
+        if keys
+    )
+    if faults and not lenient:
+        raise CheckpointError(
+            f"{folder}: its weights are not those of {name} to the last tensor: {faults}; "
+            "is config.json the one that belongs to them? --lenient loads them all the same"
+        )
+    preprocess, assumed = _preprocess(folder, settings, image_size)
+    said = [f"LENIENT: loaded although it is not {name} to the last tensor: {faults}"] if faults else []
+    labels = getattr(settings, "id2label", None) if "Classification" in type(model).__name__ else None
+    classes = int(getattr(settings, "num_labels", 0)) if labels is not None else 0
+    return LoadedModel(
+        model=model,
+        preprocess=preprocess,
+        name=type(model).__name__,
+        source=str(folder),
+        sha256=hash_weights(model),
+        found_by="config.json of transformers",
+        weights_entry="save_pretrained",
+        missing_keys=sorted(told["missing_keys"]),
+        unexpected_keys=sorted(told["unexpected_keys"]),
+        notes=(*said, *notes, *assumed),
+        lenient=bool(faults),
+        class_names=[str(labels[number]) for number in sorted(labels)] if labels else None,
+        classes=classes,
+    )
+
+
+def _needless(key: str) -> bool:
+    return is_harmless(key) or any(f".{part}" in f".{key}" for part in _NEEDLESS)
+
+
+def _require_sound(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse, before anything is built, sizes out of reason and weights that need another library to be read."""
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder}: holds a PEFT adapter; merge it into its base model (merge_and_unload) and save that")
+    if config.get("quantization_config"):
+        raise CheckpointError(f"{folder}: its weights are quantised; save the model dequantised (model.dequantize())")
+    stack: list[tuple[dict[str, Any], int]] = [(config, 0)]
+    while stack:
+        values, depth = stack.pop()
+        for key, value in values.items():
+            if isinstance(value, dict) and depth < 3 and key not in ("id2label", "label2id"):
+                stack.append((value, depth + 1))
+            numbers = value if isinstance(value, list) else [value]
+            if key in _BOUNDS and any(isinstance(n, int | float) and not 0 <= n <= _BOUNDS[key] for n in numbers):
+                raise CheckpointError(
+                    f"{folder / 'config.json'}: refused, {key} is {str(value)[:60]}; expected 0 to {_BOUNDS[key]}"
+                )
+
+
+def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None) -> tuple[Preprocess, list[str]]:
+    path = folder / "preprocessor_config.json"
+    said: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            said = read if isinstance(read, dict) else {}
+        except (ValueError, OSError, RecursionError) as error:
+            raise CheckpointError(f"{path}: no readable JSON ({first_line(error)})") from None
+    notes = []
+    if not said.get("image_mean"):
+        notes.append("preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say")
+    channels = int(getattr(settings, "num_channels", 3) or 3)
+    own = getattr(settings, "image_size", None) or 224
+    side = own if isinstance(own, int) else max(own)
+    size, crop = said.get("size"), said.get("crop_size")
+    crop_pct, mode, target = 1.0, "squash", _sides(size, side)
+    if (isinstance(size, dict) and "shortest_edge" in size) or said.get("do_center_crop"):
+        edge = min(_sides(size, side))
+        target = _sides(crop, side) if said.get("do_center_crop") and crop else (edge, edge)
+        crop_pct, mode = min(max(target) / edge, 1.0), "center"
+        if "crop_pct" in said and isinstance(said["crop_pct"], int | float):
+            crop_pct = float(said["crop_pct"])
+    normal = said.get("do_normalize", True)
+    try:
+        return Preprocess(
+            (channels, *(image_size or target)),
+            tuple(said.get("image_mean") or IMAGENET_MEAN)[:channels] if normal else (0.0,) * channels,
+            tuple(said.get("image_std") or IMAGENET_STD)[:channels] if normal else (1.0,) * channels,
+            _RESAMPLING.get(said.get("resample", 2), "bilinear"),
+            crop_pct,
+            mode,
+        ), notes
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: the preprocessing is not usable: {first_line(error)}") from None
+
+
+def _sides(size: Any, default: int) -> tuple[int, int]:
+    """(height, width) in any of the forms that transformers writes."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, dict):
+        if "height" in size and "width" in size:
+            return int(size["height"]), int(size["width"])
+        edge = size.get("shortest_edge") or size.get("longest_edge") or default
+        return int(edge), int(edge)
+    if isinstance(size, list) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    return default, default

@@ -1,0 +1,248 @@
+"""Stability under corruption: heat maps by severity and by layer, and curves over severity."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from overfocus.figures.style import (
+    MISSING,
+    SEQUENTIAL,
+    PlainFigure,
+    legend_below,
+    line_style,
+    lookup_table,
+    model_colour,
+    model_dash,
+    reads_dark,
+)
+from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.intervals import Interval, interval_of
+from overfocus.statistics.layers import LayerStatistics, mean_of_known
+from overfocus.statistics.panel import Panel, read_panel
+from overfocus.statistics.retained import RETAINED, retained_interval, stable_metrics
+from overfocus.statistics.wording import measure_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from overfocus.run import Run
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The one colour scale of a metric: both heat maps, all severities, all layers."""
+
+    low: float
+    high: float
+    reverse: bool
+    """Whether low values are the bright ones, because a low value means that attention changed."""
+
+    @property
+    def digits(self) -> int:
+        """Digits after the point that tell the means apart."""
+        return 2 if max(abs(self.low), abs(self.high)) >= 0.4 else 3
+
+    @property
+    def colour_map(self) -> str:
+        """Name of the matplotlib colour map."""
+        return SEQUENTIAL + ("_r" if self.reverse else "")
+
+
+RETAINED_UNIT = "1: as if not corrupted, 0: another image"
+"""What an axis of retained stability counts."""
+
+
+def shows_retained(every: Sequence[LayerStatistics], metric: str) -> bool:
+    """Whether a metric of stability is shown against the control: every run measured one that is more than noise."""
+    return all(metric in one.retained and np.isfinite(one.retained[metric]["mean"]).any() for one in every)
+
+
+def labels_of(metric: str, *, retained: bool) -> tuple[str, str]:
+    """Title and unit of a metric of stability, or of what is retained of it."""
+    return (measure_title(RETAINED + metric), RETAINED_UNIT) if retained else (title_of(metric), CATALOGUE[metric].unit)
+
+
+def scale_of(every: Sequence[LayerStatistics], metric: str) -> Scale:
+    """Smallest to largest mean over every run, corruption, severity and layer: of what is retained, where it is shown."""
+    retained = shows_retained(every, metric)
+    found = np.concatenate(
+        [
+            (one.means(metric, retained=True) if retained else one.values[metric]["mean"]).ravel()
+            for one in every
+            if metric in one.values
+        ]
+    )
+    found = found[np.isfinite(found)]
+    low, high = float(found.min()), float(found.max())
+    return Scale(low, high if high > low else low + 1e-6, retained or CATALOGUE[metric].overfocused == "low")
+
+
+def heat_map(
+    values: npt.NDArray[np.float64], rows: list[str], columns: list[str], unit: str, across: str, scale: Scale
+) -> "Figure":
+    """Draw (rows, columns) means with their numbers; call inside `styled()`.
+
+    In the SVG the cells are the children of the group "cells", row by row, and their numbers the groups value-<number>.
+    """
+    import seaborn
+    from matplotlib.figure import Figure
+
+    left = 0.2 + 0.075 * max(len(row) for row in rows)
+    cell = 0.42 if values.size <= 400 else 0.3
+    width = max(left + cell * len(columns) + 1.05, 3.4)
+    height = 0.26 * len(rows) + 0.62
+    if height < 1.7:
+        height = 1.7
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((left / width, 0.46 / height, (width - left - 1.05) / width, (height - 0.54) / height))
+    bar = figure.add_axes(((width - 0.9) / width, 0.46 / height, 0.12 / width, (height - 0.54) / height))
+    seaborn.heatmap(
+        values, ax=axes, cbar_ax=bar, vmin=scale.low, vmax=scale.high, cmap=scale.colour_map,
+        xticklabels=columns, yticklabels=rows, linewidths=0, rasterized=False,
+    )  # fmt: skip
+    axes.collections[0].set_gid("cells")
+    for colours in bar.collections:
+        colours.set_rasterized(True)  # 256 paths otherwise
+    bar.set_ylabel(unit, fontsize=8)
+    bar.tick_params(labelsize=8, length=2)
+    axes.tick_params(length=0, rotation=0)
+    axes.set_xlabel(across, labelpad=2)
+    table = lookup_table(scale.colour_map)
+    size = 8 if len(columns) <= 16 else 6.5
+    for number, value in enumerate(values.ravel()):
+        row, column = divmod(number, len(columns))
+        known = bool(np.isfinite(value))
+        shade = table[int(np.clip(255 * (value - scale.low) / (scale.high - scale.low), 0, 255))] if known else None
+        dark = shade is not None and reads_dark(shade)
+        text = short(value, scale.digits) if known else "–"
+        colour = "#ffffff" if dark else ("#000000" if known else MISSING)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour, gid=f"value-{number}")
+    return figure
+
+
+def short(value: float, digits: int) -> str:
+    """A mean without the zero before its point.
+
+    >>> short(0.876, 2), short(-0.5, 2), short(1.0, 2)
+    ('.88', '−.50', '1.00')
+    """
+    text = f"{abs(value):.{digits}f}".removeprefix("0")
+    return f"−{text}" if value < 0 and text.strip(".0") else text
+
+
+def matrix_figure(
+    every: Sequence[LayerStatistics],
+    names: Sequence[str],
+    metric: str,
+    corruptions: Sequence[str],
+    severity: int,
+    width: float,
+) -> PlainFigure:
+    """Means over images at one severity; bright means that attention changed."""
+    rows = 0.16 * len(corruptions) + 0.28
+    figure = PlainFigure(figsize=(width, max(2.0, rows * len(every) + 0.75)), layout="constrained")
+    axes = figure.subplots(len(every), 1, squeeze=False)[:, 0]
+    scale, retained = scale_of(every, metric), shows_retained(every, metric)
+    drawn = None
+    for panel, statistics, name in zip(axes, every, names, strict=True):
+        kept = [statistics.corruptions.index(corruption) for corruption in corruptions]
+        values = statistics.matrix(metric, severity, retained=retained)[kept]
+        drawn = panel.imshow(np.ma.masked_invalid(values), cmap=scale.colour_map, vmin=scale.low, vmax=scale.high, aspect="auto")
+        panel.set_yticks(range(len(corruptions)), [corruption.replace("_", " ") for corruption in corruptions])
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+        if len(every) > 1:
+            panel.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=4)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].set_xlabel(f"layer, severity {severity}")
+    assert drawn is not None
+    bar = figure.colorbar(drawn, ax=list(axes), aspect=max(6, 10 * len(every)), pad=0.02)
+    title, unit = labels_of(metric, retained=retained)
+    bar.set_label(f"{title}\n({unit})")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def severity_figure(
+    runs: Sequence["Run"],
+    names: Sequence[str],
+    metrics: Sequence[str],
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    width: float,
+) -> PlainFigure:
+    """One panel per metric: means over layers and images with 95 % intervals over images; what is retained of a metric of
+    stability, where all runs measured the control.
+
+    One run: a curve per corruption. Several: a curve per model, corruptions averaged for each image first. Where there is one
+    severity only, the corruptions stand on the axis instead.
+    """
+    across = min(len(metrics), max(1, round(width / 2.2)))
+    down = -(-len(metrics) // across)
+    figure = PlainFigure(figsize=(width, down * min(2.1, 0.72 * width / across + 0.5) + 0.35), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    single = len(severities) == 1
+    panels = [read_panel(run) for run in runs]
+    for place, metric in enumerate(metrics):
+        panel = axes[divmod(place, across)]
+        for label, colour, dash, values in _curves(panels, names, metric, corruptions, severities):
+            _points(panel, values, label, colour, " " if single else dash)
+        title, unit = labels_of(metric, retained=metric in stable_metrics(panels))
+        panel.set_ylabel(f"{title}\n({unit})")
+        panel.set_xlabel(f"corruption, severity {severities[0]}" if single else "severity")
+        labels = [name.replace("_", " ") for name in corruptions] if single else [str(severity) for severity in severities]
+        panel.set_xticks(range(len(labels)), labels, rotation=30 if single else 0, ha="right" if single else "center")
+        panel.set_xlim(-0.4, len(labels) - 0.6)
+        panel.grid(axis="y")
+    for place in range(len(metrics), down * across):
+        axes[divmod(place, across)].set_axis_off()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if len(labels) > 1:
+        legend_below(figure, handles, labels, width)
+    return figure
+
+
+def _curves(
+    panels: Sequence[Panel], names: Sequence[str], metric: str, corruptions: Sequence[str], severities: Sequence[int]
+) -> list[tuple[str, str, str, list[Interval]]]:
+    """(label, colour, dash, one interval per place on the axis)."""
+    retained = metric in stable_metrics(panels)
+    found = []
+    if len(severities) == 1:
+        for number, (panel, name) in enumerate(zip(panels, names, strict=True)):
+            values = [mean_of(panel, metric, [corruption], severities[0], retained=retained) for corruption in corruptions]
+            found.append((name, model_colour(number), model_dash(number), values))
+    elif len(panels) == 1:
+        for number, corruption in enumerate(corruptions):
+            colour, dash = line_style(number)
+            values = [mean_of(panels[0], metric, [corruption], severity, retained=retained) for severity in severities]
+            found.append((corruption.replace("_", " "), colour, dash, values))
+    else:
+        for number, (panel, name) in enumerate(zip(panels, names, strict=True)):
+            values = [mean_of(panel, metric, corruptions, severity, retained=retained) for severity in severities]
+            found.append((name, model_colour(number), model_dash(number), values))
+    return found
+
+
+def mean_of(panel: Panel, metric: str, corruptions: Sequence[str], severity: int, *, retained: bool) -> Interval:
+    """Mean over images, each image averaged over layers and corruptions first; or what is retained of that."""
+    variants = [variant for variant in panel.variants if variant.severity == severity and variant.corruption in corruptions]
+    if retained and variants:
+        return retained_interval(panel, metric, variants)
+    places = [panel.variants.index(variant) for variant in variants]
+    by_image = mean_of_known(mean_of_known(panel.values[metric][:, places], 2), 1)
+    return interval_of(pd.Series(by_image), metric)
+
+
+def _points(panel: "Axes", values: list[Interval], label: str, colour: str, dash: str) -> None:
+    means = np.array([value.mean for value in values])
+    ends: Any = np.array([[value.mean - value.low, value.high - value.mean] for value in values]).T
+    panel.errorbar(
+        np.arange(len(values)), means, yerr=ends, color=colour, linestyle=dash, marker="o", markersize=3, capsize=2,
+        elinewidth=0.8, label=label,
+    )  # fmt: skip

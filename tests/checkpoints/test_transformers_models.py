@@ -1,0 +1,174 @@
+"""Folders of Hugging Face transformers, and modules of the user's own code."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from overfocus import CheckpointError, load_model
+
+transformers = pytest.importorskip("transformers")
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+PREPROCESSOR = {
+    "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"shortest_edge": 40}, "resample": 3,
+    "do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "do_normalize": True,
+}  # fmt: skip
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+
+
+def saved(folder: Path, model: nn.Module, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape))
+    model.eval().save_pretrained(folder, **options)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    return model
+
+
+def first(output: object) -> torch.Tensor:
+    return output["logits"] if "logits" in output else output["last_hidden_state"]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}], ids=["one file", "sharded"])
+def test_classifier(options, tmp_path: Path) -> None:
+    config = transformers.ViTConfig(**TINY, id2label={0: "cat", 1: "dog", 2: "owl"})
+    model = saved(tmp_path, transformers.ViTForImageClassification(config), **options)
+    loaded = load_model(tmp_path)
+    assert (loaded.name, loaded.num_classes, loaded.class_names) == ("ViTForImageClassification", 3, ["cat", "dog", "owl"])
+    assert (loaded.input_size, loaded.mean, loaded.std) == ((3, 32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (loaded.interpolation, loaded.crop_pct, loaded.notes, loaded.lenient) == ("bicubic", 0.8, (), False)
+    with torch.inference_mode():
+        torch.testing.assert_close(first(loaded.model(IMAGES)), first(model(IMAGES)))
+    weights = next(tmp_path.glob("model*.safetensors"))
+    assert load_model(weights).name == "ViTForImageClassification"
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "BeitFor", "DeiT"])
+def test_other_encoders(kind: str, tmp_path: Path) -> None:
+    name = kind.removesuffix("For")
+    model = saved(tmp_path, getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**TINY)))
+    loaded = load_model(tmp_path)
+    with torch.inference_mode():
+        torch.testing.assert_close(first(loaded.model(IMAGES)), first(model(IMAGES)))
+    assert loaded.num_classes == 0
+
+
+def test_image_tower_of_clip(tmp_path: Path) -> None:
+    text = {key: value for key, value in TINY.items() if "size" not in key or key == "hidden_size"} | {"vocab_size": 50}
+    config = transformers.CLIPConfig(text_config=text, vision_config=TINY, projection_dim=16)
+    model = saved(tmp_path, transformers.CLIPModel(config))
+    loaded = load_model(tmp_path)
+    with torch.inference_mode():
+        expected = model.vision_model(IMAGES).last_hidden_state
+        torch.testing.assert_close(first(loaded.model(IMAGES)), expected)
+    assert any("text model" in note for note in loaded.notes)
+
+
+def test_masked_autoencoder_sees_every_patch(tmp_path: Path) -> None:
+    model = saved(tmp_path, transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**TINY, decoder_hidden_size=32)))
+    loaded = load_model(tmp_path)
+    state = loaded.model.state_dict()
+    weight = model.state_dict()["vit.embeddings.patch_embeddings.projection.weight"]
+    torch.testing.assert_close(state["embeddings.patch_embeddings.projection.weight"], weight)
+    with torch.inference_mode():
+        assert first(loaded.model(IMAGES)).shape == (2, 17, 32)
+        torch.testing.assert_close(first(loaded.model(IMAGES)), first(loaded.model(IMAGES)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 3}, "missing"),
+        ({"num_hidden_layers": 1}, "no place for"),
+        ({"num_hidden_layers": 10**9}, "refused, num_hidden_layers"),
+        ({"hidden_size": 10**7}, "refused, hidden_size"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantised"),
+        ({"model_type": "no_such_model"}, "cannot load this no_such_model"),
+        ({"model_type": "vit", "auto_map": {"AutoModel": "evil.Evil"}, "hidden_act": "no such"}, "cannot load"),
+    ],
+    ids=str,
+)
+def test_configurations_that_are_not_those_of_the_weights(change, words: str, tmp_path: Path) -> None:
+    saved(tmp_path, transformers.ViTModel(transformers.ViTConfig(**TINY)))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    (tmp_path / "evil.py").write_text("raise SystemExit('code ran')")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_are_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="PEFT adapter"):
+        load_model(tmp_path)
+
+
+CODE = """
+import torch, overfocus
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mixer = torch.nn.Conv2d(3, 8, 4, 4), torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out = torch.nn.Linear(8, 5)
+    def forward(self, images):
+        tokens = self.stem(images).flatten(2).mT
+        return self.out(self.mixer(tokens, tokens, tokens)[0].mean(1))
+def make(): return overfocus.wrap(Net(), input_size=16, mean=(0.5,), std=(0.5,), class_names=list("abcde"))
+def fails(): raise ValueError("no luck")
+def number(): return 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_network.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    yield "own_network"
+    sys.modules.pop("own_network", None)
+
+
+@pytest.mark.parametrize("front", ["", "module.", "state.net."])
+def test_own_code(own: str, front: str, write) -> None:
+    sys.path.insert(0, ".")
+    try:
+        model = __import__(own).Net().eval()
+    finally:
+        sys.path.remove(".")
+    state = model.state_dict()
+    path = write({front + name: tensor for name, tensor in state.items()})
+    loaded = load_model(path, model="own_network:make")
+    assert (loaded.found_by, loaded.input_size, loaded.class_names) == ("own code", (3, 16, 16), list("abcde"))
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(loaded.model(images), model(images))
+    lacking = write({front + name: tensor for name, tensor in state.items() if name != "stem.bias"}, "lacking.pth")
+    with pytest.raises(CheckpointError, match=r"missing stem\.bias"):
+        load_model(lacking, model="own_network:make")
+    assert load_model(lacking, model="own_network:make", lenient=True).lenient
+
+
+@pytest.mark.parametrize(
+    ("spelling", "words"),
+    [
+        ("own_network:fails", "no luck"),
+        ("own_network:number", "torch.nn.Module"),
+        ("own_network:nothing", "nothing"),
+        ("no_such_module:make", "no_such_module"),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_own_code_that_gives_no_module(spelling: str, words: str, write) -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model(write({"stem.bias": torch.ones(8)}), model=spelling)
+    assert "\n" not in str(caught.value)

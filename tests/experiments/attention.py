@@ -1,0 +1,82 @@
+"""How the attention of trained models behaves: how concentrated it is, what of it stays under corruption, what tells flips."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from common import Job
+from PIL import Image
+
+from overfocus import analyze
+from overfocus.run import Run
+from overfocus.statistics.association import auroc
+from overfocus.statistics.intervals import mean_interval
+from overfocus.statistics.panel import Panel, over_layers, read_panel
+from overfocus.statistics.retained import retained_interval
+
+SEVERITY = 3
+STABILITY = "attention_cosine"
+"""The metric of stability that is reported."""
+
+
+def write_images(folder: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """The images, uint8 RGB, as files in class folders."""
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        path = folder / str(label) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def analyze_one(job: Job, output: Path, device: str) -> None:
+    """Measure one model on the images under the 15 common corruptions; it goes on where it was stopped."""
+    analyze(
+        output / "trainings" / job.name / "model.safetensors",
+        output / "attention" / "images",
+        "common",
+        SEVERITY,
+        output / "attention" / "runs" / job.name,
+        batch_size=64,
+        workers=0,
+        displayed=0,
+        device=device,
+        progress=False,
+    )
+
+
+def tabulate(output: Path, jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row for each model, then one for each arm, its seeds together (seed −1).
+
+    Columns: top_share, of the patches that receive most attention, clean, mean over layers, with its interval over images;
+    retained of `STABILITY` over all corruptions, 1 as if not corrupted, 0 as another image; auroc of the same metric for flipped
+    predictions within corruption × seed, above 0.5 where steadier attention goes with kept predictions; flipped of count.
+    """
+    panels = [(job, read_panel(Run(output / "attention" / "runs" / job.name))) for job in jobs]
+    of_arm = {arm: [panel for job, panel in panels if job.arm == arm] for arm in dict.fromkeys(job.arm for job in jobs)}
+    models = [{"arm": job.arm, "seed": job.seed, **_describe([panel])} for job, panel in panels]
+    return pd.DataFrame([*models, *({"arm": arm, "seed": -1, **_describe(found)} for arm, found in of_arm.items())])
+
+
+def _describe(panels: Sequence[Panel]) -> dict[str, float]:
+    corrupted = panels[0].corrupted
+    clean = panels[0].variants.index(("clean", 0))
+    share = np.mean([panel.values["top_share"][:, clean].mean(1) for panel in panels], axis=0)[:, None]
+    low, high = mean_interval(share)
+    variants = [panels[0].variants[place] for place in corrupted]
+    retained = [retained_interval(panel, STABILITY, variants) for panel in panels]
+    steadiness = np.stack(over_layers(panels, [panel.values[STABILITY] for panel in panels], "all"))[:, :, corrupted]
+    flipped = np.stack([1 - panel.output["agreement"][:, corrupted] for panel in panels]) > 0
+    seeds, images, places = np.indices(steadiness.shape)
+    area = auroc(-steadiness.ravel(), flipped.ravel(), images.ravel(), (seeds * len(corrupted) + places).ravel())
+    return {
+        "top_share": float(share.mean()),
+        "top_share_low": float(low[0]),
+        "top_share_high": float(high[0]),
+        "retained": float(np.mean([part.mean for part in retained])),
+        **({"retained_low": retained[0].low, "retained_high": retained[0].high} if len(panels) == 1 else {}),
+        "auroc": area.value,
+        "auroc_low": area.low,
+        "auroc_high": area.high,
+        "flipped": int(flipped.sum()),
+        "count": flipped.size,
+    }

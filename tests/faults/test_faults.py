@@ -1,0 +1,191 @@
+"""Whatever goes wrong: one clear line on standard error, exit status 1 or 2, nothing lost and nothing run."""
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.testing import CliRunner
+
+from overfocus_cli.main import app
+
+_spec = spec_from_file_location("museum", Path(__file__).with_name("museum.py"))
+assert _spec is not None
+assert _spec.loader is not None
+museum = module_from_spec(_spec)
+sys.modules["museum"] = museum
+_spec.loader.exec_module(museum)
+
+LONGEST = 2200
+"""Characters of a line with the name of the program."""
+
+
+class Case(NamedTuple):
+    """One thing that goes wrong."""
+
+    kind: str
+    command: list[str]
+    words: str
+    """Part of the line: the name of the file or option."""
+    status: int = 1
+
+
+def cases() -> Iterator[Case]:
+    few = ["--images", "photos", "--corruption", "fog", "--severity", "3", "--workers", "0", "--no-report", "--output", "out"]
+    for name in museum.BAD_CHECKPOINTS:
+        shown = name.partition(".")[0]
+        yield Case(f"checkpoint {name}", ["inspect", name], shown)
+        yield Case(f"checkpoint {name}", ["analyze", name, *few], shown)
+        yield Case(f"checkpoint {name}", ["compare", "good.pth", name, *few], shown)
+        yield Case(f"checkpoint {name}", ["heatmap", name, "photos/cat/one.png", "--output", "out"], shown)
+    for name in museum.BAD_IMAGES:
+        shown = name.partition(".")[0].removeprefix("/dev/")
+        yield Case(f"image {name}", ["analyze", "good.pth", *few[2:], "--images", name], shown)
+        yield Case(f"image {name}", ["heatmap", "good.pth", name, "--output", "out"], shown)
+    for name in museum.BAD_RUNS:
+        yield Case(f"run {name}", ["report", name], name)
+        yield Case(f"run {name}", ["check", name, "--max", "gini=1"], name)
+        yield Case(f"run {name}", ["figure", "layers", name, "--output", "out.png"], name)
+    for name in museum.BAD_PARTS:
+        yield Case(f"table {name}", ["report", name], name)
+        yield Case(f"table {name}", ["check", name, "--max", "gini=1"], name)
+    for name in museum.BAD_MAPS:
+        yield Case(f"maps {name}", ["figure", "columns", name, "--output", "out.png"], name)
+    for name in museum.BAD_RECIPES:
+        yield Case(f"recipe {name}", ["train", "photos", "--model", "test_vit", "--recipe", name, "--output", "out"], "recipe")
+    yield from numbers()
+    yield from usage()
+
+
+def numbers() -> Iterator[Case]:
+    """Values out of bounds, before any work."""
+    train = ["train", "photos", "--model", "test_vit", "--output", "out"]
+    for option in (
+        "--epochs", "--iterations", "--batch-size", "--accumulation", "--learning-rate", "--seed", "--workers", "--limit",
+        "--image-size", "--tap", "--log-every", "--save-every", "--validate-every", "--watch-every", "--adl", "--adl-warmup",
+    ):  # fmt: skip
+        name = option.removeprefix("--")
+        yield Case(f"train {option} below", [*train, option, "-1"], name)
+        yield Case(f"train {option} no number", [*train, option, "high"], name, 2)
+        if option not in ("--learning-rate", "--adl", "--adl-warmup"):
+            yield Case(f"train {option} above", [*train, option, "1" + "0" * 30], name)
+        else:
+            yield Case(f"train {option} infinite", [*train, option, "inf"], name)
+            yield Case(f"train {option} NaN", [*train, option, "nan"], name)
+    for option, value in (
+        ("--set", "epochs=-1"), ("--set", "batch_size=1e30"), ("--set", "flip=2"), ("--set", "crop_scale=[1,0]"),
+        ("--set", "masking=1"), ("--set", "precision=int4"), ("--set", "label_smoothing=nan"), ("--task", "detection"),
+        ("--objective", "gan"), ("--tap-pooling", "sum"), ("--precision", "int4"),
+    ):  # fmt: skip
+        yield Case(f"train {option} {value}", [*train, option, value], value.partition("=")[0])
+    for option, value, words in (
+        ("--max", "gini", "NAME=VALUE"), ("--max", "=1", "NAME=VALUE"), ("--layers", "first", "--layers"),
+    ):  # fmt: skip
+        yield Case(f"check {option} {value}", ["check", "run", "--max", "gini=1", option, value], words, 2)
+    for value, words in (
+        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "nothing is retained of gini"),
+        (f"{museum.ESCAPE}=1", r"\x1b"),
+    ):  # fmt: skip
+        yield Case(f"check --max {value}", ["check", "run", "--max", value], words)
+    for command in ("analyze", "ablate", "compare"):
+        start = [command, "--output", "out"]
+        for option, value in (
+            ("--batch-size", "0"), ("--batch-size", "-3"), ("--severity", "0"), ("--severity", "6"), ("--limit", "0"),
+            ("--limit", "-1"), ("--workers", "-1"), ("--corruption", "no_such"), ("--max-pixels", "0"), ("--device", "tpu9"),
+        ):  # fmt: skip
+            words = option.removeprefix("--").replace("-", "_") if option not in ("--corruption", "--severity") else value
+            yield Case(f"{command} {option} {value}", [*start, option, value], words.split("_")[0])
+
+
+def usage() -> Iterator[Case]:
+    """Words that are none of the program's, with what was probably meant."""
+    for command, words in (
+        (["analyse"], "Did you mean 'analyze'"),
+        (["--colour", "analyze"], "--colour"),
+        (["analyze", "--colour"], "see overfocus analyze --help"),
+        (["analyze", "--severity", "high"], "--severity"),
+        (["analyze", "--layers", "first"], "--layers"),
+        (["report"], "Missing argument"),
+        (["list"], "Missing argument"),
+        (["list", "metric"], "did you mean metrics?"),
+        (["list", "modles"], "did you mean models?"),
+        (["figure", "layer", "run"], "did you mean layers?"),
+        (["figure", "matrx", "run"], "did you mean matrix?"),
+        (["figure", "layers", "run", "--width", "wide"], "3.3in"),
+        (["heatmap", "--method", "rolout"], "did you mean rollout?"),
+        (["heatmap", "--query", "here"], "ROW,COL"),
+        (["inspect", "a", "b"], "see overfocus inspect --help"),
+        (["train", "photos", "--epochs"], "requires an argument"),
+        (["train", "photos", "--model-arg", "depth"], "NAME=VALUE"),
+        (["inspect", ""], "empty"),
+        (["analyze", "good.pth", "--images", ""], "--images is empty"),
+        (["analyze", "--output="], "--output is empty"),
+        (["report", ""], "empty"),
+        (["train", "photos", "--init", ""], "--init is empty"),
+        (["list", "models", ""], "empty"),
+    ):
+        yield Case(f"usage {' '.join(command)}", command, words, 2)
+    for command, words in (
+        (["analyze", "photos"], "--images photos"),
+        (["inspect", "photos/cat/one.png"], "one.png"),
+        (["ablate", "photos"], "--images photos"),
+        (["heatmap", "photos/cat/one.png", "good.pth"], "overfocus heatmap good.pth photos/cat/one.png"),
+        (["report", "."], "run folder"),
+        (["train", "photos", "--output", "out"], "--model NAME"),
+        (["train", "no_images", "--model", "test_vit", "--output", "out"], "no_images"),
+        (["train", "nowhere", "--model", "test_vit", "--output", "out"], "nowhere"),
+        (["train", "good.pth", "--model", "test_vit", "--output", "out"], "good.pth"),
+        (["train", "photos", "--model", "test_vit", "--batch-size", "2", "--output", "good.pth"], "good.pth"),
+        (["train", "photos", "--model", "test_vit", "--output", "out", "--init", "text.pth"], "text.pth"),
+        (["train", "photos", "--model", "test_vt", "--output", "out"], "test_vit"),
+        (["train", "photos", "--model", "test_vit", "--output", "out", "--workers", "0"], "--batch-size 2"),
+        (["evaluate", "text.pth", "--data", "photos", "--output", "out"], "text.pth"),
+        (["evaluate", "good.pth", "--data", "nowhere", "--output", "out"], "nowhere"),
+    ):
+        yield Case(f"meant {' '.join(command)}", command, words)
+
+
+CASES = list(cases())
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory: pytest.TempPathFactory, synthetic_run: Callable[..., Path]) -> Path:
+    made: Path = museum.make_museum(tmp_path_factory.mktemp("museum"), synthetic_run)
+    return made
+
+
+@pytest.fixture
+def here(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own that shows the museum."""
+    for path in rooms.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: " ".join([case.kind, *case.command[:1]]).encode("ascii", "replace").decode()
+)
+def test_one_clear_line(case: Case, here: Path) -> None:
+    before = {path.name for path in here.iterdir()}
+    result = CliRunner().invoke(app, case.command, prog_name="overfocus")
+    assert result.exit_code == case.status, result.output[-2000:] + repr(result.exception)
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("overfocus: warning: ")]
+    assert len(lines) == 1, result.stderr[:4000]
+    assert lines[0].startswith("overfocus: ")
+    assert len(lines[0]) < LONGEST
+    assert lines[0].isprintable()
+    assert case.words in lines[0]
+    assert "fault of overfocus" not in lines[0]
+    assert "Traceback" not in lines[0]
+    assert not (here / "executed").exists()
+    assert not [path for path in here.rglob(".*.unfinished") if not path.is_symlink()]
+    assert {path.name for path in here.iterdir()} <= before | {"out", "overfocus-heatmaps"}
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(CASES) >= 300
+    assert len({case.kind for case in CASES}) >= 60

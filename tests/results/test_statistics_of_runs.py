@@ -1,0 +1,190 @@
+"""What comparisons compute from runs whose tables are known: controls, joint masks, groups of seeds, strata."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from overfocus import Comparison, RunError
+from overfocus.statistics.fragility import CORRUPTION_ALONE, POOLED
+from overfocus.statistics.retained import tabulate_retained
+
+
+def _row(table, **identity):
+    for name, value in identity.items():
+        table = table[table[name] == value]
+    (row,) = table.to_dict("records")
+    return row
+
+
+def test_retained_is_one_minus_the_ratio_of_mean_distances(write_run):
+    run = write_run("a", images=20)
+    kept = run.retained
+    row = _row(kept, metric="top_overlap", corruption="fog", severity=4, layer=1)
+    of_layer = run.table[run.table["layer"] == 1]
+    own = of_layer[(of_layer["corruption"] == "fog") & (of_layer["severity"] == 4)]["top_overlap"].mean()
+    control = of_layer[of_layer["corruption"] == "other image"]["top_overlap"].mean()
+    assert row["value"] == pytest.approx(own)
+    assert row["control"] == pytest.approx(control)
+    assert row["retained"] == pytest.approx(1 - (1 - own) / (1 - control))
+    assert row["low"] < row["retained"] < row["high"]
+    assert row["count"] == 20
+    assert set(zip(kept["corruption"], kept["severity"], strict=True)) == {("fog", 2), ("fog", 4)}
+    pd.testing.assert_frame_equal(kept, tabulate_retained(run))
+
+
+def test_without_a_control_nothing_is_retained(write_run):
+    runs = [write_run(name, seed=seed, control=False) for seed, name in enumerate("ab")]
+    assert runs[0].retained.empty
+    comparison = Comparison(runs, resamples=300)
+    assert not comparison.controlled
+    assert comparison.table["control"].isna().all()
+    assert not comparison.table["metric"].str.startswith("retained").any()
+    (verdict,) = [verdict for verdict in comparison.verdicts if verdict.question == "stability"]
+    assert verdict.answer == "can't tell"
+    assert "control not measured" in verdict.sentence
+
+
+def test_the_control_is_in_no_mean_over_corruptions(write_run):
+    runs = [write_run(name, seed=seed, images=25) for seed, name in enumerate("ab")]
+    row = _row(Comparison(runs, resamples=300).table, metric="js_divergence", layers="all", corruption="all")
+    fog = runs[1].table[runs[1].table["corruption"] == "fog"]
+    other = runs[1].table[runs[1].table["corruption"] == "other image"]
+    assert row["mean"] == pytest.approx(fog["js_divergence"].mean())
+    assert row["control"] == pytest.approx(other["js_divergence"].mean())
+    assert row["retained"] == pytest.approx(1 - fog["js_divergence"].mean() / other["js_divergence"].mean())
+    again = _row(Comparison(runs, resamples=300).table, metric="retained.js_divergence", layers="all", corruption="all")
+    assert again["mean"] == pytest.approx(row["retained"])
+    assert again["baseline_mean"] == pytest.approx(row["baseline_retained"])
+    assert again["difference"] == pytest.approx(row["retained"] - row["baseline_retained"])
+
+
+def test_a_control_of_numerical_noise_leaves_retained_undefined(write_run):
+    def uniform(table):
+        table.loc[table["js_divergence"].notna(), "js_divergence"] *= 1e-7
+        return table
+
+    run = write_run("a", images=20, adjust=uniform)
+    kept = run.retained.set_index("metric")
+    assert kept.loc["js_divergence", ["retained", "low", "high"]].isna().all().all()
+    assert kept.loc["top_overlap", "retained"].notna().all()
+    measured = write_run("b", images=20, info={"noise": {"top_overlap": [0.5, None, 0.0]}}).retained
+    layers = measured[measured["metric"] == "top_overlap"].groupby("layer")["retained"].apply(lambda values: values.isna().all())
+    assert layers.tolist() == [True, False, False]
+
+
+def test_differences_rest_on_the_same_layers_and_variants(write_run):
+    """The second run is the first with holes: whatever is left out of one is left out of both, so that nothing differs."""
+
+    def with_holes(table):
+        random = np.random.default_rng(9)
+        whole = (table["layer"] == 2) & (table["corruption"] != "other image")
+        holes = whole | (random.random(len(table)) < 0.2)
+        table.loc[holes, ["gini", "js_divergence", "attention_cosine"]] = np.nan
+        return table
+
+    comparison = Comparison(
+        [write_run("a", images=30, seed=3), write_run("b", images=30, seed=3, adjust=with_holes)], resamples=300
+    )
+    rows = comparison.table[~comparison.table["metric"].isin(["agreement", "correct"])]
+    assert rows["difference"].abs().max() < 1e-12
+    assert rows[["low", "high"]].abs().max().max() < 1e-6
+    late = rows[(rows["metric"] == "gini") & (rows["layers"] == "late")]
+    assert late.empty  # the second run has none of it
+
+
+def test_groups_take_in_images_and_runs(write_run):
+    """Three seeds against three: the interval is wider than that of the images alone, and as wide as the seeds differ."""
+
+    def shifted(amount):
+        def change(table):
+            table.loc[table["gini"].notna(), "gini"] += amount
+            return table
+
+        return change
+
+    first = [write_run(f"a{n}", images=40, seed=n, adjust=shifted(0.2 * n)) for n in range(3)]
+    second = [write_run(f"b{n}", images=40, seed=10 + n, adjust=shifted(0.2 * n + 0.05)) for n in range(3)]
+    groups = Comparison({"plain": first, "tap": second}, resamples=300)
+    assert groups.names == ("plain", "tap")
+    assert [len(group) for group in groups.groups] == [3, 3]
+    row = _row(groups.table, metric="gini", layers="all", corruption="clean")
+    means = [[run.table.query("corruption == 'clean'")["gini"].mean() for run in group] for group in (first, second)]
+    assert row["difference"] == pytest.approx(np.mean(means[1]) - np.mean(means[0]))
+    one = _row(Comparison([first[0], second[0]], resamples=300).table, metric="gini", layers="all", corruption="clean")
+    assert row["high"] - row["low"] > 2 * (one["high"] - one["low"])
+    seeds = np.sqrt(np.var(means[0], ddof=1) / 3 + np.var(means[1], ddof=1) / 3)
+    assert row["high"] - row["difference"] > 2.7 * seeds  # Student's t of four degrees of freedom
+    assert row["p_value"] > 0.5
+    assert any("tap is 3 runs" in note for note in groups.notes)
+    assert {verdict.model for verdict in groups.verdicts} == {"tap"}
+    kept = _row(groups.table, metric="retained.js_divergence", layers="all", corruption="all")
+    assert kept["low"] < kept["difference"] < kept["high"]
+
+
+def test_groups_are_written_and_read(write_run, tmp_path):
+    from overfocus.results.comparison import read_comparison
+
+    groups = {"plain": [write_run("a0"), write_run("a1", seed=1)], "tap": [write_run("b0", seed=2)]}
+    written = Comparison(groups, resamples=100)
+    again = read_comparison(written.write(tmp_path / "out"))
+    assert [len(group) for group in again.groups] == [2, 1]
+    pd.testing.assert_frame_equal(written.table, again.table)
+    assert any("a model of one run says nothing of how runs differ" in note for note in again.notes)
+    with pytest.raises(RunError, match="expected at least one run in each group, got none in empty"):
+        Comparison({"plain": groups["plain"], "empty": []})
+
+
+def test_within_a_stratum_a_number_that_knows_the_corruption_tells_nothing(write_run):
+    """Divergence follows the severity, and so do flips; within a severity neither knows of the other."""
+    random = np.random.default_rng(0)
+    variants = (("clean", 0), ("fog", 1), ("fog", 5))
+
+    def by_strength(table):
+        strength = table["severity"].map({0: 0.5, 1: 0.1, 5: 0.9}) + random.normal(0, 0.02, len(table))
+        table["js_divergence"] = np.where(table["js_divergence"].notna(), strength, np.nan)
+        return table
+
+    runs = [write_run(name, images=200, variants=variants, adjust=by_strength) for name in "ab"]
+    for run in runs:
+        chance = run.predictions["severity"].map({0: 1.0, 1: 0.9, 5: 0.3})
+        run.predictions["agreement"] = np.where(
+            run.predictions["severity"] == 0, np.nan, (random.random(len(chance)) < chance).astype(float)
+        )
+    found = Comparison(runs, resamples=300).fragility.query("model == 'a' and layers in ('all', 'output')")
+    within = _row(found, metric="js_divergence", corruption="all")
+    pooled = _row(found, metric="js_divergence", corruption=POOLED)
+    alone = _row(found, metric=CORRUPTION_ALONE)
+    assert pooled["auroc"] > 0.75
+    assert within["auroc_low"] < 0.5 < within["auroc_high"]
+    assert alone["auroc"] == pytest.approx(pooled["auroc"], abs=0.06)
+    assert within["strata"] == 2
+    assert alone["corruption"] == POOLED
+    strata = found[(found["metric"] == "js_divergence") & found["severity"].isin([1, 5])]
+    weights = strata["flipped"] * (strata["count"] - strata["flipped"])
+    assert within["auroc"] == pytest.approx(np.average(strata["auroc"], weights=weights))
+    assert within["spearman"] == pytest.approx(np.average(strata["spearman"], weights=weights))
+
+
+def test_another_baseline_does_not_replace_a_comparison(write_run, tmp_path):
+    import overfocus
+
+    first, second = write_run("a"), write_run("b", seed=1)
+    overfocus.compare([first, second], output=tmp_path / "out", resamples=50)
+    overfocus.compare([first, second], output=tmp_path / "out", resamples=50)  # the same is written again
+    with pytest.raises(RunError, match="holds another comparison"):
+        overfocus.compare([second, first], output=tmp_path / "out", resamples=50)
+    comparison = overfocus.compare([second, first], output=tmp_path / "out", resamples=50, overwrite=True)
+    assert comparison.baseline == "b"
+
+
+def test_images_of_one_name_in_two_folders_are_all_kept_and_read_alike(write_run):
+    """A name that stands twice counts among all that was asked for, read or not, in the comparison as in the report."""
+    from overfocus_reports.shared_run import shared_runs
+
+    twice = ["x.png", "x.png", "y.png"]
+    runs = [write_run("a", names=twice), write_run("b", names=twice, seed=1)]
+    one = runs[1]
+    one.predictions = one.predictions[one.predictions["image"] != 0]
+    comparison = Comparison(runs, resamples=300)
+    assert comparison.images == ["x.png", "y.png"]
+    assert [run.images[0].image for run in shared_runs(runs)] == [1, 1]
