@@ -372,7 +372,10 @@ class CsvLog:
         self._rows.append(row)
         try:
             with atomic_file(self.path) as file:
-                lines: list[list[object]] = [["step", *COLUMNS], *([row["step"], *(row[name] for name in COLUMNS)] for row in self._rows)]
+                lines: list[list[object]] = [
+                    ["step", *COLUMNS],
+                    *([row[name] for name in ("step", *COLUMNS)] for row in self._rows),
+                ]
                 text = _Lines()
                 csv.writer(text).writerows([csv_cell(value) for value in line] for line in lines)
                 file.write("".join(text).encode())

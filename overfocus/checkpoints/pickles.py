@@ -29,10 +29,13 @@ _MOST_ITEMS = 100_000
 class Inert(dict[Any, Any]):
     """An object of a class that is not loaded: what it was made from, with no behaviour."""
 
+    given: tuple[Any, ...]
+    state: Any
+
     def __new__(cls, *args: Any, **_: Any) -> "Inert":
         made = super().__new__(cls)
         made.given = args
-        made.state = None  # type: ignore[attr-defined]
+        made.state = None
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:

@@ -4,6 +4,7 @@ Nothing is accepted because most of it fits. An architecture is the one only if 
 of its shape in the model and every tensor of the model's trunk comes from the file.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -283,7 +284,7 @@ def _window(shapes: Mapping[str, Shape], path: Path) -> int | None:
         if name.endswith("relative_coords_table") and len(shape) == 4:
             return int(shape[1] + 1) // 2
         if name.endswith("relative_position_index") and len(shape) == 2:
-            return round(shape[0] ** 0.5)
+            return math.isqrt(shape[0])
     said = re.search(r"window(?:\d+to)?(\d+)", path.name)
     return int(said[1]) if said and any("relative_position" in n or "cpb_mlp" in n for n in shapes) else None
 

@@ -40,7 +40,7 @@ def corrupt_cached(
     path = _path(folder, rgb, name, severity, seed, constants)
     if path is not None and (found := _read(path, rgb.shape)) is not None:
         return found
-    result = corrupt(rgb, name, severity, seed, constants)
+    result: np.ndarray[tuple[Any, ...], Any] = corrupt(rgb, name, severity, seed, constants)
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from overfocus.datasets.masks import CITYSCAPES
 from overfocus.datasets.cityscapes import (
     CONDITIONS,
     clean_cityscapes,
@@ -20,7 +19,7 @@ from overfocus.datasets.cityscapes import (
     open_acdc,
     open_cityscapes,
 )
-from overfocus.datasets.masks import IGNORED, PictureMask, PictureMasks, read_mask
+from overfocus.datasets.masks import CITYSCAPES, IGNORED, PictureMask, PictureMasks, read_mask
 from overfocus.datasets.splits import SPLITS, split_folders
 from overfocus.errors import ImageError
 from overfocus.images.sources import ImageSource, find_images
