@@ -372,12 +372,10 @@ class CsvLog:
         self._rows.append(row)
         try:
             with atomic_file(self.path) as file:
-                lines: list[list[object]] = [
-                    ["step", *COLUMNS],
-                    *([row[name] for name in ("step", *COLUMNS)] for row in self._rows),
-                ]
+                names = ["step", *COLUMNS]
                 text = _Lines()
-                csv.writer(text).writerows([csv_cell(value) for value in line] for line in lines)
+                csv.writer(text).writerow(names)
+                csv.writer(text).writerows([csv_cell(row[name]) for name in names] for row in self._rows)
                 file.write("".join(text).encode())
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror or error}); choose another file") from error
