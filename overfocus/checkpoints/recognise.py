@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
 from overfocus.checkpoints.build import is_architecture, outline
 from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_tap
+from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_table, is_tap
 from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
@@ -364,7 +364,7 @@ def _noted(found: Fit, notes: list[str]) -> Fit:
 
 def _demand_size(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str) -> None:
     """Refuse, before memory is taken for it, an architecture that is far larger than the checkpoint."""
-    wanted = sum(parameter.numel() for key, parameter in model.named_parameters() if not is_classifier(key))
+    wanted = sum(parameter.numel() for key, parameter in model.named_parameters() if not (is_classifier(key) or is_table(key)))
     given = sum(tensor.numel() for tensor in tensors.values())
     if 2 * given < wanted:
         advice = known_by_shapes(tensors)
