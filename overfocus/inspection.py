@@ -68,6 +68,7 @@ def inspect(settings: InspectSettings) -> Inspection:
     noise = torch.randn(2, *loaded.input_size, generator=torch.Generator().manual_seed(0)).to(device)
     if settings.verify:
         found = verify(loaded.model, noise).as_dict()
+        found |= {"every_tensor_used": not loaded.lenient, "passed": found["passed"] and not loaded.lenient}
         return Inspection(loaded, found["coverage"], found)
     with (
         torch.no_grad(),

@@ -100,12 +100,17 @@ def skeleton(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | N
 class _WithoutRandomValues(TorchFunctionMode):
     """Leaves parameters as they were allocated: drawing random values for them takes longer than loading the real ones."""
 
-    _DRAWING = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"})
+    _DRAWING = frozenset(
+        "uniform_ normal_ erfinv_ mul_ add_ clamp_ fill_ zero_ trunc_normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ "
+        "xavier_normal_ orthogonal_ constant_".split()
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") in self._DRAWING:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        first = args[0] if args else given.get("tensor")
+        if isinstance(first, nn.Parameter) and getattr(func, "__name__", "") in self._DRAWING:
+            return first
+        return func(*args, **given)
 
 
 class _WithoutInitialisation(TorchFunctionMode):
