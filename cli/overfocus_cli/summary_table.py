@@ -3,6 +3,8 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from overfocus_cli.output import cell
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -25,9 +27,13 @@ def print_summary(summary: "Summary") -> None:
         counted += f", mIoU of the clean ones {_percent(summary.clean_iou)}"
     elif summary.clean_accuracy:
         counted += f", {_percent(summary.clean_accuracy.mean)} of the clean ones classified right"
-    console.print(f"\n[bold]{summary.model}[/bold], {counted}\n")
+    console.print(f"\n[bold]{cell(summary.model)}[/bold], {counted}\n")
+    if summary.lenient:
+        console.print(f"[bold]Measured leniently: this may be another network.[/bold] {cell(summary.notes[0])}\n")
     for sentence in summary.sentences:
         console.print(sentence, markup=False)
+    for note in summary.notes[summary.lenient :]:
+        console.print(f"note: {cell(note)}")
 
     layers = _table("Concentration on clean images", "layer", "top share", "(uniform)", "max ratio", "Gini", "effective")
     worst = next(iter(summary.ranked), None)
@@ -101,6 +107,8 @@ def summary_as_json(summary: "Summary") -> dict[str, Any]:
         "images": summary.images,
         "skipped_images": summary.skipped_images,
         "sentences": list(summary.sentences),
+        "notes": list(summary.notes),
+        "lenient": summary.lenient,
         "layers": [
             {
                 "layer": row.layer.number,

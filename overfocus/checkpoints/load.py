@@ -1,5 +1,6 @@
 """`load_model`: from a checkpoint, a hub folder or a timm name to a model with its preprocessing."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def load_model(
     else:
         loaded = load_named(str(source), size, num_classes, pretrained)
     loaded.model.to(device).eval()
+    if loaded.lenient:
+        warnings.warn(f"{source}: this may be another network: {loaded.notes[0]}", stacklevel=2)
     return loaded
 
 

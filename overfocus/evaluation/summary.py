@@ -56,7 +56,8 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
         ).as_dict()
         if errors and made != "ImageNet-P"
         else None,
-        "notes": description.notes,
+        "notes": description.checkpoint.notes + description.notes,
+        "lenient": description.checkpoint.lenient,
     }
     _write(evaluation, content)
 
@@ -116,7 +117,8 @@ def write_segmented_summary(evaluation: Evaluation) -> None:
             str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["miou"].mean().items()
         },
         "averages": [asdict(average) for average in averages],
-        "notes": description.notes,
+        "notes": description.checkpoint.notes + description.notes,
+        "lenient": description.checkpoint.lenient,
     }
     _write(evaluation, content)
 

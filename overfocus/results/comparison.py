@@ -103,8 +103,13 @@ class Comparison(NotebookMethods):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know: images left out, other input sizes, rescaled metrics, controls that were not measured."""
+        """What a reader should know: what was assumed when checkpoints were loaded, images left out, other input sizes, rescaled
+        metrics, controls that were not measured.
+        """
         notes = list(self._alignment.notes)
+        for name, group in zip(self.names, self.groups, strict=True):
+            loaded = dict.fromkeys(note for run in group for note in run.description.checkpoint.notes)
+            notes += [f"{name}: {note}" for note in loaded]
         for name, group in zip(self.names, self.groups, strict=True):
             if len(group) > 1:
                 notes.append(

@@ -122,6 +122,10 @@ class Summary:
     key_figures: tuple[KeyFigure, ...] = ()
     """The few numbers to look at first."""
     custom: tuple[CustomMeasure, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was assumed or chosen when the checkpoint was loaded, and what a reader should know of the run; one line each."""
+    lenient: bool = False
+    """Whether the model was loaded although tensors of its trunk were missing or left over: the first note says which."""
 
     @property
     def ranked(self) -> list[LayerSummary]:
@@ -161,6 +165,8 @@ def summary_numbers(run: "Run") -> Summary:
         overfocusing=judge_overfocusing(run),
         retained=retained_of(kept, EVERY, 0),
         one_class=len(predicted) > 1 and predicted.nunique() == 1,
+        notes=(*run.description.checkpoint.notes, *run.description.notes),
+        lenient=run.description.checkpoint.lenient,
         segmented=run.segmented,
         clean_iou=float(scores.get((CLEAN, 0), math.nan)),
         custom=tuple(custom_measure(run, measure, variants) for measure in run.description.measures),
