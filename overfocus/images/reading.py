@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from overfocus.errors import ImageError
+from overfocus.files import require_regular_file
 from overfocus.settings import MAX_PIXELS
 
 EXTENSIONS: dict[str, str] = {
@@ -47,6 +48,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: the file is missing, no picture, cut off, or larger than `max_pixels` (told from the header, not loaded).
     """
+    require_regular_file(path, "an image", ImageError)
     try:
         with _no_pillow_limit():
             opened = Image.open(path, formats=_formats())
