@@ -46,11 +46,12 @@ def describe_evaluation(evaluation: "Evaluation") -> str:
 
 
 def print_ablation(found: "Ablation") -> None:
-    """The answer in words, then a table per version of the images: what is left without k tokens of each choice."""
+    """The answer in words, then a table per version of the images: what is left without k patches of each choice."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from overfocus.statistics.ablation import CHOICES
     from overfocus.statistics.wording import decimal, variant_label
 
     console = Console(highlight=False)
@@ -61,17 +62,23 @@ def print_ablation(found: "Ablation") -> None:
     quantities = {"agreement": "same class"} if classes else {}
     quantities |= {"output_cosine": "output cosine"}
     removed = found.table[found.table["k"] > 0]
+    done = "removed" if found.how == "remove" else "corrupted"
     for corruption, severity in dict.fromkeys(zip(removed["corruption"], removed["severity"], strict=True)):
         rows = removed[(removed["corruption"] == corruption) & (removed["severity"] == severity)]
-        title = variant_label(str(corruption), int(severity))
+        title = f"{variant_label(str(corruption), int(severity))}, patches {done}"
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-        table.add_column("tokens out", no_wrap=True)
+        table.add_column("patches", no_wrap=True)
+        choices = [choice for choice in CHOICES if choice in set(rows["choice"])]
         for heading in quantities.values():
-            for choice in ("top", "random", "bottom"):
+            for choice in choices:
                 table.add_column(f"{heading}: {choice}", justify="right")
         for (count, share), cells in rows.groupby(["k", "fraction"], sort=False):
             by_choice = cells.set_index("choice")
-            values = [decimal(float(by_choice[name][choice])) for name in quantities for choice in ("top", "random", "bottom")]
+            values = [decimal(float(by_choice[name][choice])) for name in quantities for choice in choices]
             table.add_row(f"{count} ({100 * share:.0f} %)", *values)
         console.print()
         console.print(table)
+    if (removed["count"] == 0).any():
+        console.print(
+            "\nno value: all other patches together receive less than the most attended ones, so none are of equal mass"
+        )

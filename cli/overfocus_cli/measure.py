@@ -130,12 +130,12 @@ def ablate(
     output: Annotated[str | None, _output("overfocus-ablation", "ablation")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the most attended tokens and see what predictions do.
+    """Remove or corrupt the most attended patches and see what predictions do.
 
-    As many random and as many least attended tokens are removed for comparison, of clean and of corrupted images. The same
-    command continues an interrupted ablation.
+    For comparison the same is done to as many random patches, as many least attended ones, and random ones of equal received
+    mass. The same command continues an interrupted ablation.
 
-    Example: overfocus ablate checkpoint.pth --images photos/ --corruption noise
+    Example: overfocus ablate checkpoint.pth --images photos/ --corruption noise --how corrupt
     """
     require_checkpoint(_text(settings.checkpoint), command="ablate")
     folder = output or default_output("overfocus-ablation", settings, _text(settings.checkpoint))

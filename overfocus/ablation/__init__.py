@@ -1,1 +1,1 @@
-"""What happens to predictions when the most attended tokens are taken out of the attention."""
+"""What happens to predictions when the most attended patches are taken out of the attention, or corrupted."""

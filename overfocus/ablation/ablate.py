@@ -1,4 +1,4 @@
-"""`ablate`: take the most attended tokens out of the attention of every layer, and see what the predictions do."""
+"""`ablate`: take out or corrupt the patches that receive most attention, and see what the predictions do."""
 
 from pathlib import Path
 
@@ -31,19 +31,33 @@ from overfocus.version import __version__
 
 @takes(AblateSettings)
 def ablate(settings: AblateSettings) -> Ablation:
-    """Measure what predictions lose without the most attended tokens, against as many random and as many least attended ones.
+    """Measure what predictions lose without the most attended patches, against other ones.
 
-    In every layer over tokens, the k patch tokens that receive most of its attention (in a forward of the same image with
-    all tokens) are hidden as keys: their weights become 0 and the others are normalised again. The same is done under
-    corruption. Nothing of the model is changed, and no map is kept. Interrupted at any moment, the same call continues; started
-    by `torchrun` or `accelerate launch`, the processes share the images.
+    The others are as many random ones, as many that receive least attention, and random ones that together receive as much as
+    the most attended ones, drawn from those that are not among these.
+
+    With `how="remove"`, in every layer over tokens, the k patch tokens that receive most of its attention (in a forward of the
+    same image with all tokens) are hidden as keys: their weights become 0 and the others are normalised again. The same is done
+    under corruption.
+
+    With `how="corrupt"`, the model sees the clean image with the corrupted pixels of k patches only. Patches are the cells of
+    the image's patch grid at the model's input size, the finest that its layers have; what each receives is averaged over the
+    layers of the forward of the clean image (`overfocus.probes.ablation` has the rule). Outputs are compared with that for the
+    clean image.
+
+    Nothing of the model is changed, and no map is kept. Interrupted at any moment, the same call continues; started by
+    `torchrun` or `accelerate launch`, the processes share the images.
 
     Raises:
         RunError: a setting is out of range, the folder holds something else or cannot be written, or memory ran out.
-        CaptureError: the model has no attention over tokens, or some that keys cannot be taken out of.
+        CaptureError: the model has no attention over tokens, some that keys cannot be taken out of, or, to corrupt patches, none
+            over a known patch grid.
         CheckpointError, CorruptionError, ImageError: as `analyze` says.
     """
     corruptions = settings.chosen_corruptions()
+    if settings.how == "corrupt" and not corruptions:
+        settings.refuse("corruptions", "must name at least one for how='corrupt', got none; fog is one")
+    draws = settings.draws or (5 if settings.how == "corrupt" else 1)
     folder = Path(settings.output)
     processes = join_processes(place_of(settings.checkpoint, settings.device))
     loaded = resolve_model(settings.checkpoint, device=processes.device, **settings.loading())
@@ -65,6 +79,8 @@ def ablate(settings: AblateSettings) -> Ablation:
         image_size=settings.image_size,
         max_pixels=settings.max_pixels,
         fractions=fractions,
+        how=settings.how,
+        draws=draws,
     )
     variants = list_variants(corruptions, described.severities)
     reader = ImageReader(sources, variants, loaded.preprocess, settings.seed, settings.max_pixels, constants=described.constants)
@@ -90,7 +106,7 @@ def ablate(settings: AblateSettings) -> Ablation:
         images=describe_images(sources),
         pixels=describe_pixels(loaded.preprocess),
     )
-    probe = AblationProbe(loaded, fractions, batch_size=settings.batch_size, seed=settings.seed)
+    probe = AblationProbe(loaded, fractions, how=settings.how, draws=draws, seed=settings.seed)
     subject = Subject(
         loaded,
         [probe],

@@ -9,13 +9,14 @@ from overfocus.files import atomic_file
 from overfocus.run import committed_parts, read_run
 from overfocus.runs.description import RunDescription
 from overfocus.statistics.ablation import AblationTables, describe_ablation, tabulate_ablation
+from overfocus.variants import CLEAN
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Ablation:
-    """What happens to a model's predictions without the most attended tokens, read from the folder that `ablate` wrote.
+    """What happens to a model's predictions without the most attended patches, read from the folder that `ablate` wrote.
 
     Raises:
         RunError: the folder holds no ablation, one that is not finished, or one of another version.
@@ -51,22 +52,30 @@ class Ablation:
         return self.description.done - len(self.description.skipped)
 
     @property
+    def how(self) -> str:
+        """What was done to the patches: "remove" (from the attention) or "corrupt" (their pixels)."""
+        return self.description.settings.how or "remove"
+
+    @property
     def table(self) -> "pd.DataFrame":
         """Means over images per corruption × severity × choice × k.
 
-        Columns: corruption, severity, choice ("top", "random" or "bottom"), k (tokens taken out of each layer; of its first
-        layer where layers differ), fraction (of the tokens); and each with the ends _low and _high of its 95 %
-        interval: agreement (share of pictures with the same class as with all tokens), confidence_drop (probability that this
-        class loses), output_cosine (with the output for all tokens), clean_agreement (share with the class of the clean
-        picture with all tokens); count of images. Rows with k = 0 stand for all tokens.
+        Columns: corruption, severity, choice ("top", "random", "bottom" or "mass", random ones of equal mass), k (the most
+        attended tokens of each layer, of the first where layers differ; or patches of the image; as many random and least
+        attended ones, and about as many or more of equal mass), fraction (of the tokens); and each with the ends _low and _high
+        of its 95 % interval: agreement (share of images with the same class as with all tokens), confidence_drop (probability
+        that this class loses), output_cosine (with the output for all tokens), clean_agreement (share with the class of the
+        clean image with all tokens); count of images. Draws are averaged for each image. Rows with k = 0 stand for all tokens.
+        Where patches are corrupted, outputs are compared with that for the clean image, which k = 0 stands for, and the clean
+        variant has no rows. Values are NaN where the other patches receive too little for an equal mass.
         """
         return self._tables.table
 
     @property
     def differences(self) -> "pd.DataFrame":
-        """The top tokens against as many random and bottom ones, paired over images.
+        """The top patches against the other choices, paired over images.
 
-        Columns: corruption, severity, k, fraction, quantity, against ("random" or "bottom"), difference, low, high (95 %
+        Columns: corruption, severity, k, fraction, quantity, against ("random", "bottom" or "mass"), difference, low, high (95 %
         interval), p_value (sign flips, McNemar's exact test for outcomes), count.
         """
         return self._tables.differences
@@ -74,7 +83,7 @@ class Ablation:
     @property
     def sentences(self) -> list[str]:
         """The answer in words, for clean images and each corruption: what predictions depend on."""
-        return describe_ablation(self._tables, self.model)
+        return describe_ablation(self._tables, self.model, self.how)
 
     @cached_property
     def _tables(self) -> AblationTables:
@@ -103,6 +112,8 @@ def write_tables(folder: Path) -> None:
     parts = committed_parts(folder, "ablation/part", description)
     try:
         values = pd.concat([pd.read_parquet(path) for path in parts.values()], ignore_index=True)
+        if description.settings.how == "corrupt":  # nothing of a clean image is corrupted
+            values = values[values["corruption"] != CLEAN]
         tables = tabulate_ablation(values)
         for name, table in (("ablation", tables.table), ("differences", tables.differences)):
             with atomic_file(folder / f"{name}.csv") as file:

@@ -1,12 +1,28 @@
-"""Forwards with tokens taken out of the attention: which, how many, and what becomes of the predictions."""
+"""Forwards without some patches: taken out of the attention, or corrupted in the image; what becomes of the predictions.
 
+`remove` hides, in every layer over tokens, the k patch tokens that receive most of its attention in a forward of the same image
+with all tokens. `corrupt` gives the model the clean image with the corrupted pixels of k patches: those of the image's patch grid
+that receive most attention in the forward of the clean image, whatever the corruption.
+
+- The image's patch grid is the finest one that the keys of a layer form, laid over the model's input; a pixel belongs to the
+  patch that its centre lies in.
+- Received attention is that of the mean over heads, from the patches (in class attention, from the class tokens). In each layer
+  windows weigh the same and the shares sum to 1; a coarser grid's are spread evenly; then layers are averaged. Layers without a
+  known grid are left out.
+
+The controls are as many random patches, as many that receive least, and random ones of equal mass: in random order from those
+that are not among the top k, until what they receive together comes nearest to what the top k receive, over all windows of a
+layer. Where the others together receive less than the top k, there is no such control, and its values are NaN.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from overfocus.checkpoints.loaded import LoadedModel
@@ -14,18 +30,31 @@ from overfocus.errors import CaptureError
 from overfocus.forward import output_tensor
 from overfocus.metrics.expectation import top_count
 from overfocus.metrics.prediction import agreement, confidence_drop
-from overfocus.probes.key_masking import KeySite, find_key_sites, hide_keys, ranks
-from overfocus.probes.probe import Batch, Column, Described, ItemResult, Probe, Table
+from overfocus.probes.key_masking import KeySite, find_key_sites, hide_keys, ranks, shares
+from overfocus.probes.probe import Array, Batch, Column, Described, ItemResult, Probe, Table
 from overfocus.runs.description import RunDescription
 from overfocus.variants import Variant
 
 QUANTITIES = ("agreement", "confidence_drop", "output_cosine", "clean_agreement")
-"""What is compared with the output for all tokens."""
-CHOICES = ("top", "random", "bottom")
-"""Which tokens are taken out: those that receive most attention, any, those that receive least."""
+"""What is compared with the output for all tokens, or for the clean image where patches of it are corrupted."""
+CHOICES = ("top", "random", "bottom", "mass")
+"""Which patches: those that receive most attention, any, those that receive least, any others that together receive as much."""
+DRAWN = ("random", "mass")
+"""Choices that are drawn at random, as often as asked for."""
+_MASS_TOLERANCE = 1e-6
+"""By what share the other patches may miss the mass of the top ones: rounding."""
 
-Job = tuple[str, float, tuple[int, ...]]
-"""Choice, fraction of the tokens, and how many are taken out of each layer."""
+How = Literal["remove", "corrupt"]
+
+
+class Job(NamedTuple):
+    """One forward without some patches."""
+
+    choice: str
+    draw: int
+    fraction: float
+    counts: tuple[int, ...]
+    """k in each layer; of the image where pixels are corrupted."""
 
 
 def choose_counts(tokens: Sequence[int], fractions: Sequence[float]) -> list[tuple[float, tuple[int, ...]]]:
@@ -36,44 +65,122 @@ def choose_counts(tokens: Sequence[int], fractions: Sequence[float]) -> list[tup
     return [(fraction, chosen) for chosen, fraction in counts.items()]
 
 
+def image_profile(sites: Sequence[KeySite], model: nn.Module) -> Float[Tensor, "images rows columns"]:
+    """The share of attention that each patch of the image's grid receives, averaged over layers: the rule is the module's.
+
+    Raises:
+        CaptureError: no layer has its keys on a known grid.
+    """
+    known = [site.image_received for site in sites if site.image_received is not None]
+    if not known:
+        raise CaptureError(
+            f"{type(model).__name__}: expected attention over patches of a known grid to corrupt their pixels, got none with "
+            "one; how='remove' needs no grid"
+        )
+    finest = max((tuple(part.shape[1:]) for part in known), key=math.prod)
+    spread = [nn.functional.interpolate(part.unsqueeze(1), size=finest, mode="area").flatten(1) for part in known]
+    mean = torch.stack([shares(part) for part in spread]).mean(0)
+    return mean.view(-1, *finest)
+
+
+class PatchChoice:
+    """Chooses patches of one layer, or of the image, by what they receive."""
+
+    def __init__(self, received: Float[Tensor, "pictures windows tokens"], images: Sequence[int], seed: int, layer: int) -> None:
+        """`images` is the number of each picture's image: random choices depend on it, the layer, the seed and the draw alone."""
+        self._received = received
+        self._images = images
+        self._seed = seed
+        self._layer = layer
+        self._sorted = {descending: ranks(received, descending=descending) for descending in (True, False)}
+        self._values: dict[int, Array] = {}
+
+    def choose(self, job: Job, count: int) -> tuple[Bool[Tensor, "pictures windows tokens"], Bool[Tensor, " pictures"]]:
+        """The patches of a job, `count` in each window, and for which pictures there are such ones."""
+        every = torch.ones(len(self._images), dtype=torch.bool, device=self._received.device)
+        if job.choice == "mass":
+            return self._equal_mass(job.draw, self._sorted[True] < count)
+        if job.choice == "random":
+            return self._order(self._drawn(job.draw)) < count, every
+        return self._sorted[job.choice == "top"] < count, every
+
+    def _equal_mass(
+        self, draw: int, top: Bool[Tensor, "pictures windows tokens"]
+    ) -> tuple[Bool[Tensor, "pictures windows tokens"], Bool[Tensor, " pictures"]]:
+        received, is_top = shares(self._received.flatten(1)), top.flatten(1)
+        wanted = (received * is_top).sum(-1, keepdim=True)
+        others = received.masked_fill(is_top, 0)
+        known = (wanted > 0) & (others.sum(-1, keepdim=True) >= wanted * (1 - _MASS_TOLERANCE))
+        order = (self._order(self._drawn(draw).reshape(len(self._images), -1)) + is_top * is_top.shape[1]).argsort(-1)
+        in_order = others.gather(1, order)
+        # one more patch brings the sum nearer as long as its middle lies below what is wanted
+        taken = (in_order.cumsum(-1) - in_order / 2 < wanted) & ~is_top.gather(1, order) & known
+        return torch.zeros_like(is_top).scatter(1, order, taken).view(top.shape), known.squeeze(1)
+
+    def _drawn(self, draw: int) -> Array:
+        """A random number for each patch."""
+        if draw not in self._values:
+            shape = tuple(self._received.shape[1:])
+            further = [draw] if draw else []  # the first draw is that of runs with a single one
+            drawn = {
+                image: np.random.default_rng([self._seed, image, self._layer, *further]).random(shape)
+                for image in dict.fromkeys(self._images)
+            }
+            self._values[draw] = np.stack([drawn[image] for image in self._images])
+        return self._values[draw]
+
+    def _order(self, values: Array) -> Int[Tensor, "*items tokens"]:
+        return torch.from_numpy(values.argsort(-1).argsort(-1)).to(self._received.device)
+
+
 class AblationProbe(Probe):
-    """Takes tokens out of the attention of every layer at once and compares the output with that for all tokens."""
+    """Takes patches out of the attention of every layer, or corrupts their pixels, and compares the outputs."""
 
     name: ClassVar[str] = "ablation"
     paired: ClassVar[bool] = True
     owns_forward: ClassVar[bool] = True
 
-    def __init__(self, loaded: LoadedModel, fractions: Sequence[float], *, batch_size: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, loaded: LoadedModel, fractions: Sequence[float], *, how: How = "remove", draws: int = 1, seed: int = 0
+    ) -> None:
         self.loaded = loaded
         self.fractions = sorted(set(fractions))
-        self.batch_size = batch_size
+        self.how = how
+        self.draws = draws
         self.seed = seed
         self.tokens: list[int] = []
-        """Patch tokens among the keys of each layer."""
+        """Patch tokens among the keys of each layer; of the image's patch grid alone where pixels are corrupted."""
         self._sites: list[KeySite] = []
+        self._profile = torch.zeros(0)
+        """Of each picture, where pixels are corrupted."""
 
     def describe(self, inputs: Tensor) -> Described:
-        """The patch tokens of each layer.
+        """The patch tokens of each layer, or of the image.
 
         Raises:
-            CaptureError: the model has no attention over tokens.
+            CaptureError: the model has no attention over tokens, or, to corrupt them, none over a known grid.
         """
         with torch.no_grad():
             _, sites = find_key_sites(self.loaded.model, inputs[:2])
-        return Described({"tokens": [site.tokens for site in sites]})
+        return Described({"tokens": self._tokens_of(sites)})
 
     def prepare(self, description: RunDescription) -> None:
         """Take the numbers of tokens."""
         self.tokens = description.tokens
 
     def rows(self, variants: Sequence[Variant]) -> Mapping[str, int]:
-        """One per variant, choice and k; k = 0 stands for all tokens."""
+        """One per variant, choice, k and draw; k = 0 stands for all tokens, or for the clean image."""
         return {"ablation": len(variants) * (len(CHOICES) + len(self.jobs))}
 
     @property
     def jobs(self) -> list[Job]:
         """What is taken out, one forward each."""
-        return [(choice, *counted) for counted in choose_counts(self.tokens, self.fractions) for choice in CHOICES]
+        return [
+            Job(choice, draw, *counted)
+            for counted in choose_counts(self.tokens, self.fractions)
+            for choice in CHOICES
+            for draw in range(self.draws if choice in DRAWN else 1)
+        ]
 
     def forward(self, batch: Batch) -> Tensor:
         """The output for all tokens; notes what each token receives."""
@@ -82,93 +189,98 @@ class AblationProbe(Probe):
         whole, sites = find_key_sites(self.loaded.model, torch.cat([inputs, inputs]) if alone else inputs)
         if alone:
             whole, sites = whole[:1], [_first_half(site) for site in sites]
-        if [site.tokens for site in sites] != self.tokens:
+        if self._tokens_of(sites) != self.tokens:
             raise CaptureError("expected the attention layers of the first image in every batch, got others")
         self._sites = sites
+        if self.how == "corrupt":
+            self._profile = image_profile(sites, self.loaded.model)
         return whole
 
     def columns(self, batch: Batch, output: Any) -> Mapping[str, Column]:
-        """`QUANTITIES` (pictures, choices and counts, quantities), all tokens first.
+        """`QUANTITIES` (pictures, choices and jobs, quantities), all tokens first; NaN where a job has nothing to change.
 
         Raises:
             CaptureError: keys cannot be taken out of a layer, or the output without them holds NaN.
         """
-        whole: Tensor = output.float()
         clean = batch.reference
         assert clean is not None  # as the probe is paired
-        orders = self._orders(batch.each([sample.item for sample in batch.samples]))
-        jobs, pictures = self.jobs, len(batch.pixels)
-        places = [(job, picture) for job in range(len(jobs)) for picture in range(pictures)]
-        outputs = []
-        for start in range(0, len(places), self.batch_size):
-            part = places[start : start + self.batch_size]
-            chosen = torch.tensor([picture for _, picture in part], device=batch.device)
-            outputs.append(self._without(batch.inputs[chosen], chosen, [jobs[job] for job, _ in part], orders))
-        without = torch.cat(outputs).reshape(len(jobs), pictures, *whole.shape[1:])
-        cells = [self._compare(whole, whole, clean)] * len(CHOICES)
-        cells += [self._compare(one, whole, clean) for one in without]
+        unchanged: Tensor = output.float()
+        of_clean = unchanged[clean]
+        whole, changeable = unchanged, torch.ones(len(clean), dtype=torch.bool, device=clean.device)
+        if self.how == "corrupt":
+            whole, changeable = of_clean, torch.tensor([variant.corrupted for variant in batch.variants], device=clean.device)
+        choosers = self._choosers(batch.each([sample.item for sample in batch.samples]), clean)
+        cells = [self._compare(whole, whole, of_clean)] * len(CHOICES)
+        for job in self.jobs:
+            chosen = [chooser.choose(job, count) for chooser, count in zip(choosers, job.counts, strict=True)]
+            pictures = torch.stack([changeable, *(known for _, known in chosen)]).all(0).nonzero().squeeze(1)
+            values = torch.full_like(cells[0], torch.nan)
+            if len(pictures):
+                masks = [mask[pictures] for mask, _ in chosen]
+                without = self._without(batch.inputs[pictures], batch.inputs[clean[pictures]], masks)
+                values[pictures] = self._compare(without, whole[pictures], of_clean[pictures])
+            cells.append(values)
         return {"cells": torch.stack(cells, dim=1).cpu().numpy()}
 
     def tables(self, results: Sequence[ItemResult]) -> Mapping[str, Table]:
-        """The values of each image, variant, choice and k."""
+        """The values of each image, variant, choice, k and draw."""
         cells = self.joined(results, "cells").astype(np.float64)
-        kinds = [(choice, 0, 0.0) for choice in CHOICES] + [
-            (choice, counts[0], fraction) for choice, fraction, counts in self.jobs
+        kinds = [(choice, 0, 0.0, 0) for choice in CHOICES] + [
+            (job.choice, job.counts[0], job.fraction, job.draw) for job in self.jobs
         ]
-        choice, k, fraction = (np.tile(np.array(values), len(cells)) for values in zip(*kinds, strict=True))
+        choice, k, fraction, draw = (np.tile(np.array(values), len(cells)) for values in zip(*kinds, strict=True))
         values = {name: cells[:, :, place].ravel() for place, name in enumerate(QUANTITIES)}
-        return {"ablation": Table({"choice": choice, "k": k, "fraction": fraction} | values, repeats=len(kinds))}
+        columns = {"choice": choice, "k": k, "fraction": fraction, "draw": draw} | values
+        return {"ablation": Table(columns, repeats=len(kinds))}
 
-    def _without(
-        self, inputs: Tensor, pictures: Tensor, jobs: Sequence[Job], orders: Mapping[str, list[Int[Tensor, "items tokens"]]]
-    ) -> Tensor:
-        """One batch, each picture with the tokens of its own job hidden."""
-        hidden = []
-        for place, site in enumerate(self._sites):
-            by_choice = torch.stack([orders[choice][place].view(-1, site.windows, site.tokens) for choice in CHOICES])
-            choice = torch.tensor([CHOICES.index(job[0]) for job in jobs], device=inputs.device)
-            count = torch.tensor([job[2][place] for job in jobs], device=inputs.device)
-            hidden.append((by_choice[choice, pictures] < count[:, None, None]).flatten(0, 1))
-        with hide_keys(self.loaded.model, self._sites, hidden):
-            return output_tensor(self.loaded.model(inputs))
+    def _tokens_of(self, sites: Sequence[KeySite]) -> list[int]:
+        if self.how == "remove":
+            return [site.tokens for site in sites]
+        return [image_profile(sites, self.loaded.model)[0].numel()]
 
-    def _orders(self, images: Sequence[int]) -> dict[str, list[Int[Tensor, "items tokens"]]]:
-        """Place of each token in the order in which a choice takes them out, by choice and layer; one row per picture and window.
+    def _choosers(self, images: Sequence[int], clean: Int[Tensor, " pictures"]) -> list[PatchChoice]:
+        """One per layer; for corruption one for the image, by its clean picture."""
+        if self.how == "remove":
+            received = [site.received.view(-1, site.windows, site.tokens) for site in self._sites]
+        else:
+            received = [self._profile[clean].flatten(1).unsqueeze(1)]
+        return [PatchChoice(part, images, self.seed, layer) for layer, part in enumerate(received)]
 
-        The random order depends on the image, the layer and the seed alone: the variants of an image lose the same tokens.
-        """
-        random = []
-        for layer, site in enumerate(self._sites):
-            drawn = {
-                image: np.random.default_rng([self.seed, image, layer])
-                .random((site.windows, site.tokens))
-                .argsort(-1)
-                .argsort(-1)
-                for image in dict.fromkeys(images)
-            }
-            random.append(torch.from_numpy(np.concatenate([drawn[image] for image in images])).to(site.received.device))
-        return {
-            "top": [ranks(site.received, descending=True) for site in self._sites],
-            "random": random,
-            "bottom": [ranks(site.received, descending=False) for site in self._sites],
-        }
+    def _without(self, inputs: Tensor, clean: Tensor, masks: Sequence[Bool[Tensor, "pictures windows tokens"]]) -> Tensor:
+        """The output without the chosen patches; `clean` is the clean input beside each of `inputs`."""
+        if self.how == "remove":
+            with hide_keys(self.loaded.model, self._sites, [mask.flatten(0, 1) for mask in masks]):
+                return output_tensor(self.loaded.model(inputs))
+        corrupted = _over_pixels(masks[0].reshape(-1, *self._profile.shape[1:]), (inputs.shape[-2], inputs.shape[-1]))
+        return output_tensor(self.loaded.model(torch.where(corrupted.unsqueeze(1), inputs, clean)))
 
-    def _compare(self, output: Tensor, whole: Tensor, clean: Int[Tensor, "pictures"]) -> Tensor:
-        """(pictures, quantities) of an output compared with that for all tokens."""
+    def _compare(self, output: Tensor, whole: Tensor, of_clean: Tensor) -> Float[Tensor, "pictures quantities"]:
+        """An output compared with that for all tokens, and with that for the clean picture."""
         output = output.float()
         if not bool(torch.isfinite(output).all()):
-            raise CaptureError("the model's output without some tokens holds NaN; take out a smaller fraction")
+            raise CaptureError("the model's output without some patches holds NaN; try smaller fractions")
         undefined = torch.full((len(output),), torch.nan, device=output.device)
         values = dict.fromkeys(QUANTITIES, undefined)
         classes = self.loaded.num_classes
         if classes and output.shape[1:] == (classes,):
             values["agreement"] = agreement(whole, output)
             values["confidence_drop"] = confidence_drop(whole, output)
-            values["clean_agreement"] = agreement(whole[clean], output)
+            values["clean_agreement"] = agreement(of_clean, output)
         values["output_cosine"] = nn.functional.cosine_similarity(whole.flatten(1), output.flatten(1))
         return torch.stack([values[name].float() for name in QUANTITIES], dim=1)
 
 
+def _over_pixels(chosen: Bool[Tensor, "pictures rows columns"], size: tuple[int, int]) -> Bool[Tensor, "pictures height width"]:
+    """For each pixel, whether the patch that its centre lies in is chosen."""
+    row, column = (
+        (torch.arange(pixels, device=chosen.device) * 2 + 1) * patches // (2 * pixels)
+        for pixels, patches in zip(size, chosen.shape[1:], strict=True)
+    )
+    return chosen[:, row][:, :, column]
+
+
 def _first_half(site: KeySite) -> KeySite:
     """The site of a batch whose second half repeats the first."""
-    return replace(site, received=site.received[: len(site.received) // 2])
+    images = len(site.received) // site.windows // 2
+    on_grid = None if site.image_received is None else site.image_received[:images]
+    return replace(site, received=site.received[: images * site.windows], image_received=on_grid)

@@ -4,6 +4,7 @@ A function mode gives the functions that attention is made of a mask: the weight
 are normalised again, exactly as in a model that never had these keys.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class KeySite:
     key_prefix_tokens: int
     received: Float[Tensor, "items tokens"]
     """Sum of the attention that each patch key receives from the patches, one row per image and window."""
+    image_received: Float[Tensor, "images rows columns"] | None = None
+    """The share of it on each cell of the image's patch grid, windows weighing the same; None where the grid is unknown."""
 
     @property
     def tokens(self) -> int:
@@ -65,8 +68,7 @@ def find_key_sites(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[KeySi
 
 def ranks(received: Float[Tensor, "items tokens"], *, descending: bool) -> Tensor:
     """Place of each token when sorted by what it receives, from 0; equal ones in their own order."""
-    scale = received.sum(-1, keepdim=True).clamp_min(torch.finfo(received.dtype).tiny)
-    order = torch.sort(tied(received / scale), dim=-1, descending=descending, stable=True).indices
+    order = torch.sort(tied(shares(received)), dim=-1, descending=descending, stable=True).indices
     return order.argsort(-1)
 
 
@@ -75,13 +77,15 @@ def _site_of(attention: AttentionMap) -> KeySite | None:
         return None
     source = attention.source
     queries, keys = source.source.shape[-2:]
+    received = _received(attention)
     return KeySite(
         module=attention.module,
         arrangement=source.arrangement,
         shape=(queries, keys),
         windows=attention.windows,
         key_prefix_tokens=attention.key_prefix_tokens,
-        received=_received(attention),
+        received=received,
+        image_received=_on_image_grid(attention, received),
     )
 
 
@@ -99,6 +103,29 @@ def _received(attention: AttentionMap) -> Float[Tensor, "items tokens"]:
         )
         total = total.to(part) + part if len(total) else part
     return total
+
+
+def _on_image_grid(
+    attention: AttentionMap, received: Float[Tensor, "items tokens"]
+) -> Float[Tensor, "images rows columns"] | None:
+    windows, tokens = attention.windows, received.shape[1]
+    places, grid = attention.partition, attention.image_grid
+    if grid is None:
+        return None
+    if places is None and tokens == math.prod(grid):
+        places = torch.arange(tokens).unsqueeze(0)
+    if places is None or places.shape != (windows, tokens):
+        return None
+    places = places.to(received.device)
+    inside = received.view(-1, windows, tokens) * (places >= 0)
+    by_window = shares(inside).flatten(1)
+    total = by_window.new_zeros(len(by_window), math.prod(grid)).index_add_(1, places.clamp_min(0).flatten(), by_window)
+    return shares(total).view(-1, *grid)
+
+
+def shares(received: Float[Tensor, "*items tokens"]) -> Float[Tensor, "*items tokens"]:
+    """Of their sum; 0 where nothing is received."""
+    return received / received.sum(-1, keepdim=True).clamp_min(torch.finfo(received.dtype).tiny)
 
 
 @contextmanager

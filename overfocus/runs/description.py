@@ -211,6 +211,9 @@ class RunSettings:
     flip: bool | None = None
     scales: list[float] | None = None
     fractions: list[float] | None = None
+    how: Literal["remove", "corrupt"] | None = None
+    """Of an ablation: whether patches were removed from the attention, None as well, or corrupted in the image."""
+    draws: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +287,7 @@ class RunDescription:
     inference: str | None = None
     """How images go through a segmentation model that is evaluated, in words."""
     tokens: list[int] = field(default_factory=list)
-    """Of an ablation: patch tokens among the keys of each layer."""
+    """Of an ablation: patch tokens among the keys of each layer; of one that corrupts, patches of the image alone."""
     versions: dict[str, str] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
 

@@ -286,9 +286,23 @@ class AblateSettings(SweepSettings):
     severities: int | Sequence[int] | None = _severities("3")
     output: str | Path = setting(Path("overfocus-ablation"), "Folder of the ablation.", affects_result=False, metavar="FOLDER")
     _: KW_ONLY
+    how: Literal["remove", "corrupt"] = setting(
+        "remove",
+        "remove: take the patches out of the attention of every layer. corrupt: corrupt their pixels, the rest of the image "
+        "stays clean.",
+        metavar="NAME",
+    )
+    draws: int | None = setting(
+        None,
+        "Random patches are drawn so many times, each time as many as the most attended ones, and as many as receive the same.",
+        none="1 for remove, 5 for corrupt",
+        least=1,
+        most=1000,
+        metavar="N",
+    )
     fractions: Sequence[float] = setting(
         FRACTIONS,
-        "Shares of the patch tokens to take out; k = max(1, round(f·N)) in each layer.",
+        "Shares of the patches to remove or corrupt; k = max(1, round(f·N)) in each layer, or of the image.",
         above=0,
         below=1,
         spelling=("--fraction",),

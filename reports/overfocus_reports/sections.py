@@ -284,7 +284,7 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
 
 
 CHOICES = {"top": (OKABE_ITO[0], "-"), "random": (INK, "--"), "bottom": (OKABE_ITO[1], ":"), "mass": (OKABE_ITO[2], "-.")}
-"""Colour and dash of the curves of each choice of tokens."""
+"""Colour and dash of the curves of each choice of patches."""
 SCORES = ("agreement", "confidence_drop", "output_cosine")
 MOST_PANELS = 4
 
@@ -302,9 +302,10 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
         score = next((name for name in SCORES if table[name].notna().any()), SCORES[-1])
         name = f"ablation-{number}"
         with styled():
-            figure = ablation_figure(table, score)
+            done = "removed" if ablation.how == "remove" else "corrupted"
+            figure = ablation_figure(table, score, done)
             figure.savefig(folder / f"{name}.png")
-            svg = inline_svg(figure, name, f"{title_of(score)} when tokens are removed, {title}")
+            svg = inline_svg(figure, name, f"{title_of(score)} when patches are {done}, {title}")
         found.append(
             {
                 "name": title,
@@ -319,8 +320,8 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
     return found
 
 
-def ablation_figure(table: pd.DataFrame, score: str) -> PlainFigure:
-    """One panel per version of the images: the score against the share of tokens removed."""
+def ablation_figure(table: pd.DataFrame, score: str, done: str) -> PlainFigure:
+    """One panel per version of the images: the score against the share of patches `done`, "removed" or "corrupted"."""
     variants = [
         Variant(str(name), int(severity)) for name, severity in table[["corruption", "severity"]].drop_duplicates().to_numpy()
     ]
@@ -339,7 +340,7 @@ def ablation_figure(table: pd.DataFrame, score: str) -> PlainFigure:
                 100 * rows["fraction"], middle, yerr=np.nan_to_num(np.clip(ends, 0, None)), color=colour, linestyle=dash,
                 marker="o", markersize=3, linewidth=1.3, elinewidth=0.8, capsize=2, label=CHOICE_WORDS[choice],
             )  # fmt: skip
-        panel.set_xlabel(f"% of tokens removed, {variant.label}", fontsize=8)
+        panel.set_xlabel(f"% of patches {done}, {variant.label}", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.grid(axis="y")
     axes[0].set_ylabel(title_of(score).lower(), fontsize=8)

@@ -78,4 +78,21 @@ def test_ablation(overfocus: Program, checkpoint: Path, photos: Path) -> None:
     assert (again.exit_code, again.stdout) == (0, result.stdout)
     found = json.loads(overfocus(*command, "--overwrite", "--json").stdout)
     assert {row["k"] for row in found["table"]} == {0, 10}
-    assert {row["against"] for row in found["differences"]} == {"random", "bottom"}
+    assert {row["against"] for row in found["differences"]} == {"random", "bottom", "mass"}
+
+
+def test_ablation_by_corruption(overfocus: Program, checkpoint: Path, photos: Path) -> None:
+    command = ["ablate", checkpoint, "--images", photos, "--how", "corrupt", "--draws", 2, "--workers", 0, "--output", "out"]
+    command += ["--fraction", 0.1, "--fraction", 0.9]
+    result = overfocus(*command, "--corruption", "fog")
+    assert result.exit_code == 0, result.stderr
+    assert "fog 3, patches corrupted" in result.stdout
+    assert "On fog 3, test_vit" in result.stdout
+    assert "clean images" not in result.stdout
+    assert "no value: all other patches together receive less" in result.stdout
+    assert {row["corruption"] for row in json.loads(overfocus(*command, "--corruption", "fog", "--json").stdout)["table"]} == {
+        "fog"
+    }
+    refused = overfocus(*command, "--corruption", "fog", "--how", "blur")
+    assert refused.exit_code != 0
+    assert "remove" in refused.stderr

@@ -44,7 +44,7 @@ def ablation(tmp_path):
 
 
 def test_curves_are_the_table(ablation):
-    figure = ablation_figure(ablation.table, "agreement")
+    figure = ablation_figure(ablation.table, "agreement", "removed")
     table = ablation.table[(ablation.table["corruption"] == "fog") & (ablation.table["choice"] == "top")]
     top = next(line for line in figure.axes[1].lines if len(line.get_xdata()) == 3)
     np.testing.assert_allclose(top.get_ydata(orig=False), table.sort_values("fraction")["agreement"])

@@ -1,12 +1,13 @@
 """What an ablation says of its values per image."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from overfocus.statistics.ablation import describe_ablation, tabulate_ablation
+from overfocus.statistics.ablation import QUANTITIES, describe_ablation, tabulate_ablation
 
 
-def _made_up(top, random, mass=None, images=30, draws=1):
+def _rows(top, random, mass=None, images=30, draws=1):
     """Images that keep their class without the top patches, random ones, and random ones of equal mass."""
     choices = [("top", top), ("random", random), ("bottom", images), *([("mass", mass)] if mass is not None else [])]
     rows = [
@@ -17,7 +18,11 @@ def _made_up(top, random, mass=None, images=30, draws=1):
         for choice, kept in choices
         for _ in range(1 if choice in ("top", "bottom") else draws)
     ]  # fmt: skip
-    return tabulate_ablation(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
+
+
+def _made_up(*kept, **options):
+    return tabulate_ablation(_rows(*kept, **options))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,13 @@ def test_few_images_tell_nothing():
     (sentence,) = describe_ablation(_made_up(1, 15, images=15), "vit", how="corrupt")
     assert "15 images are too few to tell what predictions depend on, at least 20 are needed" in sentence
     assert "corrupted" in sentence
+
+
+def test_equal_mass_in_few_images_tells_nothing():
+    rows = _rows(5, 28, 6)
+    rows.loc[(rows["choice"] == "mass") & (rows["image"] >= 10) & (rows["k"] > 0), list(QUANTITIES)] = np.nan
+    (sentence,) = describe_ablation(tabulate_ablation(rows), "vit")
+    assert sentence.startswith("On clean images, vit: predictions depend on the most attended patches. ")
 
 
 def test_draws_are_averaged_for_each_image():
