@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.errors import ImageError
+from overfocus.files import require_regular_file
 from overfocus.images.reading import EXTENSIONS, read_image
 from overfocus.settings import MAX_PIXELS
 
@@ -81,6 +82,7 @@ def _find_in(source: Path) -> list[ImageSource]:
         return found
     if not source.exists():
         raise ImageError(f"{source}: expected a folder, a picture or a text list of pictures, but there is no such file")
+    require_regular_file(source, "an image or a text list of images", ImageError)
     if source.suffix.lower() in LIST_EXTENSIONS:
         return _in_list(source)
     return [ImageSource(source.absolute(), source.name)]

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -228,7 +230,7 @@ def _unchanged(prepared: Any) -> Any:
 
 
 def start_worker(_number: int) -> None:
-    """Leave Ctrl-C to the main process and, as far as the system has priorities, the cores to the model.
+    """Leave Ctrl-C to the main process and, as far as the system has priorities, the cores to the model; end with it.
 
     The workers take what the model leaves idle, and all when it waits for them. Images are small: threads would cost more
     than they give.
@@ -241,3 +243,11 @@ def start_worker(_number: int) -> None:
         os.nice(10)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone; torch's own watch waits for ever for a queue that nobody reads any more."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
