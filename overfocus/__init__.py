@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from overfocus.evaluation.evaluate import evaluate
     from overfocus.evaluation.evaluation import Evaluation
     from overfocus.heatmaps import heatmap
+    from overfocus.inspection import inspect
     from overfocus.monitoring import monitor
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
@@ -48,6 +49,7 @@ _HOME = {
     "corrupt": "overfocus.corruptions",
     "evaluate": "overfocus.evaluation.evaluate",
     "heatmap": "overfocus.heatmaps",
+    "inspect": "overfocus.inspection",
     "load_model": "overfocus.checkpoints.load",
     "losses": "overfocus",
     "metrics": "overfocus",
@@ -82,6 +84,7 @@ __all__ = [
     "corrupt",
     "evaluate",
     "heatmap",
+    "inspect",
     "load_model",
     "losses",
     "metrics",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from overfocus.errors import RunError
 from overfocus.settings import Settings, did_you_mean, setting, shown, takes
@@ -42,7 +42,7 @@ class CheckSettings(Settings):
         None, "Look at these layers only, e.g. 0,5,-1 (-1 is the last).", none="all", metavar="N,N,…"
     )
     corruptions: Sequence[str] | None = setting(
-        None, "Look at these corruptions only; clean is one.", none="all, and clean", metavar="NAME"
+        None, "Look at these corruptions only; clean is one.", none="all, and clean", metavar="NAME", spelling=("--corruption",)
     )
 
 
@@ -131,7 +131,7 @@ def _values(run: "Run", settings: CheckSettings, name: str) -> Iterator[dict[str
     keys = ["corruption", "severity", *(["layer", "module"] if layered else []), *(["head"] if "head" in table.columns else [])]
     means = table.groupby(keys, sort=False, dropna=False)[column].mean()
     for place, value in means.items():
-        found = dict(zip(keys, place, strict=True))
+        found: dict[str, Any] = dict(zip(keys, cast(tuple[Any, ...], place), strict=True))
         yield {
             "value": float(value),
             "corruption": str(found["corruption"]),

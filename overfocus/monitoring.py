@@ -179,7 +179,7 @@ class Monitor:
         try:
             from lightning.pytorch import Callback
         except ModuleNotFoundError:
-            from pytorch_lightning import Callback  # type: ignore[no-redef]
+            from pytorch_lightning import Callback
         watch = self
 
         class OverfocusCallback(Callback):  # type: ignore[misc]
@@ -342,7 +342,8 @@ def monitor(
     from overfocus.checkpoints.load import LoadedModel
 
     if isinstance(model, LoadedModel):
-        model, preprocess = model.model, preprocess or model.preprocess
+        preprocess = preprocess or model.preprocess
+        model = model.model
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise RunError(f"every must be at least 1, got {every!r}")
     if not len(images):
@@ -371,9 +372,10 @@ class CsvLog:
         self._rows.append(row)
         try:
             with atomic_file(self.path) as file:
-                lines = [["step", *COLUMNS], *([row["step"], *(row[name] for name in COLUMNS)] for row in self._rows)]
+                names = ["step", *COLUMNS]
                 text = _Lines()
-                csv.writer(text).writerows([csv_cell(value) for value in line] for line in lines)
+                csv.writer(text).writerow(names)
+                csv.writer(text).writerows([csv_cell(row[name]) for name in names] for row in self._rows)
                 file.write("".join(text).encode())
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror or error}); choose another file") from error
@@ -446,7 +448,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _gpus() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
 def largest_logit(attention: AttentionMap) -> Float[Tensor, ""]:
@@ -476,12 +478,12 @@ def _summarise(layers: Sequence[tuple[str, Mapping[str, Tensor] | None]], images
             continue
         for quantity in QUANTITIES:
             of_groups[group][quantity].append(_of_layer(quantity, values, images))
-    row = {}
+    row: dict[str, float] = {}
     for quantity in QUANTITIES:
-        for group in GROUPS:
-            numbers = of_groups[group][quantity]
+        for part in GROUPS:
+            numbers = of_groups[part][quantity]
             most = quantity == "largest_logit"
-            row[f"{quantity}_{group}"] = (float(np.max(numbers)) if most else float(np.mean(numbers))) if numbers else math.nan
+            row[f"{quantity}_{part}"] = (float(np.max(numbers)) if most else float(np.mean(numbers))) if numbers else math.nan
     return row
 
 

@@ -196,7 +196,8 @@ def _resolved(owner: type[Settings], name: str) -> tuple[Any, bool]:
         try:
             return eval(kind, known), whole
         except NameError as error:
-            known[error.name] = _NotImported(error.name, (), {})
+            missing = str(error.name)
+            known[missing] = _NotImported(missing, (), {})
             whole = False
 
 

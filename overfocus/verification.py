@@ -111,7 +111,7 @@ def _check(attention: AttentionMap) -> VerifiedSite:
 @contextmanager
 def _same_random_numbers(seed: int) -> Iterator[None]:
     """The same random numbers in every block, and the caller's own afterwards."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield

@@ -55,7 +55,7 @@ def print_comparison(comparison: "Comparison") -> None:
     found = comparison.fragility.dropna(subset=["auroc"])
     within = found[(found["layers"] == "all") & (found["corruption"] == EVERY)]
     within = within.assign(strength=(within["auroc"] - 0.5).abs()).sort_values("strength", ascending=False, kind="stable")
-    beside = found[
+    others = found[
         (found["metric"] == CORRUPTION_ALONE) | ((found["metric"] == CLEAN_CONFIDENCE) & (found["corruption"] == EVERY))
     ]
     pooled = found[found["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
@@ -65,8 +65,8 @@ def print_comparison(comparison: "Comparison") -> None:
             ["metric"],
             ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval"],
         )
-        shown = within[within["model"] == name].head(_METRICS_PER_MODEL).to_dict("records")
-        for row in shown + beside[beside["model"] == name].to_dict("records") if shown else []:
+        listed = within[within["model"] == name].head(_METRICS_PER_MODEL).to_dict("records")
+        for row in listed + others[others["model"] == name].to_dict("records") if listed else []:
             alone = row["metric"] == CORRUPTION_ALONE
             area, rank = (
                 ["–", "–"] if alone else [

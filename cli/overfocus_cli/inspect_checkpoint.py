@@ -1,97 +1,38 @@
 """`overfocus inspect`: what a checkpoint is and which attention a model made of it uses."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from overfocus_cli.options import Checkpoint, ImageSize, Model, NoEma, Verify
-from overfocus_cli.output import AsJson
+from overfocus.sweep.settings import InspectSettings
+from overfocus.text import printable
+from overfocus_cli.from_settings import from_settings
+from overfocus_cli.output import AsJson, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
-
-    from overfocus.checkpoints.load import LoadedModel
 
 _SHOWN_KEYS = 5
 _SHOWN_CLASSES = 10
 
 
-def inspect_checkpoint(
-    checkpoint: Checkpoint = None,
-    model: Model = None,
-    no_ema: NoEma = False,
-    image_size: ImageSize = None,
-    verify: Verify = False,
-    as_json: AsJson = False,
-) -> None:
+@from_settings(InspectSettings)
+def inspect_checkpoint(settings: InspectSettings, *, as_json: AsJson = False) -> None:
     """Show what is in a checkpoint.
 
     The architecture and how it was found, the model's input, and every place that uses attention with its kind and shape.
 
     Example: overfocus inspect checkpoint.pth
     """
-    from overfocus.checkpoints.load import load_model
-    from overfocus.samples import sample_checkpoint
+    from overfocus.inspection import inspect
 
-    loaded = load_model(checkpoint or sample_checkpoint(), model=model, use_ema=not no_ema, image_size=image_size)
-    facts = _facts(loaded)
-    verification = _verify(loaded) if verify else None
-    sites = verification["coverage"] if verification else _attention_sites(loaded)
+    found = inspect(**settings.arguments())
     if as_json:
-        checked = {"verification": verification} if verification else {}
-        typer.echo(json.dumps(facts | {"attention": sites} | checked, ensure_ascii=False, indent=2))
+        print_json(found.as_dict())
     else:
-        _print(facts, sites, verification)
-    if verification and not verification["passed"]:
+        _print(found.facts, found.attention, found.verification)
+    if found.verification and not found.verification["passed"]:
         raise typer.Exit(1)
-
-
-def _facts(loaded: "LoadedModel") -> dict[str, Any]:
-    return {
-        "source": loaded.source,
-        "sha256": loaded.sha256,
-        "architecture": loaded.name,
-        "found_by": loaded.found_by,
-        "weights_entry": loaded.weights_entry,
-        "parameters": loaded.parameters,
-        "input_size": list(loaded.input_size),
-        "mean": list(loaded.mean),
-        "std": list(loaded.std),
-        "interpolation": loaded.interpolation,
-        "crop_pct": loaded.crop_pct,
-        "num_classes": loaded.num_classes,
-        "class_names": loaded.class_names,
-        "missing_keys": loaded.missing_keys,
-        "unexpected_keys": loaded.unexpected_keys,
-        "notes": loaded.notes,
-    }
-
-
-def _attention_sites(loaded: "LoadedModel") -> list[dict[str, Any]]:
-    """The coverage table of one forward of noise; which sites a model has does not depend on the picture."""
-    import torch
-
-    from overfocus.capturing import capture
-
-    with torch.no_grad(), capture(loaded.model, reduce=lambda _: None) as captured:
-        loaded.model(_noise(loaded))
-    return [site.row() for site in captured.coverage]
-
-
-def _verify(loaded: "LoadedModel") -> dict[str, Any]:
-    """Captured weights × values against what the model produced, row sums, and the model's result with capture and without."""
-    from overfocus.verification import verify
-
-    return verify(loaded.model, _noise(loaded)).as_dict()
-
-
-def _noise(loaded: "LoadedModel") -> "Tensor":
-    """Two random pictures, so that the axis of the batch shows itself."""
-    import torch
-
-    return torch.randn(2, *loaded.input_size, generator=torch.Generator().manual_seed(0))
 
 
 def _print(facts: dict[str, Any], sites: list[dict[str, Any]], verification: dict[str, Any] | None) -> None:
@@ -116,9 +57,9 @@ def _print(facts: dict[str, Any], sites: list[dict[str, Any]], verification: dic
         "missing keys": _keys(facts["missing_keys"]),
         "unexpected keys": _keys(facts["unexpected_keys"]),
     }.items():
-        described.add_row(name, escape(text))
+        described.add_row(name, escape(printable(text, limit=2000)))
     for note in facts["notes"]:
-        described.add_row("note", escape(note))
+        described.add_row("note", escape(printable(note, limit=2000)))
     console.print(described)
 
     console.print()
@@ -150,9 +91,15 @@ def _sites_table(sites: list[dict[str, Any]]) -> "Table":
             str(site["prefix_tokens"]),
             "×".join(map(str, site["grid"])) if site["grid"] else "",
             *([str(site["windows"])] if windowed else []),
-            "yes" if site["captured"] else escape(f"no: {site['reason']}"),
+            escape(_captured(site)),
         )
     return table
+
+
+def _captured(site: dict[str, Any]) -> str:
+    if not site["captured"]:
+        return f"no: {site['reason']}"
+    return f"yes; {site['note']}" if site.get("note") else "yes"
 
 
 def _verification_table(sites: list[dict[str, Any]]) -> "Table":

@@ -1,4 +1,4 @@
-"""Options that `inspect` and `heatmap` share."""
+"""Options of commands that are written by hand."""
 
 from typing import Annotated
 
@@ -34,7 +34,4 @@ ImageSize = Annotated[
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … Default: CUDA where there is.", show_default=False),
-]
-Verify = Annotated[
-    bool, typer.Option("--verify", help="Check the captured attention against what the model produces; exit 1 if it differs.")
 ]

@@ -143,7 +143,8 @@ def told_by_tensors(shapes: Shapes, model: nn.Module) -> Arguments:
 
 
 def _told_vit(shapes: Shapes) -> Arguments:
-    stem, told = shapes.get("patch_embed.proj.weight"), {}
+    stem = shapes.get("patch_embed.proj.weight")
+    told: Arguments = {}
     if stem is not None and len(stem) == 4 and stem[2] <= 256:
         told["patch_size"] = stem[2] if stem[2] == stem[3] else stem[2:]
     rows, prefix = shapes.get("pos_embed", (1, 0))[1], _prefix(shapes)
@@ -242,7 +243,8 @@ def plain_vit(shapes: Shapes, heads: int | None, path: object) -> tuple[str, Arg
     if qkv[1] != width or "dist_token" in shapes:
         return None
     arguments = {key: value for key, value in _told_vit(shapes).items() if value != _PLAIN.get(key)}
-    name, assumed = "VisionTransformer", []
+    name = "VisionTransformer"
+    assumed: list[str] = []
     size = stem[2] if stem[2] == stem[3] else None
     canonical = _CANONICAL.get((width, depth, size or 0))
     if heads is None and (heads := _KNOWN_HEADS.get(width)) is None:

@@ -180,7 +180,7 @@ def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) ->
     """What a plain Vision Transformer's tensors do not say and was assumed."""
     if found.found_by not in ("shapes", "tensors") or not isinstance(model, VisionTransformer):
         return []
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
     assumed = [] if hints.heads or "num_heads" in request.arguments else [f"{block.attn.num_heads} attention heads"]
     norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
     if found.reading.norm_eps is None and norm is not None:

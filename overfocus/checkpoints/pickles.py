@@ -29,10 +29,13 @@ _MOST_ITEMS = 100_000
 class Inert(dict[Any, Any]):
     """An object of a class that is not loaded: what it was made from, with no behaviour."""
 
+    given: tuple[Any, ...]
+    state: Any
+
     def __new__(cls, *args: Any, **_: Any) -> "Inert":
         made = super().__new__(cls)
-        made.given = args  # type: ignore[attr-defined]
-        made.state = None  # type: ignore[attr-defined]
+        made.given = args
+        made.state = None
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -96,7 +99,7 @@ def _fields(value: Inert) -> object:
         return state
     if value or state:
         return {**(state or {}), **value}
-    given = getattr(value, "given", ())
+    given: tuple[Any, ...] = getattr(value, "given", ())
     return given[0] if len(given) == 1 else None
 
 

@@ -4,6 +4,7 @@ Nothing is accepted because most of it fits. An architecture is the one only if 
 of its shape in the model and every tensor of the model's trunk comes from the file.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
 from overfocus.checkpoints.build import is_architecture, outline
 from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_tap
+from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_table, is_tap
 from overfocus.checkpoints.fit import classifiers, fitting_arguments
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
@@ -281,9 +282,9 @@ def _window(shapes: Mapping[str, Shape], path: Path) -> int | None:
     """Side of Swin's windows: by a coordinate table or an index in the file, else by the file's name."""
     for name, shape in shapes.items():
         if name.endswith("relative_coords_table") and len(shape) == 4:
-            return (shape[1] + 1) // 2
+            return int(shape[1] + 1) // 2
         if name.endswith("relative_position_index") and len(shape) == 2:
-            return round(shape[0] ** 0.5)
+            return math.isqrt(shape[0])
     said = re.search(r"window(?:\d+to)?(\d+)", path.name)
     return int(said[1]) if said and any("relative_position" in n or "cpb_mlp" in n for n in shapes) else None
 
@@ -363,7 +364,7 @@ def _noted(found: Fit, notes: list[str]) -> Fit:
 
 def _demand_size(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str) -> None:
     """Refuse, before memory is taken for it, an architecture that is far larger than the checkpoint."""
-    wanted = sum(parameter.numel() for key, parameter in model.named_parameters() if not is_classifier(key))
+    wanted = sum(parameter.numel() for key, parameter in model.named_parameters() if not (is_classifier(key) or is_table(key)))
     given = sum(tensor.numel() for tensor in tensors.values())
     if 2 * given < wanted:
         advice = known_by_shapes(tensors)

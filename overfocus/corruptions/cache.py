@@ -70,13 +70,13 @@ def _versions() -> str:
     return " ".join([str(_RECIPE), cv2.__version__, *(version(library) for library in _LIBRARIES)])
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> Any | None:
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
     """The pixels in a file; None unless it is there, whole, and of this shape."""
     try:
         expected = int(np.prod(shape))
         if not path.is_file() or not expected < path.stat().st_size < expected + 1024:
             return None
-        found = np.load(path, allow_pickle=False)
+        found: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return found if found.shape == shape and found.dtype == np.uint8 else None

@@ -90,7 +90,8 @@ def _disk(radius: float, alias_sigma: float) -> Array:
     places = np.arange(-max(8, radius), max(8, radius) + 1)
     inside = (places**2 + places[:, None] ** 2 <= radius**2).astype(np.float32)
     size = 3 if radius <= 8 else 5
-    return cv2.GaussianBlur(inside / inside.sum(), ksize=(size, size), sigmaX=alias_sigma)
+    disk: Array = cv2.GaussianBlur(inside / inside.sum(), ksize=(size, size), sigmaX=alias_sigma)
+    return disk
 
 
 def motion_blur(image: Pixels, rng: Generator, radius: int, sigma: float) -> Array:

@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.errors import ImageError
-from overfocus.images.reading import MAX_PIXELS, read_image
+from overfocus.images.reading import read_image
+from overfocus.settings import MAX_PIXELS
 
 IGNORED = 255
 """In a mask: a pixel that neither trains nor counts."""

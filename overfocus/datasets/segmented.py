@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.datasets.cityscapes import (
-    CITYSCAPES,
     CONDITIONS,
     clean_cityscapes,
     corrupted_cityscapes,
@@ -20,7 +19,7 @@ from overfocus.datasets.cityscapes import (
     open_acdc,
     open_cityscapes,
 )
-from overfocus.datasets.masks import IGNORED, PictureMask, PictureMasks, read_mask
+from overfocus.datasets.masks import CITYSCAPES, IGNORED, PictureMask, PictureMasks, read_mask
 from overfocus.datasets.splits import SPLITS, split_folders
 from overfocus.errors import ImageError
 from overfocus.images.sources import ImageSource, find_images

@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.errors import ImageError
-from overfocus.images.reading import EXTENSIONS, MAX_PIXELS, read_image
+from overfocus.images.reading import EXTENSIONS, read_image
+from overfocus.settings import MAX_PIXELS
 
 LIST_EXTENSIONS = (".txt", ".lst", ".list", ".tsv")
 """Endings of text files that list pictures."""

@@ -3,6 +3,7 @@
 How large a block is depends on the device alone, and is decided in `block_sizes`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -34,9 +35,14 @@ class BlockSizes:
     """Images wait until their patches take this much, then are summed together."""
     pairs: int
     """Rows of as many clean items as fit are copied, with those of their corrupted ones."""
+    held: int
+    """Means over heads of whole layers up to this size wait for those of other layers, to be summed together; 0 where a launch
+    costs nothing."""
 
 
-PROCESSOR = BlockSizes(images=2**21, large_image=8 * 2**20, queries=16 * 2**20, kept=32 * 2**20, summed=2**21, pairs=2**19)
+PROCESSOR = BlockSizes(
+    images=2**21, large_image=8 * 2**20, queries=16 * 2**20, kept=32 * 2**20, summed=2**21, pairs=2**19, held=0
+)
 """What stays in a processor's cache."""
 
 
@@ -57,7 +63,7 @@ def block_sizes(device: torch.device, memory: int | None = None) -> BlockSizes:
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             memory = int(SHARE_OF_FREE_MEMORY * free)
     share = max(1, memory // 4)
-    return BlockSizes(images=share, large_image=share, queries=share, kept=share, summed=share, pairs=share // 2)
+    return BlockSizes(images=share, large_image=share, queries=share, kept=share, summed=share, pairs=share // 2, held=share // 2)
 
 
 @dataclass
@@ -65,8 +71,16 @@ class GroupSums:
     """The sums of the windows of a map that are measured together."""
 
     group: TokenGroup
-    maps: MapSums
-    pairs: PairSums | None
+    summed: MapSums | None
+    pairs: PairSums | None = None
+    waiting: Patches | None = None
+    """Patches that are not summed yet."""
+
+    @property
+    def maps(self) -> MapSums:
+        """The sums; those of layers that wait exist once `sum_waiting` has run."""
+        assert self.summed is not None
+        return self.summed
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,40 @@ def item_pairs(reference: tuple[int, ...], of_image: int, device: torch.device) 
         return Pairs(clean.to(device), items[corrupted].flatten().to(device))
 
 
+def sum_waiting(waiting: Sequence[GroupSums], asked: Gathering, batch: int) -> None:
+    """Sum the patches of several layers of one size in one go, and give each layer its part."""
+    group, parts, layers = waiting[0].group, [one.waiting for one in waiting if one.waiting is not None], len(waiting)
+    patches = Patches(torch.cat([part.block for part in parts]), torch.cat([part.prefix for part in parts]), None)
+    maps = _whole_sums(group, patches, asked)
+    for one, of_layer in zip(waiting, maps.split(layers), strict=True):
+        one.summed, one.waiting = of_layer, None
+    if asked.reference is None:
+        return
+    device = patches.block.device
+    of_all = tuple(image + layer * batch for layer in range(layers) for image in asked.reference)
+    compared = pair_sums(patches.block, maps, item_pairs(of_all, group.items, device), asked.sizes.pairs)
+    pairs = item_pairs(asked.reference, group.items, device)
+    rows = [value.view(layers, -1, value.shape[-1]).unbind() for value in (compared.dot, compared.both_log_sum)]
+    for one, dot, log_sum in zip(waiting, *rows, strict=True):
+        one.pairs = PairSums(one.maps, pairs, dot, log_sum)
+
+
+def _whole_sums(group: TokenGroup, patches: Patches, asked: Gathering) -> MapSums:
+    """The sums of all rows of some items."""
+    sums = map_sums(
+        patches,
+        group.distances(0, group.rows) if group.distances else None,
+        precise=asked.reference is not None,
+        summed_heads=group.summed_heads,
+        top_fraction=asked.top_fraction,
+    )
+    if asked.compares_rows:
+        sums.above_dot, sums.above_length = sums_above_background(
+            patches.block, sums.column, rows=group.rows, summed_heads=group.summed_heads
+        )
+    return sums
+
+
 @dataclass
 class _ImageSums:
     """Takes the maps of a batch, one or more images after the other."""
@@ -174,6 +222,8 @@ class _ImageSums:
     """Patches of items, which are filled in up to `_filled` and summed up to `_summed`."""
     _filled: int = 0
     _summed: int = 0
+    _whole: bool = False
+    """Whether the whole batch came at once."""
 
     @property
     def _item_bytes(self) -> int:
@@ -184,7 +234,7 @@ class _ImageSums:
         items = weights.shape[0] // self.group.map_windows * self.group.items
         if items == self.batch * self.group.items:  # the whole batch at once needs no place to be gathered in
             patches = take_patches(self.group, weights, 0)
-            self._waiting, self._space, self._filled = [patches], patches.block, items
+            self._waiting, self._space, self._filled, self._whole = [patches], patches.block, items, True
             return
         if self._space is None:
             # pairs are compared when all images are there; without them, the space is filled again and again
@@ -201,6 +251,8 @@ class _ImageSums:
     def finish(self) -> GroupSums:
         """The sums of all images, and what became of the rows of each pair."""
         assert self._space is not None
+        if self._whole and self.asked.sizes.held and self.group.members is None:
+            return GroupSums(self.group, None, waiting=self._waiting[0])
         if self._waiting:
             self._sum_waiting(self._space)
         maps = MapSums.join(self._parts, axis=0)
@@ -212,19 +264,7 @@ class _ImageSums:
         waiting = self._waiting
         prefix = waiting[0].prefix if len(waiting) == 1 else torch.cat([patches.prefix for patches in waiting])
         paddings = [patches.padding for patches in waiting if patches.padding is not None]
-        distances = group.distances(0, group.rows) if group.distances else None
-        sums = map_sums(
-            Patches(block, prefix, torch.cat(paddings) if paddings else None),
-            distances,
-            precise=self.pairs is not None,
-            summed_heads=group.summed_heads,
-            top_fraction=self.asked.top_fraction,
-        )
-        if self.asked.compares_rows:
-            sums.above_dot, sums.above_length = sums_above_background(
-                block, sums.column, rows=group.rows, summed_heads=group.summed_heads
-            )
-        self._parts.append(sums)
+        self._parts.append(_whole_sums(group, Patches(block, prefix, torch.cat(paddings) if paddings else None), self.asked))
         self._waiting = []
         self._summed = self._filled = self._filled if self.pairs else 0
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from overfocus.attention import TOKEN_KINDS, AttentionMap
 from overfocus.capturing.norms import TokenNorms
-from overfocus.metrics.blocks import BlockSizes, Gathering, GroupSums, block_sizes, gather_sums, row_shares
+from overfocus.metrics.blocks import BlockSizes, Gathering, GroupSums, block_sizes, gather_sums, row_shares, sum_waiting
 from overfocus.metrics.catalogue import KEYWORDS, Metric, select_metrics
 from overfocus.metrics.expectation import TOP_FRACTION, top_count
 from overfocus.metrics.formulas import METRICS, STABILITY
@@ -127,6 +127,8 @@ class ForwardMeasurement:
         self._sizes: dict[torch.device, BlockSizes] = {}
         self._reference: tuple[int, ...] | None = None
         self._layers: list[_Layer] = []
+        self._waiting: dict[Any, list[tuple[GroupSums, int]]] = {}
+        self._waiting_bytes = 0
         top_count(1, top_fraction)
 
     @property
@@ -139,6 +141,8 @@ class ForwardMeasurement:
         listed = reference.tolist() if isinstance(reference, Tensor) else reference
         self._reference = None if listed is None else tuple(map(int, listed))
         self._layers.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     @torch.no_grad()
     def add(self, attention: AttentionMap) -> bool:
@@ -175,8 +179,25 @@ class ForwardMeasurement:
             for metric in fitting
             if metric.function is not None and (reference is not None or not metric.compares)
         }
-        self._layers.append(_Layer(attention, gather_sums(attention, asked), custom))
+        groups = gather_sums(attention, asked)
+        self._layers.append(_Layer(attention, groups, custom))
+        for group in groups:
+            if group.waiting is not None:
+                block = group.waiting.block
+                grids = getattr(group.group.distances, "args", None)
+                key = block.shape, block.device, group.group.windows, group.group.heads, group.group.summed_heads, grids
+                self._waiting.setdefault((*key, asked), []).append((group, attention.batch))
+                self._waiting_bytes += block.nbytes
+        if self._waiting_bytes > self._sizes[device].held:
+            self._sum_waiting()
         return True
+
+    def _sum_waiting(self) -> None:
+        """Sum what waits for layers of its size."""
+        for (*_, asked), waiting in self._waiting.items():
+            sum_waiting([group for group, _ in waiting], asked, waiting[0][1])
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def finish(self, norms: Sequence[TokenNorms] = ()) -> list[LayerValues]:
         """The values of all maps since `begin`, in their order; `norms` as `capture(…, norms=True)` has noted them.
@@ -194,6 +215,7 @@ class ForwardMeasurement:
 
     def evaluate(self) -> "list[_Together]":
         """Metrics of the layers of one size each."""
+        self._sum_waiting()
         buckets: dict[Any, list[_Layer]] = {}
         for layer in self._layers:
             buckets.setdefault(layer.size(self.profiles), []).append(layer)

@@ -141,8 +141,17 @@ class MapSums:
         if len(parts) == 1:
             return parts[0]
         joined = {name: _combined(torch.cat, values, axis) for name, values in _by_field(parts, skip=_OVER_ROWS[axis]).items()}
-        sums = {name: sum(getattr(part, name) for part in parts) for name in _OVER_ROWS[axis]}
+        sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in _OVER_ROWS[axis]}
         return cls(**joined, **sums)
+
+    def split(self, layers: int) -> "list[MapSums]":
+        """The sums of each of so many layers, whose items follow each other."""
+        parts: dict[str, Any] = {
+            item.name: value.view(layers, -1, value.shape[-1]).unbind() if isinstance(value, Tensor) else [value] * layers
+            for item in fields(MapSums)
+            for value in (getattr(self, item.name),)
+        }
+        return [MapSums(**{name: values[layer] for name, values in parts.items()}) for layer in range(layers)]
 
     @classmethod
     def stack(cls, layers: "Sequence[MapSums]") -> "MapSums":

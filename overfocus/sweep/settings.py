@@ -45,13 +45,23 @@ def _severities(none: str) -> Any:
     return setting(None, "From 1 (weak) to 5 (strong).", none=none, spelling=("--severity",), commas=False, metavar="N")
 
 
+def _checkpoint() -> Any:
+    return setting(
+        None,
+        "Checkpoint (.pth, .pt, .tar, .safetensors), hub folder or timm name; in Python also a module or a loaded model.",
+        none="the bundled small ViT",
+        argument=True,
+        metavar="CHECKPOINT",
+    )
+
+
 def _model() -> Any:
     return setting(None, "Architecture (a timm name), where the checkpoint does not tell.", metavar="NAME")
 
 
 @dataclass(frozen=True)
-class SweepSettings(Settings):
-    """What all of them take: how models are loaded, and how images go through them."""
+class LoadingSettings(Settings):
+    """How checkpoints are loaded, and where they run."""
 
     _: KW_ONLY
     use_ema: bool = setting(
@@ -71,6 +81,37 @@ class SweepSettings(Settings):
     lenient: bool = setting(
         False, "Load a checkpoint although tensors of its trunk are missing or left over; every result says so."
     )
+    device: "str | torch.device | None" = setting(
+        None, "cpu, cuda, cuda:1, …", none="CUDA where there is, and a loaded model where it is", metavar="DEVICE"
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """How `resolve_model` is to load a checkpoint."""
+        return {
+            "model": getattr(self, "model", None),
+            "use_ema": self.use_ema,
+            "image_size": self.image_size,
+            "model_args": self.model_args,
+            "weights": self.weights,
+            "lenient": self.lenient,
+        }
+
+
+@dataclass(frozen=True)
+class InspectSettings(LoadingSettings):
+    """The arguments of `inspect`."""
+
+    checkpoint: "str | Path | nn.Module | LoadedModel | None" = _checkpoint()
+    _: KW_ONLY
+    model: str | None = _model()
+    verify: bool = setting(False, "Check the captured attention against what the model produces; exit status 1 if it differs.")
+
+
+@dataclass(frozen=True)
+class SweepSettings(LoadingSettings):
+    """What all sweeps take: how images go through the models."""
+
+    _: KW_ONLY
     limit: int | None = setting(
         None, "Take at most this many images, spread evenly over the list.", least=1, most=LARGEST_COUNT, metavar="N"
     )
@@ -81,9 +122,6 @@ class SweepSettings(Settings):
         metavar="NAME",
     )
     seed: int = setting(0, "Seed of the corruptions and of the control.", least=0, most=LARGEST_SEED, metavar="N")
-    device: "str | torch.device | None" = setting(
-        None, "cpu, cuda, cuda:1, …", none="CUDA where there is, and a loaded model where it is", metavar="DEVICE"
-    )
     workers: int | None = setting(
         None,
         "Processes that read and corrupt images beside the model; 0 does it in this one.",
@@ -97,17 +135,6 @@ class SweepSettings(Settings):
     progress: bool | None = setting(
         None, "Whether to show a progress bar.", none="on a terminal", affects_result=False, command_line=False
     )
-
-    def loading(self) -> dict[str, Any]:
-        """How `resolve_model` is to load a checkpoint."""
-        return {
-            "model": getattr(self, "model", None),
-            "use_ema": self.use_ema,
-            "image_size": self.image_size,
-            "model_args": self.model_args,
-            "weights": self.weights,
-            "lenient": self.lenient,
-        }
 
     def chosen_corruptions(self, usual: Sequence[str] = DEFAULT_CORRUPTIONS) -> list[str]:
         """Names of the corruptions asked for by name or group, or the usual ones.
@@ -195,13 +222,7 @@ class AnalyzeSettings(MeasuringSettings):
         CorruptionError: there is no such severity.
     """
 
-    checkpoint: "str | Path | nn.Module | LoadedModel | None" = setting(
-        None,
-        "Checkpoint (.pth, .pt, .tar, .safetensors), hub folder or timm name; in Python also a module or a loaded model.",
-        none="the bundled small ViT",
-        argument=True,
-        metavar="CHECKPOINT",
-    )
+    checkpoint: "str | Path | nn.Module | LoadedModel | None" = _checkpoint()
     images: str | Path | Sequence[str | Path] | None = _images()
     corruptions: str | Sequence[str] | None = _corruptions("one of each group")
     severities: int | Sequence[int] | None = _severities("1, 3 and 5")
@@ -259,13 +280,7 @@ class AblateSettings(SweepSettings):
         CorruptionError: there is no such severity.
     """
 
-    checkpoint: "str | Path | nn.Module | LoadedModel | None" = setting(
-        None,
-        "Checkpoint (.pth, .pt, .tar, .safetensors), hub folder or timm name; in Python also a module or a loaded model.",
-        none="the bundled small ViT",
-        argument=True,
-        metavar="CHECKPOINT",
-    )
+    checkpoint: "str | Path | nn.Module | LoadedModel | None" = _checkpoint()
     images: str | Path | Sequence[str | Path] | None = _images()
     corruptions: str | Sequence[str] | None = _corruptions("one of each group")
     severities: int | Sequence[int] | None = _severities("3")

@@ -43,9 +43,6 @@ def block_mean(values: Array, blocks: npt.NDArray[np.intp]) -> Array:
     return sums / np.bincount(blocks)[:, None]
 
 
-Array = npt.NDArray[np.floating[Any]]
-
-
 @dataclass(frozen=True)
 class Detail:
     """How finely a layer's matrices are kept."""

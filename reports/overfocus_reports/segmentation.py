@@ -46,7 +46,7 @@ def set_scores(run: "Run") -> "pd.Series[float]":
 def image_payload(run: "Run", displayed: "Displayed", image: int, classes: int) -> dict[str, Any]:
     """Maps of one image, and counts by variant; classes that no map holds are left out of "present"."""
     kept = run.class_maps(image)
-    places = [kept.variants.index((variant.corruption, variant.severity)) for variant in displayed.variants]
+    places = [kept.variants.index(variant) for variant in displayed.variants]
     shares = np.stack([class_shares(kept.predicted[place], classes) for place in places])
     truth = None if kept.truth is None else class_shares(kept.truth, classes)
     there = shares.sum(0) + (0 if truth is None else truth)

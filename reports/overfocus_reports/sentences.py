@@ -235,7 +235,7 @@ def key_figures_of(summary: Summary) -> list[KeyFigure]:
         ("top_overlap", "Top patches kept", "under corruption"),
         ("received_shift", "Attention moved", "to other patches, under corruption"),
     ):
-        value = mean_of(summary, lambda row, name=name: row.stability[name])
+        value = mean_of(summary, _stability(name))
         if not math.isnan(value):
             beside = f"another image: {percent(retained[name].control)}" if name in retained else NOT_MEASURED
             found.append(KeyFigure(title, percent(value), f"{note}; {beside}"))
@@ -261,6 +261,10 @@ def iou_figures(summary: Summary) -> list[KeyFigure]:
     clean = percent(summary.clean_iou).removesuffix("\u00a0%")
     value = f"{clean} → {percent(sum(scores) / len(scores))}"
     return [KeyFigure("mIoU (set), clean → corrupted", value, "corrupted: mean over corruptions and severities")]
+
+
+def _stability(name: str) -> Callable[[Survival], Interval]:
+    return lambda row: row.stability[name]
 
 
 def mean_of(summary: Summary, value: Callable[[Survival], Interval]) -> float:

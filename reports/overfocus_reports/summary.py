@@ -171,7 +171,7 @@ def custom_measure(run: "Run", measure: MeasureEntry, variants: list[Variant]) -
     """Means over images of what a metric or probe of the user measured."""
     table = run.table if measure.table == "metrics" else run.predictions
     values = table.groupby(["corruption", "severity", "image"])[measure.name].mean()
-    there = set(zip(table["corruption"], table["severity"], strict=True))
+    there = {Variant(*pair) for pair in zip(table["corruption"], table["severity"], strict=True)}
     found = {
         variant: interval_of(values.loc[variant.corruption, variant.severity], measure.name)
         for variant in variants

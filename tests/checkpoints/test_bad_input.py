@@ -274,7 +274,7 @@ def test_arguments_that_the_architecture_does_not_take(write, state: State) -> N
         ("{", "no readable JSON"),
         ("[1]", "expected a JSON object"),
         ("[" * 100_000, "no readable JSON"),
-        ('{"model_type": "vit", "hidden_size": 768}', "transformers"),
+        ('{"model_type": "vit", "hidden_size": 768}', "its weights are not those of AutoModel"),
         ("{}", "no field `architecture`"),
         ('{"architecture": "test_vit"}', "found none"),
     ],

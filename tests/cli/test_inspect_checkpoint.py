@@ -38,14 +38,19 @@ def test_keys_that_do_not_match_are_shown(overfocus: Program, tmp_path: Path) ->
     del state["norm.bias"]
     state["teacher.temperature"] = torch.ones(1)
     torch.save({"arch": "test_vit", "state_dict": state}, tmp_path / "odd.pth")
-    shown = overfocus("inspect", "odd.pth").stdout
+    refused = overfocus("inspect", "odd.pth")
+    assert refused.exit_code == 1
+    assert "norm.bias" in refused.stderr
+    assert "--lenient" in refused.stderr
+    shown = overfocus("inspect", "odd.pth", "--lenient").stdout
     assert "1: norm.bias" in shown
     assert "1: teacher.temperature" in shown
 
 
 def test_averaged_weights_are_preferred_and_said_so(overfocus: Program, tmp_path: Path) -> None:
     state = timm.create_model("test_vit").state_dict()
-    torch.save({"arch": "test_vit", "state_dict": state, "state_dict_ema": state}, tmp_path / "both.pth")
+    averaged = {name: tensor + 0.01 for name, tensor in state.items()}
+    torch.save({"arch": "test_vit", "state_dict": state, "state_dict_ema": averaged}, tmp_path / "both.pth")
     assert json.loads(overfocus("inspect", "both.pth", "--json").stdout)["weights_entry"] == "state_dict_ema"
     assert json.loads(overfocus("inspect", "both.pth", "--json", "--no-ema").stdout)["weights_entry"] == "state_dict"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from overfocus.metrics import METRICS, STABILITY, blocks, measure
+from overfocus.metrics import METRICS, STABILITY, ForwardMeasurement, blocks, measure
 
 
 @pytest.fixture
@@ -75,6 +75,33 @@ def test_long_sequence_is_computed_twice_unless_its_mean_is_kept(draw_weights, m
     twice = make_map(weights, grid=(8, 8))
     assert_same(measure(twice), want)
     assert twice.source.asked == 8
+
+
+@pytest.mark.parametrize("held", [1, 20_000, 2**30])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_layers_that_wait_for_each_other(held, per_head, draw_weights, make_map, resize):
+    """Layers of several sizes and kinds give the same summed together, whenever the waiting ends."""
+    partition = torch.arange(16).view(2, 8)
+    window = {"kind": "window", "windows": 2, "grid": (2, 4), "partition": partition, "image_grid": (4, 4)}
+    maps = [make_map(draw_weights(3, 2, 17, 17, seed=seed), prefix_tokens=1, grid=(4, 4)) for seed in range(3)]
+    maps += [make_map(draw_weights(6, 2, 8, 8, seed=seed), **window) for seed in range(2)]
+    maps += [make_map(draw_weights(3, 2, 16, 4), "pooled", grid=(4, 4), key_grid=(2, 2)), make_map(draw_weights(3, 2, 17, 17))]
+
+    def values():
+        measurement = ForwardMeasurement(per_head=per_head)
+        for reference in (None, [0, 0, 1]):
+            measurement.begin(reference)
+            for attention in maps:
+                measurement.add(attention)
+            yield from measurement.finish()
+
+    alone = list(values())
+    resize(images=2**30, summed=2**30, pairs=2**30, held=held)
+    for mine, other in zip(values(), alone, strict=True):
+        torch.testing.assert_close(
+            torch.from_numpy(mine.values), torch.from_numpy(other.values), rtol=0, atol=1e-6, equal_nan=True
+        )
+        torch.testing.assert_close(torch.from_numpy(mine.received), torch.from_numpy(other.received), rtol=0, atol=1e-6)
 
 
 def test_pooled_map_needs_one_pass(draw_weights, make_map, resize):

@@ -24,7 +24,14 @@ LIMIT = 8
 def golden_tables(work: Path, **options: object) -> dict[str, pd.DataFrame]:
     """Every table by name; runs are written into `work`, `options` go to all four functions."""
     baseline, mended = sample_checkpoints()
-    asked = {"corruptions": CORRUPTIONS, "severities": SEVERITIES, "limit": LIMIT, "device": "cpu", "workers": 0} | options
+    asked = {
+        "corruptions": CORRUPTIONS,
+        "severities": SEVERITIES,
+        "limit": LIMIT,
+        "device": "cpu",
+        "workers": 0,
+        "constants": "imagenet-c",
+    } | options
     common = asked | {"progress": False}
     run = overfocus.analyze(baseline, output=work / "analyze", batch_size=7, **common)
     comparison = overfocus.compare([baseline, mended], output=work / "compare", batch_size=7, **common)

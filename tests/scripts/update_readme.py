@@ -1,4 +1,4 @@
-"""Run the README's commands and put what they print under them, and its picture beside them.
+"""Run the README's commands and put what they print under them.
 
     python tests/scripts/update_readme.py
 
@@ -8,7 +8,6 @@ in one folder, in order, with nothing in it but `tests`. `tests/test_readme.py` 
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PICTURE = ROOT / "tests" / "data" / "readme" / "overfocus.png"
 BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -54,6 +52,3 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tests").symlink_to(ROOT / "tests")
         README.write_text(updated(README.read_text(), Path(folder)))
-        (bundled,) = Path(folder, "overfocus-run").glob("fashion_mnist_vit-*")
-        PICTURE.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(bundled / "figures" / "image-0.png", PICTURE)
