@@ -154,7 +154,7 @@ def test_empty_missing_and_folder(tmp_path):
     for path, words in [
         (tmp_path / "a.png", "none that Pillow reads"),
         (tmp_path / "b.png", "no such file"),
-        (tmp_path, "failed"),
+        (tmp_path, "expected an image, but this is a folder"),
     ]:
         with pytest.raises(ImageError, match=words):
             read_image(path)

@@ -47,8 +47,8 @@ def images(count: int = 2) -> Tensor:
 
 
 def trained(model: nn.Module, pictures: Tensor) -> dict[str, Tensor]:
-    """Output and gradients of one training step."""
-    model.train()
+    """Output and gradients in eval mode: dropout and drop path would draw other numbers on each device."""
+    model.eval()
     output = model(pictures)
     output.square().mean().backward()
     gradients = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
@@ -73,8 +73,10 @@ def test_forward_and_backward_are_those_of_the_processor(
     found = trained(there, images().cuda().contiguous(memory_format=memory_format))
     assert found.keys() == exact.keys()
     agree(found["output"], exact["output"], 1e-4)
-    for entry, gradient in exact.items():
-        agree(found[entry], gradient, 1e-3)
+    largest = max(tensor.abs().max() for name, tensor in exact.items() if name != "output")
+    for entry, gradient in exact.items():  # some are 0 but for rounding, as of a bias in front of a softmax
+        difference = (found[entry].cpu().double() - gradient).abs().max()
+        assert difference <= 1e-3 * gradient.abs().max() + 1e-6 * largest, entry
 
 
 @every_model
