@@ -161,7 +161,7 @@ def ablate(
 
 @from_settings(EvaluateSettings)
 def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
-    """Evaluate classifiers or segmentation models, clean and corrupted.
+    """Evaluate classifiers or segmentation models.
 
     Of classifiers accuracy, calibration and mCE; of segmentation models mIoU and pixel accuracy. The same command continues an
     interrupted evaluation. Several GPUs: accelerate launch -m overfocus evaluate …

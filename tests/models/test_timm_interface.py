@@ -1,6 +1,6 @@
 """Our classifiers in every use that timm's own models support: what a ViT or Swin of timm passes here, ours pass.
 
-Small variants of each family run by default, every registered name with `-m slow`. timm's own ViT runs beside them, so that a
+Small variants of each family run by default, every registered name with `-m nightly`. timm's own ViT runs beside them, so that a
 check that asks too much shows. The `_segformer` models are no classifiers and are left out by name.
 """
 
@@ -40,7 +40,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("vit_tiny_patch16_224", TINY_VIT),  # timm's own
 ]
 CASES = [pytest.param(name, changes, id=f"{name}-small") for name, changes in SMALL]
-CASES += [pytest.param(name, {}, id=name, marks=pytest.mark.slow) for name in NAMES]
+CASES += [pytest.param(name, {}, id=name, marks=pytest.mark.nightly) for name in NAMES]
 every_model = pytest.mark.parametrize(("name", "changes"), CASES)
 
 
