@@ -320,11 +320,13 @@ class PositionTracker:
 
     @staticmethod
     def _beside(args: tuple[Any, ...], kwargs: dict[str, Any], tracked: list[tuple[Tensor, Positions]], ids: Tensor) -> Tensor:
-        """Channels of other places behind the channels of a place (an image and shifted copies of it) belong to the first."""
+        """Channels of an image and of shifted copies of it belong to the place in the image.
+
+        Of tokens, channels of several places that are put beside each other (patch merging) make one new token.
+        """
         axis = (argument(args, kwargs, 1, "dim", "axis") or 0) % ids.ndim
         parts = [known.ids for _, known in tracked]
-        raw = all(known.raw for _, known in tracked)
-        channels = axis > 0 and all((raw or part.shape[axis] > 1) and constant(part, axis) for part in parts)
+        channels = axis > 0 and all(known.raw and constant(known.ids, axis) for _, known in tracked)
         if not channels or len(parts) < 2 or all(torch.equal(part.select(axis, 0), parts[0].select(axis, 0)) for part in parts):
             return ids
         return parts[0].narrow(axis, 0, 1).expand(ids.shape)
