@@ -122,7 +122,7 @@ def _read(known: Setting, kind: Any, value: str | list[str]) -> Any:
     if isinstance(value, str):
         return known.parse(value) if known.parse else _read_one(kind, value)
     if _is_table(kind):
-        return dict(map(_pair, value))
+        return dict(_pair(entry, known.parse) for entry in value)
     inner = next(part for part in map(element, members(kind)) if part is not None)
     entries = [entry for text in value for entry in text.split(",")] if _takes_commas(known, kind) else value
     return [
@@ -150,11 +150,13 @@ def _read_one(kind: Any, text: str, expected: str = "") -> Any:
     return text
 
 
-def _pair(entry: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value a number, truth value, list or null as in JSON; anything else is text."""
+def _pair(entry: str, parse: Callable[[str], Any] | None) -> tuple[str, Any]:
+    """NAME=VALUE; unless the setting reads it, the value is a number, truth value, list or null as in JSON, or else text."""
     name, equals, text = entry.partition("=")
     if not (equals and name.strip()):
         raise ValueError(f"expected NAME=VALUE, got {shown(entry)}")
+    if parse:
+        return name.strip(), parse(text)
     try:
         return name.strip(), json.loads(text)
     except (ValueError, RecursionError):
@@ -171,7 +173,7 @@ def _is_table(kind: Any) -> bool:
 
 
 def _is_list(known: Setting, kind: Any) -> bool:
-    return not known.parse and (_is_table(kind) or any(element(part) is not None for part in members(kind)))
+    return _is_table(kind) or (not known.parse and any(element(part) is not None for part in members(kind)))
 
 
 def _takes_commas(known: Setting, kind: Any) -> bool:

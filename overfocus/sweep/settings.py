@@ -252,7 +252,9 @@ class CompareSettings(MeasuringSettings):
         None,
         "In place of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then take "
         "in images and runs.",
-        command_line=False,
+        spelling=("--group",),
+        metavar="NAME=RUN,RUN…",
+        parse=lambda text: [run for run in text.split(",") if run],
     )
     images: str | Path | Sequence[str | Path] | None = _images()
     corruptions: str | Sequence[str] | None = _corruptions("one of each group; all that saved runs have in common")

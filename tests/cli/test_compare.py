@@ -96,3 +96,16 @@ def test_ablation_by_corruption(overfocus: Program, checkpoint: Path, photos: Pa
     refused = overfocus(*command, "--corruption", "fog", "--how", "blur")
     assert refused.exit_code != 0
     assert "remove" in refused.stderr
+
+
+def test_groups_of_runs(overfocus: Program, checkpoint: Path, other: Path, photos: Path) -> None:
+    for name, file in (("one", checkpoint), ("two", other)):
+        assert overfocus("analyze", file, "--images", photos, *FEW, "--no-report", "--output", name).exit_code == 0
+    command = ["compare", "--group", "A=one,two", "--group", "B=two,one", "--no-report", "--output", "groups", "--json"]
+    result = overfocus(*command)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["baseline"] == "A"
+    assert {row["model"] for row in found["table"]} == {"B"}
+    assert any("A is 2 runs" in note for note in found["notes"])
+    assert "expected NAME=VALUE" in overfocus("compare", "--group", "A").stderr
