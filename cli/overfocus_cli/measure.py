@@ -130,7 +130,7 @@ def ablate(
     output: Annotated[str | None, _output("overfocus-ablation", "ablation")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove or corrupt the most attended patches; what do predictions do?
+    """Remove or corrupt the most attended patches.
 
     For comparison the same is done to as many random patches, as many least attended ones, and random ones of equal received
     mass. The same command continues an interrupted ablation.

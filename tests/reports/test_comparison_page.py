@@ -74,8 +74,8 @@ def test_models_share_images_variants_and_scales(data):
     assert [len(model["layers"]) for model in data["models"]] == [4, 7, 4]
     assert data["severities"] == [1, 3]
     assert data["displayed"] == [0, 1]
-    means = np.concatenate([np.ravel(model["metrics"]["received_shift"]["mean"]) for model in data["models"]]).astype(float)
-    scale = data["metrics"]["received_shift"]["scale"]
+    means = np.concatenate([np.ravel(model["metrics"]["top_share"]["mean"]) for model in data["models"]]).astype(float)
+    scale = data["metrics"]["top_share"]["scale"]
     assert scale["low"] == pytest.approx(np.nanmin(means), rel=1e-3)
     assert scale["high"] == pytest.approx(np.nanmax(means), rel=1e-3)
 
@@ -113,9 +113,10 @@ def test_fragility_sentence_names_the_best_metric(comparison):
     rows = comparison.fragility
     rows = rows[(rows["model"] == "a") & (rows["layers"] == "all") & (rows["corruption"] == "all")].copy()
     rows[["auroc", "auroc_low", "auroc_high"]] = 0.5, 0.4, 0.6
-    assert "no metric tells which ones" in sentence_of("a", rows)
+    everything = comparison.fragility[comparison.fragility["model"] == "a"]
+    assert "no metric tells which ones" in sentence_of("a", rows, everything)
     rows.loc[rows["metric"] == "gini", ["auroc", "auroc_low", "auroc_high"]] = 0.2, 0.1, 0.3
-    assert "Gini coefficient tells them best: lower where predictions flip, AUROC 0.20" in sentence_of("a", rows)
+    assert "Gini coefficient tells them best: lower where predictions flip, AUROC 0.20" in sentence_of("a", rows, everything)
 
 
 def test_a_comparison_needs_a_folder(comparison):
