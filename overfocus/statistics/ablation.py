@@ -138,7 +138,7 @@ def _claim(rows: pd.DataFrame, images: int) -> str:
         return "predictions depend less on the most attended patches than on random ones"
     if not _sure(rows, "random", -1):
         return "predictions cannot be told to depend more on the most attended patches than on random ones"
-    if "mass" not in rows.index or rows.loc["mass", "count"] < FEWEST_IMAGES:  # often the others receive too little
+    if "mass" not in rows.index or int(rows["count"]["mass"]) < FEWEST_IMAGES:  # often the others receive too little
         return "predictions depend on the most attended patches"
     if _sure(rows, "mass", -1):
         return "predictions depend on what the most attended patches show: other patches of equal attention are missed less"
