@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from overfocus.ablation.ablate import ablate
     from overfocus.ablation.ablation import Ablation
     from overfocus.analysis.analyze import analyze
-    from overfocus.attention import AttentionMap
+    from overfocus.attention import AttentionMap, attention_rollout
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import load_model
     from overfocus.checkpoints.loaded import LoadedModel, wrap
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from overfocus.monitoring import monitor
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
-    from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train
     from overfocus.verification import verify
@@ -41,7 +40,7 @@ _HOME = {
     "LoadedModel": "overfocus.checkpoints.loaded",
     "Run": "overfocus.run",
     "Training": "overfocus.training.train",
-    "attention_rollout": "overfocus.rollout",
+    "attention_rollout": "overfocus.attention",
     "ablate": "overfocus.ablation.ablate",
     "analyze": "overfocus.analysis.analyze",
     "capture": "overfocus.capturing",
