@@ -167,7 +167,7 @@ class MaterialisedWeights:
         return weights[..., start:stop, :].float()
 
 
-HIDDEN = -1e4
+HIDDEN = -500.0
 """A mask that adds this or less hides a key."""
 
 
@@ -186,8 +186,12 @@ def hidden_keys(weights: WeightSource, *, masked: bool) -> Tensor | None:
         )
     if isinstance(weights, MaterialisedWeights) and masked:
         values = weights.weights.detach()
-        first = values[..., 0, :] == 0
-        return (values == 0).all(-2) if bool(first.any()) else None
+        if not bool((values[..., :: max(values.shape[-2] - 1, 1), :] == 0).any()):  # the first query and the last
+            return None
+        # a query that is padding itself may see all keys alike
+        alike = values.amax(-1, keepdim=True) == values.amin(-1, keepdim=True)
+        hidden = ((values == 0) | alike).all(-2)
+        return hidden if bool(hidden.any()) and not bool(alike.all()) else None
     return None
 
 
