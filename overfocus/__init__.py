@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from overfocus.checkpoints.loaded import LoadedModel, wrap
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
     from overfocus.heatmaps import heatmap
     from overfocus.inspection import inspect
     from overfocus.monitoring import monitor
@@ -37,7 +37,7 @@ _HOME = {
     "Ablation": "overfocus.ablation.ablation",
     "AttentionMap": "overfocus.attention",
     "Comparison": "overfocus.results.comparison",
-    "Evaluation": "overfocus.evaluation.evaluation",
+    "Evaluation": "overfocus.evaluation.results",
     "LoadedModel": "overfocus.checkpoints.loaded",
     "Run": "overfocus.run",
     "Training": "overfocus.training.train",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overfocus.ablation.ablation import Ablation
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
 
 
 def describe_evaluation(evaluation: "Evaluation") -> str:

@@ -12,22 +12,22 @@ from overfocus.checkpoints.source_name import source_name
 from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
-from overfocus.evaluation.evaluation import Evaluation
+from overfocus.evaluation.corruption_error import describe_variants
 from overfocus.evaluation.layouts import (
     EvaluationData,
     FilmFolders,
     Item,
+    LabelledReader,
+    SegmentedReader,
     add_clean_pictures,
     choose_portions,
     is_imagenet,
     list_items,
     open_evaluation_data,
     open_segmented_data,
+    uncropped,
 )
-from overfocus.evaluation.reading import LabelledReader, SegmentedReader, uncropped
-from overfocus.evaluation.results import errors_of
-from overfocus.evaluation.severities import describe_variants
-from overfocus.evaluation.summary import write_segmented_summary, write_summary
+from overfocus.evaluation.results import Evaluation, errors_of, write_segmented_summary, write_summary
 from overfocus.images.labels import match_labels
 from overfocus.preprocessing import Preprocess
 from overfocus.probes.classes import ScoresProbe
