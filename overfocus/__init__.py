@@ -13,9 +13,9 @@ from overfocus.version import __version__
 
 if TYPE_CHECKING:
     from overfocus import losses, metrics, models
-    from overfocus.ablation.ablate import ablate
-    from overfocus.ablation.ablation import Ablation
-    from overfocus.analysis.analyze import analyze
+    from overfocus.ablation import ablate
+    from overfocus.results.ablation import Ablation
+    from overfocus.analysis import analyze
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import load_model
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from overfocus.verification import verify
 
 _HOME = {
-    "Ablation": "overfocus.ablation.ablation",
+    "Ablation": "overfocus.results.ablation",
     "AttentionMap": "overfocus.attention",
     "Comparison": "overfocus.results.comparison",
     "Evaluation": "overfocus.evaluation.results",
@@ -42,8 +42,8 @@ _HOME = {
     "Run": "overfocus.run",
     "Training": "overfocus.training.train",
     "attention_rollout": "overfocus.rollout",
-    "ablate": "overfocus.ablation.ablate",
-    "analyze": "overfocus.analysis.analyze",
+    "ablate": "overfocus.ablation",
+    "analyze": "overfocus.analysis",
     "capture": "overfocus.capturing",
     "compare": "overfocus.results.compare",
     "corrupt": "overfocus.corruptions",

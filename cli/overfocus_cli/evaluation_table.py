@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
     from overfocus.evaluation.results import Evaluation
 
 

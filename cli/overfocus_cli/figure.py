@@ -78,7 +78,7 @@ def figure(
     from overfocus.figures.publication import draw
     from overfocus.figures.style import paper, save_figure
     from overfocus.run import Run
-    from overfocus.runs.names import display_names
+    from overfocus.run import display_names
 
     opened = [Run(folder) for folder in runs]
     with paper():

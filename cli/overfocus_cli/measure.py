@@ -108,7 +108,7 @@ def compare(
         return
     report = None
     if not no_report:
-        from overfocus.ablation.ablation import Ablation
+        from overfocus.results.ablation import Ablation
         from overfocus_reports import draw_comparison
 
         report = draw_comparison(comparison, [Ablation(path) for path in ablation or []])

@@ -42,6 +42,6 @@ def _drawn(folder: Path, ablations: list[Path]) -> Path:
     if not is_comparison(folder):
         return draw_report(Run(folder))
 
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
 
     return draw_comparison(read_comparison(folder), [Ablation(path) for path in ablations])

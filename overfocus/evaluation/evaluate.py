@@ -35,14 +35,14 @@ from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
-from overfocus.runs.names import folder_names
+from overfocus.run import folder_names
 from overfocus.segmentation.inference import InferenceSettings, usual_batch
-from overfocus.segmentation.prediction import is_segmentation
+from overfocus.segmentation.inference import is_segmentation
 from overfocus.settings import takes
 from overfocus.sweep.opening import describe_checkpoint, open_run
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
 from overfocus.sweep.settings import EvaluateSettings, listed
-from overfocus.sweep.stopwatch import Stopwatch
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.sweep import Subject, Work, pack_images, sweep
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__

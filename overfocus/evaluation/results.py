@@ -17,7 +17,7 @@ from overfocus.evaluation.corruption_error import corruption_error, describe_lev
 from overfocus.files import atomic_file
 from overfocus.run import Run
 from overfocus.runs.description import RunDescription
-from overfocus.segmentation.scores import class_iou, mean_iou, pixel_accuracy
+from overfocus.segmentation import class_iou, mean_iou, pixel_accuracy
 from overfocus.variants import CLEAN, CLEAN_VARIANT
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from overfocus.files import atomic_file
 from overfocus.results.alignment import Alignment, align
 from overfocus.run import Run
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
-from overfocus.runs.names import display_names
+from overfocus.run import display_names
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.statistics.panel import EVERY, Panel
 from overfocus.statistics.verdicts import RULE, Verdict, judge

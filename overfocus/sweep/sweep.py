@@ -23,7 +23,7 @@ from overfocus.runs.description import RunDescription
 from overfocus.runs.folder import RunFolder
 from overfocus.sweep.reading import BYTES_AHEAD, InputSize, Reader, Sample, Unit, load_units
 from overfocus.sweep.recorder import Recorder
-from overfocus.sweep.stopwatch import Stopwatch, progress_bar
+from overfocus.sweep.recorder import Stopwatch, progress_bar
 from overfocus.variants import Variant
 
 if TYPE_CHECKING:

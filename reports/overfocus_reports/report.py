@@ -36,7 +36,7 @@ from overfocus_reports.sections import (
 from overfocus_reports.shared_run import shared_runs
 
 if TYPE_CHECKING:
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 

@@ -12,7 +12,7 @@ import pandas as pd
 from overfocus.figures.stability import shows_retained
 from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
-from overfocus.runs.names import distinct_names
+from overfocus.run import distinct_names
 from overfocus.statistics.ablation import CHOICE_WORDS
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
 from overfocus.statistics.layers import LayerStatistics
@@ -26,7 +26,7 @@ from overfocus_reports.figures import inline_svg
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 

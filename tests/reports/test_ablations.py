@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overfocus.ablation.ablation import Ablation
+from overfocus.results.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports.sections import ablation_figure, ablation_parts

@@ -7,7 +7,7 @@ from PIL import Image
 
 import overfocus
 from overfocus import Run, RunError
-from overfocus.runs.names import folder_names
+from overfocus.run import folder_names
 from overfocus.sweep.sweep import Subject
 
 FEW = {"corruptions": ["gaussian_noise"], "severities": [2], "workers": 0, "progress": False, "resamples": 200}

@@ -32,7 +32,7 @@ from overfocus.sweep.opening import (
 )
 from overfocus.sweep.reading import ImageReader, InputSize, choose_workers, describe_pixels
 from overfocus.sweep.settings import AnalyzeSettings, CompareSettings, listed
-from overfocus.sweep.stopwatch import Stopwatch
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.sweep import Subject, Work, pack_pairs, sweep
 from overfocus.variants import CONTROL_VARIANT, list_variants
 from overfocus.version import __version__

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from overfocus.ablation.ablation import Ablation, write_tables
-from overfocus.analysis.analyze import choose_images
+from overfocus.results.ablation import Ablation, write_tables
+from overfocus.analysis import choose_images
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import choose_constants
 from overfocus.errors import RunError
@@ -23,7 +23,7 @@ from overfocus.sweep.opening import (
 )
 from overfocus.sweep.reading import ImageReader, InputSize, choose_workers, describe_pixels
 from overfocus.sweep.settings import AblateSettings
-from overfocus.sweep.stopwatch import Stopwatch
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.sweep import Subject, Work, pack_pairs, sweep
 from overfocus.variants import list_variants
 from overfocus.version import __version__
