@@ -14,7 +14,6 @@ from overfocus.version import __version__
 if TYPE_CHECKING:
     from overfocus import losses, metrics, models
     from overfocus.ablation import ablate
-    from overfocus.results.ablation import Ablation
     from overfocus.analysis import analyze
     from overfocus.attention import AttentionMap
     from overfocus.capturing import capture
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from overfocus.heatmaps import heatmap
     from overfocus.inspection import inspect
     from overfocus.monitoring import monitor
+    from overfocus.results.ablation import Ablation
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
     from overfocus.rollout import attention_rollout

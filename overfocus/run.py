@@ -1,24 +1,27 @@
 """A run folder that `analyze` or `evaluate` wrote, read back as tables and maps; an unfinished run reads as far as it got."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from overfocus.checkpoints.source_name import source_name
 from overfocus.errors import RunError
 from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
-from overfocus.runs.notebook import NotebookMethods
 from overfocus.runs.folder import read_arrays, read_table
+from overfocus.runs.notebook import NotebookMethods
 from overfocus.variants import CLEAN, Variant, sort_variants
-import re
-from collections import Counter
-from collections.abc import Sequence
-from overfocus.checkpoints.source_name import source_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
     import pandas as pd
 
 

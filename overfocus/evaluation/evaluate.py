@@ -34,16 +34,14 @@ from overfocus.probes.classes import ScoresProbe
 from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
-from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
 from overfocus.run import folder_names
-from overfocus.segmentation.inference import InferenceSettings, usual_batch
-from overfocus.segmentation.inference import is_segmentation
+from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
+from overfocus.segmentation.inference import InferenceSettings, is_segmentation, usual_batch
 from overfocus.settings import takes
-from overfocus.sweep.opening import describe_checkpoint, open_run
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
-from overfocus.sweep.settings import EvaluateSettings, listed
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
 from overfocus.sweep.recorder import Stopwatch
-from overfocus.sweep.sweep import Subject, Work, pack_images, sweep
+from overfocus.sweep.settings import EvaluateSettings, listed
+from overfocus.sweep.sweep import Subject, describe_checkpoint, open_run, sweep
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__
 

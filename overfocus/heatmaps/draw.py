@@ -22,8 +22,8 @@ from overfocus.images.sources import ImageSource, find_images, to_rgb
 from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
 from overfocus.settings import MAX_PIXELS
-from overfocus.sweep.opening import place_of
 from overfocus.sweep.reading import ImageReader, InputSize
+from overfocus.sweep.sweep import place_of
 from overfocus.text import printable
 from overfocus.variants import Variant, list_variants
 

@@ -13,8 +13,14 @@ from overfocus.forward import output_tensor
 from overfocus.probes.classes import prediction_columns
 from overfocus.probes.probe import Array, Batch, Column, ItemResult, Probe, Table, model_device, variant_columns
 from overfocus.runs.description import RunDescription
-from overfocus.segmentation.inference import Inference, InferenceSettings
-from overfocus.segmentation.inference import PixelPrediction, is_segmentation, pixel_columns, predict_pixels
+from overfocus.segmentation.inference import (
+    Inference,
+    InferenceSettings,
+    PixelPrediction,
+    is_segmentation,
+    pixel_columns,
+    predict_pixels,
+)
 from overfocus.sweep.reading import InputSize, Mask
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
 

@@ -11,9 +11,8 @@ import numpy as np
 from overfocus.errors import RunError
 from overfocus.files import atomic_file
 from overfocus.results.alignment import Alignment, align
-from overfocus.run import Run
+from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
-from overfocus.run import display_names
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.statistics.panel import EVERY, Panel
 from overfocus.statistics.verdicts import RULE, Verdict, judge

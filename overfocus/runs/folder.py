@@ -9,23 +9,21 @@ pickled, sizes before contents, checksums compared. Whatever is wrong with a fil
 do.
 """
 
-import zipfile
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-import numpy as np
-from overfocus.errors import OverfocusError, RunError
-from overfocus.files import atomic_file, require_regular_file
-from overfocus.text import one_line, printable
 import errno
 import os
 import re
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
-from overfocus.errors import RunError
-from overfocus.files import atomic_file
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from overfocus.errors import OverfocusError, RunError
+from overfocus.files import atomic_file, require_regular_file
 from overfocus.runs.description import FORMAT, RunDescription, encode_description, read_description
+from overfocus.text import one_line, printable
 
 if TYPE_CHECKING:
     import pyarrow

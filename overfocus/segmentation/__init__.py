@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from overfocus.datasets.masks import IGNORED
 
+from overfocus.datasets.masks import IGNORED
 
 Array = np.ndarray[Any, Any]
 

@@ -3,19 +3,18 @@
 The grid of windows is that of mmsegmentation, with which the published scores on Cityscapes were measured.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from overfocus.segmentation import pixel_scores
-from dataclasses import dataclass, field
-from jaxtyping import Float
+
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.errors import RunError
-
+from overfocus.segmentation import pixel_scores
 
 _ROWS_PER_STRIP = 128
 

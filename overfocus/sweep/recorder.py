@@ -1,17 +1,17 @@
 """Results collected and written in parts, where the time of a run goes, and a progress bar."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
 import numpy as np
+
 from overfocus.errors import RunError
 from overfocus.probes.probe import ItemResult, Probe, Table
 from overfocus.runs.description import RunDescription, SkippedEntry
 from overfocus.runs.folder import RunFolder
-
 
 PARTS = ("forward", "capture", "waiting", "normalising", "writing")
 """The model; attention weights and metrics beside it; waiting for corrupted images; bringing them to the model; files."""
