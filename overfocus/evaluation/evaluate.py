@@ -30,8 +30,7 @@ from overfocus.evaluation.severities import describe_variants
 from overfocus.evaluation.summary import write_segmented_summary, write_summary
 from overfocus.images.labels import match_labels
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.classes import ScoresProbe
-from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
+from overfocus.probes.predictions import SEGMENTATION, ScoresProbe, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
