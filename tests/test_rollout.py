@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import overfocus
-from overfocus.metrics.norms import high_norm_tokens
+from overfocus.metrics.formulas import high_norm_tokens
 from overfocus.rollout import attention_rollout, fuse_heads, token_row
 
 

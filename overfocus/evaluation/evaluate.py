@@ -30,8 +30,7 @@ from overfocus.evaluation.layouts import (
 from overfocus.evaluation.results import Evaluation, errors_of, write_segmented_summary, write_summary
 from overfocus.images.labels import match_labels
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.classes import ScoresProbe
-from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
+from overfocus.probes.predictions import SEGMENTATION, ScoresProbe, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.run import folder_names

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.metrics.expectation import TokenCounts
+from overfocus.metrics.catalogue import CATALOGUE, TokenCounts
 from overfocus.runs.description import Layer
 from overfocus.statistics.layers import RunTables, mean_of_known
 from overfocus.variants import CLEAN_VARIANT, OTHER_IMAGE, Variant, sort_variants
