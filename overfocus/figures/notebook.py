@@ -11,7 +11,7 @@ from overfocus.figures.overlay import ReceivedMaps, highest
 from overfocus.figures.publication import common_variants, draw, pick_corruptions, pick_image, pick_layers, pick_severity
 from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
-from overfocus.statistics.layers import layer_statistics
+from overfocus.statistics.panel import layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:

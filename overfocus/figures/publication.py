@@ -10,7 +10,7 @@ from overfocus.figures.image_figures import columns_figure
 from overfocus.figures.stability import matrix_figure, severity_figure
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.runs.description import Layer
-from overfocus.statistics.layers import LayerStatistics, layer_statistics
+from overfocus.statistics.panel import LayerStatistics, layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 if TYPE_CHECKING:

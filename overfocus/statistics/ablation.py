@@ -16,11 +16,9 @@ import numpy as np
 import pandas as pd
 
 from overfocus.statistics.differences import paired_differences
-from overfocus.statistics.intervals import mean_interval, rate_interval
-from overfocus.statistics.layers import mean_of_known
-from overfocus.statistics.significance import holm
-from overfocus.statistics.verdicts import FEWEST_IMAGES, LEVEL
-from overfocus.statistics.wording import counted, decimal, interval_text, probability, variant_label
+from overfocus.statistics.intervals import holm, mean_interval, rate_interval
+from overfocus.statistics.panel import mean_of_known
+from overfocus.statistics.verdicts import FEWEST_IMAGES, LEVEL, counted, decimal, interval_text, probability, variant_label
 from overfocus.variants import CLEAN
 
 Array = np.ndarray[Any, Any]

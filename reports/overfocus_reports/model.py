@@ -6,7 +6,7 @@ from functools import cached_property
 
 from overfocus.run import Run
 from overfocus.runs.description import Layer
-from overfocus.statistics.layers import LayerStatistics, layer_statistics
+from overfocus.statistics.panel import LayerStatistics, layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 from overfocus_reports.displayed import Displayed, ImageValues, image_values
 from overfocus_reports.sentences import summarise

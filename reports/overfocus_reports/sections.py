@@ -15,10 +15,9 @@ from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.run import distinct_names
 from overfocus.statistics.ablation import CHOICE_WORDS
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
-from overfocus.statistics.layers import LayerStatistics
-from overfocus.statistics.panel import EVERY, OUTPUT
+from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics
 from overfocus.statistics.retained import RETAINED
-from overfocus.statistics.wording import measure_title
+from overfocus.statistics.verdicts import measure_title
 from overfocus.variants import Variant
 from overfocus_reports.encoding import numbers
 from overfocus_reports.figures import inline_svg

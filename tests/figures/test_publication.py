@@ -10,7 +10,7 @@ from overfocus.errors import RunError
 from overfocus.figures.publication import KINDS, draw, most_overfocused, same_depth
 from overfocus.figures.style import inches, paper, save_figure
 from overfocus.run import Run
-from overfocus.statistics.layers import layer_statistics
+from overfocus.statistics.panel import layer_statistics
 
 
 @pytest.fixture(scope="module")
