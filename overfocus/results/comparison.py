@@ -16,10 +16,9 @@ import pandas as pd
 
 from overfocus.errors import RunError
 from overfocus.files import atomic_file
-from overfocus.results.alignment import Alignment, align
-from overfocus.run import Run, display_names
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.run import Run
+from overfocus.results.comparison import Alignment, align
+from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.statistics.differences import tabulate_differences
