@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overfocus.capturing.functions import tensors_in
 from overfocus.capturing.layout import (
     Layout,
     UnclearAxesError,
@@ -29,6 +28,7 @@ from overfocus.capturing.layout import (
 )
 from overfocus.capturing.positions import PositionTracker
 from overfocus.capturing.sources import MaterialisedWeights, WeightSource
+from overfocus.capturing.watching import tensors_in
 
 TokenPositions = tuple[Tensor | None, Tensor | None]
 """Positions of queries and of keys or values, (…, tokens, width)."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import (
+from overfocus.capturing.watching import (
     Operands,
     TensorNotes,
     argument,

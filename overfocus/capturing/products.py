@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import (
+from overfocus.capturing.sources import HIDDEN
+from overfocus.capturing.watching import (
     Operands,
     Permuted,
     TensorNotes,
@@ -23,7 +24,6 @@ from overfocus.capturing.functions import (
     product_operands,
     tensors_in,
 )
-from overfocus.capturing.sources import HIDDEN
 
 # What leaves every weight as it was, only elsewhere or in another type.
 _KEEPING = frozenset(

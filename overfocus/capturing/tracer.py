@@ -7,25 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overfocus.attention import AttentionMap, row_tolerance
+from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_tolerance
 from overfocus.capturing.coverage import Site, SiteLog
-from overfocus.capturing.functions import PRODUCTS, SDPA_ARGUMENTS, Permuted, first_argument, function_name
 from overfocus.capturing.layout import Layout, is_channel_map
 from overfocus.capturing.layout_memory import LayoutMemory, TokenPositions
-from overfocus.capturing.multihead import MultiheadCall, function_call, layer_call, module_call, nested_call, stands_aside
-from overfocus.capturing.norms import BlockTokens, TokenNorms
 from overfocus.capturing.positions import MOVES, NOWHERE, Positions, representative
 from overfocus.capturing.products import ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
     FlexWeights,
     MaterialisedWeights,
+    MultiheadCall,
     QueryKeyWeights,
     WeightSource,
     for_heads,
+    function_call,
     hidden_keys,
+    layer_call,
+    module_call,
+    nested_call,
+    stands_aside,
 )
-from overfocus.capturing.watching import CaptureMode, ModuleStack, in_backward
+from overfocus.capturing.watching import (
+    PRODUCTS,
+    SDPA_ARGUMENTS,
+    CaptureMode,
+    ModuleStack,
+    Permuted,
+    first_argument,
+    function_name,
+    in_backward,
+)
 
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
 LOCAL_ATTENTION = frozenset({"OutlookAttention"})

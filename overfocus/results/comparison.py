@@ -17,7 +17,6 @@ import pandas as pd
 from overfocus.errors import RunError
 from overfocus.files import atomic_file
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.results.comparison import Alignment, align
 from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
 from overfocus.runs.notebook import NotebookMethods

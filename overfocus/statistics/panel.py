@@ -12,7 +12,6 @@ import pandas as pd
 from overfocus.metrics.catalogue import CATALOGUE, TokenCounts, uniform_value
 from overfocus.runs.description import Layer, RunDescription
 from overfocus.statistics.intervals import half_width, value_range
-from overfocus.statistics.panel import RunTables, mean_of_known
 from overfocus.variants import CLEAN_VARIANT, OTHER_IMAGE, Variant, sort_variants
 
 Array = np.ndarray[Any, Any]
