@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overfocus.checkpoints.source_name import source_name
+from overfocus.text import source_name
 
 if TYPE_CHECKING:
     from overfocus.run import Run
