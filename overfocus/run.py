@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from overfocus.checkpoints.source_name import source_name
 from overfocus.errors import RunError
 from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
 from overfocus.runs.folder import read_arrays, read_table
 from overfocus.runs.notebook import NotebookMethods
+from overfocus.text import source_name
 from overfocus.variants import CLEAN, Variant, sort_variants
 
 if TYPE_CHECKING:

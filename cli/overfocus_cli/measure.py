@@ -209,7 +209,7 @@ def default_output(root: str, settings: Settings, *checkpoints: str | None) -> P
     """
     from hashlib import sha256
 
-    from overfocus.checkpoints.source_name import source_name
+    from overfocus.text import source_name
 
     named = {"checkpoint", "sources"}
     measured = {

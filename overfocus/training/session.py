@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from overfocus.checkpoints.save import save_checkpoint
+from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.errors import TrainingError, explain
 from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
