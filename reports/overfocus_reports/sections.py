@@ -20,7 +20,7 @@ from overfocus.statistics.panel import EVERY, OUTPUT
 from overfocus.statistics.retained import RETAINED
 from overfocus.statistics.wording import measure_title
 from overfocus.variants import Variant
-from overfocus_reports.encoding import numbers
+from overfocus_reports.displayed import numbers
 from overfocus_reports.figures import inline_svg
 
 if TYPE_CHECKING:
