@@ -39,7 +39,7 @@ from overfocus.settings import takes
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
-from overfocus.sweep.sweep import Subject, Work, describe_checkpoint, open_run, sweep
+from overfocus.sweep.sweep import Subject, describe_checkpoint, open_run, sweep
 from overfocus.text import source_name
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__
