@@ -128,59 +128,6 @@ def choose_displayed(
     return chosen[:displayed], example
 
 
-def open_run(
-    subject: Subject,
-    folder: Path,
-    wanted: RunDescription,
-    work: Work,
-    processes: Processes,
-    *,
-    example: Image.Image | None,
-    overwrite: bool,
-) -> RunDescription:
-    """The run of a model that lies in a folder, or a new one; `example` is an image that probes look at.
-
-    Raises:
-        RunError: the folder holds something else or cannot be written.
-        CaptureError: the model has no attention over tokens.
-    """
-    run_folder = RunFolder(folder)
-
-    def rows(description: RunDescription) -> dict[str, int]:
-        for probe in subject.probes:
-            probe.prepare(description)
-        return rows_of(subject.probes, work.variants)
-
-    def decide() -> RunDescription:
-        there = run_folder.open(wanted, rows, overwrite=overwrite)
-        return there or _begin(run_folder, wanted, subject, example)
-
-    description = processes.decide(decide)
-    subject.begin(run_folder, description, work, main=processes.main)
-    return description
-
-
-def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example: Image.Image | None) -> RunDescription:
-    """Write run.json of a new run: beside what was `wanted`, what the probes say of the model.
-
-    Where the windows of its layers lie is too long for run.json and is written beside the maps.
-    """
-    description = replace(wanted, created=datetime.now(UTC).isoformat(timespec="seconds"), parts=[], versions=describe_versions())
-    arrays: dict[str, Mapping[str, Array]] = {}
-    if example is not None:
-        with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"):
-            picture = subject.loaded.preprocess(example).to(subject.device)
-            inputs = picture.expand(max(2, subject.batch_size), *picture.shape)
-            for probe in subject.probes:
-                described = probe.describe(inputs)
-                description = replace(description, **described.fields)
-                arrays |= dict(described.arrays)
-    folder.write(description)
-    for name, kept in arrays.items():
-        folder.write_arrays(name, kept)
-    return description
-
-
 PACKS_PER_ROUND = 4
 """So many packs go through one model before the next one's turn, and before processes bring their results together. The first
 rounds are shorter, so that nobody waits long for the first images."""
@@ -297,6 +244,59 @@ class Subject:
             with self.stopwatch.on("forward"):
                 outputs.append(owner.forward(batch) if owner is not None else output_tensor(self.loaded.model(batch.inputs)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def open_run(
+    subject: Subject,
+    folder: Path,
+    wanted: RunDescription,
+    work: Work,
+    processes: Processes,
+    *,
+    example: Image.Image | None,
+    overwrite: bool,
+) -> RunDescription:
+    """The run of a model that lies in a folder, or a new one; `example` is an image that probes look at.
+
+    Raises:
+        RunError: the folder holds something else or cannot be written.
+        CaptureError: the model has no attention over tokens.
+    """
+    run_folder = RunFolder(folder)
+
+    def rows(description: RunDescription) -> dict[str, int]:
+        for probe in subject.probes:
+            probe.prepare(description)
+        return rows_of(subject.probes, work.variants)
+
+    def decide() -> RunDescription:
+        there = run_folder.open(wanted, rows, overwrite=overwrite)
+        return there or _begin(run_folder, wanted, subject, example)
+
+    description = processes.decide(decide)
+    subject.begin(run_folder, description, work, main=processes.main)
+    return description
+
+
+def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example: Image.Image | None) -> RunDescription:
+    """Write run.json of a new run: beside what was `wanted`, what the probes say of the model.
+
+    Where the windows of its layers lie is too long for run.json and is written beside the maps.
+    """
+    description = replace(wanted, created=datetime.now(UTC).isoformat(timespec="seconds"), parts=[], versions=describe_versions())
+    arrays: dict[str, Mapping[str, Array]] = {}
+    if example is not None:
+        with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"):
+            picture = subject.loaded.preprocess(example).to(subject.device)
+            inputs = picture.expand(max(2, subject.batch_size), *picture.shape)
+            for probe in subject.probes:
+                described = probe.describe(inputs)
+                description = replace(description, **described.fields)
+                arrays |= dict(described.arrays)
+    folder.write(description)
+    for name, kept in arrays.items():
+        folder.write_arrays(name, kept)
+    return description
 
 
 def rows_of(probes: Sequence[Probe], variants: Sequence[Variant]) -> dict[str, int]:
