@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -31,7 +32,8 @@ from torch.utils.hooks import RemovableHandle
 
 Enter = Callable[[nn.Module, tuple[Any, ...]], None]
 Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
-Observe = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+Observe = Callable[[Callable[..., Any], str, tuple[Any, ...], dict[str, Any], Any], None]
+"""(function, its name, arguments, keyword arguments, result)"""
 
 
 def in_backward() -> bool:
@@ -44,13 +46,20 @@ class ModuleStack:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self.modules = list(model.named_modules())
+        self.names = {id(module): name for name, module in reversed(self.modules)}
         self.names[id(model)] = ""
         self.running: list[nn.Module] = []
+        self.enters = True
+        """Whether modules inside the outermost are reported before they run."""
+        self.leaves = True
+        """Whether modules inside the outermost are reported after they ran, if nothing awaits them."""
+        self.awaited: set[str] = set()
+        """Modules that are reported after they ran in any case."""
         self.called: set[str] = set()
         self.elsewhere: set[str] = set()
         """Modules that ran in another thread."""
-        self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
+        self._holders = _holders(model)
         self._site: str | None = None
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
@@ -65,20 +74,23 @@ class ModuleStack:
 
     def watch(self, enter: Enter, leave: Leave) -> None:
         """Begin to follow the model; `enter` sees each module before it runs, `leave` after it ran without an error."""
+        running, names, awaited = self.running, self.names, self.awaited
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
             if self._ours(module):
-                self.called.add(self.names[id(module)])
-                enter(module, args)
-                self.running.append(module)
+                self.called.add(names[id(module)])
+                if self.enters or not running:
+                    enter(module, args)
+                running.append(module)
                 self._site = None
 
         def after(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-            if self._ours(module) and any(entry is module for entry in self.running):
-                while self.running.pop() is not module:
+            if self._ours(module) and any(entry is module for entry in running):
+                while running.pop() is not module:
                     pass  # modules inside that an error ended
                 self._site = None
-                if len(rest) == 2:  # torch leaves the keyword arguments out where forward raised
+                # torch leaves the keyword arguments out where forward raised
+                if len(rest) == 2 and (self.leaves or not running or names[id(module)] in awaited):
                     leave(module, args, *rest)
 
         self._handles = [
@@ -96,7 +108,7 @@ class ModuleStack:
         self._site = None
 
     def _ours(self, module: nn.Module) -> bool:
-        if id(module) not in self.names or in_backward():
+        if id(module) not in self.names or torch._C._current_graph_task_id() != -1:  # as in_backward
             return False
         if threading.get_ident() == self._thread:
             return True
@@ -104,19 +116,42 @@ class ModuleStack:
         return False
 
 
-class CaptureMode(TorchFunctionMode):
-    """Hands every torch function's arguments and result to an observer; the result is returned as it is."""
+def _holders(model: nn.Module) -> set[int]:
+    """The modules (by identity) that have parameters, in themselves or in modules inside."""
+    known: dict[int, bool] = {}
 
-    def __init__(self, observe: Observe) -> None:
+    def holds(module: nn.Module) -> bool:
+        if id(module) not in known:
+            known[id(module)] = any(parameter is not None for parameter in module._parameters.values())
+            inside = [holds(child) for child in module._modules.values() if child is not None]
+            known[id(module)] |= any(inside)
+        return known[id(module)]
+
+    holds(model)
+    return {module for module, found in known.items() if found}
+
+
+class CaptureMode(TorchFunctionMode):
+    """Hands the arguments and results of torch functions to an observer; the results are returned as they are.
+
+    These are the functions of certain names; all of them while there are `notes`, or `everything` is asked for.
+    """
+
+    def __init__(self, observe: Observe, names: frozenset[str], notes: "TensorNotes[Any]") -> None:
         super().__init__()
+        self.everything = False
         self._observe = observe
+        self._names = names
+        self._notes = notes.entries
         self._below: list[TorchFunctionMode] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._observe(func, args, kwargs or {}, result)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        name = function_name(func)
+        if self.everything or self._notes or name in self._names:
+            self._observe(func, name, args, kwargs or {}, result)
         return result
 
     def __enter__(self) -> Self:
@@ -160,6 +195,7 @@ _SAME = {
 _INPUTS = ("input", "self", "tensors", "mat1", "batch1")
 
 
+@lru_cache(maxsize=4096)
 def function_name(func: Callable[..., Any]) -> str:
     """The bare name of a torch function, operator or property getter, e.g. "permute" or "mT.__get__"."""
     if isinstance(func, OpOverload):
@@ -183,16 +219,20 @@ def first_argument(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return argument(args, kwargs, 0, *_INPUTS)
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of a function's arguments or result, nested lists included, in order."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
+        return [value]
+    found: list[Tensor] = []
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif isinstance(item, (tuple, list, dict)):
+                found += tensors_in(item)
+    return found
 
 
 Note = TypeVar("Note")
@@ -202,38 +242,39 @@ class TensorNotes(Generic[Note]):
     """Notes on tensors by identity; a note goes when its tensor does."""
 
     def __init__(self) -> None:
-        self._notes: dict[int, tuple[weakref.ref[Tensor], Note]] = {}
+        self.entries: dict[int, tuple[weakref.ref[Tensor], Note]] = {}
+        """By the tensor's identity."""
 
     def __setitem__(self, tensor: Tensor, note: Note) -> None:
-        key = id(tensor)
-        self._notes[key] = (weakref.ref(tensor, lambda _: self._notes.pop(key, None)), note)
+        entries, key = self.entries, id(tensor)
+        entries[key] = (weakref.ref(tensor, lambda _: entries.pop(key, None)), note)
 
     def get(self, tensor: Any) -> Note | None:
         """The note on this very tensor, or None."""
-        entry = self._notes.get(id(tensor))
+        entry = self.entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def change(self, wanted: Callable[[Tensor, Note], Note | None]) -> None:
         """Replace every note by what `wanted` makes of it; None forgets it."""
-        for key, (reference, note) in list(self._notes.items()):
+        for key, (reference, note) in list(self.entries.items()):
             tensor = reference()
             changed = None if tensor is None else wanted(tensor, note)
             if changed is None:
-                del self._notes[key]
+                del self.entries[key]
             elif changed is not note:
-                self._notes[key] = (reference, changed)
+                self.entries[key] = (reference, changed)
 
     def forget(self, tensor: Any) -> None:
         """Forget the note on a tensor, if there is one."""
         if self.get(tensor) is not None:
-            del self._notes[id(tensor)]
+            del self.entries[id(tensor)]
 
     def __len__(self) -> int:
-        return len(self._notes)
+        return len(self.entries)
 
     def clear(self) -> None:
         """Forget every note."""
-        self._notes.clear()
+        self.entries.clear()
 
 
 @dataclass(frozen=True, slots=True)
