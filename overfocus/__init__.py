@@ -12,6 +12,7 @@ from overfocus.runs import notebook as _notebook
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
+    from overfocus import losses, metrics, models
     from overfocus.ablation import ablate
     from overfocus.analysis import analyze
     from overfocus.attention import AttentionMap, attention_rollout
