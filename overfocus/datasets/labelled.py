@@ -19,7 +19,7 @@ from overfocus.datasets.formats import (
     subfolders,
 )
 from overfocus.errors import ImageError
-from overfocus.images.sources import EXTENSIONS, ImageSource, find_images, read_image
+from overfocus.images.sources import EXTENSIONS, ImageSource, find_images
 
 
 class PictureFiles:
@@ -39,7 +39,7 @@ class PictureFiles:
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(self._sources[index].path)
+        return self._sources[index].read()
 
     def name(self, index: int) -> str:
         """Path below the folder."""

@@ -1,24 +1,26 @@
 """What lies in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.corruptions import CORRUPTIONS, ConstantSet, corrupt
+from overfocus.corruptions import CORRUPTIONS, ConstantSet
+from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets import LabelledImages, open_evaluation_images
 from overfocus.datasets.labelled import ClassFolders
 from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
-from overfocus.errors import ImageError, RunError
+from overfocus.errors import CorruptionError, ImageError, RunError
 from overfocus.images.labels import imagenet_classes
 from overfocus.preprocessing import Preprocess
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample, make_variants
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
 
 C_BAR = (
@@ -299,6 +301,7 @@ class LabelledReader:
     preprocess: Preprocess
     seed: int
     constants: ConstantSet | None = None
+    custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
     tree: Preprocess | None = None
     """For images that are corrupted on the disk; None: as for the others."""
 
@@ -316,12 +319,7 @@ class LabelledReader:
             return Sample(item, reason=str(error))
         clean = preprocess.resize(image)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
-        own = portion.variant != CLEAN_VARIANT
-        pixels = [
-            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
-            for variant in variants
-        ]
-        return Sample(item, variants, {size: np.stack(pixels)}, image.size)
+        return _sample(item, clean, variants, self, {"size": image.size}, at=size, own=portion.variant != CLEAN_VARIANT)
 
 
 @dataclass(frozen=True)
@@ -333,6 +331,7 @@ class SegmentedReader:
     variants: Sequence[Variant]
     seed: int
     constants: ConstantSet | None = None
+    custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -346,13 +345,28 @@ class SegmentedReader:
         except ImageError as error:
             return Sample(item, reason=str(error), fatal=True)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
-        own = portion.variant != CLEAN_VARIANT
-        pixels = [
-            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
-            for variant in variants
-        ]
         height, width = clean.shape[:2]
-        return Sample(item, variants, {OWN_SIZE: np.stack(pixels)}, (width, height), mask)
+        about = {"size": (width, height), "mask": mask}
+        return _sample(item, clean, variants, self, about, at=OWN_SIZE, own=portion.variant != CLEAN_VARIANT)
+
+
+def _sample(
+    item: int,
+    clean: UInt8[np.ndarray, "height width 3"],
+    variants: list[Variant],
+    reader: LabelledReader | SegmentedReader,
+    about: Mapping[str, Any],
+    *,
+    at: InputSize,
+    own: bool,
+) -> Sample:
+    """An image in its variants; `own` marks one that is what it is on the disk."""
+    if own:
+        return Sample(item, variants, {at: np.stack([clean] * len(variants))}, **about)
+    try:
+        return Sample(item, variants, {at: make_variants(clean, variants, reader.seed, reader.constants, reader.custom)}, **about)
+    except CorruptionError as error:
+        return Sample(item, reason=str(error), fatal=True)
 
 
 def _variants(own: Variant, made: Sequence[Variant]) -> list[Variant]:
