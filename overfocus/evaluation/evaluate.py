@@ -8,8 +8,6 @@ from typing import Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
-from overfocus.checkpoints.source_name import source_name
 from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations
 from overfocus.corruptions.custom import CustomCorruption, named_corruptions
 from overfocus.datasets.segmented import is_segmented
@@ -42,9 +40,8 @@ from overfocus.settings import takes
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
-from overfocus.sweep.sweep import Subject, describe_checkpoint, open_run, sweep
-from overfocus.text import source_name
 from overfocus.sweep.sweep import Subject, describe_checkpoint, described_size, open_run, sweep
+from overfocus.text import source_name
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__
 
