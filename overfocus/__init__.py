@@ -97,9 +97,9 @@ __all__ = [
 
 
 def _figures() -> object:
-    from overfocus.figures import notebook
+    from overfocus.figures import draw
 
-    return notebook
+    return draw
 
 
 _notebook.figures = _figures

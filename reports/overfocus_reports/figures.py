@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfocus.figures.curves import layer_curves
-from overfocus.figures.image_figures import image_figure, image_rows_figure
-from overfocus.figures.publication import same_depth
+from overfocus.figures.draw import same_depth
+from overfocus.figures.images import image_figure, image_rows_figure
 from overfocus.figures.stability import Scale, heat_map, labels_of, scale_of, shows_retained
 from overfocus.figures.style import INK, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of

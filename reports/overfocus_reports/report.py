@@ -1,19 +1,26 @@
-"""Draws reports: report.html, one file that opens offline, and figures/*.png beside it."""
+"""Draws reports: report.html, one file that loads nothing and opens offline, and figures beside it."""
 
+import base64
+import hashlib
+import json
+import math
 import os
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+from markupsafe import Markup
+
 from overfocus.errors import RunError
-from overfocus.figures.overlay import LOWEST
+from overfocus.figures.images import LOWEST
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
 from overfocus.variants import Variant
+from overfocus_reports.displayed import matrices_of
 from overfocus_reports.figures import Figures, draw_figures, draw_images
-from overfocus_reports.matrices import matrices_of
-from overfocus_reports.model import Model, first_picked
-from overfocus_reports.page import json_for_html, render
+from overfocus_reports.model import Model, first_picked, shared_runs
 from overfocus_reports.payload import (
     hexadecimal,
     images_payload,
@@ -33,12 +40,77 @@ from overfocus_reports.sections import (
     settings_rows,
     version_rows,
 )
-from overfocus_reports.shared_run import shared_runs
+from overfocus_reports.sentences import percent
 
 if TYPE_CHECKING:
     from overfocus.ablation.ablation import Ablation
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
+
+
+STYLES = ("base.css", "controls.css", "panels.css", "explorer.css", "segmentation.css", "comparison.css", "print.css")
+SCRIPTS = (
+    "data.js", "state.js", "colour.js", "decode.js", "download.js", "tables.js", "pickers.js", "curves.js", "heatmaps.js",
+    "tokens.js", "canvas.js", "explorer.js", "token_listening.js", "side.js", "matrix.js", "gallery.js", "segmentation.js",
+    "segmentation_download.js", "predictions.js", "differences.js", "theme.js", "start.js",
+)  # fmt: skip
+"""In the order in which they stand in the page."""
+
+
+def render(context: dict[str, Any], payload: dict[str, Any]) -> str:
+    """The page from what the templates show and what the script works on."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("overfocus_reports", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "short": short, "value": exact}
+    script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in SCRIPTS) + "\n})();"
+    return environment.get_template("page.html.jinja").render(
+        **context,
+        style=Markup("\n".join(asset(name) for name in STYLES)),
+        script=Markup(script),
+        policy=policy(script),
+        data=Markup(json_for_html(payload)),
+    )
+
+
+def asset(name: str) -> str:
+    """A file of the folder assets."""
+    return resources.files("overfocus_reports").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def policy(script: str) -> str:
+    """A content-security policy under which the page loads nothing and runs this one script, told by its hash."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def json_for_html(payload: object) -> str:
+    """JSON that can stand inside a `<script>` element, whatever names it holds."""
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def short(value: object) -> str:
+    """A cell of a table for people: three digits of a number, a dash for none."""
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+    return "–" if value is None else str(value)
+
+
+def exact(value: object) -> str:
+    """A cell of a table for sorting and for CSV."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else str(value)
 
 
 def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -> dict[str, Any]:

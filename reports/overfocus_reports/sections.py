@@ -19,7 +19,7 @@ from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics
 from overfocus.statistics.retained import RETAINED
 from overfocus.statistics.verdicts import measure_title
 from overfocus.variants import Variant
-from overfocus_reports.encoding import numbers
+from overfocus_reports.displayed import numbers
 from overfocus_reports.figures import inline_svg
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from overfocus.evaluation.results import measure_segmentation
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.runs.description import Layer, MeasureEntry
 from overfocus.statistics.intervals import Interval, interval_of
@@ -14,7 +15,6 @@ from overfocus.statistics.panel import EVERY, read_panel
 from overfocus.statistics.retained import retained_by_variant
 from overfocus.statistics.verdicts import Overfocusing, judge_overfocusing
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
-from overfocus_reports.segmentation import set_scores
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -225,3 +225,9 @@ def prediction_intervals(predictions: pd.DataFrame, variant: Variant) -> dict[st
     rows = predictions[(predictions["corruption"] == variant.corruption) & (predictions["severity"] == variant.severity)]
     found = {name: rows[name] if name in rows else pd.Series(np.nan, rows.index) for name in PREDICTION}
     return {name: interval_of(pd.to_numeric(values).astype("Float64"), name) for name, values in found.items()}
+
+
+def set_scores(run: "Run") -> "pd.Series[float]":
+    """The mIoU of all images together by (corruption, severity); NaN without masks."""
+    names = [str(place) for place in range(len(run.class_colours or []))]
+    return measure_segmentation(run.predictions, names).set_index(["corruption", "severity"])["miou"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from overfocus.figures.curves import layer_curves, value_limits
-from overfocus.figures.overlay import multiple
+from overfocus.figures.images import multiple
 from overfocus.figures.stability import heat_map, scale_of, short
 from overfocus.figures.style import OKABE_ITO, line_style, lookup_table, reads_dark, styled
 from overfocus.statistics.panel import layer_statistics

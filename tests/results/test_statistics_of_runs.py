@@ -181,7 +181,7 @@ def test_another_baseline_does_not_replace_a_comparison(write_run, tmp_path):
 
 def test_images_of_one_name_in_two_folders_are_all_kept_and_read_alike(write_run):
     """A name that stands twice counts among all that was asked for, read or not, in the comparison as in the report."""
-    from overfocus_reports.shared_run import shared_runs
+    from overfocus_reports.model import shared_runs
 
     twice = ["x.png", "x.png", "y.png"]
     runs = [write_run("a", names=twice), write_run("b", names=twice, seed=1)]

@@ -1,14 +1,20 @@
-"""Figures for papers: what is drawn is what was measured, in the size and fonts that were asked for."""
+"""Figures for papers and notebooks: what is drawn is what was measured, in the size and fonts that were asked for."""
 
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from overfocus.errors import RunError
-from overfocus.figures.publication import KINDS, draw, most_overfocused, same_depth
-from overfocus.figures.style import inches, paper, save_figure
+from overfocus.figures.draw import KINDS, draw, most_overfocused, same_depth
+from overfocus.figures.images import OPACITY, attention_norm, blended, highest, largest_places
+from overfocus.figures.style import inches, lookup_table, paper, save_figure
+from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 from overfocus.statistics.panel import layer_statistics
 
@@ -156,3 +162,88 @@ def test_names_are_no_formulas(run, other, tmp_path):
         figure = draw("layers", [run, other], [r"$\frac{broken$", "a_b$^$"], metrics=["gini"])
         texts = save_figure(figure, tmp_path / "figure.svg").read_text()
     assert r"$\frac{broken$, clean" in texts
+
+
+def test_table_of_means(run):
+    text = run._repr_html_()
+    fog = run.table[(run.table["corruption"] == "fog") & (run.table["severity"] == 3)]
+    assert "<th>fog 3</th>" in text
+    assert f"<td>{fog['js_divergence'].mean():.3f}</td>" in text
+    assert "vit_tiny_patch16_224" in text
+
+
+def test_hostile_names_stay_text(make_run):
+    run = make_run(images=1, layers=1)
+    run.description = replace(
+        run.description, checkpoint=replace(run.description.checkpoint, name="<img src=x onerror=alert(1)>")
+    )
+    found = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.append((tag, attrs))
+
+    Parser().feed(run._repr_html_())
+    assert found
+    assert {tag for tag, _ in found} <= {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td", "br", "small"}
+    assert not any(attrs for _, attrs in found)
+
+
+def test_run_without_results_has_a_heading(make_run):
+    run = make_run(images=1, layers=1)
+    for kind in ("metrics", "predictions"):
+        for part in (run.path / kind).iterdir():
+            part.unlink()
+    with pytest.raises(RunError):
+        _ = run.table
+    assert run._repr_html_().startswith("<div><p><b>vit_tiny")
+
+
+def test_figures_show_themselves(run):
+    for figure in (run.plot_layers("gini"), run.plot_stability(corruption="fog"), run.show(1)):
+        assert figure._repr_png_().startswith(b"\x89PNG")
+    assert run.show("folder/picture 2.png", layer=0, corruption="fog", severity=1).axes[1].get_title() == "fog 1"
+    assert len(run.plot_layers(["gini", "top_share"]).axes) == 2
+
+
+def test_pyplot_stays_out(run):
+    code = (
+        "import sys; from overfocus.run import Run; run = Run(sys.argv[1]); print('matplotlib' in sys.modules);"
+        "run.plot_layers(); print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True, cwd=".")
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_comparison_shows_its_verdicts_and_all_models(run, tmp_path, synthetic_run):
+    other = Run(synthetic_run(tmp_path / "other", layers=6))
+    comparison = Comparison([run, other], ["plain <b>", "deep"])
+    text = comparison._repr_html_()
+    assert "plain &lt;b&gt;" in text
+    assert comparison.verdicts[0].answer in text.replace("&#x27;", "'")
+    labels = [line.get_label() for line in comparison.plot_layers("gini").axes[0].lines]
+    assert {"plain <b>, clean", "deep, clean"} <= set(labels)
+    assert len(comparison.plot_stability().axes) == 3
+    shown = comparison.show("folder/picture 1.png", corruption="fog", severity=1)
+    assert [axes.get_title() for axes in shown.axes[:4]] == ["clean", "fog 1", "", ""]
+
+
+def test_blend_mixes_each_cell_with_its_colour():
+    picture = np.full((8, 8, 3), 100, np.uint8)
+    values = np.array([[0.125, 8.0], [np.nan, 1.0]])
+    mixed = blended(picture, values, attention_norm(3.0))
+    table = lookup_table("viridis").astype(float)
+    assert mixed.shape == (224, 224, 3)
+    for corner, entry in (((0, 0), 0), ((0, -1), 255), ((-1, -1), 128)):
+        expected = (1 - OPACITY) * 100 + OPACITY * table[entry]
+        np.testing.assert_allclose(mixed[corner], expected, atol=2)
+    np.testing.assert_array_equal(mixed[-1, 0], [100, 100, 100])
+
+
+@pytest.mark.parametrize(("values", "power"), [([1.0], 2), ([5.0], 3), ([1000.0], 8), ([np.nan], 2), ([np.nan, 16.0], 4)])
+def test_scale_holds_the_largest_value(values, power):
+    assert highest([np.array([[value]]) for value in values]) == power
+
+
+def test_largest_places_leave_out_what_is_unknown():
+    assert largest_places(np.array([[0.2, np.nan], [0.5, 0.5]]), 0.7) == [2, 3]
