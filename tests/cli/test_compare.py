@@ -88,7 +88,21 @@ def test_ablation(overfocus: Program, checkpoint: Path, photos: Path) -> None:
 
 
 def test_ablation_by_corruption(overfocus: Program, checkpoint: Path, photos: Path) -> None:
-    command = ["ablate", checkpoint, "--images", photos, "--how", "corrupt", "--draws", 2, "--workers", 0, "--output", "out", "--no-report"]
+    command = [
+        "ablate",
+        checkpoint,
+        "--images",
+        photos,
+        "--how",
+        "corrupt",
+        "--draws",
+        2,
+        "--workers",
+        0,
+        "--output",
+        "out",
+        "--no-report",
+    ]
     command += ["--fraction", 0.1, "--fraction", 0.9]
     result = overfocus(*command, "--corruption", "fog")
     assert result.exit_code == 0, result.stderr
