@@ -52,9 +52,7 @@ def print_comparison(comparison: "Comparison") -> None:
     overview = comparison.table[comparison.table["family"] == OVERVIEW]
     tests = int(overview["p_value"].notna().sum())
     control = "the same metric between two different clean images" if comparison.controlled else NOT_MEASURED
-    console.print(
-        f"p after Holm over {tests} tests: every metric over all layers, clean and over all corruptions; control: {control}"
-    )
+    console.print(f"p after Holm over {tests} tests, every metric over all layers, clean and corrupted; control: {control}")
 
     found = comparison.fragility.dropna(subset=["auroc"])
     within = found[(found["layers"] == "all") & (found["corruption"] == EVERY)]

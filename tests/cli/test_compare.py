@@ -101,9 +101,8 @@ def test_ablation_by_corruption(overfocus: Program, checkpoint: Path, photos: Pa
         0,
         "--output",
         "out",
-        "--no-report",
     ]
-    command += ["--fraction", 0.1, "--fraction", 0.9]
+    command += ["--fraction", 0.1, "--fraction", 0.9, "--no-report"]
     result = overfocus(*command, "--corruption", "fog")
     assert result.exit_code == 0, result.stderr
     assert "fog 3, patches corrupted" in result.stdout
