@@ -17,7 +17,6 @@ from overfocus.images.live import identify, numbering
 from overfocus.images.sources import ImageSource, find_images, spread
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe, fingerprint_metric
-from overfocus.probes.pixels import SEGMENTATION
 from overfocus.probes.predictions import BATCH_SIZE, SEGMENTATION, ClassesProbe, PixelsProbe, predicts_pixels
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
