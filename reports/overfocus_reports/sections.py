@@ -12,8 +12,6 @@ import pandas as pd
 from overfocus.figures.stability import shows_retained
 from overfocus.figures.style import PlainFigure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
-from overfocus.run import distinct_names
-from overfocus.statistics.ablation import CHOICE_WORDS
 from overfocus.runs.description import RunDescription
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
 from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics
@@ -25,7 +23,6 @@ from overfocus_reports.figures import inline_svg
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import Comparison
 
 
