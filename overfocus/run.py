@@ -180,7 +180,7 @@ class Run(NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.statistics.layers import summarise_table
+        from overfocus.statistics.panel import summarise_table
 
         return summarise_table(self.table)
 

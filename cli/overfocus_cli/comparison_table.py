@@ -17,11 +17,11 @@ def print_comparison(comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from overfocus.results.overview import cells
+    from overfocus.results.comparison import cells
     from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
     from overfocus.statistics.panel import EVERY
     from overfocus.statistics.retained import NOT_MEASURED
-    from overfocus.statistics.wording import decimal, interval_text, measure_title
+    from overfocus.statistics.verdicts import decimal, interval_text, measure_title
 
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from overfocus.figures.style import INK, PlainFigure, legend_below, line_style, model_colour
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import value_range
-from overfocus.statistics.layers import LayerStatistics
+from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:

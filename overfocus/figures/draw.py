@@ -13,7 +13,7 @@ from overfocus.figures.stability import matrix_figure, severity_figure
 from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import Layer
-from overfocus.statistics.layers import LayerStatistics, layer_statistics
+from overfocus.statistics.panel import LayerStatistics, layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 if TYPE_CHECKING:

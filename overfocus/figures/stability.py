@@ -17,10 +17,9 @@ from overfocus.figures.style import (
 )
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import Interval, interval_of
-from overfocus.statistics.layers import LayerStatistics, mean_of_known
-from overfocus.statistics.panel import Panel, read_panel
+from overfocus.statistics.panel import LayerStatistics, Panel, mean_of_known, read_panel
 from overfocus.statistics.retained import RETAINED, retained_interval, stable_metrics
-from overfocus.statistics.wording import measure_title
+from overfocus.statistics.verdicts import measure_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,18 +18,20 @@ from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.segmentation.scores import mean_iou
 from overfocus.statistics.intervals import (
     CONFIDENCE,
+    holm,
     is_rate,
+    mcnemar_test,
     mean_and_error,
     mean_interval,
     rate_difference_interval,
     ratio_difference_interval,
+    ratio_swap_test,
     resample_counts,
+    sign_flip_test,
     widened_quantiles,
 )
-from overfocus.statistics.layers import mean_of_known
-from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, Panel, masked_jointly, over_layers, with_every
+from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, Panel, masked_jointly, mean_of_known, over_layers, with_every
 from overfocus.statistics.retained import RETAINED, control_of, distances, mean_noise, stable_metrics, undefined_control
-from overfocus.statistics.significance import holm, mcnemar_test, ratio_swap_test, sign_flip_test
 from overfocus.variants import CLEAN
 
 Array = np.ndarray[Any, Any]

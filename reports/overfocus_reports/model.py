@@ -9,8 +9,7 @@ import numpy as np
 
 from overfocus.run import ClassMaps, DisplayedImage, Run
 from overfocus.runs.description import ImageEntry, Layer
-from overfocus.statistics.layers import LayerStatistics, layer_statistics
-from overfocus.statistics.panel import image_keys
+from overfocus.statistics.panel import LayerStatistics, image_keys, layer_statistics
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant, middle_severity
 from overfocus_reports.displayed import Displayed, ImageValues, image_values
 from overfocus_reports.sentences import summarise

@@ -18,7 +18,7 @@ from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, line_style, lookup_t
 from overfocus.images.reading import read_image
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import Layer
-from overfocus.statistics.layers import LayerStatistics
+from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.displayed import (
     FLOOR,

@@ -18,6 +18,7 @@ from overfocus.figures.images import LOWEST
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
 from overfocus.variants import Variant
+from overfocus_reports.ablation import ablation_parts, figure_tables
 from overfocus_reports.displayed import matrices_of
 from overfocus_reports.figures import Figures, draw_figures, draw_images
 from overfocus_reports.model import Model, first_picked, shared_runs
@@ -32,7 +33,6 @@ from overfocus_reports.payload import (
 )
 from overfocus_reports.sections import (
     Reading,
-    ablation_parts,
     checkpoint_rows,
     differences_payload,
     fragility_part,
@@ -133,6 +133,7 @@ def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -
         "labelled": is_labelled(models),
         "segmented": any(model.run.segmented for model in models),
         "comparison": None,
+        "ablations": [],
     }
 
 
@@ -152,9 +153,9 @@ def shown_model(model: Model, number: int) -> dict[str, Any]:
         "run": model.run,
         "summary": model.summary,
         "classified": model.classified,
-        "checkpoint": checkpoint_rows(model.run),
-        "settings": settings_rows(model.run),
-        "versions": version_rows(model.run),
+        "checkpoint": checkpoint_rows(model.run.description),
+        "settings": settings_rows(model.run.description),
+        "versions": version_rows(model.run.description),
     }
 
 
@@ -291,18 +292,34 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
             "colours": colours,
             "controlled": comparison.controlled,
             "fragility": fragility,
-            "ablations": ablated,
         },
+        "ablations": ablated,
     }
     payload = {
         "differences": differences_payload(comparison.table, colours),
-        "figureTables": {part["figure_name"]: [part["columns"], *part["rows"]] for part in ablated}
-        | ({"reliability": fragility["table"]} if fragility else {}),
+        "figureTables": figure_tables(ablated) | ({"reliability": fragility["table"]} if fragility else {}),
     }
     if models:
         room = room_of(models) if megabytes is None else megabytes
         return write_page(models, path, room, context, payload)
     return write_text(path, render(without_models() | context, bare_payload() | payload))
+
+
+def draw_ablation(ablation: "Ablation") -> Path:
+    """Write figures/ablation-0.png and report.html into the ablation's folder and return the path of the page.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = ablation.path / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = ablation_parts([ablation], folder)
+    except OSError as error:
+        raise unwritable(ablation.path, error) from error
+    context = {"title": f"{parts[0]['title']}, patches {'removed' if parts[0]['removed'] else 'corrupted'}"}
+    context |= {"comparison": None, "ablations": parts}
+    return write_text(ablation.path, render(without_models() | context, bare_payload() | {"figureTables": figure_tables(parts)}))
 
 
 def without_models() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What single sections of the page show: differences, fragility, ablations, how to read a metric, where a run came from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,25 +10,20 @@ import numpy as np
 import pandas as pd
 
 from overfocus.figures.stability import shows_retained
-from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, styled
+from overfocus.figures.style import PlainFigure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
-from overfocus.runs.names import distinct_names
-from overfocus.statistics.ablation import CHOICE_WORDS
+from overfocus.runs.description import RunDescription
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
-from overfocus.statistics.layers import LayerStatistics
-from overfocus.statistics.panel import EVERY, OUTPUT
+from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics
 from overfocus.statistics.retained import RETAINED
-from overfocus.statistics.wording import measure_title
-from overfocus.variants import Variant
+from overfocus.statistics.verdicts import measure_title
 from overfocus_reports.displayed import numbers
 from overfocus_reports.figures import inline_svg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from overfocus.ablation.ablation import Ablation
     from overfocus.results.comparison import Comparison
-    from overfocus.run import Run
 
 
 @dataclass(frozen=True)
@@ -96,9 +91,9 @@ MOST_ITEMS = 8
 """Of a list, such as missing keys, before the rest is only counted."""
 
 
-def checkpoint_rows(run: "Run") -> list[tuple[str, str]]:
+def checkpoint_rows(run: RunDescription) -> list[tuple[str, str]]:
     """The checkpoint: what it is, how it was recognised, what of it did not fit."""
-    known = run.description.checkpoint
+    known = run.checkpoint
     size = known.input_size
     rows = {
         "architecture": known.name,
@@ -117,17 +112,16 @@ def checkpoint_rows(run: "Run") -> list[tuple[str, str]]:
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
-def settings_rows(run: "Run") -> list[tuple[str, str]]:
+def settings_rows(run: RunDescription) -> list[tuple[str, str]]:
     """What was asked for."""
-    rows = {name.replace("_", " "): value for name, value in asdict(run.description.settings).items() if value is not None}
+    rows = {name.replace("_", " "): value for name, value in asdict(run.settings).items() if value is not None}
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
-def version_rows(run: "Run") -> list[tuple[str, str]]:
+def version_rows(run: RunDescription) -> list[tuple[str, str]]:
     """What it ran with, when, and how long it took."""
-    known = run.description
-    rows: dict[str, Any] = {"overfocus": known.overfocus, "started": known.created} | known.versions
-    rows |= {name.replace("_", " "): value for name, value in known.timing.items()}
+    rows: dict[str, Any] = {"overfocus": run.overfocus, "started": run.created} | run.versions
+    rows |= {name.replace("_", " "): value for name, value in run.timing.items()}
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
@@ -280,69 +274,4 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
         panel.grid(axis="y")
         if place % across == 0:
             panel.set_ylabel("flipped predictions", fontsize=8)
-    return figure
-
-
-CHOICES = {"top": (OKABE_ITO[0], "-"), "random": (INK, "--"), "bottom": (OKABE_ITO[1], ":"), "mass": (OKABE_ITO[2], "-.")}
-"""Colour and dash of the curves of each choice of patches."""
-SCORES = ("agreement", "confidence_drop", "output_cosine")
-MOST_PANELS = 4
-
-
-def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[str, Any]]:
-    """For the template, one per ablation; the figures go into `folder` too."""
-    found = []
-    titles = distinct_names(
-        [ablation.model for ablation in ablations],
-        [ablation.description.checkpoint.source for ablation in ablations],
-        [ablation.path.absolute().name for ablation in ablations],
-    )
-    for number, (ablation, title) in enumerate(zip(ablations, titles, strict=True)):
-        table = ablation.table
-        score = next((name for name in SCORES if table[name].notna().any()), SCORES[-1])
-        name = f"ablation-{number}"
-        with styled():
-            done = "removed" if ablation.how == "remove" else "corrupted"
-            figure = ablation_figure(table, score, done)
-            figure.savefig(folder / f"{name}.png")
-            svg = inline_svg(figure, name, f"{title_of(score)} when patches are {done}, {title}")
-        found.append(
-            {
-                "name": title,
-                "sentences": ablation.sentences,
-                "figure": svg,
-                "figure_name": name,
-                "table_name": f"{name}-table",
-                "columns": [str(column).replace("_", " ") for column in table.columns],
-                "rows": table.astype(object).where(table.notna(), None).to_numpy().tolist(),
-            }
-        )
-    return found
-
-
-def ablation_figure(table: pd.DataFrame, score: str, done: str) -> PlainFigure:
-    """One panel per version of the images: the score against the share of patches `done`, "removed" or "corrupted"."""
-    variants = [
-        Variant(str(name), int(severity)) for name, severity in table[["corruption", "severity"]].drop_duplicates().to_numpy()
-    ]
-    shown = variants[:MOST_PANELS]
-    figure = PlainFigure(figsize=(2.7 * len(shown) + 0.3, 2.5), layout="constrained")
-    axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for panel, variant in zip(axes, shown, strict=True):
-        of_variant = table[(table["corruption"] == variant.corruption) & (table["severity"] == variant.severity)]
-        for choice, (colour, dash) in CHOICES.items():
-            rows = of_variant[of_variant["choice"] == choice].sort_values("fraction")
-            if rows.empty:
-                continue
-            middle = rows[score].to_numpy("float64")
-            ends = [middle - rows[f"{score}_low"].to_numpy("float64"), rows[f"{score}_high"].to_numpy("float64") - middle]
-            panel.errorbar(
-                100 * rows["fraction"], middle, yerr=np.nan_to_num(np.clip(ends, 0, None)), color=colour, linestyle=dash,
-                marker="o", markersize=3, linewidth=1.3, elinewidth=0.8, capsize=2, label=CHOICE_WORDS[choice],
-            )  # fmt: skip
-        panel.set_xlabel(f"% of patches {done}, {variant.label}", fontsize=8)
-        panel.tick_params(labelsize=8)
-        panel.grid(axis="y")
-    axes[0].set_ylabel(title_of(score).lower(), fontsize=8)
-    axes[0].legend(fontsize=8, frameon=False)
     return figure

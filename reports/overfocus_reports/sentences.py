@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 from overfocus.metrics.catalogue import title_of
 from overfocus.statistics.intervals import Interval
-from overfocus.statistics.overfocusing import MILD, STRONG, Overfocusing
 from overfocus.statistics.retained import NOT_MEASURED
-from overfocus.statistics.verdicts import FEWEST_IMAGES
-from overfocus.statistics.wording import counted
+from overfocus.statistics.verdicts import FEWEST_IMAGES, MILD, STRONG, Overfocusing, counted
 from overfocus_reports.summary import KeyFigure, LayerSummary, Summary, Survival, summary_numbers
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from overfocus.evaluation.results import measure_segmentation
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.runs.description import Layer, MeasureEntry
 from overfocus.statistics.intervals import Interval, interval_of
-from overfocus.statistics.overfocusing import Overfocusing, judge_overfocusing
 from overfocus.statistics.panel import EVERY, read_panel
 from overfocus.statistics.retained import retained_by_variant
+from overfocus.statistics.verdicts import Overfocusing, judge_overfocusing
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Summary:
     """In the order that was asked for, severities rising."""
     clean_accuracy: Interval
     overfocusing: Overfocusing
-    """Does it overfocus, by the rule of `overfocus.statistics.overfocusing`."""
+    """Does it overfocus, by the rule of `overfocus.statistics.verdicts`."""
     retained: dict[str, Retained]
     """Over all corruptions and severities together; empty where nothing was corrupted or the control was not measured."""
     one_class: bool = False

@@ -10,7 +10,7 @@ from PIL import Image
 
 from overfocus import analyze
 from overfocus.run import Run
-from overfocus.statistics.association import auroc
+from overfocus.statistics.fragility import auroc
 from overfocus.statistics.intervals import mean_interval
 from overfocus.statistics.panel import Panel, over_layers, read_panel
 from overfocus.statistics.retained import retained_interval

@@ -16,7 +16,7 @@ from overfocus.figures.images import OPACITY, attention_norm, blended, highest, 
 from overfocus.figures.style import inches, lookup_table, paper, save_figure
 from overfocus.results.comparison import Comparison
 from overfocus.run import Run
-from overfocus.statistics.layers import layer_statistics
+from overfocus.statistics.panel import layer_statistics
 
 
 @pytest.fixture(scope="module")

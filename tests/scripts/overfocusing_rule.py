@@ -1,4 +1,4 @@
-"""What the rule of `overfocus.statistics.overfocusing` says of networks that were not used to set it.
+"""What the rule of `overfocus.statistics.verdicts` says of networks that were not used to set it.
 
     python tests/scripts/overfocusing_rule.py [CHECKPOINT]... [--images N]
 
@@ -16,7 +16,7 @@ import torch
 
 import overfocus
 from overfocus.samples import sample_checkpoints, sample_images
-from overfocus.statistics.overfocusing import judge_overfocusing
+from overfocus.statistics.verdicts import judge_overfocusing
 
 UNTRAINED = (
     "deit_tiny_patch16_224", "vit_small_patch32_224", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0",

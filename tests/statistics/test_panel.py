@@ -1,9 +1,11 @@
+"""Statistics of layers from tables."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from overfocus.statistics.layers import layer_statistics
+from overfocus.statistics.panel import layer_statistics
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 

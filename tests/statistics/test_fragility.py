@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from overfocus.statistics.association import auroc, share, spearman
+from overfocus.statistics.fragility import auroc, share, spearman
 
 
 def _pictures(images=40, each=4, seed=0):
