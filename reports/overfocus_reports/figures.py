@@ -24,7 +24,7 @@ from overfocus.figures.images import attention_norm, blended, multiple, outlined
 from overfocus.figures.stability import Scale, labels_of, scale_of, shows_retained
 from overfocus.figures.style import INK, MISSING, SEQUENTIAL, line_style, lookup_table, model_colour, reads_dark
 from overfocus.metrics.catalogue import CATALOGUE, title_of
-from overfocus.statistics.layers import LayerStatistics
+from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.model import Model
 from overfocus_reports.payload import metrics_of
@@ -144,7 +144,8 @@ def stroke(colour: str, width: float, dash: str = "-", opacity: float = 1.0) -> 
     """The style of a line."""
     pattern = " ".join(f"{float(length) * width:.1f}" for length in DASHED[dash].split())
     dashed = f"; stroke-dasharray: {pattern}" if pattern else ""
-    return f"fill: none; stroke: {colour}; stroke-width: {width:g}; stroke-opacity: {opacity:g}; stroke-linecap: round; stroke-linejoin: round{dashed}"
+    line = f"fill: none; stroke: {colour}; stroke-width: {width:g}; stroke-opacity: {opacity:g}"
+    return f"{line}; stroke-linecap: round; stroke-linejoin: round{dashed}"
 
 
 def curves_svg(models: Sequence[Model], metric: str, picked: Variant) -> str:
