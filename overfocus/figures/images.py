@@ -178,7 +178,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
         draw_overlay(axes[0, column], kept.pictures[version], multiples, norm, top_places(profile, layer))
         if rows == 2 and weights is not None:
             matrix = weights[version, 0].astype(np.float32)
-            axes[1, column].imshow(matrix * matrix.shape[1], norm=norm, cmap=SEQUENTIAL, interpolation="nearest", aspect="auto")
+            axes[1, column].imshow(matrix * layer.keys, norm=norm, cmap=SEQUENTIAL, interpolation="nearest", aspect="auto")
             axes[1, column].tick_params(labelsize=7, length=2)
             axes[1, column].set_xlabel("key token", fontsize=8)
     if rows == 2:
@@ -236,7 +236,7 @@ def columns_figure(
     Of a layer of windows the first one is shown.
 
     Raises:
-        RunError: a layer's matrices were not kept, because it has too many tokens.
+        RunError: a layer's matrices were not kept.
     """
     matrices = [
         [patch_matrix(run, image, layer, variant) for variant in shown]
@@ -279,11 +279,12 @@ def patch_matrix(run: "Run", image: int, layer: Layer, variant: Variant) -> npt.
     weights = kept.attention.get(layer.number)
     if weights is None:
         raise RunError(
-            f"{run.path}: the matrices of layer {layer.number} were not kept, it has too many tokens; choose another layer"
+            f"{run.path}: the matrices of layer {layer.number} were not kept: it has {layer.queries} queries without "
+            "a known patch grid; choose another layer"
         )
     matrix = weights[kept.variants.index(variant), 0].astype(np.float32)
-    queries = 0 if layer.kind == "class" else matrix.shape[0] - int(np.prod(layer.grid or (matrix.shape[0],)))
-    patches: npt.NDArray[np.float32] = matrix[max(0, queries) :, layer.key_prefix_tokens :] * matrix.shape[1]
+    prefix = 0 if layer.kind == "class" else max(0, layer.queries - int(np.prod(layer.grid or (layer.queries,))))
+    patches: npt.NDArray[np.float32] = matrix[prefix:, layer.key_prefix_tokens :] * layer.keys
     return patches
 
 

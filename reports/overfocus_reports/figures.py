@@ -26,6 +26,7 @@ from overfocus.figures.style import INK, MISSING, SEQUENTIAL, line_style, lookup
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
+from overfocus_reports.displayed import picture_uri
 from overfocus_reports.model import Model
 from overfocus_reports.payload import metrics_of
 
@@ -417,6 +418,34 @@ def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: fl
             (model, [overlaid(model, image, variant, layer_beside(first, model), high) for variant in shown]) for model in models
         ]
         sheet(rows, first, shown, high).save(folder / f"image-{image}.png")
+
+
+def pair_of(model: Model, high: float) -> dict[str, Any] | None:
+    """The displayed image whose attention moved most under the most damaging corruption, clean and corrupted, for the first
+    screen; None where no image is displayed.
+    """
+    displayed, damaging = model.run.displayed, model.most_damaging
+    if not displayed:
+        return None
+    image, shown = displayed[0], [CLEAN_VARIANT]
+    if damaging is not None:
+        number = model.statistics.variants.index(damaging)
+        image = max(displayed, key=lambda image: np.nan_to_num(model.values.moved(number, image), nan=-1.0))
+        shown.append(damaging)
+    layer, place = model.focus, model.statistics.layers.index(model.focus)
+    pictures = [
+        {
+            "label": variant.label,
+            "alt": f"attention received in layer {layer.number}, {variant.label}",
+            "uri": picture_uri(overlaid(model, image, variant, place, high), 384, 80),
+        }
+        for variant in shown
+    ]
+    words = f"Attention that each patch receives in layer {layer.number}, the most concentrated one"
+    words += f"; outlined: the {layer.top} most attended of {layer.tokens}" if layer.top > 1 else "; outlined: the most attended"
+    if damaging is not None and len(displayed) > 1:
+        words += f". Of {len(displayed)} displayed images this is the one where most attention moves under {damaging.words}"
+    return {"images": pictures, "caption": words + "."}
 
 
 def layer_beside(first: Model, model: Model) -> int:
