@@ -32,6 +32,6 @@ def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
         return
     for note in training.info["notes"]:
         typer.echo(note)
-    from overfocus.training.log import describe_row
+    from overfocus.training.folder import describe_row
 
     typer.echo(f"{describe_row(last)}\ncheckpoint: {training.checkpoint}\nlog: {training.path / 'log.csv'}")

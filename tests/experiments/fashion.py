@@ -29,7 +29,8 @@ A fourth, *too little augmentation* as in FAN's recipe, is the group "augmentati
 
 **Also reported:** of every comparison the difference that it could have detected with a power of 0.8; by `--attention N`, for
 three seeds of each arm on N test images, how concentrated attention is, how much of its stability is left over the control
-"another image", and how well moved attention tells flipped predictions within strata.
+"another image", how well moved attention tells flipped predictions within strata, and whether predictions change more where
+the most attended tenth of the patches is corrupted than random patches (`ablate --how corrupt`).
 
 What is done is not done again: the same command goes on. Tables: OUTPUT/results.
 """
@@ -42,7 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attention import analyze_one, tabulate, write_images
+from attention import measure_one, tabulate, tabulate_ablations, write_images
 from common import ARMS, BASELINE, Job, is_done, predict, run_jobs, save_predictions, write_corrupted, write_tables
 from PIL import Image
 
@@ -158,11 +159,12 @@ def main() -> None:
     if options.attention:
         measured = [job for job in jobs if job.group == MAIN and job.seed < 3]
         write_images(options.output / "attention" / "images", *choose_images(options.data, options.attention))
-        whole = run_jobs(analyze_one, measured, options.jobs, options.minutes, options.output, options.device)
+        whole = run_jobs(measure_one, measured, options.jobs, options.minutes, options.output, options.device)
         if whole:
             (options.output / "results").mkdir(exist_ok=True)
-            table = tabulate(options.output, measured)
-            table.to_csv(options.output / "results" / "attention.csv", index=False, float_format="%.4f")
+            for name, make in (("attention", tabulate), ("ablations", tabulate_ablations)):
+                table = make(options.output, measured)
+                table.to_csv(options.output / "results" / f"{name}.csv", index=False, float_format="%.4f")
         sys.exit(0 if whole else 1)
     pixels, labels = choose_images(options.data, options.images)
     write_corrupted(options.output / "corrupted", pixels, constants="cifar-c", channels=1, processes=options.processes)
