@@ -1,10 +1,10 @@
-"""The folder of a training: what was asked for, the checkpoint, whether it is new, continued or replaced, its log and curves."""
+"""The folder of a training: what was asked for, the checkpoint, whether it is new, continued or replaced, and its progress."""
 
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,20 +14,19 @@ import torch
 
 from overfocus.errors import TrainingError, explain, first_line
 from overfocus.files import atomic_file, remove_unfinished, require_regular_file
-from overfocus.monitoring import GROUPS, QUANTITIES
 from overfocus.runs.description import TrainingDescription, read_description
 from overfocus.settings import shown
 from overfocus.training.architecture import Architecture
 from overfocus.training.settings import Recipe
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 STATE_FORMAT = 1
 """Version of checkpoint.pt."""
 STATE_KEYS = ("step", "state_dict", "state_dict_ema", "optimizer", "scaler", "adl_estimate", "sums")
-_OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|curves\.png|\..*\.unfinished")
+_OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|curves\.(?:png|html)|\..*\.unfinished")
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> TrainingDescription | None:
@@ -181,92 +180,6 @@ class TrainingSettings:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}…"
-
-
-COLUMNS = (
-    "step", "epoch", "loss", "adl", "adl_weight", "accuracy", "learning_rate", "images_per_second", "waiting",
-    "validation_loss", "validation_accuracy", "validation_miou",
-)  # fmt: skip
-"""step and epoch count what is done; loss is the task's alone (with label smoothing), adl and accuracy those of the training
-pictures (of 0 … 1; of pixels, where these have classes), all three means since the row before; validation_miou is the mean
-IoU over the classes of the whole validation set; waiting is the share of time that was spent waiting for pictures."""
-
-
-class Log:
-    """Appends rows; those after step `start`, which a killed training left, are taken out first."""
-
-    def __init__(self, path: Path, start: int, columns: Sequence[str] = COLUMNS) -> None:
-        self.path = path
-        self.columns = list(columns)
-        if start == 0 or not path.is_file():
-            self._rewrite(",".join(self.columns) + "\n")
-        else:
-            head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [
-                row
-                for row in rows
-                if row.endswith("\n") and row.partition(",")[0].isdecimal() and int(row.partition(",")[0]) <= start
-            ]
-            before = head.rstrip("\n").split(",")
-            more = [column for column in self.columns if column not in before]  # asked for since
-            self.columns = before + more
-            head, *kept = (line.rstrip("\n") + "," * len(more) + "\n" for line in (head, *kept))
-            head = ",".join(self.columns) + "\n"
-            self._rewrite("".join([head, *kept]))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row; columns that it does not have stay empty."""
-        cells = [row.get(column) for column in self.columns]
-        line = ",".join("" if cell is None else f"{cell:.9g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def _rewrite(self, text: str) -> None:
-        with atomic_file(self.path) as file:
-            file.write(text.encode())
-
-
-def read_log(path: Path) -> "pd.DataFrame":
-    """The log as a table; NaN where nothing was measured."""
-    import pandas as pd
-
-    return pd.read_csv(path)
-
-
-def draw_curves(log: Path, picture: Path, unit: str) -> None:
-    """Draw the log into a PNG; `unit` is that of the loss."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    table = read_log(log)
-    panels = [
-        ("loss", unit, {"loss": "training", "validation_loss": "validation"}),
-        ("accuracy", "share of the answers", {"accuracy": "training", "validation_accuracy": "validation"}),
-        ("mean IoU", "share of the pixels", {"validation_miou": "validation"}),
-        ("attention diversification loss", "mean cosine", {"adl": "training"}),
-        ("learning rate", "highest of the groups", {"learning_rate": "training"}),
-    ]
-    panels += [
-        (quantity.replace("_", " "), "fixed images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
-        for quantity in QUANTITIES
-    ]
-    shown = [panel for panel in panels if any(column in table and table[column].notna().any() for column in panel[2])]
-    figure = Figure(figsize=(4 * len(shown), 3.2), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    for axes, (title, label, columns) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for column, kind in columns.items():
-            known = table[["epoch", column]].dropna()
-            if len(known):
-                few = "validation" in column or len(known) == 1
-                axes.plot(known["epoch"], known[column], label=kind, marker="o" if few else None, markersize=3)
-        axes.set(title=title, xlabel="epoch", ylabel=label, xlim=(0, None))
-        if title in ("accuracy", "mean IoU"):
-            axes.set_ylim(0, 1)
-        if len(columns) > 1:
-            axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    with atomic_file(picture) as file:
-        canvas.print_png(file)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

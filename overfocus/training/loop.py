@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from overfocus.checkpoints.fingerprint import is_head
+from overfocus.curves import Log
 from overfocus.errors import TrainingError
 from overfocus.monitoring import Monitor
 from overfocus.text import one_line
 from overfocus.training.data import STEP, Batch, derived_seed, seed_all
-from overfocus.training.folder import Log, write_state
+from overfocus.training.folder import write_state
 from overfocus.training.objective import Diversity, Objective
 from overfocus.training.settings import Recipe
 
@@ -231,6 +232,8 @@ class Trainer:
             ImageError: a picture cannot be read.
             TrainingError: the loss is no number, or memory ran out; the last checkpoint is kept.
         """
+        if self.watch is not None:
+            self.watch.begin()
         began, waited, taken = time.perf_counter(), 0.0, 0
         while self.step < self.pace.steps:
             rate = self.rate.set(self.step)
@@ -339,7 +342,7 @@ class Trainer:
         if not bool(values.isfinite().all()):
             first = None if self.watch is None else self.watch.find_nan()
             if first is not None:
-                name = f"{name}, after the attention of {first},"
+                name = f"{name}, after the output of {first},"
             kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
             raise TrainingError(
                 f"the {name} became {float(values.sum())} by step {self.step}; {kept}; try another output (or --overwrite) with "

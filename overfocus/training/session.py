@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from overfocus.checkpoints.save import save_checkpoint
+from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
 from overfocus.errors import TrainingError, explain
 from overfocus.forward import output_tensor
 from overfocus.memory import out_of_memory_as
-from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
 from overfocus.monitoring import Monitor, monitor
 from overfocus.preprocessing import Preprocess
 from overfocus.runs.description import FORMAT, TrainingDescription, read_description
@@ -30,14 +29,10 @@ from overfocus.training.architecture import MaskedAutoencoder, MaskedAutoencodin
 from overfocus.training.augmentation import Augmentation, MaskAugmentation
 from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches, seed_all
 from overfocus.training.folder import (
-    COLUMNS,
-    Log,
     TrainingSettings,
-    draw_curves,
     is_complete,
     open_folder,
     progress_display,
-    read_log,
     read_state,
     write_info,
 )
@@ -326,8 +321,8 @@ def _take_steps(
     pin = accelerator.device.type == "cuda"
     batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
     if request.watch_every is not None:
-        trainer.watch = _watched(trainer, material, request.watch_every)
-    columns = COLUMNS if trainer.watch is None else (*COLUMNS, *ATTENTION_COLUMNS)
+        trainer.watch = _watched(trainer, material, request.watch_every, quiet=not request.progress)
+    columns = TRAINING if trainer.watch is None else (*TRAINING, *ATTENTION)
     log = Log(Path(request.output) / "log.csv", trainer.step, columns) if accelerator.is_main_process else None
     start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
 
@@ -347,19 +342,17 @@ def _take_steps(
         trainer.run(batches, validated, show, log)
     if trainer.watch is not None:
         trainer.watch.close()
-        if accelerator.is_main_process and request.progress:
-            share = f"{trainer.watch.overhead:.1%} of the time"
-            print(f"attention was measured {len(trainer.watch.rows)} times, {share}", file=sys.stderr, flush=True)
 
 
-def _watched(trainer: Trainer, material: Material, every: int) -> Monitor:
+def _watched(trainer: Trainer, material: Material, every: int, *, quiet: bool) -> Monitor:
     """A monitor of the model that is kept in the end, on images that are spread evenly over the data."""
     source, numbers = (material.images, material.chosen)
     if material.validation is not None:
         source, numbers = material.validation, np.arange(len(material.validation))
     places = [int(numbers[place * len(numbers) // _WATCHED]) for place in range(min(_WATCHED, len(numbers)))]
-    pictures = [source.image(place) for place in dict.fromkeys(places)]
-    return monitor(trainer.objective.network(trainer.bare), pictures, every=every, preprocess=material.preprocess)
+    images = [source.image(place) for place in dict.fromkeys(places)]
+    network = trainer.objective.network(trainer.bare)
+    return monitor(network, images, every=every, preprocess=material.preprocess, quiet=quiet)
 
 
 def build_model(material: Material, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
@@ -412,7 +405,7 @@ class InWindows(nn.Module):
 
 
 def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Path) -> None:
-    """model.safetensors, curves.png, and the status in training.json."""
+    """model.safetensors, curves.png, curves.html, and the status in training.json."""
     log = read_log(folder / "log.csv")
     last = log.iloc[-1]
     described = {
@@ -436,6 +429,7 @@ def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Pat
         preprocess=material.preprocess,
         extra=described,
     )
-    draw_curves(folder / "log.csv", folder / "curves.png", trainer.objective.unit)
+    for name in ("curves.png", "curves.html"):
+        write_curves(folder / "log.csv", folder / name, trainer.objective.unit)
     info = read_description(folder / "training.json", TrainingDescription)
     write_info(folder, replace(info, status="complete"))

@@ -402,7 +402,7 @@ class TrainSettings(Settings):
     )
     watch_every: int | None = setting(
         None,
-        "Steps between two measurements of the attention on four fixed images, into log.csv, curves.png and the trackers; they "
+        "Steps between two measurements of the attention on four fixed images, into log.csv, the curves and the trackers; they "
         "do not change the training.",
         none="never",
         least=1,

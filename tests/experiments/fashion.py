@@ -126,15 +126,15 @@ def run_one(job: Job, data: Path, output: Path, device: str, limit: int | None) 
     save_predictions(output, job, predictions, training_seconds=seconds)
 
 
-def choose_images(data: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` / 10 test images of each class, uint8 RGB (images, 32, 32, 3), and their classes."""
+def choose_images(data: Path, count: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` / 10 test images of each class, uint8 RGB (images, side, side, 3), and their classes."""
     from overfocus.datasets import open_images
 
     images = open_images(data, "validation")
     if images is None:
         raise SystemExit(f"{data}: no test images; expected t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz")
     chosen = np.sort(np.concatenate([(images.labels == label).nonzero()[0][: count // 10] for label in range(10)]))
-    resized = [images.image(int(index)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for index in chosen]
+    resized = [images.image(int(index)).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for index in chosen]
     return np.stack([np.asarray(image) for image in resized]), images.labels[chosen]
 
 
