@@ -310,8 +310,9 @@ def flat_sentence(summary: Summary) -> list[str]:
     if not flat:
         return []
     return [
-        f"In {spans(flat)} attention is spread widely (effective tokens above {percent(MILD)}): many patches receive nearly the "
-        "same there, so that top-k overlap can fall although little moves; judge these layers by what is retained of Jensen–Shannon divergence."
+        f"In {spans(flat)} attention is spread widely (effective tokens above {percent(MILD)}): many patches receive nearly "
+        "the same there, so that top-k overlap can fall although little moves; judge these layers by what is retained of "
+        "Jensen–Shannon divergence."
     ]
 
 

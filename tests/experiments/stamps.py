@@ -77,7 +77,7 @@ MODEL, WIDTH = "fan_stamps", 48
 
 
 class Stem(nn.Module):
-    """Convolutions of stride 2 and 3: (batch, 3, height, width) → tokens (batch, height · width / 36, channels), and the grid."""
+    """Convolutions of stride 2 and 3: (batch, 3, height, width) → tokens (batch, height · width / 36, channels), grid."""
 
     def __init__(self, in_chans: int, channels: int) -> None:
         super().__init__()
