@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from overfocus import losses, metrics, models
     from overfocus.ablation import ablate
     from overfocus.analysis import analyze
-    from overfocus.attention import AttentionMap
+    from overfocus.attention import AttentionMap, attention_rollout
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import load_model
     from overfocus.checkpoints.loaded import LoadedModel, wrap
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from overfocus.results.ablation import Ablation
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
-    from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train
     from overfocus.verification import verify
@@ -41,7 +40,7 @@ _HOME = {
     "LoadedModel": "overfocus.checkpoints.loaded",
     "Run": "overfocus.run",
     "Training": "overfocus.training.train",
-    "attention_rollout": "overfocus.rollout",
+    "attention_rollout": "overfocus.attention",
     "ablate": "overfocus.ablation",
     "analyze": "overfocus.analysis",
     "capture": "overfocus.capturing",
@@ -97,9 +96,9 @@ __all__ = [
 
 
 def _figures() -> object:
-    from overfocus.figures import notebook
+    from overfocus.figures import draw
 
-    return notebook
+    return draw
 
 
 _notebook.figures = _figures

@@ -8,7 +8,7 @@ from overfocus.corruptions import choose_constants
 from overfocus.errors import RunError
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.ablation import AblationProbe
-from overfocus.probes.pixels import predicts_pixels
+from overfocus.probes.predictions import predicts_pixels
 from overfocus.processes import join_processes
 from overfocus.results.ablation import Ablation, write_tables
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings

@@ -17,8 +17,7 @@ from overfocus.images.live import identify, numbering
 from overfocus.images.sources import ImageSource, find_images, spread
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe, fingerprint_metric
-from overfocus.probes.classes import ClassesProbe
-from overfocus.probes.pixels import BATCH_SIZE, SEGMENTATION, PixelsProbe, predicts_pixels
+from overfocus.probes.predictions import BATCH_SIZE, SEGMENTATION, ClassesProbe, PixelsProbe, predicts_pixels
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.run import Run

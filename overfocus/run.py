@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from overfocus.checkpoints.source_name import source_name
 from overfocus.errors import RunError
 from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
 from overfocus.runs.folder import read_arrays, read_table
 from overfocus.runs.notebook import NotebookMethods
+from overfocus.text import source_name
 from overfocus.variants import CLEAN, Variant, sort_variants
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class DisplayedImage:
     pictures: UInt8[np.ndarray, "variants height width 3"]
     """The model's input before normalisation."""
     attention: dict[int, Float[np.ndarray, "variants windows queries keys"]]
-    """Weights averaged over heads, by layer; layers of more than 1024 queries are left out."""
+    """Weights averaged over heads, by layer; of layers of more than 1024 queries the means over blocks of patches, at most 256 a
+    side (`overfocus.metrics.pooling.block_side`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +186,7 @@ class Run(NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.statistics.layers import summarise_table
+        from overfocus.statistics.panel import summarise_table
 
         return summarise_table(self.table)
 

@@ -52,7 +52,7 @@ def print_ablation(found: "Ablation") -> None:
     from rich.table import Table
 
     from overfocus.statistics.ablation import CHOICES
-    from overfocus.statistics.wording import decimal, variant_label
+    from overfocus.statistics.verdicts import decimal, variant_label
 
     console = Console(highlight=False)
     console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")

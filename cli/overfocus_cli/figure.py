@@ -75,7 +75,7 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.figures.publication import draw
+    from overfocus.figures.draw import draw
     from overfocus.figures.style import paper, save_figure
     from overfocus.run import Run, display_names
 

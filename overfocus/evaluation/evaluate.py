@@ -8,7 +8,6 @@ from typing import Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.checkpoints.source_name import source_name
 from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations
 from overfocus.corruptions.custom import CustomCorruption, named_corruptions
 from overfocus.datasets.segmented import is_segmented
@@ -31,8 +30,7 @@ from overfocus.evaluation.layouts import (
 from overfocus.evaluation.results import Evaluation, errors_of, write_segmented_summary, write_summary
 from overfocus.images.labels import Classes, match_labels
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.classes import ScoresProbe
-from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
+from overfocus.probes.predictions import SEGMENTATION, ScoresProbe, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.run import folder_names
@@ -43,6 +41,7 @@ from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_wo
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
 from overfocus.sweep.sweep import Subject, describe_checkpoint, describe_source, described_size, open_run, place_of, sweep
+from overfocus.text import source_name
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__
 

@@ -15,7 +15,7 @@ from PIL import Image
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
 from overfocus.errors import CaptureError, ImageError, RunError
-from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
+from overfocus.figures.images import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import styled
 from overfocus.heatmaps.maps import HeatMap, HeatMapRequest, Method, heat_maps
 from overfocus.images.sources import ImageSource, find_images, to_rgb

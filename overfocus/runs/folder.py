@@ -152,7 +152,7 @@ OWN_FILES = re.compile(
     r"run\.json|report\.html|evaluation\.(json|csv)|(ablation|differences)\.(csv|parquet)"
     r"|(metrics|predictions|attention_by_class|ablation)/part-\d+\.parquet"
     r"|maps/(received|image|classes)-\d+\.npz|maps/windows\.npz"
-    r"|figures/(layers-\w+|\w+-by-(severity|layer)|image-\d+|ablation[\w-]*)\.png"
+    r"|figures/(layers-\w+|\w+-by-(severity|layer)|image-\d+|ablation[\w-]*)\.(png|svg)"
     r"|([^/]+/)?\.[^/]+\.unfinished"
 )
 """Files that a run writes, and what an interrupted writing of one may leave; nothing else is ever deleted."""
