@@ -171,7 +171,7 @@ def with_norms(run, shares, received, ratios):
 def test_tokens_of_outlying_norm_are_told_with_what_they_receive(make_run):
     run = with_norms(make_run(), (0.0, 0.0, 0.02, 0.01), (0.0, 0.0, 0.4, 0.7), (1.5, 2.0, 8.0, 7.0))
     text = " ".join(summarise(run).sentences)
-    assert f"most frequent behind layer 2: {percent(0.02)} of the patches on average over images" in text
+    assert f"most frequent after layer 2: {percent(0.02)} of the patches on average over images" in text
     assert f"On average over the same images such tokens receive {percent(0.4)} of its attention." in text
 
 
