@@ -77,8 +77,7 @@ def figure(
 
     from overfocus.figures.draw import draw
     from overfocus.figures.style import paper, save_figure
-    from overfocus.run import Run
-    from overfocus.runs.names import display_names
+    from overfocus.run import Run, display_names
 
     opened = [Run(folder) for folder in runs]
     with paper():

@@ -44,7 +44,7 @@ from overfocus_reports.sections import (
 from overfocus_reports.sentences import percent, verdict_line
 
 if TYPE_CHECKING:
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 
