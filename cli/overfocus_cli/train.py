@@ -50,9 +50,7 @@ def curves(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Page (.html) or image (.png). Default: curves.html there.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Page (.html) or image (.png). Default: curves.html there.", show_default=False),
     ] = None,
 ) -> None:
     """Draw the curves of a training, also while it runs.

@@ -15,13 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from overfocus.checkpoints.build import SEGFORMER, UNREGISTERED, create, is_architecture, skeleton
-from overfocus.checkpoints.fingerprint import is_classifier, is_tap
-from overfocus.checkpoints.fit import classifiers, takes_image_size, trunk
+from overfocus.checkpoints.arguments import classifiers, takes_image_size, trunk
+from overfocus.checkpoints.build import SEGFORMER, UNREGISTERED, added_tap, create, is_architecture, skeleton, tap_branches
 from overfocus.checkpoints.hints import hints_of_metadata
+from overfocus.checkpoints.index import is_classifier, is_tap
 from overfocus.checkpoints.load import LoadedModel, load_model
 from overfocus.checkpoints.read import read_checkpoint
-from overfocus.checkpoints.tap import added_tap, tap_branches
 from overfocus.errors import CheckpointError, OverfocusError, TrainingError
 from overfocus.models.segmentation import SegmentationModel
 from overfocus.training.objective import Part
@@ -98,7 +97,7 @@ def choose_architecture(
     Raises:
         TrainingError: there is no such architecture, or it does not take the arguments.
     """
-    from overfocus.checkpoints.tap import tap_branches
+    from overfocus.checkpoints.build import tap_branches
 
     require_registered(name)
     given: dict[str, Any] = {"num_classes": classes, "in_chans": channels} | dict(arguments)

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from overfocus.checkpoints.arguments import takes_image_size
 from overfocus.checkpoints.build import SEGFORMER
-from overfocus.checkpoints.data_config import preprocess_for
-from overfocus.checkpoints.fit import takes_image_size
 from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.load import LoadedModel
+from overfocus.checkpoints.loaded import preprocess_for
 from overfocus.datasets import Images, is_segmented, open_evaluation_images, open_images, open_segmented_images
 from overfocus.datasets.masks import class_colours
 from overfocus.errors import ImageError, TrainingError

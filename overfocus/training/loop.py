@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.fingerprint import is_head
+from overfocus.checkpoints.index import is_head
 from overfocus.curves import Log
 from overfocus.errors import TrainingError
 from overfocus.monitoring import Monitor

@@ -18,8 +18,8 @@ from overfocus.datasets.masks import IGNORED
 from overfocus.errors import TrainingError
 from overfocus.losses import Diversification, diversify
 from overfocus.losses.attention_diversification import NoAttentionError
-from overfocus.segmentation.prediction import class_map, upsample
-from overfocus.segmentation.scores import mean_iou, pixel_accuracy
+from overfocus.segmentation import mean_iou, pixel_accuracy
+from overfocus.segmentation.inference import class_map, upsample
 from overfocus.training.settings import Recipe
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.save import save_checkpoint
+from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
 from overfocus.errors import TrainingError, explain
 from overfocus.forward import output_tensor
@@ -23,8 +23,8 @@ from overfocus.monitoring import Monitor, monitor
 from overfocus.preprocessing import Preprocess
 from overfocus.runs.description import FORMAT, ArchitectureEntry, TrainingDescription, TrainingEntry, read_description
 from overfocus.segmentation.inference import Inference, only_size, usual_stride
-from overfocus.sweep.opening import describe_versions
 from overfocus.sweep.reading import choose_workers
+from overfocus.sweep.sweep import describe_versions
 from overfocus.training.architecture import MaskedAutoencoder, MaskedAutoencoding, fill_from
 from overfocus.training.augmentation import Augmentation, MaskAugmentation
 from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches, seed_all

@@ -10,9 +10,9 @@ from common import Job
 from PIL import Image
 
 from overfocus import ablate, analyze
-from overfocus.ablation.ablation import Ablation
+from overfocus.results.ablation import Ablation
 from overfocus.run import Run
-from overfocus.statistics.association import auroc
+from overfocus.statistics.fragility import auroc
 from overfocus.statistics.intervals import mean_interval
 from overfocus.statistics.panel import Panel, over_layers, read_panel
 from overfocus.statistics.retained import retained_interval

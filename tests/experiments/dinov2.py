@@ -23,7 +23,7 @@ from fashion import choose_images
 from PIL import Image
 
 from overfocus import analyze
-from overfocus.statistics.overfocusing import judge_overfocusing
+from overfocus.statistics.verdicts import judge_overfocusing
 from overfocus.variants import CLEAN
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")

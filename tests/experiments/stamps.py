@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from overfocus.files import atomic_file
 from overfocus.models.fan import Fan
-from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
+from overfocus.models.layers import TAP_BRANCHES, pretrained_config, register_architecture
 
 KINDS = {
     "bird": ("animals/birds",),
