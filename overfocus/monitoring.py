@@ -27,7 +27,7 @@ from overfocus.capturing import capture
 from overfocus.corruptions import check_severity, corrupt, resolve_corruptions
 from overfocus.errors import CaptureError, ImageError, RunError
 from overfocus.files import atomic_file
-from overfocus.images.reading import read_image
+from overfocus.images.sources import read_image
 from overfocus.metrics import measure
 from overfocus.preprocessing import Preprocess
 from overfocus.text import csv_cell

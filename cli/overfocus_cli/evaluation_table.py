@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfocus.ablation.ablation import Ablation
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
+    from overfocus.results.ablation import Ablation
 
 
 def describe_evaluation(evaluation: "Evaluation") -> str:

@@ -79,10 +79,9 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.figures.draw import draw
+    from overfocus.figures.draw import KINDS, draw
     from overfocus.figures.style import paper, save_figure
-    from overfocus.run import Run
-    from overfocus.runs.names import display_names
+    from overfocus.run import Run, display_names
 
     if kind is Kind.ABLATION:
         with paper():
@@ -91,7 +90,7 @@ def figure(
     opened = [Run(folder) for folder in runs]
     with paper():
         drawn = draw(
-            kind.value,
+            next(known for known in KINDS if known == kind.value),
             opened,
             display_names(opened),
             width=size,
@@ -111,8 +110,8 @@ def _ablation(folders: list[Path], metrics: list[str] | None, width: float) -> "
         typer.BadParameter: more than one ablation, or more than one metric.
         RunError: the folder holds no ablation, or it has no such metric.
     """
-    from overfocus.ablation.ablation import Ablation
     from overfocus.figures.ablation import ablation_figure
+    from overfocus.results.ablation import Ablation
 
     if len(folders) > 1 or len(metrics or ()) > 1:
         raise typer.BadParameter("a figure shows one metric of one ablation; draw one figure for each", param_hint="RUN…")

@@ -108,7 +108,7 @@ def compare(
         return
     report = None
     if not no_report:
-        from overfocus.ablation.ablation import Ablation
+        from overfocus.results.ablation import Ablation
         from overfocus_reports import draw_comparison
 
         report = draw_comparison(comparison, [Ablation(path) for path in ablation or []])
@@ -221,7 +221,7 @@ def default_output(root: str, settings: Settings, *checkpoints: str | None) -> P
     """
     from hashlib import sha256
 
-    from overfocus.checkpoints.source_name import source_name
+    from overfocus.text import source_name
 
     named = {"checkpoint", "sources"}
     measured = {

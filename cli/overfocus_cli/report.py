@@ -35,7 +35,7 @@ def report(
 
 def _drawn(folder: Path, ablations: list[Path]) -> Path:
     require_run(folder)
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import is_comparison, read_comparison
     from overfocus.run import Run
     from overfocus_reports import draw_ablation, draw_comparison, draw_report

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import (
+from overfocus.capturing.sources import HIDDEN
+from overfocus.capturing.watching import (
     Operands,
     Permuted,
     TensorNotes,
@@ -23,7 +24,6 @@ from overfocus.capturing.functions import (
     product_operands,
     tensors_in,
 )
-from overfocus.capturing.sources import HIDDEN
 
 # What leaves every weight as it was, only elsewhere or in another type.
 _KEEPING = frozenset(
@@ -85,10 +85,11 @@ class ProductTracker:
     """Follows scores and weights through the functions of one forward.
 
     `squeezed` gives a view of a tensor without some of its axes of size 1, with everything that is known of the tensor;
-    `constants` are the parameters and buffers, whose products with activations are layers.
+    `constants` are the parameters and buffers, whose products with activations are layers; modules in which something began are
+    put into `awaited`: `left` has to hear of them.
     """
 
-    def __init__(self, constants: frozenset[int], squeezed: Callable[[Tensor, Sequence[int]], Tensor]) -> None:
+    def __init__(self, constants: frozenset[int], squeezed: Callable[[Tensor, Sequence[int]], Tensor], awaited: set[str]) -> None:
         self.notes: TensorNotes[Weighting] = TensorNotes()
         self.outer: TensorNotes[tuple[Tensor, Tensor]] = TensorNotes()
         """Elementwise products of two tensors that are stretched to each other's size."""
@@ -97,7 +98,7 @@ class ProductTracker:
         self._constants = constants
         self._squeezed = squeezed
         self._softmaxes = 0
-        self._modules: set[str] = set()
+        self._modules = awaited
 
     def clear(self) -> None:
         """Forget the forward that was followed."""

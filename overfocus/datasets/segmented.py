@@ -9,8 +9,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from overfocus.datasets.cityscapes import (
+from overfocus.datasets.formats import SPLITS, split_folders
+from overfocus.datasets.masks import (
+    CITYSCAPES,
     CONDITIONS,
+    IGNORED,
+    PictureMask,
+    PictureMasks,
     clean_cityscapes,
     corrupted_cityscapes,
     is_acdc,
@@ -18,9 +23,8 @@ from overfocus.datasets.cityscapes import (
     is_corrupted_cityscapes,
     open_acdc,
     open_cityscapes,
+    read_mask,
 )
-from overfocus.datasets.masks import CITYSCAPES, IGNORED, PictureMask, PictureMasks, read_mask
-from overfocus.datasets.splits import SPLITS, split_folders
 from overfocus.errors import ImageError
 from overfocus.images.sources import ImageSource, find_images
 
@@ -228,7 +232,7 @@ def open_segmented_portions(source: str | Path, *, class_names: Sequence[str] | 
     """The parts of a data set to evaluate with: the validation split where there is one, else all of it.
 
     Of ACDC each condition is a part. A Cityscapes-C tree gives one for every corruption and severity, and the clean pictures
-    where they are there; `overfocus.datasets.cityscapes.corrupted_cityscapes` says how it may be nested.
+    where they are there; `overfocus.datasets.masks.corrupted_cityscapes` says how it may be nested.
 
     Raises:
         ImageError: as `open_segmented_images`.

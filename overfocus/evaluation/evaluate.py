@@ -8,42 +8,39 @@ from typing import Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.checkpoints.source_name import source_name
 from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
-from overfocus.evaluation.evaluation import Evaluation
+from overfocus.evaluation.corruption_error import describe_variants
 from overfocus.evaluation.layouts import (
     EvaluationData,
     FilmFolders,
     Item,
+    LabelledReader,
+    SegmentedReader,
     add_clean_pictures,
     choose_portions,
     is_imagenet,
     list_items,
     open_evaluation_data,
     open_segmented_data,
+    uncropped,
 )
-from overfocus.evaluation.reading import LabelledReader, SegmentedReader, uncropped
-from overfocus.evaluation.results import errors_of
-from overfocus.evaluation.severities import describe_variants
-from overfocus.evaluation.summary import write_segmented_summary, write_summary
+from overfocus.evaluation.results import Evaluation, errors_of, write_segmented_summary, write_summary
 from overfocus.images.labels import match_labels
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.classes import ScoresProbe
-from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
+from overfocus.probes.predictions import SEGMENTATION, ScoresProbe, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
+from overfocus.run import folder_names
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
-from overfocus.runs.names import folder_names
-from overfocus.segmentation.inference import InferenceSettings, usual_batch
-from overfocus.segmentation.prediction import is_segmentation
+from overfocus.segmentation.inference import InferenceSettings, is_segmentation, usual_batch
 from overfocus.settings import takes
-from overfocus.sweep.opening import describe_checkpoint, open_run
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
-from overfocus.sweep.stopwatch import Stopwatch
-from overfocus.sweep.sweep import Subject, Work, pack_images, sweep
+from overfocus.sweep.sweep import Subject, describe_checkpoint, open_run, sweep
+from overfocus.text import source_name
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__
 

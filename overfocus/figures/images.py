@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from overfocus.errors import RunError
 from overfocus.figures.style import INK, SEQUENTIAL, PlainFigure
-from overfocus.metrics.expectation import top_count
+from overfocus.metrics.catalogue import top_count
 from overfocus.runs.description import Layer
 from overfocus.variants import Variant
 

@@ -24,7 +24,7 @@ from overfocus.probes.probe import Array, Batch, Column, Described, ItemResult, 
 from overfocus.run import CLASS_SHARE_COLUMNS
 from overfocus.runs.description import MEASURE_FIELDS, Layer, MeasureEntry, RunDescription, SiteEntry
 from overfocus.sweep.reading import InputSize, Sample
-from overfocus.sweep.stopwatch import Stopwatch
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.variants import CONTROL_VARIANT, Variant
 
 MOST_QUERIES = 1024

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from overfocus.analysis.analyze import analyze_models, run_settings
+from overfocus.analysis import analyze_models, run_settings
 from overfocus.checkpoints.load import resolve_model
 from overfocus.errors import RunError
 from overfocus.processes import is_main_process, join_processes
 from overfocus.results.comparison import Comparison, require_same_models
-from overfocus.run import Run
-from overfocus.runs.names import display_names, distinct_names, folder_names
+from overfocus.run import Run, display_names, distinct_names, folder_names
 from overfocus.settings import takes
-from overfocus.sweep.opening import place_of
 from overfocus.sweep.settings import CompareSettings
+from overfocus.sweep.sweep import place_of
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel

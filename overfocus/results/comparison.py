@@ -17,9 +17,8 @@ import pandas as pd
 from overfocus.errors import RunError
 from overfocus.files import atomic_file
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.run import Run
+from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
-from overfocus.runs.names import display_names
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.statistics.differences import tabulate_differences
 from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability

@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from overfocus.errors import OverfocusError, RunError, TrainingError
 from overfocus.files import require_regular_file
-from overfocus.metrics.catalogue import BUILT_IN, Metric
-from overfocus.metrics.expectation import top_count
+from overfocus.metrics.catalogue import BUILT_IN, Metric, top_count
 from overfocus.text import one_line, printable
 
 FORMAT = 2

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.segmentation.scores import mean_iou
+from overfocus.segmentation import mean_iou
 from overfocus.statistics.intervals import (
     CONFIDENCE,
     holm,

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from overfocus.metrics.catalogue import CATALOGUE, uniform_value
-from overfocus.metrics.expectation import TokenCounts
+from overfocus.metrics.catalogue import CATALOGUE, TokenCounts, uniform_value
 from overfocus.runs.description import Layer, RunDescription
 from overfocus.statistics.intervals import half_width, value_range
 from overfocus.variants import CLEAN_VARIANT, OTHER_IMAGE, Variant, sort_variants

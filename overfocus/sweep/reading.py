@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -167,6 +168,61 @@ def partners(images: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     partner = np.empty(images, np.int64)
     partner[order] = np.roll(order, -1)
     return partner
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images in their variants are put together."""
+
+    images: int
+    """Images whose variants are read together and go through the model together."""
+    batches: tuple[tuple[int, ...], ...]
+    """Variants of each of these images in each forward."""
+    pieces: tuple[range, ...]
+    """The variants of an image in the parts that are read one after the other; several only where `images` is 1."""
+
+
+def pack_pairs(variants: int, batch_size: int) -> Packing:
+    """Pack images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.
+
+    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean picture
+    repeated. A corrupted picture needs its clean one, so that a forward holds at least two.
+    """
+    if variants <= batch_size:
+        return Packing(batch_size // variants, (tuple(range(variants)),), (range(variants),))
+    room = max(1, batch_size - 1)
+    corrupted = variants - 1
+    number = -(-corrupted // room)
+    ends = [round(corrupted * part / number) for part in range(number + 1)]
+    return Packing(1, tuple((0, *range(1 + start, 1 + stop)) for start, stop in pairwise(ends)), (range(variants),))
+
+
+def pack_images(variants: int, batch_size: int, *, split: bool = False) -> Packing:
+    """Pack images in so many variants whose forwards need no clean counterpart: as many images as fill a batch.
+
+    With `split`, the variants of an image are read a batch at a time: all those of a large image would take gigabytes.
+    """
+    every = tuple(range(variants))
+    size = batch_size if split else variants
+    pieces = tuple(range(start, min(start + size, variants)) for start in range(0, variants, size))
+    return Packing(max(1, batch_size // variants), (every,), pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a sweep reads: the same for all of its models."""
+
+    reader: Reader
+    images: Sequence[int]
+    """Number of the image of each item; the versions of an image in a tree of corruptions share it."""
+    variants: Sequence[Variant]
+    """Made of each item; one where the data say what the images are."""
+    packing: Packing
+    workers: int = 0
+    strict: bool = False
+    """Whether an image that cannot be read ends the sweep."""
+    image_bytes: int = 8 * 2**20
+    """Memory that an image takes in all its variants, about."""
 
 
 class Unit(NamedTuple):

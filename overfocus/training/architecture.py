@@ -9,13 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from overfocus.checkpoints.build import SEGFORMER
-from overfocus.checkpoints.fingerprint import is_classifier, is_tap
-from overfocus.checkpoints.fit import classifiers, trunk
+from overfocus.checkpoints.arguments import classifiers, trunk
+from overfocus.checkpoints.build import SEGFORMER, added_tap
 from overfocus.checkpoints.hints import hints_of_metadata
+from overfocus.checkpoints.index import is_classifier, is_tap
 from overfocus.checkpoints.load import LoadedModel, load_model
 from overfocus.checkpoints.read import read_checkpoint
-from overfocus.checkpoints.tap import added_tap
 from overfocus.errors import CheckpointError, OverfocusError, TrainingError
 from overfocus.models.segmentation import SegmentationModel
 
@@ -96,8 +95,8 @@ def choose_architecture(
     Raises:
         TrainingError: there is no such architecture, or it does not take the arguments.
     """
-    from overfocus.checkpoints.fit import takes_image_size
-    from overfocus.checkpoints.tap import tap_branches
+    from overfocus.checkpoints.arguments import takes_image_size
+    from overfocus.checkpoints.build import tap_branches
 
     require_registered(name)
     given: dict[str, Any] = {"num_classes": classes, "in_chans": channels} | dict(arguments)

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from overfocus.checkpoints.arguments import takes_image_size
 from overfocus.checkpoints.build import SEGFORMER
-from overfocus.checkpoints.fit import takes_image_size
 from overfocus.checkpoints.load import LoadedModel
 from overfocus.datasets import Images, is_segmented, open_evaluation_images, open_images, open_segmented_images
 from overfocus.datasets.masks import class_colours
@@ -167,8 +167,8 @@ def _named(images: Images, held_out: Images | None, class_names: Sequence[str] |
 
 def _preprocess(architecture: Architecture, image_size: tuple[int, int] | None, images: Images) -> Preprocess:
     """Of the architecture; mean and standard deviation of the data where none is known."""
-    from overfocus.checkpoints.data_config import preprocess_for
     from overfocus.checkpoints.hints import Hints
+    from overfocus.checkpoints.loaded import preprocess_for
 
     model = architecture.outline()
     preprocess, _ = preprocess_for(model, Hints(), image_size)

@@ -150,7 +150,7 @@ def _sees_visible_alone(encoder: nn.Module) -> bool:
     """Whether the encoder's tokens are patches of their own that the rest can do without."""
     from timm.models.vision_transformer import VisionTransformer
 
-    from overfocus.checkpoints.tap import tap_branches
+    from overfocus.checkpoints.build import tap_branches
 
     return (
         isinstance(encoder, VisionTransformer)

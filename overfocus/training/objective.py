@@ -12,8 +12,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from overfocus.datasets.masks import IGNORED
-from overfocus.segmentation.prediction import class_map, upsample
-from overfocus.segmentation.scores import mean_iou, pixel_accuracy
+from overfocus.segmentation import mean_iou, pixel_accuracy
+from overfocus.segmentation.inference import class_map, upsample
 from overfocus.training.recipe import Recipe
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from overfocus.checkpoints.fingerprint import is_head
+from overfocus.checkpoints.index import is_head
 from overfocus.errors import TrainingError
 from overfocus.training.recipe import Recipe
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from overfocus.checkpoints.save import save_checkpoint
+from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.errors import TrainingError, explain
 from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
 from overfocus.monitoring import Monitor, monitor
 from overfocus.runs.description import FORMAT, TrainingDescription, read_description
 from overfocus.segmentation.inference import Inference, only_size, usual_stride
-from overfocus.sweep.opening import describe_versions
 from overfocus.sweep.reading import choose_workers
+from overfocus.sweep.sweep import describe_versions
 from overfocus.training.architecture import fill_from
 from overfocus.training.augmentation import Augmentation
 from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from overfocus.figures.ablation import ablation_figure, usual_score
 from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import title_of
-from overfocus.runs.names import distinct_names
+from overfocus.run import distinct_names
 from overfocus_reports.figures import inline_svg
 from overfocus_reports.sections import checkpoint_rows, settings_rows, version_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
 
 
 def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[str, Any]]:

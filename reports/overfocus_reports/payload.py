@@ -15,7 +15,7 @@ from overfocus.errors import OverfocusError
 from overfocus.figures.images import LOWEST, ReceivedMaps, highest
 from overfocus.figures.stability import scale_of, shows_retained
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, line_style, lookup_table, model_colour
-from overfocus.images.reading import read_image
+from overfocus.images.sources import read_image
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import Layer
 from overfocus.statistics.panel import LayerStatistics

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from markupsafe import escape
 
-from overfocus.ablation.ablation import Ablation
 from overfocus.errors import RunError
 from overfocus.figures.ablation import ablation_figure
+from overfocus.results.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports import draw_ablation

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 import overfocus
-from overfocus.errors import RunError
+from overfocus import Run, RunError
 from overfocus.results.comparison import Comparison, is_comparison, read_comparison
-from overfocus.run import Run
-from overfocus.runs.names import folder_names
+from overfocus.run import folder_names
 from overfocus.sweep.sweep import Subject
 
 FEW = {"corruptions": ["gaussian_noise"], "severities": [2], "workers": 0, "progress": False, "resamples": 200}

@@ -1,11 +1,12 @@
-"""Norm metrics by hand and against numpy."""
+"""Norm and prediction metrics by hand and against numpy."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overfocus.metrics.norms import high_norm_tokens, norm_metrics
+from overfocus.metrics.formulas import agreement, confidence_drop, correct, high_norm_tokens, norm_metrics
 
 
 def test_by_hand():
@@ -33,3 +34,29 @@ def test_against_numpy(tokens, seed):
     np.testing.assert_allclose(values["norm_ratio"], norms.max(1) / median[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(high_norm_tokens(torch.from_numpy(norms)), norms > np.float32(3) * median)
     assert bool((values["norm_ratio"] >= 1).all())
+
+
+CLEAN = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+CORRUPTED = torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+
+
+def test_agreement():
+    assert agreement(CLEAN, CORRUPTED).tolist() == [1, 0, 1]
+
+
+def test_confidence_drop():
+    def share(*logits):
+        return torch.tensor(logits, dtype=torch.float32).softmax(0)[0].item()
+
+    want = [share(2, 0, 0) - share(1, 0, 0), share(1, 0, 0) - share(0, 3, 0), 0]
+    assert confidence_drop(CLEAN, CORRUPTED).tolist() == pytest.approx(want, abs=1e-6)
+
+
+def test_confidence_is_computed_in_float32():
+    drop = confidence_drop(CLEAN.bfloat16(), CORRUPTED.bfloat16())
+    assert drop.dtype == torch.float32
+    torch.testing.assert_close(drop, confidence_drop(CLEAN, CORRUPTED))
+
+
+def test_correct():
+    assert correct(CORRUPTED, torch.tensor([0, 1, 2])).tolist() == [1, 0, 1]

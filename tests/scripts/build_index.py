@@ -1,4 +1,4 @@
-"""Build the index of architectures: `python -m overfocus.checkpoints.build_index`.
+"""Build the index of architectures: `python -m tests.scripts.build_index`.
 
 Every architecture that timm and `overfocus.models` register is built on torch's meta device (no memory, no weights, about
 0.2 s each) and its fingerprint, position tables and hidden facts are written down. Of networks without attention only a
@@ -16,9 +16,7 @@ import timm
 from torch import nn
 
 from overfocus.checkpoints.build import skeleton
-from overfocus.checkpoints.facts import Fact, attends, facts
-from overfocus.checkpoints.fingerprint import digest, fingerprint, tables
-from overfocus.checkpoints.index import FORMAT, INDEX_PATH
+from overfocus.checkpoints.index import FORMAT, INDEX_PATH, Fact, attends, digest, facts, fingerprint, tables
 from overfocus.errors import CheckpointError
 
 

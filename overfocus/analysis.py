@@ -15,25 +15,25 @@ from overfocus.images.labels import Classes, match_labels
 from overfocus.images.sources import ImageSource, find_images, spread
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe
-from overfocus.probes.classes import ClassesProbe
-from overfocus.probes.pixels import BATCH_SIZE, SEGMENTATION, PixelsProbe, predicts_pixels
+from overfocus.probes.predictions import BATCH_SIZE, SEGMENTATION, ClassesProbe, PixelsProbe, predicts_pixels
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
 from overfocus.run import Run
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings
 from overfocus.settings import MAX_PIXELS, takes
-from overfocus.sweep.opening import (
+from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, pack_pairs
+from overfocus.sweep.recorder import Stopwatch
+from overfocus.sweep.settings import AnalyzeSettings, CompareSettings, listed
+from overfocus.sweep.sweep import (
+    Subject,
     choose_displayed,
     describe_checkpoint,
     describe_images,
     describe_source,
     open_run,
     place_of,
+    sweep,
 )
-from overfocus.sweep.reading import ImageReader, InputSize, choose_workers, describe_pixels
-from overfocus.sweep.settings import AnalyzeSettings, CompareSettings, listed
-from overfocus.sweep.stopwatch import Stopwatch
-from overfocus.sweep.sweep import Subject, Work, pack_pairs, sweep
 from overfocus.variants import CONTROL_VARIANT, list_variants
 from overfocus.version import __version__
 

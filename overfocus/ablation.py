@@ -2,29 +2,30 @@
 
 from pathlib import Path
 
-from overfocus.ablation.ablation import Ablation, write_tables
-from overfocus.analysis.analyze import choose_images
+from overfocus.analysis import choose_images
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import choose_constants
 from overfocus.errors import RunError
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.ablation import AblationProbe
-from overfocus.probes.pixels import predicts_pixels
+from overfocus.probes.predictions import predicts_pixels
 from overfocus.processes import join_processes
+from overfocus.results.ablation import Ablation, write_tables
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings
 from overfocus.settings import takes
-from overfocus.sweep.opening import (
+from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, pack_pairs
+from overfocus.sweep.recorder import Stopwatch
+from overfocus.sweep.settings import AblateSettings
+from overfocus.sweep.sweep import (
+    Subject,
     choose_displayed,
     describe_checkpoint,
     describe_images,
     describe_source,
     open_run,
     place_of,
+    sweep,
 )
-from overfocus.sweep.reading import ImageReader, InputSize, choose_workers, describe_pixels
-from overfocus.sweep.settings import AblateSettings
-from overfocus.sweep.stopwatch import Stopwatch
-from overfocus.sweep.sweep import Subject, Work, pack_pairs, sweep
 from overfocus.variants import list_variants
 from overfocus.version import __version__
 
