@@ -261,7 +261,7 @@ def test_a_corrupt_picture_is_named(train_tiny: Train, shapes_folder: Path, tmp_
     broken = data / "train" / "red" / "3.png"
     broken.write_bytes(broken.read_bytes()[:100])
     for workers in (0, 1):
-        with pytest.raises(ImageError, match=r"red/3\.png: expected a whole picture"):
+        with pytest.raises(ImageError, match=r"red/3\.png: expected a whole image"):
             train_tiny(data=data, workers=workers)
 
 
