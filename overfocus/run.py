@@ -41,7 +41,8 @@ class DisplayedImage:
     pictures: UInt8[np.ndarray, "variants height width 3"]
     """The model's input before normalisation."""
     attention: dict[int, Float[np.ndarray, "variants windows queries keys"]]
-    """Weights averaged over heads, by layer; layers of more than 1024 queries are left out."""
+    """Weights averaged over heads, by layer; of layers of more than 1024 queries the means over blocks of patches, at most 256 a
+    side (`overfocus.metrics.pooling.block_side`)."""
 
 
 @dataclass(frozen=True, eq=False)

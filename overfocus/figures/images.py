@@ -80,18 +80,13 @@ def draw_overlay(
     picture: npt.NDArray[np.uint8],
     multiples: npt.NDArray[np.floating[Any]] | None,
     norm: "LogNorm",
-    outlined: Iterable[int] = (),
+    places: Iterable[int] = (),
 ) -> None:
-    """A picture (height, width, 3) under multiples of uniform attention (rows, columns), NaN clear, places `outlined` framed."""
+    """An image (height, width, 3) under multiples of uniform attention (rows, columns), NaN clear, these places outlined."""
     height, width = picture.shape[:2]
     axes.set_axis_off()
-    shown = picture if multiples is None else blended(picture, multiples, norm)
+    shown = picture if multiples is None else outlined(blended(picture, multiples, norm), places, multiples.shape)
     axes.imshow(shown, extent=(0, width, height, 0))
-    if multiples is None:
-        return
-    thickness = 1.2 if multiples.shape[1] <= 16 else 0.6
-    for place in outlined:
-        frame_patch(axes, divmod(place, multiples.shape[1]), multiples.shape, picture.shape[:2], OUTLINE, thickness)
 
 
 def blended(picture: npt.NDArray[np.uint8], multiples: npt.NDArray[np.floating[Any]], norm: "LogNorm") -> npt.NDArray[np.uint8]:
@@ -106,6 +101,19 @@ def blended(picture: npt.NDArray[np.uint8], multiples: npt.NDArray[np.floating[A
     opacity = OPACITY * np.isfinite(values)[..., None]
     mixed: npt.NDArray[np.uint8] = np.round((1 - opacity) * pixels + opacity * colours).astype(np.uint8)
     return mixed
+
+
+def outlined(pixels: npt.NDArray[np.uint8], places: Iterable[int], grid: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """The image with one line round all patches at `places` of a (rows, columns) grid; neighbours share their outline."""
+    from scipy.ndimage import binary_erosion
+
+    chosen = np.isin(np.arange(grid[0] * grid[1]), list(places)).reshape(grid[0], grid[1])
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(pixels.shape[:2], grid, strict=True))
+    inside = chosen[np.ix_(rows, columns)]
+    line = inside & ~binary_erosion(inside, iterations=max(1, round(max(pixels.shape[:2]) / 160)))
+    found = pixels.copy()
+    found[line] = list(bytes.fromhex(OUTLINE[1:]))
+    return found
 
 
 def frame_patch(
@@ -124,10 +132,16 @@ def add_scale(figure: "Figure", box: tuple[float, float, float, float], high: fl
 
     bar = figure.colorbar(ScalarMappable(attention_norm(high), SEQUENTIAL), cax=figure.add_axes(box))
     bar.ax.minorticks_off()
-    ticks = [2.0**power for power in range(round(LOWEST), math.ceil(high) + 1)]
+    ticks = [value for value, _ in scale_ticks(high)]
     bar.set_ticks(ticks, labels=[multiple(tick) for tick in ticks])
     bar.ax.tick_params(labelsize=8, length=2)
     bar.set_label(label, fontsize=8)
+
+
+def scale_ticks(high: float) -> list[tuple[float, float]]:
+    """Every power of two of the colour scale, with its place from 0 at the lower end to 1 at the upper one."""
+    powers = range(round(LOWEST), math.ceil(high) + 1)
+    return [(2.0**power, (power - LOWEST) / (high - LOWEST)) for power in powers]
 
 
 def multiple(value: float) -> str:
@@ -164,7 +178,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
         draw_overlay(axes[0, column], kept.pictures[version], multiples, norm, top_places(profile, layer))
         if rows == 2 and weights is not None:
             matrix = weights[version, 0].astype(np.float32)
-            axes[1, column].imshow(matrix * matrix.shape[1], norm=norm, cmap=SEQUENTIAL, interpolation="nearest", aspect="auto")
+            axes[1, column].imshow(matrix * layer.keys, norm=norm, cmap=SEQUENTIAL, interpolation="nearest", aspect="auto")
             axes[1, column].tick_params(labelsize=7, length=2)
             axes[1, column].set_xlabel("key token", fontsize=8)
     if rows == 2:
@@ -222,7 +236,7 @@ def columns_figure(
     Of a layer of windows the first one is shown.
 
     Raises:
-        RunError: a layer's matrices were not kept, because it has too many tokens.
+        RunError: a layer's matrices were not kept.
     """
     matrices = [
         [patch_matrix(run, image, layer, variant) for variant in shown]
@@ -253,7 +267,7 @@ def columns_figure(
         axes[2 * row, 0].set_ylabel("column\nsum", rotation=0, ha="right", va="center")
     bar = figure.colorbar(drawn, ax=axes[:, -1], aspect=30, pad=0.03)
     bar.ax.minorticks_off()
-    ticks = [2.0**power for power in range(round(LOWEST), round(high) + 1)]
+    ticks = [value for value, _ in scale_ticks(high)]
     bar.set_ticks(ticks, labels=[multiple(tick) for tick in ticks])
     bar.set_label("attention, × uniform")
     return figure
@@ -265,11 +279,12 @@ def patch_matrix(run: "Run", image: int, layer: Layer, variant: Variant) -> npt.
     weights = kept.attention.get(layer.number)
     if weights is None:
         raise RunError(
-            f"{run.path}: the matrices of layer {layer.number} were not kept, it has too many tokens; choose another layer"
+            f"{run.path}: the matrices of layer {layer.number} were not kept: it has {layer.queries} queries without "
+            "a known patch grid; choose another layer"
         )
     matrix = weights[kept.variants.index(variant), 0].astype(np.float32)
-    queries = 0 if layer.kind == "class" else matrix.shape[0] - int(np.prod(layer.grid or (matrix.shape[0],)))
-    patches: npt.NDArray[np.float32] = matrix[max(0, queries) :, layer.key_prefix_tokens :] * matrix.shape[1]
+    prefix = 0 if layer.kind == "class" else max(0, layer.queries - int(np.prod(layer.grid or (layer.queries,))))
+    patches: npt.NDArray[np.float32] = matrix[prefix:, layer.key_prefix_tokens :] * layer.keys
     return patches
 
 

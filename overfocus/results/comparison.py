@@ -299,6 +299,12 @@ class Comparison(NotebookMethods):
         return tuple(notes)
 
     @property
+    def identical(self) -> tuple[str, ...]:
+        """The models that agree with the baseline exactly in every row of `table`: the same network, most likely."""
+        same = self.table.assign(same=self.table["difference"].fillna(0) == 0).groupby("model", sort=False)["same"].all()
+        return tuple(name for name in self.names[1:] if same.get(name, False))
+
+    @property
     def rule(self) -> str:
         """The rule in words by which verdicts follow from intervals."""
         return RULE

@@ -152,7 +152,7 @@ OWN_FILES = re.compile(
     r"run\.json|report\.html|evaluation\.(json|csv)|(ablation|differences)\.(csv|parquet)"
     r"|(metrics|predictions|attention_by_class|ablation)/part-\d+\.parquet"
     r"|maps/(received|image|classes)-\d+\.npz|maps/windows\.npz"
-    r"|figures/(layers-\w+|\w+-by-(severity|layer)|image-\d+|ablation[\w-]*)\.png"
+    r"|figures/(layers-\w+|\w+-by-(severity|layer)|image-\d+|ablation[\w-]*)\.(png|svg)"
     r"|([^/]+/)?\.[^/]+\.unfinished"
 )
 """Files that a run writes, and what an interrupted writing of one may leave; nothing else is ever deleted."""
@@ -347,7 +347,14 @@ def _differences(there: RunDescription, wanted: RunDescription) -> list[str]:
         changed.append("images prepared for another input")
     if there.measures != wanted.measures:
         changed.append("other metrics or probes")
-    old_images, new_images = ([(image.name, image.label) for image in run.images] for run in (there, wanted))
+    changed += [
+        f"another function as {name}"
+        for name in sorted({*there.functions, *wanted.functions})
+        if there.functions.get(name) != wanted.functions.get(name)
+    ]
+    if there.label_classes != wanted.label_classes:
+        changed.append("other classes of the labels")
+    old_images, new_images = ([(image.name, image.label, image.sha256) for image in run.images] for run in (there, wanted))
     if old_images != new_images:
         changed.append(f"other images, {len(old_images)} there, {len(new_images)} asked for")
     return changed

@@ -14,6 +14,7 @@ from PIL import Image
 
 from overfocus.figures.images import ReceivedMaps, top_places
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.pooling import Weights, averaging, block_numbers, block_side
 from overfocus.runs.description import Layer
 from overfocus.variants import OTHER_IMAGE, Variant, middle_severity
 
@@ -235,45 +236,12 @@ def mean_over_layers(values: Array) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-Weights = npt.NDArray[np.floating[Any]]
-
-
-def block_numbers(tokens: int, grid: tuple[int, int] | None, block: int) -> npt.NDArray[np.intp]:
-    """Number of the block that each token falls in: every prefix token its own, then block × block patches, row by row.
-
-    Without a grid the tokens have no place; each stays on its own. Blocks at the right and bottom edge may be smaller.
-    """
-    if grid is None or block == 1:
-        return np.arange(tokens)
-    rows, columns = grid
-    prefix = tokens - rows * columns
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    patches = prefix + (row // block) * -(-columns // block) + column // block
-    return np.concatenate([np.arange(prefix), patches])
-
-
-def pool_matrix(weights: Weights, query_blocks: npt.NDArray[np.intp], key_blocks: npt.NDArray[np.intp]) -> Weights:
-    """Mean weight of each pair of blocks: (…, queries, keys) to (…, query blocks, key blocks)."""
-    return block_mean(block_mean(weights, query_blocks).swapaxes(-1, -2), key_blocks).swapaxes(-1, -2)
-
-
-def block_mean(values: Weights, blocks: npt.NDArray[np.intp]) -> Weights:
-    """Mean over the second to last axis within each block."""
-    count = int(blocks.max()) + 1
-    if count == len(blocks):
-        return values
-    order = np.argsort(blocks, kind="stable")
-    starts = np.searchsorted(blocks[order], np.arange(count))
-    sums: Weights = np.add.reduceat(values[..., order, :], starts, axis=-2)
-    return sums / np.bincount(blocks)[:, None]
-
-
 @dataclass(frozen=True)
 class Detail:
     """How finely a layer's matrices are kept."""
 
     query_block: int
-    """Side of the blocks of query patches that are averaged; 1 keeps every patch."""
+    """Side of the blocks of queries that are averaged, in units of the least one of the shape."""
     key_block: int
     per_octave: int
     """Steps of the values per doubling."""
@@ -290,8 +258,8 @@ LADDER = (
     Detail(4, 4, 4),
     None,
 )
-"""From the finest detail to none at all. Queries give way before keys: neighbours attend alike, and it is the columns of the
-keys that overfocusing is seen in."""
+"""From the finest detail to none at all; blocks are in units of those that a matrix has to be pooled by in any case. Queries
+give way before keys: neighbours attend alike, and it is the columns of the keys that overfocusing is seen in."""
 
 
 @dataclass(frozen=True)
@@ -303,11 +271,36 @@ class MatrixShape:
     query_grid: tuple[int, int] | None
     key_grid: tuple[int, int] | None
 
+    @property
+    def least(self) -> tuple[int, int]:
+        """Side of the blocks of queries and of keys that any matrix of this shape is pooled by."""
+        return block_side(self.queries, self.query_grid), block_side(self.keys, self.key_grid)
+
     def encode(self, weights: Weights, detail: Detail) -> npt.NDArray[np.uint8]:
-        """Weights (windows, queries, keys) as bytes of the multiples of uniform attention, blocks averaged."""
-        queries = block_numbers(self.queries, self.query_grid, detail.query_block)
-        keys = block_numbers(self.keys, self.key_grid, detail.key_block)
-        return Codes(detail.per_octave).encode(pool_matrix(weights.astype(np.float32), queries, keys) * self.keys)
+        """Weights (windows, queries, keys) as bytes of the multiples of uniform attention, blocks averaged.
+
+        Weights that were pooled before, as runs keep those of long sequences, are pooled further.
+        """
+        sides = (self.queries, self.query_grid, detail.query_block), (self.keys, self.key_grid, detail.key_block)
+        pooled = weights.astype(np.float32)
+        for (tokens, grid, coarser), least in zip(sides, self.least, strict=True):
+            pooled = self._pooled(pooled, tokens, grid, least, coarser).swapaxes(-1, -2)
+        return Codes(detail.per_octave).encode(pooled * self.keys)
+
+    @staticmethod
+    def _pooled(weights: Weights, tokens: int, grid: tuple[int, int] | None, least: int, coarser: int) -> Weights:
+        """Rows averaged over blocks; each row counts as often as it stands for tokens."""
+        blocks = block_numbers(tokens, grid, least * coarser)
+        if weights.shape[-2] == tokens:
+            return averaging(blocks) @ weights if blocks.max() + 1 < tokens else weights
+        kept = block_numbers(tokens, grid, least)
+        if coarser == 1:
+            return weights
+        sizes = np.bincount(kept)
+        first = np.unique(kept, return_index=True)[1]
+        share = averaging(blocks)[:, first] * sizes
+        result: Weights = share.astype(np.float32) @ weights
+        return result
 
     def describe(self, detail: Detail) -> dict[str, Any]:
         """For the page's script."""
@@ -316,8 +309,8 @@ class MatrixShape:
             "keys": self.keys,
             "queryGrid": self.query_grid,
             "keyGrid": self.key_grid,
-            "queryBlock": detail.query_block,
-            "keyBlock": detail.key_block,
+            "queryBlock": self.least[0] * detail.query_block,
+            "keyBlock": self.least[1] * detail.key_block,
             "perOctave": detail.per_octave,
         }
 
@@ -325,11 +318,10 @@ class MatrixShape:
 Sample = tuple[MatrixShape, Weights]
 
 
-def shape_of(layer: Layer, weights: Weights) -> MatrixShape:
+def shape_of(layer: Layer) -> MatrixShape:
     """Where the patches lie in the matrix of a layer."""
-    queries, keys = weights.shape[-2:]
-    query_grid = None if layer.kind == "class" else fitting(layer.grid, queries)
-    return MatrixShape(queries, keys, query_grid, fitting(layer.key_grid or layer.grid, keys))
+    query_grid = None if layer.kind == "class" else fitting(layer.grid, layer.queries)
+    return MatrixShape(layer.queries, layer.keys, query_grid, fitting(layer.key_grid or layer.grid, layer.keys))
 
 
 def fitting(grid: tuple[int, int] | None, tokens: int) -> tuple[int, int] | None:
@@ -382,9 +374,7 @@ def sample_matrices(displayed: Displayed) -> list[list[Sample]]:
     attention = displayed.run.maps(displayed.run.displayed[0]).attention
     chosen = (displayed.shown[0], displayed.shown[-1])
     return [
-        [(shape_of(layer, attention[layer.number]), attention[layer.number][number]) for number in chosen]
-        if layer.number in attention
-        else []
+        [(shape_of(layer), attention[layer.number][number]) for number in chosen] if layer.number in attention else []
         for layer in displayed.layers
     ]
 

@@ -1,5 +1,6 @@
 """One model on the page: its run, restricted to what several runs share, with everything that panels ask of it, computed once."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -132,6 +133,17 @@ class Model:
     def focus(self) -> Layer:
         """The layer to show first: the most overfocused one."""
         return self.summary.ranked[0].layer if self.summary.ranked else self.statistics.layers[0]
+
+    @property
+    def most_damaging(self) -> Variant | None:
+        """The variant under which least attention is retained, or most moves where the control was not measured."""
+        known = [row for row in self.summary.survival if row.stability["received_shift"]]
+        kept = [
+            row for row in known if "js_divergence" in row.retained and not math.isnan(row.retained["js_divergence"].retained)
+        ]
+        if kept:
+            return min(kept, key=lambda row: row.retained["js_divergence"].retained).variant
+        return max(known, key=lambda row: row.stability["received_shift"].mean).variant if known else None
 
     @property
     def classified(self) -> bool:

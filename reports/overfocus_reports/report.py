@@ -20,7 +20,7 @@ from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
 from overfocus.variants import Variant
 from overfocus_reports.ablation import ablation_parts, figure_tables
 from overfocus_reports.displayed import matrices_of
-from overfocus_reports.figures import Figures, draw_figures, draw_images
+from overfocus_reports.figures import Figures, draw_figures, draw_images, pair_of
 from overfocus_reports.model import Model, first_picked, shared_runs
 from overfocus_reports.payload import (
     hexadecimal,
@@ -36,11 +36,12 @@ from overfocus_reports.sections import (
     checkpoint_rows,
     differences_payload,
     fragility_part,
+    heads_part,
     reading_of,
     settings_rows,
     version_rows,
 )
-from overfocus_reports.sentences import percent
+from overfocus_reports.sentences import percent, verdict_line
 
 if TYPE_CHECKING:
     from overfocus.results.ablation import Ablation
@@ -113,8 +114,9 @@ def exact(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -> dict[str, Any]:
-    """For the templates; those of the parts that only a comparison has find `comparison` None."""
+def template_context(models: Sequence[Model], drawn: Figures, picked: Variant, high: float) -> dict[str, Any]:
+    """For the templates; those of the parts that only a comparison has find `comparison` None. `high` ends the colour scale."""
+    heads = [part for number, model in enumerate(models) if (part := heads_part(model.run, number))]
     readings = {metric: first_reading(models, metric) for metric in metrics_of(models)}
     grouped = {
         heading: [reading for metric, reading in readings.items() if CATALOGUE[metric].group == group]
@@ -122,7 +124,9 @@ def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -
     }
     return {
         "title": models[0].name,
-        "models": [shown_model(model, number) for number, model in enumerate(models)],
+        "models": [shown_model(model, number) | {"pair": pair_of(model, high)} for number, model in enumerate(models)],
+        "heads": heads,
+        "head_tables": {part["name"]: part["table"] for one in heads for part in one["maps"]},
         "statistics": models[0].statistics,
         "displayed": models[0].run.displayed,
         "picked": picked,
@@ -239,7 +243,8 @@ def page_of(models: Sequence[Model], folder: Path, room: int, context: dict[str,
     draw_images(models, picked, folder, shared["scale"]["high"])
     parts = [model_payload(model) for model in models]
     payload = shared | {"models": parts, "images": images_payload(models, parts)} | payload
-    context = template_context(models, drawn, picked) | context
+    context = template_context(models, drawn, picked, shared["scale"]["high"]) | context
+    payload |= {"figureTables": context.pop("head_tables") | payload.get("figureTables", {})}
     spent = len(render(context, payload))
     share = SEGMENTED_SHARE if context["segmented"] else PICTURES_SHARE
     pictures(models, parts, round(share * (room - spent)))
@@ -280,7 +285,12 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
         ablated = ablation_parts(ablations, folder)
     except OSError as error:
         raise unwritable(path, error) from error
-    verdicts = {model: [verdict for verdict in comparison.verdicts if verdict.model == model] for model in comparison.names[1:]}
+    verdicts = []
+    for model in comparison.names[1:]:
+        found = [verdict for verdict in comparison.verdicts if verdict.model == model]
+        same = model in comparison.identical
+        line = verdict_line(model, found, comparison.baseline, identical=same)
+        verdicts.append({"model": model, "line": line, "verdicts": [] if same else found})
     context = {
         "title": " against ".join([", ".join(comparison.names[1:]), comparison.names[0]]),
         "comparison": {

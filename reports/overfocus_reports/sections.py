@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from overfocus.figures.stability import shows_retained
+from overfocus.figures.stability import Scale, shows_retained
 from overfocus.figures.style import PlainFigure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import RunDescription
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
-from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics
-from overfocus.statistics.retained import RETAINED
-from overfocus.statistics.verdicts import measure_title
+from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics, mean_of_known
+from overfocus.statistics.retained import RETAINED, distances, undefined_control
+from overfocus.statistics.verdicts import MILD, STRONG, counted, measure_title
+from overfocus.variants import CLEAN, OTHER_IMAGE
 from overfocus_reports.displayed import numbers
-from overfocus_reports.figures import inline_svg
+from overfocus_reports.figures import Table, Values, heat_map, inline_svg
+from overfocus_reports.sentences import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from overfocus.results.comparison import Comparison
+    from overfocus.run import Run
 
 
 @dataclass(frozen=True)
@@ -282,3 +285,96 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
         if place % across == 0:
             panel.set_ylabel("flipped predictions", fontsize=8)
     return figure
+
+
+HEADS = ("effective_tokens", "js_divergence")
+"""What the maps of layers by heads show: concentration on clean images, and what is retained under corruption."""
+
+
+@dataclass(frozen=True)
+class HeadValues:
+    """Means over images as (layers, heads); NaN where a layer has fewer heads or nothing was measured."""
+
+    layers: list[int]
+    effective: Values
+    """Effective tokens of clean images."""
+    retained: Values | None
+    """Of Jensen–Shannon divergence over all corruptions, against the control; None where that was not measured."""
+
+
+def head_values(run: "Run") -> HeadValues | None:
+    """The values of single heads; None where the run kept none."""
+    table, (concentration, stability) = run.table, HEADS
+    if "head" not in table or concentration not in table:
+        return None
+    by = ["layer", "head"]
+    clean = table[table["corruption"] == CLEAN].groupby(by)[concentration].mean().unstack()
+    retained = None
+    corrupted = table[~table["corruption"].isin([CLEAN, OTHER_IMAGE])]
+    control = table[table["corruption"] == OTHER_IMAGE]
+    if stability in table and len(corrupted) and len(control):
+        of_images = [
+            rows.groupby(["image", *by])[stability].mean().unstack(by).reindex(columns=clean.stack().index)
+            for rows in (corrupted, control)
+        ]
+        both = of_images[0].index.intersection(of_images[1].index)
+        found, against = (distances(stability, part.loc[both].to_numpy("float64")) for part in of_images)
+        share = 1 - mean_of_known(found, 0) / mean_of_known(against, 0)
+        share = np.where(undefined_control(against, np.nan), np.nan, share)
+        retained = pd.Series(share, of_images[0].columns).unstack().reindex_like(clean).to_numpy("float64")
+    return HeadValues([int(layer) for layer in clean.index], clean.to_numpy("float64"), retained)
+
+
+def heads_part(run: "Run", number: int) -> dict[str, Any] | None:
+    """Maps of layers by heads, and in words which heads overfocus; None where the run kept no heads. `number` is the model's."""
+    found = head_values(run)
+    if found is None:
+        return None
+    rows, columns = [str(layer) for layer in found.layers], [str(head) for head in range(found.effective.shape[1])]
+    shown = [("heads-concentration", found.effective, title_of(HEADS[0]), "share of the patches; uniform attention: 1")]
+    if found.retained is not None:
+        shown.append(
+            ("heads-retained", found.retained, measure_title(RETAINED + HEADS[1]), "1: as if not corrupted, 0: another image")
+        )
+    maps = []
+    for base, values, title, note in shown:
+        known = values[np.isfinite(values)]
+        if not len(known):
+            continue
+        name = f"{base}-{number}" if number else base
+        low, high = float(known.min()), float(known.max())
+        scale = Scale(low, high if high > low else low + 1e-6, reverse=True)
+        table = Table(values, [f"layer {layer}" for layer in rows], columns, "head")
+        svg = heat_map(
+            table, "effective tokens" if base == "heads-concentration" else "retained", scale, name, f"{title}, layer by head"
+        )
+        numbers = [["layer", *(f"head {head}" for head in columns)]]
+        numbers += [[row, *line] for row, line in zip(rows, np.where(np.isfinite(values), values, None).tolist(), strict=True)]
+        maps.append({"name": name, "title": title, "note": note, "svg": svg, "table": numbers})
+    return {"number": number, "sentences": head_sentences(found), "maps": maps} if maps else None
+
+
+def head_sentences(found: HeadValues) -> list[str]:
+    """Which heads overfocus by the rule for layers, which is most concentrated, and which retains least."""
+    known = np.isfinite(found.effective)
+    strong = np.argwhere(known & (found.effective < STRONG))
+    mild = int((known & (found.effective >= STRONG) & (found.effective < MILD)).sum())
+    by_layer: dict[int, list[str]] = {}
+    for layer, head in strong:
+        by_layer.setdefault(found.layers[layer], []).append(str(head))
+    total = counted(int(known.sum()), "head")
+    below = f"effective tokens below {percent(STRONG)}"
+    if by_layer:
+        named = "; ".join(f"layer {layer}: {', '.join(heads)}" for layer, heads in by_layer.items())
+        many = len(strong)
+        first = f"{many} of {total} overfocus{'es' if many == 1 else ''} strongly ({below}) and {mild} mildly. Strongly: {named}."
+    else:
+        first = f"No head of {total} overfocuses strongly ({below}); {mild} do{'es' if mild == 1 else ''} mildly."
+    place = np.unravel_index(int(np.nanargmin(found.effective)), found.effective.shape)
+    second = f"The most concentrated is head {place[1]} of layer {found.layers[place[0]]}: "
+    second += f"{percent(float(found.effective[place]))} of the patches are effectively in use"
+    if found.retained is not None and np.isfinite(found.retained).any():
+        least = np.unravel_index(int(np.nanargmin(found.retained)), found.retained.shape)
+        kept = percent(float(found.retained[least])).replace("-", "−")
+        second += f"; head {least[1]} of layer {found.layers[least[0]]} retains least under corruption, {kept}"
+    return [first, second + "."]

@@ -96,6 +96,17 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of the questions that a run answers, as it stands on the first screen of the page."""
+
+    question: str
+    answer: str
+    """In a word or a number."""
+    reason: str
+    """In one sentence."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in a few numbers and sentences."""
 
@@ -119,6 +130,8 @@ class Summary:
     """Of segmentation: mIoU of all clean images together; NaN without masks."""
     sentences: tuple[str, ...] = ()
     """What the run says, in words."""
+    answers: tuple[Answer, ...] = ()
+    """The same in three lines: does attention overfocus, what is retained under corruption, do predictions follow."""
     key_figures: tuple[KeyFigure, ...] = ()
     """The few numbers to look at first."""
     custom: tuple[CustomMeasure, ...] = ()

@@ -127,5 +127,5 @@ def test_a_comparison_needs_a_folder(comparison):
 
 
 def test_figures_lie_beside_the_page(compared):
-    names = {path.name for path in (compared.parent / "figures").glob("*.png")}
-    assert {"layers-gini.png", "top_overlap-by-severity.png", "image-0.png", "reliability.png"} <= names
+    names = {path.name for path in (compared.parent / "figures").iterdir()}
+    assert {"layers-gini.svg", "top_overlap-by-severity.svg", "image-0.png", "reliability.png"} <= names

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overfocus.metrics.pooling import block_numbers, pool_matrix
 from overfocus_reports.displayed import (
     FLOOR,
     LADDER,
@@ -15,7 +16,6 @@ from overfocus_reports.displayed import (
     Displayed,
     ImageValues,
     MatrixShape,
-    block_numbers,
     choose_details,
     image_values,
     matrices_of,
@@ -23,7 +23,6 @@ from overfocus_reports.displayed import (
     numbers,
     picture_uri,
     png,
-    pool_matrix,
 )
 
 
@@ -112,25 +111,6 @@ def test_heads_are_averaged(make_run):
     np.testing.assert_allclose(found.values["received_shift"], 0.4)
 
 
-def test_blocks_number_prefix_tokens_first_and_then_squares_of_patches():
-    assert block_numbers(6, (2, 2), 1).tolist() == [0, 1, 2, 3, 4, 5]
-    assert block_numbers(5, (2, 2), 2).tolist() == [0, 1, 1, 1, 1]
-    ragged = block_numbers(9, (3, 3), 2)
-    assert ragged.tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3]
-    assert block_numbers(4, None, 2).tolist() == [0, 1, 2, 3]
-
-
-def test_pooling_averages_each_pair_of_blocks():
-    rng = np.random.default_rng(0)
-    weights = rng.random((10, 10))
-    blocks = block_numbers(10, (3, 3), 2)
-    pooled = pool_matrix(weights, blocks, blocks)
-    assert pooled.shape == (5, 5)
-    for row in range(5):
-        for column in range(5):
-            assert pooled[row, column] == pytest.approx(weights[np.ix_(blocks == row, blocks == column)].mean())
-
-
 def test_uniform_attention_is_one_at_every_detail():
     shape = MatrixShape(10, 10, (3, 3), (3, 3))
     for detail in LADDER:
@@ -149,6 +129,19 @@ def test_details_fit_the_room_and_use_it():
     ranks = [[LADDER.index(detail) for detail in details] for details in kept]
     assert ranks == sorted(ranks)
     assert len({tuple(rank) for rank in ranks}) == 4
+
+
+@pytest.mark.parametrize("detail", [detail for detail in LADDER if detail is not None])
+def test_pooled_weights_are_pooled_further(detail):
+    """What a run keeps of a long sequence gives the same as the whole matrix, whatever the detail."""
+    rng = np.random.default_rng(0)
+    shape = MatrixShape(1 + 35 * 17, 1 + 35 * 17, (35, 17), (35, 17))
+    assert shape.least == (2, 2)
+    whole = rng.dirichlet(np.full(596, 0.05), (1, 596)).astype(np.float32)
+    blocks = block_numbers(596, (35, 17), 2)
+    codes = shape.encode(pool_matrix(whole, blocks, blocks), detail)
+    assert max(codes.shape[1:]) <= 256
+    assert np.abs(codes.astype(int) - shape.encode(whole, detail)).max() <= 1
 
 
 def test_a_layer_without_matrix_stays_without():

@@ -174,7 +174,7 @@ def test_tokens_of_outlying_norm_are_told_with_what_they_receive(make_run):
     run = with_norms(make_run(), (0.0, 0.0, 0.02, 0.01), (0.0, 0.0, 0.4, 0.7), (1.5, 2.0, 8.0, 7.0))
     text = " ".join(summarise(run).sentences)
     words = f"6 of 6 images have any; there they are {percent(0.02)} of the patches on average and receive {percent(0.4)} of the"
-    assert f"most frequent behind layer 2: {words} attention." in text
+    assert f"most frequent after layer 2: {words} attention." in text
 
 
 def test_share_and_attention_of_outlying_tokens_are_of_the_same_images(make_run):
@@ -183,7 +183,7 @@ def test_share_and_attention_of_outlying_tokens_are_of_the_same_images(make_run)
     without = run.table["image"] != 3
     run.table.loc[without, "outlier_share"], run.table.loc[without, "outlier_received"] = 0.0, np.nan
     words = f"1 of 6 images has any; there they are {percent(0.06)} of the patches on average and receive {percent(0.09)} of the"
-    assert f"most frequent behind layer 2: {words} attention." in " ".join(summarise(run).sentences)
+    assert f"most frequent after layer 2: {words} attention." in " ".join(summarise(run).sentences)
 
 
 def test_no_outlying_norm_tells_the_largest(make_run):
