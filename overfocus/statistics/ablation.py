@@ -38,7 +38,7 @@ CHOICE_WORDS = {
     "mass": "random ones of equal mass",
 }
 FRACTION = 0.05
-"""The sentences speak of the share of tokens nearest to this one: the top of `top_share`."""
+"""The sentences speak of a share of tokens near to this one: the top of `top_share`."""
 _KEYS = ["corruption", "severity", "choice", "k", "fraction"]
 
 
@@ -85,10 +85,18 @@ def describe_ablation(tables: AblationTables, model: str, how: str = "remove") -
     rows = tables.differences[tables.differences["quantity"] == quantity]
     if rows.empty:
         return []
-    fraction = min(rows["fraction"], key=lambda share: abs(share - FRACTION))
-    rows = rows[rows["fraction"] == fraction]
     groups = rows.groupby(["corruption", "severity"], sort=False)
-    return [_sentence(group, tables.table, quantity, model, how) for _, group in groups]
+    return [_sentence(_at_one_share(group), tables.table, quantity, model, how) for _, group in groups]
+
+
+def _at_one_share(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one share of tokens, the nearest to `FRACTION`: of those with enough images of equal mass if there are any.
+
+    Where few tokens take most of the attention, the others receive as much as the top ones only where these are very few.
+    """
+    equal = rows[(rows["against"] == "mass") & (rows["count"] >= FEWEST_IMAGES)]["fraction"]
+    fractions = equal if len(equal) else rows["fraction"]
+    return rows[rows["fraction"] == min(fractions, key=lambda share: abs(share - FRACTION))]
 
 
 def _differences(values: dict[str, Array], trials: Array, table: pd.DataFrame) -> pd.DataFrame:

@@ -69,6 +69,16 @@ def test_equal_mass_in_few_images_tells_nothing():
     assert "after Holm over 3, 10 images)" in sentence
 
 
+def test_speaks_of_a_share_with_enough_images_of_equal_mass():
+    """The three top patches take most of the attention, so that only a single one has a control of equal mass."""
+    many, one = _rows(5, 28, 6), _rows(10, 29, 28)
+    many.loc[(many["choice"] == "mass") & (many["k"] > 0), list(QUANTITIES)] = np.nan
+    one = one[one["k"] > 0].assign(k=1, fraction=0.01)
+    (sentence,) = describe_ablation(tabulate_ablation(pd.concat([many, one])), "vit")
+    assert "depend on what the most attended patches show" in sentence
+    assert "With the top patch (1 %) removed, the share of images that keep their class is 0.333" in sentence
+
+
 def test_draws_are_averaged_for_each_image():
     one, many = _made_up(5, 28, 20), _made_up(5, 28, 20, draws=4)
     pd.testing.assert_frame_equal(
