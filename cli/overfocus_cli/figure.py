@@ -131,7 +131,7 @@ def _numbers(listed: str) -> list[int]:
     """Layer numbers such as "0,3-5".
 
     Raises:
-        typer.BadParameter: they are none, or there are more than 1000.
+        typer.BadParameter: they are not layer numbers, or there are more than 1000.
     """
     parts = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip()) for part in listed.split(",")]
     if not all(parts):

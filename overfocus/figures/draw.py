@@ -31,7 +31,7 @@ def pick_metrics(names: Sequence[str] | None, every: Sequence[LayerStatistics], 
     """The metrics asked for, or the usual ones; only those that all runs measured.
 
     Raises:
-        RunError: a name that is none of them; the message lists what there is.
+        RunError: there is no metric of that name; the message lists what there is.
     """
     known = [name for name in every[0].metrics if all(name in one.metrics for one in every)]
     if group is not None:

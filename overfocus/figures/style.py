@@ -127,7 +127,7 @@ def inches(width: str) -> float:
     """A width such as "3.3in", "8.4cm", "84mm" or "240pt" in inches; a bare number is inches.
 
     Raises:
-        ValueError: it is none, or not between 0.5 and 30 inches.
+        ValueError: it is not a width, or not between 0.5 and 30 inches.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(in|cm|mm|pt)?\s*", width)
     size = float(found[1]) * INCHES_PER[found[2] or "in"] if found else 0.0

@@ -188,7 +188,7 @@ def _settings(material: Material, request: TrainSettings, recipe: Recipe, accele
 
 
 def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwrite: bool) -> None:
-    """Open the folder for these settings; nothing to do where their training lies there already."""
+    """Open the folder for these settings; nothing to do where it already holds that training."""
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
         settings.require_same(there.settings, folder)
