@@ -22,6 +22,7 @@ from overfocus.sweep.sweep import (
     describe_checkpoint,
     describe_images,
     describe_source,
+    described_size,
     open_run,
     place_of,
     sweep,
@@ -55,7 +56,7 @@ def ablate(settings: AblateSettings) -> Ablation:
             over a known patch grid.
         CheckpointError, CorruptionError, ImageError: as `analyze` says.
     """
-    corruptions = settings.chosen_corruptions()
+    corruptions, custom = settings.chosen_corruptions()
     if settings.how == "corrupt" and not corruptions:
         settings.refuse("corruptions", "must name at least one for how='corrupt', got none; fog is one")
     draws = settings.draws or (5 if settings.how == "corrupt" else 1)
@@ -77,14 +78,16 @@ def ablate(settings: AblateSettings) -> Ablation:
         device=processes.device.type,
         workers=choose_workers(settings.workers),
         strict=settings.strict,
-        image_size=settings.image_size,
+        image_size=described_size(settings.image_size),
         max_pixels=settings.max_pixels,
         fractions=fractions,
         how=settings.how,
         draws=draws,
     )
     variants = list_variants(corruptions, described.severities)
-    reader = ImageReader(sources, variants, loaded.preprocess, settings.seed, settings.max_pixels, constants=described.constants)
+    reader = ImageReader(
+        sources, variants, loaded.preprocess, settings.seed, settings.max_pixels, constants=described.constants, custom=custom
+    )
     work = Work(
         reader,
         range(len(sources)),
@@ -106,6 +109,7 @@ def ablate(settings: AblateSettings) -> Ablation:
         settings=described,
         images=describe_images(sources),
         pixels=describe_pixels(loaded.preprocess),
+        functions={name: corruption.fingerprint(described.severities) for name, corruption in custom.items()},
     )
     probe = AblationProbe(loaded, fractions, how=settings.how, draws=draws, seed=settings.seed)
     subject = Subject(

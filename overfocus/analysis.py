@@ -1,20 +1,22 @@
 """`analyze`: images × corruptions × severities through one model, attention measured on the way, into a run folder."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import choose_constants
+from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets.masks import IGNORED, class_colours
 from overfocus.datasets.segmented import MaskedSource, masked_sources
 from overfocus.errors import RunError
 from overfocus.images.labels import Classes, match_labels
+from overfocus.images.live import identify, numbering
 from overfocus.images.sources import ImageSource, find_images, spread
 from overfocus.memory import out_of_memory_as
-from overfocus.probes.attention import AttentionProbe
+from overfocus.probes.attention import AttentionProbe, fingerprint_metric
 from overfocus.probes.predictions import BATCH_SIZE, SEGMENTATION, ClassesProbe, PixelsProbe, predicts_pixels
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
@@ -30,6 +32,7 @@ from overfocus.sweep.sweep import (
     describe_checkpoint,
     describe_images,
     describe_source,
+    described_size,
     open_run,
     place_of,
     sweep,
@@ -59,22 +62,20 @@ def analyze(settings: AnalyzeSettings) -> Run:
         CaptureError: the model has no attention over tokens, or attention with NaN.
         RunError: a setting is out of range, the folder holds something else or cannot be written, or memory ran out.
     """
-    wanted = run_settings(settings)
+    names, custom = settings.chosen_corruptions()
+    wanted = run_settings(settings, names)
     processes = join_processes(place_of(settings.checkpoint, settings.device))
     loaded = resolve_model(settings.checkpoint, device=processes.device, **settings.loading())
-    return analyze_models([loaded], [Path(settings.output)], wanted, settings, processes)[0]
+    return analyze_models([loaded], [Path(settings.output)], wanted, settings, processes, custom)[0]
 
 
-def run_settings(settings: AnalyzeSettings | CompareSettings) -> RunSettings:
-    """The settings of each run; what depends on the models is filled in by `analyze_models`.
-
-    Raises:
-        CorruptionError: a corruption does not exist.
-    """
+def run_settings(settings: AnalyzeSettings | CompareSettings, corruptions: Sequence[str]) -> RunSettings:
+    """The settings of each run; what depends on the models is filled in by `analyze_models`."""
     return RunSettings(
         images=describe_source(settings.images),
-        corruptions=settings.chosen_corruptions(),
+        corruptions=list(corruptions),
         severities=settings.chosen_severities(),
+        class_map=None if settings.class_map is None else str(settings.class_map),
         constants=settings.constants,
         seed=settings.seed,
         batch_size=settings.batch_size,
@@ -85,7 +86,7 @@ def run_settings(settings: AnalyzeSettings | CompareSettings) -> RunSettings:
         amp=settings.amp,
         workers=choose_workers(settings.workers),
         strict=settings.strict,
-        image_size=settings.image_size,
+        image_size=described_size(settings.image_size),
         displayed=settings.displayed,
         maps_limit=settings.maps_limit,
         max_pixels=settings.max_pixels,
@@ -107,6 +108,7 @@ def analyze_models(
     settings: RunSettings,
     asked: AnalyzeSettings | CompareSettings,
     processes: Processes,
+    custom: Mapping[str, CustomCorruption],
 ) -> list[Run]:
     """Measure models on the same images with the same pixels, prepared as for the first; each writes a run into its folder.
 
@@ -128,8 +130,9 @@ def analyze_models(
     variants = [*list_variants(settings.corruptions, settings.severities), *([CONTROL_VARIANT] if len(sources) > 1 else [])]
     sizes = tuple(dict.fromkeys(InputSize.of(loaded.preprocess) for loaded in models))
     reader = ImageReader(
-        sources, variants, first.preprocess, settings.seed, settings.max_pixels or MAX_PIXELS, sizes, settings.constants
+        sources, variants, first.preprocess, settings.seed, settings.max_pixels or MAX_PIXELS, sizes, settings.constants, custom
     )
+    functions = {name: corruption.fingerprint(settings.severities) for name, corruption in custom.items()}
     work = Work(
         reader,
         range(len(sources)),
@@ -144,7 +147,7 @@ def analyze_models(
     )
     subjects = []
     for loaded, folder, pixelwise in zip(models, folders, segmented, strict=True):
-        classes = _classes_of_pixels(loaded, sources) if pixelwise else _classes_of_images(loaded, sources)
+        classes = _classes_of_pixels(loaded, sources) if pixelwise else _classes_of_images(loaded, sources, asked.class_map)
         stopwatch = Stopwatch()
         targets = [classes.ids.get(source.label, -1) if source.label is not None else -1 for source in sources]
         predictions: Probe = PixelsProbe(loaded) if pixelwise else ClassesProbe(loaded, targets)
@@ -160,6 +163,8 @@ def analyze_models(
         )
         probes = [attention, predictions, *custom_probes(asked.probes)]
         wanted = _describe(_Model(loaded, pixelwise, classes), sources, settings, displayed, probes, pixels=first)
+        own = {metric.name: fingerprint_metric(metric) for metric in attention.metrics if metric.function is not None}
+        wanted = replace(wanted, functions=functions | own)
         subject = Subject(
             loaded,
             probes,
@@ -187,11 +192,12 @@ def choose_images(images: Any, loaded: "LoadedModel", limit: int | None, *, segm
         ImageError: there are none.
     """
     if not segmented:
-        return spread(find_images(images, loaded.input_size), limit)
+        return identify(spread(find_images(images, loaded.input_size), limit))
     masked = masked_sources(images, loaded)
     if masked is not None:
-        return spread(masked, limit)
-    return spread([replace(source, label=None) for source in find_images(images, loaded.input_size)], limit)
+        return list(spread(masked, limit))
+    found = identify(spread(find_images(images, loaded.input_size), limit))
+    return [replace(source, label=None) for source in found]
 
 
 def custom_probes(probes: Any) -> list[Probe]:
@@ -223,9 +229,6 @@ def _describe(
     pixels: "LoadedModel",
 ) -> RunDescription:
     """What a new run says before the probes have seen the model."""
-    labels = {source.label for source in sources if source.label is not None}
-    unknown = [] if model.segmented else sorted(labels - model.classes.ids.keys())
-    notes = [f"{len(unknown)} of {len(labels)} labels mean no class of the model ({', '.join(unknown[:3])})"] if unknown else []
     return RunDescription(
         format=FORMAT,
         overfocus=__version__,
@@ -237,17 +240,24 @@ def _describe(
         settings=settings,
         images=describe_images(sources),
         class_names=model.classes.names,
+        label_classes=model.classes.ids,
         task=SEGMENTATION if model.segmented else None,
         class_colours=_colours(model) if model.segmented else None,
         pixels=describe_pixels(pixels.preprocess),
         displayed=displayed,
         measures=[measure for probe in probes for measure in probe.measures],
-        notes=notes,
+        notes=list(model.classes.notes),
     )
 
 
-def _classes_of_images(loaded: "LoadedModel", sources: Sequence[ImageSource]) -> Classes:
-    return match_labels((source.label for source in sources), loaded.class_names, loaded.num_classes)
+def _classes_of_images(loaded: "LoadedModel", sources: Sequence[ImageSource], class_map: str | Path | None) -> Classes:
+    return match_labels(
+        (source.label for source in sources),
+        loaded.class_names,
+        loaded.num_classes,
+        class_map=class_map,
+        numbering=numbering(sources),
+    )
 
 
 def _classes_of_pixels(loaded: "LoadedModel", sources: Sequence[ImageSource]) -> Classes:

@@ -4,9 +4,12 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from overfocus.figures.style import PlainFigure
 
 
 class Kind(StrEnum):
@@ -16,6 +19,7 @@ class Kind(StrEnum):
     STABILITY = "stability"
     LAYERS = "layers"
     MATRIX = "matrix"
+    ABLATION = "ablation"
 
 
 class Format(StrEnum):
@@ -31,7 +35,7 @@ def figure(
         Kind,
         typer.Argument(
             help="columns: attention matrices, clean and corrupted; stability: metrics against severity; layers: metrics over "
-            "depth; matrix: layer × corruption.",
+            "depth; matrix: layer × corruption; ablation: what `overfocus ablate` measured.",
             show_default=False,
         ),
     ],
@@ -88,19 +92,24 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.figures.draw import draw
+    from overfocus.figures.draw import KINDS, draw
     from overfocus.figures.style import paper, save_figure
     from overfocus.run import Run, display_names
 
+    chosen = [name for listed in metrics or [] for name in listed.split(",") if name] or None
+    if kind is Kind.ABLATION:
+        with paper():
+            typer.echo(str(save_figure(_ablation(runs, chosen, size), path)))
+        return
     opened = [Run(folder) for folder in runs]
     names = _labelled(display_names(opened), runs, label or [])
     with paper():
         drawn = draw(
-            kind.value,
+            next(known for known in KINDS if known == kind.value),
             opened,
             names,
             width=size,
-            metrics=[name for listed in metrics or [] for name in listed.split(",") if name] or None,
+            metrics=chosen,
             corruptions=corruption or None,
             severity=severity,
             layer=layer,
@@ -140,6 +149,23 @@ def _numbers(listed: str) -> list[int]:
     if not 0 < len(found) <= 1000:
         raise typer.BadParameter(f"expected between 1 and 1000 layers such as 0,3-5, got {listed!r}", param_hint="--layers")
     return list(dict.fromkeys(found))
+
+
+def _ablation(folders: list[Path], metrics: list[str] | None, width: float) -> "PlainFigure":
+    """The figure of one ablation; call inside `paper()`.
+
+    Raises:
+        typer.BadParameter: more than one ablation, or more than one metric.
+        RunError: the folder holds no ablation, or it has no such metric.
+    """
+    from overfocus.figures.ablation import ablation_figure
+    from overfocus.results.ablation import Ablation
+
+    if len(folders) > 1 or len(metrics or ()) > 1:
+        raise typer.BadParameter("a figure shows one metric of one ablation; draw one figure for each", param_hint="RUN…")
+    found = Ablation(folders[0])
+    score = metrics[0] if metrics else None
+    return ablation_figure(found.table, found.differences, found.how, score=score, width=width)
 
 
 def _path(kind: Kind, asked: Format | None, output: Path | None) -> Path:

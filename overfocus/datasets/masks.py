@@ -272,7 +272,7 @@ def clean_cityscapes(folder: Path) -> Path | None:
 
 def find_files(folder: Path) -> list[Path]:
     """All pictures below a folder, in order."""
-    return [source.path for source in find_images(folder)]
+    return [source.path for source in find_images(folder) if source.path is not None]
 
 
 def label_files(folder: Path) -> dict[str, Path]:

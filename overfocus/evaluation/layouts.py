@@ -1,24 +1,28 @@
 """What lies in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.corruptions import CORRUPTIONS, ConstantSet, corrupt
+from overfocus.corruptions import CORRUPTIONS, ConstantSet
+from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets import LabelledImages, open_evaluation_images
-from overfocus.datasets.labelled import ClassFolders
+from overfocus.datasets.labelled import ClassFolders, LabelledFiles
 from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
-from overfocus.errors import ImageError, RunError
+from overfocus.errors import ChangedImageError, CorruptionError, ImageError, RunError
 from overfocus.images.labels import imagenet_classes
+from overfocus.images.live import identify, numbering
+from overfocus.images.sources import find_images, spread
 from overfocus.preprocessing import Preprocess
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample, make_variants
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
 
 C_BAR = (
@@ -66,8 +70,8 @@ class EvaluationData(Generic[Images]):
         return any(portion.severity for portion in self.portions)
 
 
-def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
-    """Find out what a folder holds.
+def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationData[LabelledImages]:
+    """Find out what a folder holds, or take images in memory, at most `limit`.
 
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
     levels up (ImageNet-C's archives add noise, blur, weather, digital and extra); it is ImageNet-C or ImageNet-C-bar where its
@@ -77,6 +81,11 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     Raises:
         ImageError: as `open_images`.
     """
+    if not isinstance(source, str | Path):
+        found = identify(spread(find_images(source), limit))
+        if not any(image.label is not None for image in found):
+            raise ImageError("expected images with labels to evaluate with, got none with one; give (image, label)")
+        return EvaluationData("images", [Portion(CLEAN, 0, LabelledFiles(found, numbering(found)))])
     folder = Path(source)
     if folder.is_dir() and (trees := _corruption_folders(folder)):
         names = {path.name for path in trees}
@@ -209,7 +218,7 @@ def list_items(portions: Sequence[Portion[Any]], limit: int | None) -> tuple[lis
         taken = count if limit is None else min(limit, count)
         for place in range(taken):
             index = place * count // taken
-            label = None if labels is None else portion.images.class_names[int(labels[index])]
+            label = None if labels is None or labels[index] < 0 else portion.images.class_names[int(labels[index])]
             image = images.setdefault((portion.images.name(index), label), len(images))
             items.append(Item(image, number, index))
     return items, list(images)
@@ -227,6 +236,7 @@ class FilmFolders:
         self.class_names = sorted({path.parent.name for path in self._paths})
         self.labels = np.array([self.class_names.index(path.parent.name) for path in self._paths], np.int64)
         self.channels = 3
+        self.numbering: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -299,6 +309,7 @@ class LabelledReader:
     preprocess: Preprocess
     seed: int
     constants: ConstantSet | None = None
+    custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
     tree: Preprocess | None = None
     """For images that are corrupted on the disk; None: as for the others."""
 
@@ -313,15 +324,10 @@ class LabelledReader:
                 return Sample(item, [portion.variant] * len(frames), {size: frames})
             image = portion.images.image(place.index)
         except ImageError as error:
-            return Sample(item, reason=str(error))
+            return Sample(item, reason=str(error), fatal=ChangedImageError if isinstance(error, ChangedImageError) else None)
         clean = preprocess.resize(image)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
-        own = portion.variant != CLEAN_VARIANT
-        pixels = [
-            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
-            for variant in variants
-        ]
-        return Sample(item, variants, {size: np.stack(pixels)}, image.size)
+        return _sample(item, clean, variants, self, {"size": image.size}, at=size, own=portion.variant != CLEAN_VARIANT)
 
 
 @dataclass(frozen=True)
@@ -333,6 +339,7 @@ class SegmentedReader:
     variants: Sequence[Variant]
     seed: int
     constants: ConstantSet | None = None
+    custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -344,15 +351,30 @@ class SegmentedReader:
         try:
             mask = portion.images.mask(place.index)
         except ImageError as error:
-            return Sample(item, reason=str(error), fatal=True)
+            return Sample(item, reason=str(error), fatal=ImageError)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
-        own = portion.variant != CLEAN_VARIANT
-        pixels = [
-            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
-            for variant in variants
-        ]
         height, width = clean.shape[:2]
-        return Sample(item, variants, {OWN_SIZE: np.stack(pixels)}, (width, height), mask)
+        about = {"size": (width, height), "mask": mask}
+        return _sample(item, clean, variants, self, about, at=OWN_SIZE, own=portion.variant != CLEAN_VARIANT)
+
+
+def _sample(
+    item: int,
+    clean: UInt8[np.ndarray, "height width 3"],
+    variants: list[Variant],
+    reader: LabelledReader | SegmentedReader,
+    about: Mapping[str, Any],
+    *,
+    at: InputSize,
+    own: bool,
+) -> Sample:
+    """An image in its variants; `own` marks one that is what it is on the disk."""
+    if own:
+        return Sample(item, variants, {at: np.stack([clean] * len(variants))}, **about)
+    try:
+        return Sample(item, variants, {at: make_variants(clean, variants, reader.seed, reader.constants, reader.custom)}, **about)
+    except CorruptionError as error:
+        return Sample(item, reason=str(error), fatal=CorruptionError)
 
 
 def _variants(own: Variant, made: Sequence[Variant]) -> list[Variant]:

@@ -24,7 +24,17 @@ from overfocus.statistics.differences import tabulate_differences
 from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability
 from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, ImageKey, Panel, read_panel
 from overfocus.statistics.retained import RETAINED
-from overfocus.statistics.verdicts import RULE, Verdict, decimal, interval_text, judge, measure_title, probability, variant_label
+from overfocus.statistics.verdicts import (
+    RULE,
+    Verdict,
+    counted,
+    decimal,
+    interval_text,
+    judge,
+    measure_title,
+    probability,
+    variant_label,
+)
 from overfocus.variants import CLEAN, CLEAN_VARIANT, RESERVED, Variant
 from overfocus.version import __version__
 
@@ -158,8 +168,7 @@ def _common_images(panels: Sequence[Panel], names: Sequence[str]) -> tuple[list[
     notes = []
     for name, keys in zip(names, held, strict=True):
         if extra := len(keys) - len(common):
-            images = f"{extra} images" if extra > 1 else "1 image"
-            notes.append(f"{images} of {name} left out: not measured for every model")
+            notes.append(f"{counted(extra)} of {name} left out: not measured for every model")
     return [key for key in panels[0].images if key in common], notes
 
 
@@ -171,7 +180,7 @@ def _common_variants(
     for panel, name in zip(panels, names, strict=True):
         if extra := [variant for variant in panel.variants if variant not in common]:
             shown = ", ".join(variant.label for variant in extra[:3])
-            notes.append(f"{len(extra)} variants of {name} left out, not measured for every model: {shown}")
+            notes.append(f"{counted(len(extra), 'variant')} of {name} left out, not measured for every model: {shown}")
     for asked, there, what in (
         (corruptions, [name for name, _ in common], "corruption"),
         (severities, [severity for _, severity in common], "severity"),

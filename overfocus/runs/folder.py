@@ -345,7 +345,14 @@ def _differences(there: RunDescription, wanted: RunDescription) -> list[str]:
         changed.append("images prepared for another input")
     if there.measures != wanted.measures:
         changed.append("other metrics or probes")
-    old_images, new_images = ([(image.name, image.label) for image in run.images] for run in (there, wanted))
+    changed += [
+        f"another function as {name}"
+        for name in sorted({*there.functions, *wanted.functions})
+        if there.functions.get(name) != wanted.functions.get(name)
+    ]
+    if there.label_classes != wanted.label_classes:
+        changed.append("other classes of the labels")
+    old_images, new_images = ([(image.name, image.label, image.sha256) for image in run.images] for run in (there, wanted))
     if old_images != new_images:
         changed.append(f"other images, {len(old_images)} there, {len(new_images)} asked for")
     return changed

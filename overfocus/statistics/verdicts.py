@@ -39,9 +39,13 @@ def measure_title(name: str) -> str:
     'Retained: attention cosine'
     """
     if name.startswith(RETAINED):
-        title = title_of(name.removeprefix(RETAINED))
-        return f"Retained: {title if title[1:2].isupper() or title.startswith('Jensen') else title[:1].lower() + title[1:]}"
+        return f"Retained: {_within(title_of(name.removeprefix(RETAINED)))}"
     return _GUESSES.get(name) or title_of(name)
+
+
+def _within(title: str) -> str:
+    """A title within a sentence: names keep their capitals."""
+    return title if title[1:2].isupper() or title.startswith(("Jensen", "Gini")) else title[:1].lower() + title[1:]
 
 
 def variant_label(corruption: str, severity: int) -> str:
@@ -261,7 +265,7 @@ def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, i
         return _verdict(STABILITY, baseline, model, raw, "can't tell", [], [], NOT_MEASURED)
     primary = rows[rows["metric"] == PRIMARY]
     if primary.empty or primary["difference"].isna().all():
-        why = "what is retained of the Jensen–Shannon divergence is undefined: the control is no more than numerical noise"
+        why = "what is retained of the Jensen–Shannon divergence is undefined: the control cannot be told from numerical noise"
         return _verdict(STABILITY, baseline, model, rows, "can't tell", [], [], why)
     better, worse = _sides(rows, STABILITY.quantities, 0.0)
     if better and worse:
@@ -272,7 +276,7 @@ def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, i
         opposed = [name for name in (better or worse) if name.removeprefix(RETAINED) in (raw_worse if better else raw_better)]
         if opposed:
             way = ("more", "less") if better else ("less", "more")
-            names = ", ".join(measure_title(name.removeprefix(RETAINED)) for name in opposed)
+            names = ", ".join(_subject(name.removeprefix(RETAINED)) for name in opposed)
             why = f"it retains {way[0]} of {names} against another image, while the raw value says {way[1]} stable"
             return _verdict(STABILITY, baseline, model, rows, "can't tell", [], [], why)
     return _verdict(STABILITY, baseline, model, rows, answer, better, worse)
@@ -351,7 +355,7 @@ def _claim(
 
 def _subject(metric: str) -> str:
     """A quantity within a sentence."""
-    title = measure_title(metric.removeprefix(RETAINED))
+    title = _within(title_of(metric.removeprefix(RETAINED)))
     return f"what is retained of {title}" if metric.startswith(RETAINED) else title
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
-from overfocus.errors import ImageError, OverfocusError, RunError
+from overfocus.errors import ChangedImageError, ImageError, OverfocusError, RunError
 from overfocus.forward import output_tensor, precision
 from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
@@ -78,7 +78,13 @@ def describe_versions() -> dict[str, str]:
 def describe_images(sources: Sequence[ImageSource]) -> list[ImageEntry]:
     """The images of a run before any is read."""
     return [
-        ImageEntry(image=number, name=source.name, path=str(source.path), label=source.label)
+        ImageEntry(
+            image=number,
+            name=source.name,
+            path=None if source.path is None else str(source.path),
+            label=source.label,
+            sha256=source.sha256,
+        )
         for number, source in enumerate(sources)
     ]
 
@@ -87,7 +93,9 @@ def describe_source(images: object) -> str | list[str] | None:
     """What was given as images."""
     if images is None or isinstance(images, str | Path):
         return None if images is None else str(images)
-    return [str(part) for part in images] if isinstance(images, list | tuple) else type(images).__name__
+    if isinstance(images, list | tuple) and all(isinstance(part, str | Path) for part in images):
+        return [str(part) for part in images]
+    return f"{len(images)} images in memory" if isinstance(images, list | tuple) else type(images).__name__
 
 
 def place_of(checkpoint: object, device: str | torch.device | None) -> str | torch.device | None:
@@ -95,6 +103,11 @@ def place_of(checkpoint: object, device: str | torch.device | None) -> str | tor
     module = checkpoint if isinstance(checkpoint, nn.Module) else getattr(checkpoint, "model", None)
     first = next(iter(module.parameters()), None) if device is None and isinstance(module, nn.Module) else None
     return device if first is None else first.device
+
+
+def described_size(image_size: int | tuple[int, int] | None) -> int | list[int] | None:
+    """The size asked for as run.json has it."""
+    return list(image_size) if isinstance(image_size, tuple) else image_size
 
 
 def choose_displayed(
@@ -116,7 +129,7 @@ def choose_displayed(
                 picture = sources[place].read(max_pixels)
                 sources[place].read_mask()
             except ImageError as error:
-                if strict:
+                if strict or isinstance(error, ChangedImageError):
                     raise
                 problem = problem or error
                 continue
@@ -438,7 +451,7 @@ def _require_sound(samples: Sequence[Sample], *, strict: bool) -> None:
     """Raise what is wrong with the data, or with one image where that is enough."""
     for sample in samples:
         if sample.reason is not None and (sample.fatal or strict):
-            raise ImageError(sample.reason)
+            raise (sample.fatal or ImageError)(sample.reason)
 
 
 def _whole(results: Sequence[ItemResult]) -> list[ItemResult]:

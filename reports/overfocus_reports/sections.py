@@ -23,6 +23,8 @@ from overfocus_reports.figures import Table, Values, heat_map, inline_svg
 from overfocus_reports.sentences import percent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 
@@ -163,12 +165,17 @@ def differences_payload(table: pd.DataFrame, colours: "Mapping[str, str]") -> di
         "columns": columns,
         "names": names,
         "titles": [measure_title(metric) for metric in names["metric"]],
-        "directions": [
-            "low" if metric.startswith(RETAINED) else CATALOGUE[metric].overfocused if metric in CATALOGUE else "neither"
-            for metric in names["metric"]
-        ],
+        "directions": [direction_of(metric) for metric in names["metric"]],
         "colours": [colours[model] for model in names["model"]],
     }
+
+
+def direction_of(metric: str) -> str:
+    """Which values of a row's metric are worse: "high", "low" or "neither", as those of raw stability, which needs a control."""
+    if metric.startswith(RETAINED):
+        return "low"
+    known = CATALOGUE.get(metric)
+    return "neither" if known is None or known.group == "stability" else known.overfocused
 
 
 PLOTTED = ("top_share", "effective_tokens", "token_cosine", "js_divergence", "received_shift", "attention_cosine")
@@ -228,8 +235,8 @@ def sentence_of(model: str, rows: pd.DataFrame, table: pd.DataFrame) -> str:
     title = title_of(str(best["metric"]))
     return (
         f"{seen}. Within a corruption and severity, {title} tells them best: {way} where predictions flip, AUROC "
-        f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); {len(sure)} of {len(metrics)} "
-        f"metrics exclude 0.5. {guesses}"
+        f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); it is the most extreme of "
+        f"{len(metrics)} metrics, of which {len(sure)} have an interval that excludes 0.5. {guesses}"
     )
 
 
@@ -237,10 +244,12 @@ def plain_guesses(table: pd.DataFrame) -> str:
     """What tells flips apart without attention."""
     corruption = auroc_of(table, CORRUPTION_ALONE, OUTPUT, POOLED)
     confidence = auroc_of(table, CLEAN_CONFIDENCE, OUTPUT, EVERY)
-    found = f"To know which corruption it is, alone, has AUROC {corruption:.2f} pooled"
+    found = []
+    if not math.isnan(corruption):
+        found.append(f"to know only the corruption and severity gives {corruption:.2f} pooled")
     if not math.isnan(confidence):
-        found += f"; the confidence on the clean image has {confidence:.2f} within a corruption and severity"
-    return found + "."
+        found.append(f"the confidence on the clean image gives {confidence:.2f} within a corruption and severity")
+    return f"Without attention, {'; '.join(found)}." if found else ""
 
 
 def auroc_of(table: pd.DataFrame, metric: str, layers: str, corruption: str) -> float:

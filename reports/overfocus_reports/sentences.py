@@ -234,13 +234,14 @@ def norm_sentence(summary: Summary) -> list[str]:
             "No patch token leaves a layer with an outlying norm (more than 3 times the median); the largest is "
             f"{ratio:.1f} times the median on average, in layer {largest.layer.number}."
         ]
-    found = (
-        f"Tokens of outlying norm (more than 3 times the median) are most frequent after layer {worst.layer.number}: "
-        f"{percent(share.mean)} of the patches on average over images"
-    )
+    frequent = f"Tokens of outlying norm (more than 3 times the median) are most frequent after layer {worst.layer.number}"
     if not received:
-        return [found + "."]
-    return [f"{found}. On average over the same images such tokens receive {percent(received.mean)} of its attention."]
+        return [f"{frequent}: {percent(share.mean)} of the patches on average over {counted(share.count)}."]
+    there = share.mean * share.count / received.count  # what they receive is defined in the images that have any
+    return [
+        f"{frequent}: {received.count} of {counted(share.count)} {'has' if received.count == 1 else 'have'} any; there they are "
+        f"{percent(there)} of the patches on average and receive {percent(received.mean)} of the attention."
+    ]
 
 
 def survival_sentences(summary: Summary) -> list[str]:
@@ -275,8 +276,8 @@ def overall_sentence(summary: Summary) -> str:
     primary = summary.retained[PRIMARY]
     if math.isnan(primary.retained):
         return (
-            "What attention retains under corruption is undefined: two different images differ by no more than numerical noise, "
-            "so attention does not follow the image at all."
+            "What attention retains under corruption is undefined: the difference between two different images cannot be told "
+            "from numerical noise."
         )
     interval = between(primary.low, primary.high, cut=False)
     claim = (
@@ -311,8 +312,8 @@ def flat_sentence(summary: Summary) -> list[str]:
     if not flat:
         return []
     return [
-        f"In {spans(flat)} attention is nearly flat (effective tokens above {percent(MILD)}): rankings there are not "
-        "meaningful, and top-k overlap falls although little attention moves; judge these layers by what is retained of "
+        f"In {spans(flat)} attention is spread widely (effective tokens above {percent(MILD)}): many patches receive nearly "
+        "the same there, so that top-k overlap can fall although little moves; judge these layers by what is retained of "
         "Jensen–Shannon divergence."
     ]
 
@@ -339,7 +340,7 @@ def prediction_sentences(summary: Summary) -> list[str]:
     found = f"Predictions change {most}under {worst.variant.words}: for {changed} of {agreement.count} images"
     right = worst.prediction["correct"]
     if right and summary.clean_accuracy:
-        found += f"; {percent(summary.clean_accuracy.mean)} of them are classified right when clean, {percent(right.mean)} then"
+        found += f"; accuracy is {percent(summary.clean_accuracy.mean)} on clean images, {percent(right.mean)} then"
     found += "."
     if summary.one_class:
         found += " One class is predicted for every clean image, so that this says nothing of whether predictions survive."

@@ -27,12 +27,10 @@ from overfocus.models import add_tap
 from overfocus.preprocessing import Preprocess
 from overfocus.samples import sample_images
 from overfocus.training.data import Batch
-from overfocus.training.diversity import Diversity
-from overfocus.training.launch import make_accelerator
-from overfocus.training.loop import Pace, Trainer
-from overfocus.training.objective import Classification
-from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.recipe import load_recipe
+from overfocus.training.loop import LearningRate, Pace, Trainer, make_optimizer
+from overfocus.training.objective import Classification, Diversity
+from overfocus.training.session import make_accelerator
+from overfocus.training.settings import load_recipe
 from overfocus.training.train import train
 
 VARIANTS = {"baseline": (None, 0.0), "TAP": (4, 0.0), "ADL": (None, 1.0), "TAP + ADL": (4, 1.0)}

@@ -101,6 +101,8 @@ def test_differences_are_those_of_the_table(data, comparison):
     assert sent["names"]["metric"][sent["columns"]["metric"][row]] == "gini"
     assert sent["columns"]["difference"][row] == pytest.approx(table["difference"][row], rel=1e-3)
     assert sent["directions"][sent["names"]["metric"].index("effective_tokens")] == "low"
+    assert sent["directions"][sent["names"]["metric"].index("js_divergence")] == "neither"  # raw, it says nothing by itself
+    assert sent["directions"][sent["names"]["metric"].index("retained.js_divergence")] == "low"
 
 
 def test_every_column_of_the_differences_travels(comparison):

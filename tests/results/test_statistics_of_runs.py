@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from overfocus import Comparison, RunError
-from overfocus.statistics.differences import set_differences
+from overfocus.statistics.differences import paired_differences, set_differences
 from overfocus.statistics.fragility import CORRUPTION_ALONE, POOLED
 from overfocus.statistics.intervals import resample_counts, widened_quantiles
 from overfocus.statistics.retained import tabulate_retained
@@ -121,6 +122,40 @@ def test_groups_take_in_images_and_runs(write_run):
     assert {verdict.model for verdict in groups.verdicts} == {"tap"}
     kept = _row(groups.table, metric="retained.js_divergence", layers="all", corruption="all")
     assert kept["low"] < kept["difference"] < kept["high"]
+
+
+def test_two_runs_against_two_by_hand():
+    """Three images: their differences have mean 5/3 and error 1/3, means of runs vary by 1 + 4/9; both arms in quadrature."""
+    ours = np.array([[1.0, 2, 3], [3, 4, 5]])[:, :, None]
+    theirs = np.array([[0.0, 1, 1], [0, 1, 5]])[:, :, None]
+    found = paired_differences(ours, theirs)
+    assert (found.mean[0], found.baseline_mean[0], found.difference[0]) == pytest.approx((3, 4 / 3, 5 / 3))
+    of_images = stats.t.ppf(0.975, 2) / 3
+    runs = 1 + 4 / 9  # variance 2 over two runs, and (4/3)² / 2 over two
+    of_runs = stats.t.ppf(0.975, runs**2 / (1 + (4 / 9) ** 2)) * runs**0.5
+    half = (of_images**2 + of_runs**2) ** 0.5
+    assert (found.low[0], found.high[0]) == pytest.approx((5 / 3 - half, 5 / 3 + half))
+    total = 1 / 9 + runs
+    freedom = total**2 / ((1 / 9) ** 2 / 2 + 1 + (4 / 9) ** 2)
+    assert found.p_value[0] == pytest.approx(2 * stats.t.sf(5 / 3 / total**0.5, freedom))
+    assert found.count[0] == 3
+
+
+def test_a_model_of_one_run_adds_no_spread_of_runs():
+    ours = np.random.default_rng(0).normal(size=(3, 25, 4))
+    theirs = np.random.default_rng(1).normal(size=(1, 25, 4))
+    found = paired_differences(ours, theirs)
+    arm = stats.t.ppf(0.975, 24) * (ours.mean(0) - theirs[0]).std(0, ddof=1) / 5
+    of_runs = stats.t.ppf(0.975, 2) * ours.mean(1).std(0, ddof=1) / 3**0.5
+    np.testing.assert_allclose(found.high - found.difference, np.hypot(arm, of_runs))
+
+
+def test_equal_groups_do_not_differ(write_run):
+    """Not even by rounding: what is retained is a ratio."""
+    groups = {"A": [write_run(f"a{n}") for n in range(3)], "B": [write_run(f"b{n}") for n in range(2)]}
+    table = Comparison(groups, resamples=50).table
+    assert table["difference"].abs().max() < 1e-12
+    assert set(table["p_value"].dropna()) == {1.0}
 
 
 def test_groups_are_written_and_read(write_run, tmp_path):

@@ -22,6 +22,7 @@ from overfocus.statistics.intervals import (
     sign_flip_test,
     value_range,
 )
+from tests.statistics import simulation
 
 
 def test_mean_and_interval_agree_with_scipy():
@@ -157,71 +158,41 @@ def test_moves_and_stretches_with_the_values(shift, factor, images):
     assert moved_high[0] == pytest.approx(high[0] * factor + shift, abs=tolerance)
 
 
-def _covered(ends, truth):
-    return float(np.mean((ends.low <= truth) & (ends.high >= truth)))
-
-
-def _normal(random, shape):
-    return random.normal(size=shape), 0.0
-
-
-def _exponential(random, shape):
-    return random.exponential(size=shape), 1.0
-
-
 _FAST = 1000
 _FULL = 20_000
 
 
-def _repeats():
+def _samples():
     return [pytest.param(_FAST), pytest.param(_FULL, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("repeats", _repeats())
+@pytest.mark.parametrize("samples", _samples())
 @pytest.mark.parametrize(
     ("draw", "images", "least"),
-    [(_normal, 20, 0.93), (_normal, 50, 0.93), (_normal, 200, 0.93), (_exponential, 20, 0.9), (_exponential, 200, 0.93)],
+    [("normal", 20, 0.93), ("normal", 50, 0.93), ("normal", 200, 0.93), ("exponential", 20, 0.9), ("exponential", 200, 0.93)],
 )
-def test_coverage_of_means(draw, images, least, repeats):
-    """0.950 at every n on normal data; 0.915 and 0.943 on exponential data at 20 and 200."""
-    values, truth = draw(np.random.default_rng(7), (images, repeats))
-    assert least <= _covered(mean_interval(values), truth) < 0.97
+def test_coverage_of_means(draw, images, least, samples):
+    assert least <= simulation.of_means(draw, images, samples) < 0.97
 
 
-@pytest.mark.parametrize("repeats", _repeats())
+@pytest.mark.parametrize("samples", _samples())
 @pytest.mark.parametrize("images", [20, 50, 200])
-def test_coverage_of_rates_and_their_differences(images, repeats):
-    """On average over true values from 0.02 to 0.98; of differences with outcomes that go together not at all, half, mostly."""
-    random = np.random.default_rng(11)
-    repeats //= 8
-    rates, differences, clusters = [], [], []
-    for first in np.linspace(0.02, 0.98, 9):
-        outcomes = (random.random((images, repeats)) < first).astype(float)
-        rates.append(_covered(rate_interval(outcomes), first))
-        spread = random.beta(first * 2, (1 - first) * 2, (images, repeats))  # outcomes of one image resemble each other
-        shares = random.binomial(6, spread) / 6
-        clusters.append(_covered(rate_interval(shares, np.full(shares.shape, 6)), first))
-        for step in (-0.2, 0.0, 0.2):
-            second = float(np.clip(first + step, 0.02, 0.98))
-            for alike in (0.0, 0.5, 0.9):
-                level = random.random((images, repeats))
-                other = np.where(random.random(level.shape) < alike, level, random.random(level.shape))
-                ends = rate_difference_interval((level < first).astype(float), (other < second).astype(float))
-                differences.append(_covered(ends, first - second))
-    for found in (rates, differences, clusters):
-        assert np.mean(found) >= 0.93
+def test_coverage_of_rates_and_their_differences(images, samples):
+    assert min(simulation.of_rates(images, samples // 8)) >= 0.93
 
 
-@pytest.mark.parametrize("repeats", [pytest.param(150), pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [pytest.param(150), pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("images", "least"), [(20, 0.9), (50, 0.91), (200, 0.92)])
-def test_coverage_of_ratios(images, least, repeats):
-    """Skewed distances over normal controls; 0.92 at 20 images and 0.945 at 200, the fast version leaves room for chance."""
-    random = np.random.default_rng(5)
-    control = random.normal(1, 0.2, (images, repeats))
-    distance = 0.4 * random.exponential(size=(images, repeats))
-    ends = ratio_difference_interval(distance, control, resamples=1000)
-    slack = 0.0 if repeats > 1000 else 0.04
-    assert _covered(ends, 0.4) >= least - slack
+def test_coverage_of_ratios(images, least, samples):
+    """The fast version leaves room for chance."""
+    assert simulation.of_ratios(images, samples) >= least - (0.0 if samples > 1000 else 0.04)
+
+
+@pytest.mark.parametrize("samples", [pytest.param(500), pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("retained", [False, True])
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_coverage_of_groups_of_runs(runs, retained, samples):
+    assert simulation.of_groups(runs, 20, samples, retained=retained) >= 0.93
 
 
 def test_four_one_sided_flips():
@@ -301,25 +272,11 @@ def test_holm_by_hand():
     assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("repeats", [pytest.param(500), pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [pytest.param(500), pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("images", [10, 20, 50])
-def test_level(images, repeats):
+def test_level(images, samples):
     """Chance finds a difference in no more than 5 % of samples, save for what chance adds to the estimate."""
-    random = np.random.default_rng(images)
-    slack = 3 * np.sqrt(0.05 * 0.95 / repeats)
-    assert np.mean(sign_flip_test(random.normal(size=(images, repeats))) < 0.05) < 0.05 + slack
-    assert np.mean(sign_flip_test(random.standard_t(2, size=(images, repeats))) < 0.05) < 0.05 + slack
-    rates = (random.random((2, images, repeats)) < 0.3).astype(float)
-    assert np.mean(mcnemar_test(*rates) < 0.05) < 0.05 + slack
-    control, other = random.normal(1, 0.2, (2, images, repeats))
-    ratios = ratio_swap_test(
-        0.4 * control + random.random(control.shape), control, 0.4 * other + random.random(other.shape), other
-    )
-    assert np.mean(ratios < 0.05) < 0.05 + slack
-    small = ratio_swap_test(
-        0.4 * control + random.random(control.shape), control, 0.1 * other + 0.25 * random.random(other.shape), other / 4
-    )
-    assert np.mean(small < 0.05) < 0.05 + slack
+    assert max(simulation.level_of_tests(images, samples).values()) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / samples)
 
 
 def test_ratios_of_different_scales_are_told_apart():

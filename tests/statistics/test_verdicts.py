@@ -74,7 +74,7 @@ def test_a_control_of_noise_decides_nothing():
     nan = float("nan")
     (verdict,) = judge(_stability(((nan, nan),) * 5), "deit", ["tap"])
     assert verdict.answer == "can't tell"
-    assert "the control is no more than numerical noise" in verdict.sentence
+    assert "the control cannot be told from numerical noise" in verdict.sentence
 
 
 def test_holm_over_the_five():

@@ -1,21 +1,32 @@
-"""Loss, scores, ADL and learning rates of segmentation, against hand-made values and independent computations."""
+"""Segmentation: augmentation with masks, loss, scores, ADL and learning rates against hand-made values, and what is refused."""
 
+import json
 import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import overfocus
 from overfocus.checkpoints.build import create
-from overfocus.errors import TrainingError
+from overfocus.datasets import is_segmented
+from overfocus.errors import OverfocusError, TrainingError
 from overfocus.models import add_tap
-from overfocus.training.diversity import Diversity
-from overfocus.training.launch import synchronise_norms
-from overfocus.training.objective import Segmentation
-from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.recipe import load_recipe
+from overfocus.preprocessing import Preprocess
+from overfocus.training.augmentation import MaskAugmentation, distort, largest_share
+from overfocus.training.data import seed_all
+from overfocus.training.loop import LearningRate, make_optimizer
+from overfocus.training.objective import Diversity, Segmentation
+from overfocus.training.session import synchronise_norms
+from overfocus.training.settings import load_recipe
+from overfocus.training.train import Training
 
 SMALL = load_recipe("segmentation_small")
 PAPER = load_recipe("segmentation")
@@ -186,3 +197,161 @@ def test_adl_of_a_trained_backbone_is_that_of_its_attention() -> None:
         model(images)
     expected = overfocus.losses.AttentionDiversificationLoss(2.0)([one.weights for one in captured.maps], prefix_tokens=1)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+PREPROCESS = Preprocess((3, 24, 32), crop_pct=1.0)
+
+
+def coordinates(height: int, width: int) -> tuple[Image.Image, np.ndarray[Any, Any]]:
+    """A picture whose red value is its mask's class: whatever happens to one must have happened to the other."""
+    numbers = np.add.outer(np.arange(height) // 8, 2 * (np.arange(width) // 8)).astype(np.uint8)
+    return Image.fromarray(np.stack([numbers * 10] * 3, -1)), numbers
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (24, 32), (10, 80), (7, 5)])
+def test_picture_and_mask_stay_together(height: int, width: int) -> None:
+    preprocess = Preprocess((3, 24, 32), (0.0,) * 3, (1.0,) * 3, crop_pct=1.0)
+    recipe = SMALL.changed({"photometric": False, "resize_scale": [1.0, 1.0]})
+    augment = MaskAugmentation(preprocess, recipe)
+    for seed in range(6):
+        seed_all(seed)
+        image, mask = augment(*coordinates(height, width))
+        assert (tuple(image.shape), tuple(mask.shape), mask.dtype) == ((3, 24, 32), (24, 32), torch.uint8)
+        inside = mask != 255
+        assert torch.allclose(image[0][inside] * 25.5, mask[inside].float(), atol=1e-4)
+        assert (image[:, ~inside] == 0).all()
+        assert int(inside.sum()) == min(height, 24) * min(width, 32)
+
+
+def test_scaled_picture_and_mask_stay_together() -> None:
+    """Inside the 8×8 squares, away from their borders, a scaled picture must show the colour of its mask's class."""
+    preprocess = Preprocess((3, 64, 64), (0.0,) * 3, (1.0,) * 3, crop_pct=1.0)
+    augment = MaskAugmentation(
+        preprocess, SMALL.changed({"photometric": False, "resize_scale": [2.0, 2.0], "largest_share": 1.0})
+    )
+    seed_all(0)
+    image, mask = augment(*coordinates(48, 48))
+    assert (mask != 255).all()
+    same = torch.ones_like(mask, dtype=torch.bool)
+    for axis in (0, 1):
+        for shift in (-2, 2):
+            same &= mask.roll(shift, axis) == mask
+    inner = same[4:-4, 4:-4]
+    assert 0.4 < inner.float().mean() < 0.9
+    difference = (image[0] * 25.5 - mask)[4:-4, 4:-4].abs()
+    assert difference[inner].max() < 0.06
+    assert difference.mean() < 0.15  # borders are blurred, not moved
+
+
+def test_mask_scales_as_pillow_does() -> None:
+    _, numbers = coordinates(40, 60)
+    recipe = SMALL.changed({"photometric": False, "resize_scale": [0.6, 0.6], "flip": 0.0})
+    _, mask = MaskAugmentation(PREPROCESS, recipe)(Image.fromarray(np.zeros((40, 60, 3), np.uint8)), numbers)
+    whole = np.asarray(Image.fromarray(numbers).resize((36, 24), Image.Resampling.NEAREST))
+    assert any(np.array_equal(mask, whole[:, left : left + 32]) for left in range(5))
+
+
+def test_flips_happen_to_both() -> None:
+    image, mask = coordinates(24, 32)
+    recipe = SMALL.changed({"photometric": False, "resize_scale": [1.0, 1.0], "flip": 1.0})
+    flipped = MaskAugmentation(PREPROCESS, recipe)(image, mask)
+    assert torch.equal(flipped[0], PREPROCESS.normalize(np.asarray(image)[:, ::-1]))
+    assert np.array_equal(flipped[1], mask[:, ::-1])
+
+
+def test_crops_of_one_class_are_avoided() -> None:
+    mask = np.zeros((24, 400), np.uint8)
+    mask[:, 200:216] = 1
+    picture = Image.fromarray(np.zeros((24, 400, 3), np.uint8))
+    shares = {}
+    for limit in (0.75, 1.0):
+        augment = MaskAugmentation(PREPROCESS, SMALL.changed({"resize_scale": [1.0, 1.0], "largest_share": limit}))
+        seed_all(1)
+        shares[limit] = [largest_share(augment(picture, mask)[1]) for _ in range(60)]
+    within = {limit: np.mean(np.array(found) < 0.75) for limit, found in shares.items()}
+    # a random crop shows enough of class 1 in about a tenth of the cases, ten attempts miss it in a third
+    assert within[1.0] < 0.3
+    assert within[0.75] > 0.45
+
+
+def test_share_of_the_largest_class() -> None:
+    assert largest_share(torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)) == pytest.approx(2 / 3)
+    assert largest_share(torch.full((2, 2), 255, dtype=torch.uint8)) == 1
+
+
+def test_photometric_distortion_changes_colours_only() -> None:
+    random = np.random.default_rng(0)
+    picture = torch.from_numpy(random.integers(60, 190, (3, 20, 20)).astype(np.uint8))
+    seed_all(0)
+    versions = [distort(picture) for _ in range(40)]
+    assert all(version.shape == picture.shape and version.dtype == torch.uint8 for version in versions)
+    unchanged = sum(torch.equal(version, picture) for version in versions)
+    assert 0 <= unchanged < 10  # one in sixteen
+    means = np.array([version.float().mean().item() for version in versions]) / picture.float().mean().item()
+    assert 0.8 < means.min() < 0.97 < 1.03 < means.max() < 1.2
+
+
+def test_grey_models_get_grey_pictures() -> None:
+    preprocess = Preprocess((1, 24, 32), (0.5,), (0.5,), crop_pct=1.0)
+    image, _ = MaskAugmentation(preprocess, SMALL)(*coordinates(40, 60))
+    assert image.shape == (1, 24, 32)
+
+
+Train = Callable[..., Training]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": "detection"}, "task must be classification or segmentation, got 'detection'"),
+        ({"objective": "mae"}, "objective mae trains no segmentation"),
+        ({"recipe": "fan"}, "mixup changes images but not their masks"),
+        ({"changes": {"erasing": 0.2}}, "erasing changes images but not their masks"),
+        ({"model": "vit_tiny_patch16_225", "model_args": {}}, "no architecture 'vit_tiny_patch16_225'; the nearest are vit_tiny"),
+        ({"model": "resnet18", "model_args": {}, "changes": {"adl": 1}}, "adl: no layer of SegmentationModel attends"),
+        ({"model_args": {"deepness": 3}}, "VisionTransformer_segformer cannot be built with"),
+        ({"task": "classification"}, "holds pictures with masks; train on them with --task segmentation"),
+        ({"class_names": ["a"]}, "expected from 2 to 254 classes, got 1"),
+        ({"changes": {"resize_scale": [0, 1]}}, "resize_scale must be above 0 and at most 16, got 0.0"),
+        ({"changes": {"interpolation": "cubist"}}, "no interpolation 'cubist' for segmentation; there are"),
+        ({"changes": {"resize_scale": [2, 1]}}, "resize_scale must go from small to large, got 2.0 to 1.0"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(train_masks: Train, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OverfocusError, match=re.escape(words)) as caught:
+        train_masks(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_segmentation_model_is_no_classifier(train_masks: Train, shapes_folder: Path) -> None:
+    with pytest.raises(OverfocusError, match="is a segmentation model; train it with --task segmentation"):
+        train_masks(task="classification", data=shapes_folder, model="VisionTransformer_segformer", recipe="small")
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.zeros((40, 47), np.uint8), "its picture's 48×40 pixels, got 47×40"),
+        (np.full((40, 48), 3, np.uint8), "holds 3, which is none of the 3 classes"),
+        (np.zeros((40, 48, 3), np.uint8), "got colours (RGB)"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_mask_that_does_not_fit_is_named(
+    train_masks: Train, squares: Path, tmp_path: Path, mask: Any, words: str, split: str
+) -> None:
+    data = shutil.copytree(squares, tmp_path / "data")
+    Image.fromarray(mask).save(data / "masks" / split / "3.png")
+    assert is_segmented(data)
+    with pytest.raises(OverfocusError, match=re.escape(words)) as caught:
+        train_masks(data=data)
+    assert str(caught.value).startswith(str(data / "masks" / split / "3.png"))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_settings_do_not_continue_a_training(train_masks: Train) -> None:
+    training = train_masks()
+    settings = json.loads((training.path / "training.json").read_text())["settings"]
+    assert settings["task"] == "segmentation"
+    with pytest.raises(OverfocusError, match="photometric True there, False asked for"):
+        train_masks(changes={"photometric": False})
