@@ -46,7 +46,7 @@ MOVES = frozenset(
 _REDUCTIONS = frozenset("mean sum amax amin max min".split())
 _POOLS = frozenset("avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d".split())
 _CHANNEL_MIXING = frozenset("linear conv1d conv2d conv3d".split())
-# What comes out of these is none of the tokens that went in, or is in an order that only their values tell.
+# What these return are not the tokens that went in, or are in an order that only their values determine.
 _UNRELATED = frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
     "new_tensor sort topk argsort argmax argmin msort unique nonzero bernoulli multinomial size stride numel dim "

@@ -330,7 +330,7 @@ class Arrangement:
     def unfold(self, keys: Tensor, width: int) -> Tensor:
         """(images · windows, keys) → (…, 1, width) with the model's own axes and order of the keys, the same for all heads.
 
-        `width` is the number of the model's keys; those that are none of the map (padding) get 1 or True.
+        `width` is the number of the model's keys; those outside the map (padding) get 1 or True.
         """
         if self.key_order is not None:
             raw = keys.new_ones(len(keys), width)

@@ -282,7 +282,7 @@ class Tracer:
         return None if known is None else known.ids
 
     def _used(self, use: Use) -> bool:
-        """A product of weights and values; False where the weights are none of attention."""
+        """A product of weights and values; False where the weights are not attention weights."""
         local = type(self.stack.running[-1]).__name__ in LOCAL_ATTENTION
         if not local and not use.weighting.from_product:
             return False
