@@ -5,7 +5,7 @@ from pathlib import Path
 from overfocus.ablation.ablation import Ablation, write_tables
 from overfocus.analysis.analyze import choose_images
 from overfocus.checkpoints.load import resolve_model
-from overfocus.corruptions import choose_constants
+from overfocus.corruptions import choose_constants, open_cache
 from overfocus.errors import RunError
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.ablation import AblationProbe
@@ -83,7 +83,15 @@ def ablate(settings: AblateSettings) -> Ablation:
         draws=draws,
     )
     variants = list_variants(corruptions, described.severities)
-    reader = ImageReader(sources, variants, loaded.preprocess, settings.seed, settings.max_pixels, constants=described.constants)
+    reader = ImageReader(
+        sources,
+        variants,
+        loaded.preprocess,
+        settings.seed,
+        settings.max_pixels,
+        constants=described.constants,
+        cache=open_cache(settings.cache),
+    )
     work = Work(
         reader,
         range(len(sources)),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.checkpoints.load import resolve_model
-from overfocus.corruptions import choose_constants
+from overfocus.corruptions import choose_constants, open_cache
 from overfocus.datasets.masks import IGNORED, class_colours
 from overfocus.datasets.segmented import MaskedSource, masked_sources
 from overfocus.errors import RunError
@@ -82,6 +82,7 @@ def run_settings(settings: AnalyzeSettings | CompareSettings) -> RunSettings:
         per_head=settings.per_head,
         limit=settings.limit,
         amp=settings.amp,
+        exact=settings.exact,
         workers=choose_workers(settings.workers),
         strict=settings.strict,
         image_size=settings.image_size,
@@ -127,7 +128,14 @@ def analyze_models(
     variants = [*list_variants(settings.corruptions, settings.severities), *([CONTROL_VARIANT] if len(sources) > 1 else [])]
     sizes = tuple(dict.fromkeys(InputSize.of(loaded.preprocess) for loaded in models))
     reader = ImageReader(
-        sources, variants, first.preprocess, settings.seed, settings.max_pixels or MAX_PIXELS, sizes, settings.constants
+        sources,
+        variants,
+        first.preprocess,
+        settings.seed,
+        settings.max_pixels or MAX_PIXELS,
+        sizes,
+        settings.constants,
+        open_cache(asked.cache),
     )
     work = Work(
         reader,
@@ -154,6 +162,7 @@ def analyze_models(
             top_fraction=settings.top_fraction,
             per_head=settings.per_head,
             amp=settings.amp,
+            exact=settings.exact,
             maps_limit=settings.maps_limit or 0,
             metrics=asked.metrics or (),
         )

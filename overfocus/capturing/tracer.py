@@ -18,10 +18,12 @@ from overfocus.capturing.positions import MOVES, NOWHERE, Positions, representat
 from overfocus.capturing.products import ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
+    AttendingWeights,
     FlexWeights,
     MaterialisedWeights,
     QueryKeyWeights,
     WeightSource,
+    attending,
     for_heads,
     hidden_keys,
 )
@@ -48,9 +50,10 @@ class Tracer:
         gradients: bool = False,
         verify: bool = False,
         norms: bool = False,
+        exact: bool = True,
     ) -> None:
         self.stack = ModuleStack(model)
-        self.mode = CaptureMode(self.observe)
+        self.mode = CaptureMode(self.observe, None if exact or verify else self.attend)
         self.norms: list[TokenNorms] = []
         self.without_gradient: set[str] = set()
         """Modules whose maps have no gradient though their parameters want one: an activation checkpoint hid them."""
@@ -74,6 +77,8 @@ class Tracer:
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
         self._users_error: BaseException | None = None
+        self._attending: QueryKeyWeights | MaterialisedWeights | None = None
+        """The weights of the call that `attend` stands in for."""
 
     def coverage(self) -> tuple[Site, ...]:
         """One row per attention-like module."""
@@ -105,6 +110,29 @@ class Tracer:
             self._observe(func, args, kwargs, result)
         except Exception as error:
             self._failed(error)
+
+    def attend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """What `scaled_dot_product_attention` returns, from the weights that are captured; None where it is to run itself."""
+        if not self.stack.running or in_backward() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        fused = torch.nn.functional.scaled_dot_product_attention
+        try:
+            with torch._C.DisableTorchFunction():
+                found = attending(*args, **kwargs, gradients=self._gradients)
+        except Exception as error:
+            self._failed(error)
+            return None
+        if found is None:
+            return None
+        self._attending, output = found
+        try:
+            self.observe(fused, args, kwargs, output)
+        finally:
+            weights, self._attending = self._attending, None
+        if not isinstance(weights, AttendingWeights):
+            return output
+        with torch._C.DisableTorchFunction():
+            return weights.finish(lambda: fused(*args, **kwargs))
 
     def _failed(self, error: Exception) -> None:
         """Nothing of ours reaches the model's forward; out of memory and errors of the user's own function do."""
@@ -213,12 +241,21 @@ class Tracer:
             nested = nested_call(query, key, given.get("scale"), bool(given.get("is_causal")))
             self._record(self.stack.site, nested, None, images=nested.shape[0])
             return
-        weights = QueryKeyWeights(query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal")))
+        weights = self._attending or QueryKeyWeights(
+            query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal"))
+        )
         positions = None
         if self._memory.tracing:
             queries, keys, values = (self._ids(tensor) for tensor in (query, key, value))
             positions = queries, values if values is not None else keys
-        self._record(self.stack.site, weights, positions, deviation=self._deviation(weights, value, result))
+        self._record(
+            self.stack.site,
+            weights,
+            positions,
+            deviation=self._deviation(weights, value, result),
+            computed_in=query.dtype,
+            hidden_rows=given.get("attn_mask") is not None,
+        )
         if positions is not None:
             self._attended(positions, Permuted(result, tuple((axis,) for axis in range(result.ndim))))
 

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 Enter = Callable[[nn.Module, tuple[Any, ...]], None]
 Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 Observe = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+Attend = Callable[[tuple[Any, ...], dict[str, Any]], torch.Tensor | None]
 
 
 def in_backward() -> bool:
@@ -98,18 +99,27 @@ class ModuleStack:
 
 
 class CaptureMode(TorchFunctionMode):
-    """Hands every torch function's arguments and result to an observer; the result is returned as it is."""
+    """Hands every torch function's arguments and result to an observer; the result is returned as it is.
 
-    def __init__(self, observe: Observe) -> None:
+    `attend` takes the place of fused attention, whose arguments it is given, wherever it returns a tensor.
+    """
+
+    def __init__(self, observe: Observe, attend: Attend | None = None) -> None:
         super().__init__()
         self._observe = observe
+        self._attend = attend
         self._below: list[TorchFunctionMode] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._observe(func, args, kwargs or {}, result)
+        kwargs = kwargs or {}
+        if self._attend is not None and func is torch.nn.functional.scaled_dot_product_attention:
+            attended = self._attend(args, kwargs)
+            if attended is not None:
+                return attended
+        result = func(*args, **kwargs)
+        self._observe(func, args, kwargs, result)
         return result
 
     def __enter__(self) -> Self:

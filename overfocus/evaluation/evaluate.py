@@ -9,7 +9,7 @@ from typing import Any
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.checkpoints.source_name import source_name
-from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
+from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, open_cache, resolve_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
 from overfocus.evaluation.evaluation import Evaluation
@@ -133,7 +133,7 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         _require_comparable(divisor, images, described)
     folders = run_folders(Path(settings.output), sources)
     task_class = _Segmentation if segmented else _Classification
-    plan = task_class(opened, items, images, described, inference)
+    plan = task_class(opened, items, images, described, inference, open_cache(settings.cache))
     _evaluate_models(models, folders, plan, processes, overwrite=settings.overwrite, progress=settings.progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
@@ -158,12 +158,14 @@ class _Plan:
         images: Sequence[tuple[str, str | None]],
         settings: RunSettings,
         inference: InferenceSettings,
+        cache: Path | None,
     ) -> None:
         self.data = data
         self.items = items
         self.images = images
         self.settings = settings
         self.inference = inference
+        self.cache = cache
         self.batch_size = settings.batch_size or 1
         self.variants: list[Variant] = (
             [CLEAN_VARIANT] if data.corrupted else list_variants(settings.corruptions, settings.severities)
@@ -288,6 +290,7 @@ class _Classification(_Plan):
             settings.seed,
             settings.constants,
             self._tree(loaded),
+            self.cache,
         )
         packing = pack_images(len(self.variants), self.batch_size)
         if self.data.layout == "ImageNet-P":
@@ -352,7 +355,8 @@ class _Segmentation(_Plan):
     def work(self, loaded: LoadedModel) -> Work:
         """As many variants as go through a model at a time."""
         del loaded
-        reader = SegmentedReader(self.items, self.data.portions, self.variants, self.settings.seed, self.settings.constants)
+        settings = self.settings
+        reader = SegmentedReader(self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.cache)
         return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
 
     def probe(self, loaded: LoadedModel) -> Probe:

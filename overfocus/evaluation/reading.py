@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from overfocus.corruptions import ConstantSet, corrupt
+from overfocus.corruptions import ConstantSet, corrupt_cached
 from overfocus.datasets import LabelledImages, SegmentedImages
 from overfocus.errors import ImageError
 from overfocus.evaluation.layouts import FilmFolders, Item, Portion
@@ -32,6 +33,8 @@ class LabelledReader:
     constants: ConstantSet | None = None
     tree: Preprocess | None = None
     """For images that are corrupted on the disk; None: as for the others."""
+    cache: Path | None = None
+    """Folder that keeps corrupted images."""
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -49,7 +52,9 @@ class LabelledReader:
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         own = portion.variant != CLEAN_VARIANT
         pixels = [
-            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
+            clean
+            if own or variant == CLEAN_VARIANT
+            else corrupt_cached(clean, *variant, self.seed, self.constants, folder=self.cache)
             for variant in variants
         ]
         return Sample(item, variants, {size: np.stack(pixels)}, image.size)
@@ -64,6 +69,8 @@ class SegmentedReader:
     variants: Sequence[Variant]
     seed: int
     constants: ConstantSet | None = None
+    cache: Path | None = None
+    """Folder that keeps corrupted images."""
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -79,7 +86,9 @@ class SegmentedReader:
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         own = portion.variant != CLEAN_VARIANT
         pixels = [
-            clean if own or variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
+            clean
+            if own or variant == CLEAN_VARIANT
+            else corrupt_cached(clean, *variant, self.seed, self.constants, folder=self.cache)
             for variant in variants
         ]
         height, width = clean.shape[:2]

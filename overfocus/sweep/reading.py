@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import DataLoader, Dataset
 
-from overfocus.corruptions import ConstantSet, corrupt, prepare_corruptions
+from overfocus.corruptions import ConstantSet, corrupt_cached, prepare_corruptions
 from overfocus.errors import ImageError
 from overfocus.images.sources import ImageSource
 from overfocus.preprocessing import Preprocess
@@ -112,6 +113,8 @@ class ImageReader:
     others: tuple[InputSize, ...] = ()
     constants: ConstantSet | None = None
     """Whose corruptions are applied; None for those that fit the image's side."""
+    cache: Path | None = None
+    """Folder that keeps corrupted images."""
 
     @property
     def sizes(self) -> list[InputSize]:
@@ -142,7 +145,9 @@ class ImageReader:
     ) -> UInt8[np.ndarray, "height width 3"]:
         if variant == CONTROL_VARIANT:
             return clean if partner is None else partner
-        return clean if variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
+        return (
+            clean if variant == CLEAN_VARIANT else corrupt_cached(clean, *variant, self.seed, self.constants, folder=self.cache)
+        )
 
     def _partner(self, item: int) -> UInt8[np.ndarray, "height width 3"] | None:
         """The clean image that this one is compared with, the next one of the cycle where that cannot be read."""
