@@ -104,10 +104,11 @@ class ProductTracker:
         self.notes.clear()
         self.outer.clear()
 
-    def left(self, module: str, parent: str, output: Any) -> None:
+    def left(self, module: str, around: Callable[[], str], output: Any) -> None:
         """A module has run: what it leaves behind is no longer on its way from scores to weights, except what it returns."""
         if module in self._modules:
             self._modules.discard(module)
+            parent = around()
             returned = {id(tensor) for tensor in tensors_in(output)}
 
             def kept(tensor: Tensor, note: Weighting) -> Weighting | None:
@@ -161,7 +162,9 @@ class ProductTracker:
             note = replace(note, squashed=_SQUASHING[name])
         if name in _HIDING and not note.masked and note.stage == "scores":
             note = replace(note, masked=_hides(name, args, kwargs, tensor))
-        if name == "dropout" and not any(
+        if name == "dropout" and not _drops(args, kwargs):
+            pass
+        elif name == "dropout" and not any(
             output is tensor for output in tensors_in(result)
         ):  # in place it leaves nothing undropped
             note = replace(note, undropped=note.undropped if note.undropped is not None else tensor)
@@ -255,6 +258,12 @@ class ProductTracker:
             ordered(result, operands.output, [*shared, "".join(free), *last]),
             note,
         )
+
+
+def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of dropout changes anything, in either spelling: (input, p, training, inplace) or (input, p, train)."""
+    training = argument(args, kwargs, 2, "training", "train")
+    return argument(args, kwargs, 1, "p") != 0 and training is not False
 
 
 def _hides(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:

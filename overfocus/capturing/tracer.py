@@ -169,7 +169,7 @@ class Tracer:
                 self._stood_aside(module, name, args, kwargs, output[0] if isinstance(output, tuple) else output)
             if name in self._pieces:
                 self._put_together(name)
-            self._products.left(name, self.stack.site, output)
+            self._products.left(name, lambda: self.stack.site, output)
             block = self._blocks.pop(name, None)
             norms = None if block is None else block.norms(output[0] if isinstance(output, (tuple, list)) else output)
             if norms is not None:

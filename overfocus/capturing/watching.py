@@ -38,13 +38,16 @@ class ModuleStack:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        modules = list(model.named_modules())
+        self.names = {id(module): name for name, module in reversed(modules)}
         self.names[id(model)] = ""
         self.running: list[nn.Module] = []
         self.called: set[str] = set()
         self.elsewhere: set[str] = set()
         """Modules that ran in another thread."""
-        self._holders = {id(module) for module in model.modules() if next(module.parameters(), None) is not None}
+        self._holders: dict[int, bool] = {}
+        """Whether a module has parameters, its own or those of a module inside."""
+        self._holds(model)
         self._site: str | None = None
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
@@ -53,7 +56,7 @@ class ModuleStack:
     def site(self) -> str:
         """Name of the running module; of the one that holds it where it has no parameters of its own (a softmax, say)."""
         if self._site is None:
-            holder = next((module for module in reversed(self.running) if id(module) in self._holders), None)
+            holder = next((module for module in reversed(self.running) if self._holders.get(id(module))), None)
             self._site = self.names[id(holder if holder is not None else self.running[0])] if self.running else ""
         return self._site
 
@@ -68,7 +71,8 @@ class ModuleStack:
                 self._site = None
 
         def after(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-            if self._ours(module) and any(entry is module for entry in self.running):
+            running = self.running and (self.running[-1] is module or any(entry is module for entry in self.running))
+            if running and self._ours(module):
                 while self.running.pop() is not module:
                     pass  # modules inside that an error ended
                 self._site = None
@@ -88,6 +92,12 @@ class ModuleStack:
         self._handles.clear()
         self.running.clear()
         self._site = None
+
+    def _holds(self, module: nn.Module) -> bool:
+        if id(module) not in self._holders:
+            inside = [self._holds(child) for child in module.children()]
+            self._holders[id(module)] = any(inside) or any(own is not None for own in module._parameters.values())
+        return self._holders[id(module)]
 
     def _ours(self, module: nn.Module) -> bool:
         if id(module) not in self.names or in_backward():
