@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfocus.ablation.ablation import Ablation
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
+    from overfocus.results.ablation import Ablation
 
 
 def describe_evaluation(evaluation: "Evaluation") -> str:
@@ -52,7 +52,7 @@ def print_ablation(found: "Ablation") -> None:
     from rich.table import Table
 
     from overfocus.statistics.ablation import CHOICES
-    from overfocus.statistics.wording import decimal, variant_label
+    from overfocus.statistics.verdicts import decimal, variant_label
 
     console = Console(highlight=False)
     console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")

@@ -75,10 +75,9 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.figures.publication import draw
+    from overfocus.figures.draw import draw
     from overfocus.figures.style import paper, save_figure
-    from overfocus.run import Run
-    from overfocus.runs.names import display_names
+    from overfocus.run import Run, display_names
 
     opened = [Run(folder) for folder in runs]
     with paper():

@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
 
 _WIDTH = 24
 _CLASSES_IN_A_LINE = 4

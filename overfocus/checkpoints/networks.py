@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from overfocus.checkpoints.messages import some
 from overfocus.errors import CheckpointError
+from overfocus.text import some
 
 _DEEPEST = 64
 _MOST_TENSORS = 100_000

@@ -16,21 +16,37 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
-from overfocus.checkpoints.build import is_architecture, outline
-from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_table, is_tap
-from overfocus.checkpoints.fit import classifiers, fitting_arguments
+from overfocus.checkpoints.arguments import classifiers, fitting_arguments, plain_vit, told_by_tensors
+from overfocus.checkpoints.build import (
+    Accounts,
+    account,
+    added_tap,
+    convert_tensors,
+    is_architecture,
+    outline,
+    require_known,
+    tap_branches,
+)
 from overfocus.checkpoints.hints import Hints
-from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
-from overfocus.checkpoints.messages import some
+from overfocus.checkpoints.index import (
+    Candidate,
+    Match,
+    Shape,
+    attends,
+    exact_tables,
+    fits_table,
+    index_version,
+    is_classifier,
+    is_table,
+    is_tap,
+    look_up,
+    look_up_by_sizes,
+)
 from overfocus.checkpoints.names import CHUNKED, Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
-from overfocus.checkpoints.pretrained import require_known
-from overfocus.checkpoints.tap import added_tap, tap_branches
-from overfocus.checkpoints.weights import Accounts, account, convert_tensors
 from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN
+from overfocus.text import some
 
 _FOREIGN = (
     (re.compile(r"encoder\.layer\.\d+\.attention\."), "Hugging Face transformers", "pass the folder with its config.json"),

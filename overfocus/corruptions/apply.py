@@ -89,7 +89,7 @@ def corrupt(
     above, left = max(0, _SMALLEST_SIDE - height) // 2, max(0, _SMALLEST_SIDE - width) // 2
     below, right = max(0, _SMALLEST_SIDE - height - above), max(0, _SMALLEST_SIDE - width - left)
     padded = np.pad(rgb, ((above, below), (left, right), (0, 0)), mode="symmetric")
-    words = _random_words(rgb, name, severity, seed)
+    words = random_words(rgb, name, severity, seed)
     chosen = constants or choose_constants(min(height, width))
     if chosen == "imagenet-c" and name in FROM_PACKAGE:
         result = _from_package(padded, name, int(severity), words)
@@ -148,7 +148,7 @@ def _package() -> ModuleType:
     return package
 
 
-def _random_words(pixels: UInt8[np.ndarray, "height width 3"], name: str, severity: int, seed: int) -> list[int]:
+def random_words(pixels: UInt8[np.ndarray, "height width 3"], name: str, severity: int, seed: int) -> list[int]:
     """Four 32-bit numbers that depend on every argument and on nothing else."""
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
     digest.update(f"{pixels.shape} {name} {int(severity)} {int(seed)}".encode())

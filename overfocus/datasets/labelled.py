@@ -8,12 +8,18 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from overfocus.datasets.hub import is_hub_folder, open_hub_split
-from overfocus.datasets.idx import is_idx_folder, open_idx_split
-from overfocus.datasets.splits import SPLITS, refuse_unrecognised_splits, split_folders, subfolders
+from overfocus.datasets.formats import (
+    SPLITS,
+    is_hub_folder,
+    is_idx_folder,
+    open_hub_split,
+    open_idx_split,
+    refuse_unrecognised_splits,
+    split_folders,
+    subfolders,
+)
 from overfocus.errors import ImageError
-from overfocus.images.reading import EXTENSIONS, read_image
-from overfocus.images.sources import ImageSource, find_images
+from overfocus.images.sources import EXTENSIONS, ImageSource, find_images
 
 
 class PictureFiles:
@@ -33,7 +39,7 @@ class PictureFiles:
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(self._sources[index].path)
+        return self._sources[index].read()
 
     def name(self, index: int) -> str:
         """Path below the folder."""

@@ -1,48 +1,47 @@
 """`evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.checkpoints.source_name import source_name
-from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, open_cache, resolve_corruptions
+from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, open_cache
+from overfocus.corruptions.custom import CustomCorruption, named_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
-from overfocus.evaluation.evaluation import Evaluation
+from overfocus.evaluation.corruption_error import describe_variants
 from overfocus.evaluation.layouts import (
     EvaluationData,
     FilmFolders,
     Item,
+    LabelledReader,
+    SegmentedReader,
     add_clean_pictures,
     choose_portions,
     is_imagenet,
     list_items,
     open_evaluation_data,
     open_segmented_data,
+    uncropped,
 )
-from overfocus.evaluation.reading import LabelledReader, SegmentedReader, uncropped
-from overfocus.evaluation.results import errors_of
-from overfocus.evaluation.severities import describe_variants
-from overfocus.evaluation.summary import write_segmented_summary, write_summary
+from overfocus.evaluation.results import Evaluation, errors_of, write_segmented_summary, write_summary
 from overfocus.images.labels import match_labels
 from overfocus.preprocessing import Preprocess
 from overfocus.probes.predictions import SEGMENTATION, ScoresProbe, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
+from overfocus.run import folder_names
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
-from overfocus.runs.names import folder_names
-from overfocus.segmentation.inference import InferenceSettings, usual_batch
-from overfocus.segmentation.prediction import is_segmentation
+from overfocus.segmentation.inference import InferenceSettings, is_segmentation, usual_batch
 from overfocus.settings import takes
-from overfocus.sweep.opening import describe_checkpoint, open_run
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
-from overfocus.sweep.stopwatch import Stopwatch
-from overfocus.sweep.sweep import Subject, Work, pack_images, sweep
+from overfocus.sweep.sweep import Subject, describe_checkpoint, described_size, open_run, sweep
+from overfocus.text import source_name
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__
 
@@ -96,7 +95,12 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     again = settings.tree_geometry == "model"
     _require_options(inference, baseline, clean, segmented=segmented)
     opened: EvaluationData[Any] = open_segmented_data(data, models[0]) if segmented else open_evaluation_data(data)
-    names = None if settings.corruptions is None else _names(settings.corruptions, tree=opened.corrupted)
+    names: list[str] | None = None
+    custom: Mapping[str, CustomCorruption] = {}
+    if settings.corruptions is not None and opened.corrupted:
+        names = named_corruptions(settings.corruptions)
+    elif settings.corruptions is not None:
+        names, custom = settings.chosen_corruptions()
     if opened.corrupted:
         opened = choose_portions(opened, names, levels if settings.severities is not None else None)
         names = list(dict.fromkeys(portion.corruption for portion in opened.portions if portion.severity))
@@ -123,9 +127,10 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         amp=settings.amp,
         device=processes.device.type,
         workers=choose_workers(settings.workers),
-        image_size=settings.image_size,
+        image_size=described_size(settings.image_size),
         clean=None if clean is None else str(Path(clean).absolute()),
         tree_geometry=settings.tree_geometry if opened.corrupted and not segmented else None,
+        class_map=None if settings.class_map is None else str(settings.class_map),
         **(asdict(inference) if segmented else {}),
     )
     items, images = list_items(opened.portions, limit)
@@ -133,7 +138,7 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         _require_comparable(divisor, images, described)
     folders = run_folders(Path(settings.output), sources)
     task_class = _Segmentation if segmented else _Classification
-    plan = task_class(opened, items, images, described, inference, open_cache(settings.cache))
+    plan = task_class(opened, items, images, described, inference, custom, open_cache(settings.cache))
     _evaluate_models(models, folders, plan, processes, overwrite=settings.overwrite, progress=settings.progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
@@ -158,6 +163,7 @@ class _Plan:
         images: Sequence[tuple[str, str | None]],
         settings: RunSettings,
         inference: InferenceSettings,
+        custom: Mapping[str, CustomCorruption],
         cache: Path | None,
     ) -> None:
         self.data = data
@@ -165,6 +171,7 @@ class _Plan:
         self.images = images
         self.settings = settings
         self.inference = inference
+        self.custom = custom
         self.cache = cache
         self.batch_size = settings.batch_size or 1
         self.variants: list[Variant] = (
@@ -187,6 +194,7 @@ class _Plan:
             checkpoint=describe_checkpoint(loaded),
             settings=self.settings,
             images=[ImageEntry(image=number, name=name, label=label) for number, (name, label) in enumerate(self.images)],
+            functions={name: corruption.fingerprint(self.settings.severities) for name, corruption in self.custom.items()},
             **self.described(loaded),
         )
 
@@ -289,6 +297,7 @@ class _Classification(_Plan):
             loaded.preprocess,
             settings.seed,
             settings.constants,
+            self.custom,
             self._tree(loaded),
             self.cache,
         )
@@ -356,7 +365,9 @@ class _Segmentation(_Plan):
         """As many variants as go through a model at a time."""
         del loaded
         settings = self.settings
-        reader = SegmentedReader(self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.cache)
+        reader = SegmentedReader(
+            self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.custom, self.cache
+        )
         return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
 
     def probe(self, loaded: LoadedModel) -> Probe:
@@ -407,14 +418,6 @@ def run_folders(output: Path, sources: Sequence[str | Path]) -> list[Path]:
     if len(sources) == 1:
         return [output]
     return [output / name for name in folder_names([source_name(source) for source in sources])]
-
-
-def _names(corruptions: str | Sequence[str], *, tree: bool) -> list[str]:
-    """Names of corruptions, groups resolved; those of a tree may be any."""
-    given = [corruptions] if isinstance(corruptions, str) else list(corruptions)
-    if not tree:
-        return resolve_corruptions(given)
-    return [name for entry in given for name in GROUPS.get(entry, (entry,))]
 
 
 def _constants(data: EvaluationData[Any], loaded: LoadedModel, *, segmented: bool) -> ConstantSet:

@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from overfocus.attention import TOKEN_KINDS, AttentionMap
-from overfocus.capturing.norms import TokenNorms
+from overfocus.attention import TOKEN_KINDS, AttentionMap, TokenNorms
 from overfocus.metrics.blocks import BlockSizes, Gathering, GroupSums, block_sizes, gather_sums, row_shares, sum_waiting
 from overfocus.metrics.catalogue import KEYWORDS, TOP_FRACTION, Metric, select_metrics, top_count
 from overfocus.metrics.formulas import METRICS, STABILITY, norm_metrics

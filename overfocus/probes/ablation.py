@@ -30,10 +30,8 @@ from torch.overrides import TorchFunctionMode
 
 from overfocus.attention import TOKEN_KINDS, AttentionMap
 from overfocus.capturing import capture
-from overfocus.capturing.functions import SDPA_ARGUMENTS, function_name
-from overfocus.capturing.multihead import FUNCTION_ARGUMENTS
-from overfocus.capturing.sources import Arrangement
-from overfocus.capturing.watching import ModuleStack
+from overfocus.capturing.sources import FUNCTION_ARGUMENTS, Arrangement
+from overfocus.capturing.watching import SDPA_ARGUMENTS, ModuleStack, function_name
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.errors import CaptureError
 from overfocus.forward import output_tensor

@@ -15,8 +15,14 @@ from overfocus.forward import output_tensor
 from overfocus.metrics.formulas import agreement, confidence_drop
 from overfocus.probes.probe import Array, Batch, Column, ItemResult, Probe, Table, model_device, variant_columns
 from overfocus.runs.description import RunDescription
-from overfocus.segmentation.inference import Inference, InferenceSettings
-from overfocus.segmentation.prediction import PixelPrediction, is_segmentation, pixel_columns, predict_pixels
+from overfocus.segmentation.inference import (
+    Inference,
+    InferenceSettings,
+    PixelPrediction,
+    is_segmentation,
+    pixel_columns,
+    predict_pixels,
+)
 from overfocus.sweep.reading import InputSize, Mask, Sample
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
 

@@ -148,6 +148,8 @@ class ImageEntry:
     path: str | None = None
     """Where it was read from; None for images that lie in no file, and in evaluations."""
     label: str | None = None
+    sha256: str | None = None
+    """Of the pixels of an image that was given in memory."""
     width: int | None = None
     """In pixels; None until it is read."""
     height: int | None = None
@@ -183,6 +185,8 @@ class RunSettings:
     images: str | list[str] | None = None
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] = field(default_factory=list)
+    class_map: str | None = None
+    """How the classes of labels were chosen: "number", "natural", "sorted" or a file; None for the usual rule."""
     constants: Literal["cifar-c", "tiny-imagenet-c", "imagenet-c"] | None = None
     """The set of corruption constants; None where nothing was corrupted here, and in runs of overfocus 0.1.0."""
     seed: int = 0
@@ -271,6 +275,8 @@ class RunDescription:
     images: list[ImageEntry]
     skipped: list[SkippedEntry] = field(default_factory=list)
     class_names: list[str] | None = None
+    label_classes: dict[str, int] = field(default_factory=dict)
+    """The class of each label that means one."""
     task: Literal["segmentation"] | None = None
     """None for classifiers and models that give features."""
     class_colours: list[list[int]] | None = None
@@ -283,6 +289,8 @@ class RunDescription:
     noise: dict[str, list[float | None]] = field(default_factory=dict)
     """By metric of stability, for each of `layers`: the distance between the same clean image at two places of a batch."""
     measures: list[MeasureEntry] = field(default_factory=list)
+    functions: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of what each function of the user, a corruption or metric, makes of a fixed input."""
     notes: list[str] = field(default_factory=list)
     imagenet_labels: bool = False
     inference: str | None = None

@@ -28,8 +28,8 @@ class Training:
 
     @property
     def log(self) -> "pd.DataFrame":
-        """One row every few steps and one at the end of each epoch; the columns are those of `overfocus.training.log`."""
-        from overfocus.training.log import read_log
+        """One row every few steps and one at the end of each epoch; the columns are explained in `overfocus.curves`."""
+        from overfocus.curves import read_log
 
         return read_log(self.path / "log.csv")
 

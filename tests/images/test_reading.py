@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from overfocus import ImageError
-from overfocus.images.reading import read_image
+from overfocus.images.sources import read_image
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from overfocus.figures.curves import layer_curves, value_limits
-from overfocus.figures.overlay import multiple
-from overfocus.figures.stability import heat_map, scale_of, short
+from overfocus.figures.images import multiple
+from overfocus.figures.stability import scale_of, short
 from overfocus.figures.style import OKABE_ITO, line_style, lookup_table, reads_dark, styled
-from overfocus.statistics.layers import layer_statistics
+from overfocus.statistics.panel import layer_statistics
 from overfocus.variants import Variant
-from overfocus_reports.figures import inline_svg, plot_frame
+from overfocus_reports.figures import heat_map, inline_svg, plot_frame
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,7 +15,7 @@ from overfocus import load_model, train
 from overfocus.errors import TrainingError
 from overfocus.losses import diversify
 from overfocus.models import add_tap
-from overfocus.training.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoding, Reconstruction
+from overfocus.training.architecture import MaskedAutoencoder, MaskedAutoencoding, Reconstruction
 from overfocus.training.train import Training
 
 SIZE = (1, 32, 32)

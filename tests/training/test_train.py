@@ -199,7 +199,7 @@ def test_killed_while_its_result_is_written_it_still_ends_whole(train_tiny: Trai
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("overfocus.training.session.draw_curves", killed)
+    monkeypatch.setattr("overfocus.training.session.write_curves", killed)
     with pytest.raises(KeyboardInterrupt):
         train_tiny()
     monkeypatch.undo()
