@@ -3,15 +3,16 @@
     python tests/benchmarks/costs.py                          # every table
     python tests/benchmarks/costs.py --table images --most 10000
 
-tokens, batch, depth: capture with every metric, ViT-Ti with random weights; processor time ÷ the plain forward (medians of rounds in
-turn) and peak memory above the plain forward's. Rows to 16,384 tokens need some minutes.
-images: a run folder of so many images × 75 variants and the control × 12 layers, whose parts are links to one part of random values:
-resuming (run.json read, every part looked at) and reading the metrics table, seconds and peak memory.
+tokens, batch, depth: capture with every metric, ViT-Ti with random weights; processor time ÷ the plain forward (medians of
+rounds in turn) and peak memory above the plain forward's. Rows to 16,384 tokens need some minutes.
+images: a run folder of so many images × 75 variants and the control × 12 layers, whose parts are links to one part of random
+values: resuming (run.json read, every part looked at) and reading the metrics table, seconds and peak memory.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import numpy as np
 import timm
 import torch
 from capture import peak_memory, stream
+from PIL import Image
 from side_by_side import measure, median_ratio
 
 import overfocus
@@ -87,8 +89,8 @@ def cell(way: str, *numbers: str) -> dict[str, Any]:
         if way == "time":
             times = measure(forms, rounds[0], warm_up=2)
             return {
-                "plain": sorted(times["wall"]["plain"])[rounds[0] // 2],
-                "ratio": median_ratio(times, "processor", *reversed(forms)),
+                "plain": statistics.median(times["wall"]["plain"]),
+                "ratio": median_ratio(times, "processor", "measured", "plain"),
             }
         before = peak_memory()
         forms[way]()
@@ -116,30 +118,15 @@ def simulate(work: Path, images: int) -> Path:
     small, folder = work / "small", work / f"run-{images}"
     if not small.exists():
         torch.manual_seed(0)
-        loaded = overfocus.wrap(
-            timm.create_model("vit_tiny_patch16_224", img_size=32, depth=LAYERS, num_classes=5),
-            input_size=(3, 32, 32),
-            mean=(0, 0, 0),
-            std=(1, 1, 1),
-        )
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=LAYERS, num_classes=5)
+        loaded = overfocus.wrap(model, input_size=(3, 32, 32), mean=(0, 0, 0), std=(1, 1, 1))
         photos = work / "photos"
         photos.mkdir()
-        from PIL import Image
-
         for number in range(2):
-            Image.fromarray(np.random.default_rng(number).integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(
-                photos / f"{number}.png"
-            )
-        overfocus.analyze(
-            loaded,
-            photos,
-            corruptions=list(CORRUPTIONS[:1]),
-            severities=[1],
-            output=small,
-            workers=0,
-            device="cpu",
-            progress=False,
-        )
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(photos / f"{number}.png")
+        asked = {"corruptions": [CORRUPTIONS[0]], "severities": [1], "workers": 0, "device": "cpu", "progress": False}
+        overfocus.analyze(loaded, photos, output=small, **asked)
     description = read_description(small / "run.json", RunDescription)
     starts = list(range(0, images, PART))
     corruptions, severities = list(CORRUPTIONS[: VARIANTS // len(SEVERITIES)]), list(SEVERITIES)
