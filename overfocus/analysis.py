@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.checkpoints.load import resolve_model
-from overfocus.corruptions import choose_constants
+from overfocus.corruptions import choose_constants, open_cache
 from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets.masks import IGNORED, class_colours
 from overfocus.datasets.segmented import MaskedSource, masked_sources
@@ -85,6 +85,7 @@ def run_settings(settings: AnalyzeSettings | CompareSettings, corruptions: Seque
         per_head=settings.per_head,
         limit=settings.limit,
         amp=settings.amp,
+        exact=settings.exact,
         workers=choose_workers(settings.workers),
         strict=settings.strict,
         image_size=described_size(settings.image_size),
@@ -130,7 +131,15 @@ def analyze_models(
     variants = [*list_variants(settings.corruptions, settings.severities), *([CONTROL_VARIANT] if len(sources) > 1 else [])]
     sizes = tuple(dict.fromkeys(InputSize.of(loaded.preprocess) for loaded in models))
     reader = ImageReader(
-        sources, variants, first.preprocess, settings.seed, settings.max_pixels or MAX_PIXELS, sizes, settings.constants, custom
+        sources,
+        variants,
+        first.preprocess,
+        settings.seed,
+        settings.max_pixels or MAX_PIXELS,
+        sizes,
+        settings.constants,
+        custom,
+        open_cache(asked.cache),
     )
     functions = {name: corruption.fingerprint(settings.severities) for name, corruption in custom.items()}
     work = Work(
@@ -158,6 +167,7 @@ def analyze_models(
             top_fraction=settings.top_fraction,
             per_head=settings.per_head,
             amp=settings.amp,
+            exact=settings.exact,
             maps_limit=settings.maps_limit or 0,
             metrics=asked.metrics or (),
         )

@@ -186,7 +186,9 @@ class ProductTracker:
             note = replace(note, squashed=_SQUASHING[name])
         if name in _HIDING and not note.masked:
             note = replace(note, masked=_hides(name, args, kwargs, tensor))
-        if name == "dropout" and not any(
+        if name == "dropout" and not _drops(args, kwargs):
+            pass
+        elif name == "dropout" and not any(
             output is tensor for output in tensors_in(result)
         ):  # in place it leaves nothing undropped
             note = replace(note, undropped=note.undropped if note.undropped is not None else tensor)
@@ -308,6 +310,12 @@ def _stays_scores(name: str, scores: Tensor, result: Any, *, handed_on: bool) ->
     if name in _LAYERS and (handed_on or scores.ndim < 4):
         return False
     return name == "linear" or result.shape[-2:] == scores.shape[-2:]
+
+
+def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of dropout changes anything, in either spelling: (input, p, training, inplace) or (input, p, train)."""
+    training = argument(args, kwargs, 2, "training", "train")
+    return argument(args, kwargs, 1, "p") != 0 and training is not False
 
 
 def _hides(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:

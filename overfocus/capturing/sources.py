@@ -8,10 +8,11 @@ follow `torch.nn.functional.multi_head_attention_forward`.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,13 +115,73 @@ class QueryKeyWeights:
                 future = torch.ones(stop - start, key.shape[-2], dtype=torch.bool, device=key.device).triu(1 + start)
                 scores = scores.masked_fill(future, -torch.inf)
             if mask is None:
-                return scores.softmax(-1)
+                return _softmax(scores)
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
             hidden = scores.detach().amax(-1, keepdim=True) == -torch.inf
             weights = scores.softmax(-1)
             if hidden.device.type == "cpu" and not bool(hidden.any()):  # elsewhere the answer would have to be waited for
                 return weights
             return weights.masked_fill(hidden, 0.0)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over keys; on a processor, where memory is what costs, in the place of the scores."""
+    if scores.device.type != "cpu" or scores.requires_grad:
+        return scores.softmax(-1)
+    return torch.softmax(scores, -1, out=scores)
+
+
+@dataclass(eq=False)
+class AttendingWeights(QueryKeyWeights):
+    """Weights that are multiplied with the values as they are read, so that attention is computed once.
+
+    Blocks of weights are read while they are in the processor's cache; the output takes what they give. `finish` fills in the
+    rest, by the model's own function where nothing was read.
+    """
+
+    value: Tensor | None = None
+    """(…, heads or a divisor of heads, keys, width); dropped with the output when all is done."""
+    output: Tensor | None = field(init=False)
+    """(…, heads, queries, width), its axes in memory in the order of the query's, as the fused kernel has it."""
+
+    def __post_init__(self) -> None:
+        assert self.value is not None
+        self.value = for_heads(self.value, self.query)
+        query, width = self.query, self.value.shape[-1]
+        order = sorted(range(query.ndim - 1), key=query.stride, reverse=True)
+        sizes = [*(query.shape[axis] for axis in order), width]
+        self.output = query.new_empty(sizes).permute(*(order.index(axis) for axis in range(query.ndim - 1)), -1)
+        self._read = np.zeros((query.shape[0], query.shape[-2]), bool)
+
+    def detached(self) -> "AttendingWeights":
+        """Itself: it is none of a graph."""
+        return self
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of those queries; their output is noted."""
+        weights = super().rows(start, stop, images)
+        if self.output is not None and self.value is not None:
+            chosen = slice(None) if images is None else images
+            self.output[chosen, ..., start:stop, :] = weights @ self.value[chosen]
+            self._read[chosen, start:stop] = True
+        return weights
+
+    def finish(self, whole: Callable[[], Tensor]) -> Tensor:
+        """The output; `whole` computes all of it, and is asked where no row was read."""
+        output, queries = self.output, self.query.shape[-2]
+        assert output is not None
+        if not self._read.any():
+            output = whole()
+        for place in np.flatnonzero(~self._read.all(1)) if output is self.output else ():
+            step = max(1, _UNREAD_BLOCK // math.prod(self.shape[1:-2] + self.shape[-1:]))
+            for start in range(0, queries, step):
+                self.rows(start, min(start + step, queries), slice(int(place), int(place) + 1))
+        self.value = self.output = None
+        return output
+
+
+_UNREAD_BLOCK = 2**21
+"""Weights that are computed together where nobody has read them."""
 
 
 def for_heads(key: Tensor, query: Tensor) -> Tensor:
@@ -165,6 +226,45 @@ class MaterialisedWeights:
         """Weights of those queries, (…, stop − start, keys)."""
         weights = self.weights if images is None else self.weights[images]
         return weights[..., start:stop, :].float()
+
+
+def attending(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    gradients: bool = False,
+) -> tuple[AttendingWeights | MaterialisedWeights, Tensor] | None:
+    """Weights of a call of `scaled_dot_product_attention` and the output that comes from them; None where it is to run itself.
+
+    With `gradients`, whole weights, which are part of the output's graph. Otherwise weights that make the output as they are
+    read; not on an accelerator, whose fused kernel costs next to nothing beside more launches, nor in half precision, in which
+    the fused kernel rounds otherwise.
+    """
+    if dropout_p or any(tensor.is_nested for tensor in (query, key, value)):
+        return None
+    if gradients:
+        weights = QueryKeyWeights(query, key, attn_mask, scale, is_causal).rows(0, query.shape[-2])
+        return MaterialisedWeights(weights), (weights @ for_heads(value, query).to(weights.dtype)).to(value.dtype)
+    if any(
+        type(tensor) is not Tensor or tensor.dtype != torch.float32 or tensor.device.type != "cpu"
+        for tensor in (query, key, value)
+    ):
+        return None
+    followed = any(tensor is not None and tensor.requires_grad for tensor in (query, key, value, attn_mask))
+    heads = query.shape[:-2] == key.shape[:-2] or (enable_gqa and query.shape[0] == key.shape[0])
+    if torch.is_autocast_enabled("cpu") or (followed and torch.is_grad_enabled()):
+        return None
+    if query.ndim < 3 or not heads or key.shape[:-2] != value.shape[:-2] or not all(query.shape):
+        return None
+    made = AttendingWeights(query, key, attn_mask, scale, is_causal, value)
+    assert made.output is not None
+    return made, made.output
 
 
 HIDDEN = -500.0

@@ -16,11 +16,13 @@ from overfocus.capturing.positions import NOWHERE, Positions, representative
 from overfocus.capturing.products import NEIGHBOURHOOD, STRETCHED, ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
+    AttendingWeights,
     FlexWeights,
     MaterialisedWeights,
     MultiheadCall,
     QueryKeyWeights,
     WeightSource,
+    attending,
     for_heads,
     function_call,
     hidden_keys,
@@ -63,6 +65,7 @@ class Tracer:
         gradients: bool = False,
         verify: bool = False,
         norms: bool = False,
+        exact: bool = True,
     ) -> None:
         self.stack = ModuleStack(model)
         self.norms: list[TokenNorms] = []
@@ -82,7 +85,7 @@ class Tracer:
         )
         self._memory = LayoutMemory(model, modules, constants)
         self._products = ProductTracker(constants, self._squeezed, self.stack.awaited)
-        self.mode = CaptureMode(self.observe, _OBSERVED, self._products.notes)
+        self.mode = CaptureMode(self.observe, None if exact or verify else self.attend, _OBSERVED, self._products.notes)
         self._entry: str | None = None
         self._wants_gradients = False
         self._aside = {id(module) for module in modules if stands_aside(module)}
@@ -95,6 +98,8 @@ class Tracer:
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
         self._users_error: BaseException | None = None
+        self._attending: QueryKeyWeights | MaterialisedWeights | None = None
+        """The weights of the call that `attend` stands in for."""
 
     def coverage(self) -> tuple[Site, ...]:
         """One row per attention-like module."""
@@ -126,6 +131,29 @@ class Tracer:
             self._observe(func, name, args, kwargs, result)
         except Exception as error:
             self._failed(error)
+
+    def attend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """What `scaled_dot_product_attention` returns, from the weights that are captured; None where it is to run itself."""
+        if not self.stack.running or in_backward() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        fused = torch.nn.functional.scaled_dot_product_attention
+        try:
+            with torch._C.DisableTorchFunction():
+                found = attending(*args, **kwargs, gradients=self._gradients)
+        except Exception as error:
+            self._failed(error)
+            return None
+        if found is None:
+            return None
+        self._attending, output = found
+        try:
+            self.observe(fused, "scaled_dot_product_attention", args, kwargs, output)
+        finally:
+            weights, self._attending = self._attending, None
+        if not isinstance(weights, AttendingWeights):
+            return output
+        with torch._C.DisableTorchFunction():
+            return weights.finish(lambda: fused(*args, **kwargs))
 
     def _failed(self, error: Exception) -> None:
         """Nothing of ours reaches the model's forward; out of memory and errors of the user's own function do."""
@@ -246,12 +274,21 @@ class Tracer:
             nested = nested_call(query, key, given.get("scale"), bool(given.get("is_causal")))
             self._record(self.stack.site, nested, None, images=nested.shape[0])
             return
-        weights = QueryKeyWeights(query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal")))
+        weights = self._attending or QueryKeyWeights(
+            query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal"))
+        )
         positions = None
         if self._memory.tracing:
             queries, keys, values = (self._ids(tensor) for tensor in (query, key, value))
             positions = queries, values if values is not None else keys
-        self._record(self.stack.site, weights, positions, deviation=self._deviation(weights, value, result))
+        self._record(
+            self.stack.site,
+            weights,
+            positions,
+            deviation=self._deviation(weights, value, result),
+            computed_in=query.dtype,
+            hidden_rows=given.get("attn_mask") is not None,
+        )
         if positions is not None:
             self._attended(positions, Permuted(result, tuple((axis,) for axis in range(result.ndim))))
 

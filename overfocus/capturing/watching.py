@@ -34,6 +34,7 @@ Enter = Callable[[nn.Module, tuple[Any, ...]], None]
 Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 Observe = Callable[[Callable[..., Any], str, tuple[Any, ...], dict[str, Any], Any], None]
 """(function, its name, arguments, keyword arguments, result)"""
+Attend = Callable[[tuple[Any, ...], dict[str, Any]], torch.Tensor | None]
 
 
 def in_backward() -> bool:
@@ -134,13 +135,15 @@ def _holders(model: nn.Module) -> set[int]:
 class CaptureMode(TorchFunctionMode):
     """Hands the arguments and results of torch functions to an observer; the results are returned as they are.
 
-    These are the functions of certain names; all of them while there are `notes`, or `everything` is asked for.
+    These are the functions of certain names; all of them while there are `notes`, or `everything` is asked for. `attend` takes
+    the place of fused attention, whose arguments it is given, wherever it returns a tensor.
     """
 
-    def __init__(self, observe: Observe, names: frozenset[str], notes: "TensorNotes[Any]") -> None:
+    def __init__(self, observe: Observe, attend: Attend | None, names: frozenset[str], notes: "TensorNotes[Any]") -> None:
         super().__init__()
         self.everything = False
         self._observe = observe
+        self._attend = attend
         self._names = names
         self._notes = notes.entries
         self._below: list[TorchFunctionMode] = []
@@ -148,6 +151,10 @@ class CaptureMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self._attend is not None and func is torch.nn.functional.scaled_dot_product_attention:
+            attended = self._attend(args, kwargs or {})
+            if attended is not None:
+                return attended
         result = func(*args, **kwargs) if kwargs else func(*args)
         name = function_name(func)
         if self.everything or self._notes or name in self._names:

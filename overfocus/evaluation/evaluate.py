@@ -8,7 +8,7 @@ from typing import Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations
+from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, open_cache
 from overfocus.corruptions.custom import CustomCorruption, named_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
@@ -140,7 +140,7 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     called = [source if _is_path(source) else loaded.source for source, loaded in zip(sources, models, strict=True)]
     folders = run_folders(Path(settings.output), called)
     task_class = _Segmentation if segmented else _Classification
-    plan = task_class(opened, items, images, described, inference, custom)
+    plan = task_class(opened, items, images, described, inference, custom, open_cache(settings.cache))
     _evaluate_models(models, folders, plan, processes, overwrite=settings.overwrite, progress=settings.progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
@@ -166,6 +166,7 @@ class _Plan:
         settings: RunSettings,
         inference: InferenceSettings,
         custom: Mapping[str, CustomCorruption],
+        cache: Path | None,
     ) -> None:
         self.data = data
         self.items = items
@@ -173,6 +174,7 @@ class _Plan:
         self.settings = settings
         self.inference = inference
         self.custom = custom
+        self.cache = cache
         self.batch_size = settings.batch_size or 1
         self.variants: list[Variant] = (
             [CLEAN_VARIANT] if data.corrupted else list_variants(settings.corruptions, settings.severities)
@@ -312,6 +314,7 @@ class _Classification(_Plan):
             settings.constants,
             self.custom,
             self._tree(loaded),
+            self.cache,
         )
         packing = pack_images(len(self.variants), self.batch_size)
         if self.data.layout == "ImageNet-P":
@@ -377,7 +380,9 @@ class _Segmentation(_Plan):
         """As many variants as go through a model at a time."""
         del loaded
         settings = self.settings
-        reader = SegmentedReader(self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.custom)
+        reader = SegmentedReader(
+            self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.custom, self.cache
+        )
         return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
 
     def probe(self, loaded: LoadedModel) -> Probe:

@@ -312,6 +312,8 @@ class LabelledReader:
     custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
     tree: Preprocess | None = None
     """For images that are corrupted on the disk; None: as for the others."""
+    cache: Path | None = None
+    """Folder that keeps corrupted images."""
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -340,6 +342,8 @@ class SegmentedReader:
     seed: int
     constants: ConstantSet | None = None
     custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
+    cache: Path | None = None
+    """Folder that keeps corrupted images."""
 
     def __call__(self, item: int, places: range) -> Sample:
         place = self.items[item]
@@ -372,7 +376,8 @@ def _sample(
     if own:
         return Sample(item, variants, {at: np.stack([clean] * len(variants))}, **about)
     try:
-        return Sample(item, variants, {at: make_variants(clean, variants, reader.seed, reader.constants, reader.custom)}, **about)
+        made = make_variants(clean, variants, reader.seed, reader.constants, reader.custom, cache=reader.cache)
+        return Sample(item, variants, {at: made}, **about)
     except CorruptionError as error:
         return Sample(item, reason=str(error), fatal=CorruptionError)
 

@@ -1,7 +1,7 @@
 """Heat maps of one batch of images: what patches receive, where one token attends, rollout, and what speaks for a class.
 
 What speaks for a class is attention × gradient rollout, or Grad-CAM on tokens. A recomputed map is not part of the logits' graph,
-so fused attention runs there as a product, a softmax and a product; capture then holds the very weights behind the logits.
+so capture computes fused attention there from the very weights that it holds (`exact=False`).
 
 Sources: H. Chefer, S. Gur, L. Wolf, "Generic Attention-model Explainability", ICCV 2021, section 3.1; R. Selvaraju et al.,
 "Grad-CAM", ICCV 2017.
@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from overfocus.attention import TOKEN_KINDS, AttentionMap, HeadFusion, attention_rollout, token_row
 from overfocus.capturing import capture
@@ -175,7 +173,7 @@ def choose_class(logits: Tensor, target: int | None) -> int:
 @contextmanager
 def _logits(model: nn.Module, inputs: Tensor) -> Iterator[tuple[Tensor, list[AttentionMap]]]:
     """Logits, and the maps they come from, with their graph."""
-    with torch.enable_grad(), capture(model, gradients=True) as captured, _Unfused():
+    with torch.enable_grad(), capture(model, gradients=True, exact=False) as captured:
         logits = model(inputs.detach().requires_grad_())
         maps = [attention for attention in captured.maps if attention.kind in TOKEN_KINDS]
         if not maps:
@@ -203,37 +201,6 @@ def _weighted(maps: list[AttentionMap], score: Tensor) -> list[Float[Tensor, "ba
         product = attention.source.rows(0, queries).detach() * slopes.rows(0, queries)
         results.append(product.relu_().mean(1))
     return results
-
-
-class _Unfused(TorchFunctionMode):
-    """Has fused attention make its map, so that the map is part of the graph of what follows."""
-
-    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        del types
-        if function is F.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    del dropout_p  # 0 in eval mode
-    if enable_gqa:
-        key, value = (tensor.repeat_interleave(query.shape[-3] // tensor.shape[-3], -3) for tensor in (key, value))
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.softmax(-1) @ value
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from overfocus.metrics.catalogue import BUILT_IN, TOP_FRACTION
-from overfocus.metrics.sums import MapSums, PairSums, without_background
+from overfocus.metrics.sums import MapSums, PairSums, background
 from overfocus.metrics.tokens import check_shape, sums_of_pairs, sums_of_weights
 
 
@@ -209,12 +209,12 @@ def diversification(sums: MapSums) -> Float[Tensor, "*items"]:
     >>> diversification(torch.eye(4)[None, None, [0, 0, 0, 0]])
     tensor([1.])
     """
-    assert sums.above_dot is not None
-    assert sums.above_length is not None
-    mean_row = without_background(sums.column.to(sums.mass.dtype), sums.rows, sums.summed_heads)
-    lengths = sums.above_length * torch.linalg.vector_norm(mean_row, dim=-1, keepdim=True)
-    cosine: Tensor = sums.above_dot / lengths.clamp_min(1e-12)
-    return cosine.mean(-1).clamp_max(1)
+    total = sums.column.to(sums.mass.dtype)
+    total = torch.nn.functional.threshold(total, background(sums.columns, sums.summed_heads) * sums.rows, 0.0)
+    length = torch.linalg.vector_norm(total, dim=-1).clamp_min(1e-12)
+    # the cosines with one row add up to that row's product with the sum of the unit rows
+    value: Tensor = (total * sums.above_column).sum(-1) / (length * sums.rows)
+    return value.clamp_max(1)
 
 
 @MapMetric

@@ -23,7 +23,6 @@ from overfocus.metrics.sums import (
     map_sums,
     pair_sums,
     precise_dtype,
-    sums_above_background,
 )
 
 KEPT_DISTANCES = 2**20
@@ -329,9 +328,6 @@ def _sums_and_block(
     raise_faults(float(worst), negative=bool(whole.amin() < 0), precision=precision)
     patches = take_patches(group, weights, 0)
     sums = map_sums(patches, distance, precise=precise, summed_heads=group.summed_heads, top_fraction=top_fraction)
-    sums.above_dot, sums.above_length = sums_above_background(
-        patches.block, sums.column, rows=rows, summed_heads=group.summed_heads
-    )
     return sums, patches.block
 
 

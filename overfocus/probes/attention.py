@@ -51,6 +51,7 @@ class AttentionProbe(Probe):
         top_fraction: float = 0.05,
         per_head: bool = False,
         amp: bool = False,
+        exact: bool = False,
         maps_limit: int = 1000,
         metrics: Sequence[Any] = (),
     ) -> None:
@@ -65,6 +66,7 @@ class AttentionProbe(Probe):
         self.top_fraction = top_fraction
         self.per_head = per_head
         self.amp = amp
+        self.exact = exact
         self.metrics = choose_metrics(metrics)
         self.measures = tuple(_measure_entry(metric) for metric in self.metrics if metric.function is not None)
         self.maps_limit = maps_limit
@@ -352,7 +354,7 @@ class _Attached(AbstractContextManager["_Attached"]):
 
     def __init__(self, probe: AttentionProbe) -> None:
         self.probe = probe
-        self._context = capture(probe.loaded.model, reduce=probe._measure_map, norms=True)
+        self._context = capture(probe.loaded.model, reduce=probe._measure_map, norms=True, exact=probe.exact)
 
     def __enter__(self) -> "_Attached":
         self.probe._captured = self._context.__enter__()

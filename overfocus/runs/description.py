@@ -193,6 +193,8 @@ class RunSettings:
     batch_size: int | None = None
     limit: int | None = None
     amp: bool = False
+    exact: bool = True
+    """Whether the model's own attention ran beside the measured weights; if not, its output came from these."""
     device: str | None = None
     workers: int | None = None
     strict: bool = False

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import DataLoader, Dataset
 
-from overfocus.corruptions import CORRUPTIONS, ConstantSet, corrupt, prepare_corruptions
+from overfocus.corruptions import CORRUPTIONS, ConstantSet, corrupt_cached, prepare_corruptions
 from overfocus.corruptions.custom import CustomCorruption
 from overfocus.errors import ChangedImageError, CorruptionError, ImageError, OverfocusError
 from overfocus.images.sources import ImageSource
@@ -116,6 +117,8 @@ class ImageReader:
     """Whose corruptions are applied; None for those that fit the image's side."""
     custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
     """Corruptions of the user by name."""
+    cache: Path | None = None
+    """Folder that keeps corrupted images; not those of the user."""
 
     @property
     def sizes(self) -> list[InputSize]:
@@ -137,7 +140,7 @@ class ImageReader:
         variants = [self.variants[place] for place in places]
         partner = self._partner(item) if CONTROL_VARIANT in variants else None
         try:
-            images = make_variants(clean, variants, self.seed, self.constants, self.custom, partner)
+            images = make_variants(clean, variants, self.seed, self.constants, self.custom, partner, self.cache)
         except CorruptionError as error:
             return Sample(item, reason=str(error), fatal=CorruptionError)
         mask = None if mask is None else self.preprocess.resize_mask(mask)
@@ -162,6 +165,7 @@ def make_variants(
     constants: ConstantSet | None,
     custom: Mapping[str, CustomCorruption],
     other: UInt8[np.ndarray, "height width 3"] | None = None,
+    cache: Path | None = None,
 ) -> UInt8[np.ndarray, "variants height width 3"]:
     """The variants of an image; the control is the `other` image, or without one the clean image.
 
@@ -175,7 +179,7 @@ def make_variants(
         elif variant.corruption in custom:
             made.append(custom[variant.corruption](clean, variant.severity, seed))
         else:
-            made.append(corrupt(clean, *variant, seed, constants))
+            made.append(corrupt_cached(clean, *variant, seed, constants, folder=cache))
     return np.stack(made)
 
 

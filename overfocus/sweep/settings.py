@@ -163,6 +163,13 @@ class SweepSettings(LoadingSettings):
         metavar="NAME",
     )
     seed: int = setting(0, "Seed of the corruptions and of the control.", least=0, most=LARGEST_SEED, metavar="N")
+    cache: str | Path | None = setting(
+        None,
+        "Folder that keeps corrupted images (64 GB at most), so that other models are measured on them without corrupting again.",
+        none="none is kept",
+        affects_result=False,
+        metavar="FOLDER",
+    )
     workers: int | None = setting(
         None,
         "Processes that read and corrupt images beside the model; 0 does it in this one.",
@@ -222,6 +229,11 @@ class MeasuringSettings(SweepSettings):
         metavar="N",
     )
     amp: bool = setting(False, "Compute in mixed precision (bfloat16, or float16 on a GPU without it); metrics in float32.")
+    exact: bool = setting(
+        False,
+        "Run the model's fused attention beside the measured weights, so that its output stays bit-identical; otherwise the "
+        "output comes from these weights (on a processor in float32), which is faster and differs by rounding, 1e-6.",
+    )
     layers: Sequence[int] | None = setting(
         None, "Layers to measure, counted in call order from 0, from the end where negative.", none="all", metavar="N,N,…"
     )
