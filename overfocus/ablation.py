@@ -4,10 +4,7 @@ from pathlib import Path
 
 from overfocus.analysis import choose_images, gives_pixels
 from overfocus.checkpoints.load import resolve_model
-from overfocus.corruptions import choose_constants
 from overfocus.corruptions import choose_constants, open_cache
-from overfocus.errors import RunError
-from overfocus.memory import out_of_memory_as
 from overfocus.probes.ablation import AblationProbe
 from overfocus.processes import join_processes
 from overfocus.results.ablation import Ablation, write_tables
