@@ -189,6 +189,7 @@ _SAME = {
     "_softmax": "softmax",
     "_safe_softmax": "softmax",
     "linalg_matmul": "matmul",
+    "linalg_vecdot": "vecdot",
     "mm": "matmul",
     "__matmul__": "matmul",
     "__mul__": "mul",
