@@ -137,12 +137,13 @@ class CaptureMode(TorchFunctionMode):
     These are the functions of certain names; all of them while there are `notes`, or `everything` is asked for.
     """
 
-    def __init__(self, observe: Observe, names: frozenset[str], notes: "TensorNotes[Any]") -> None:
+    def __init__(self, observe: Observe, names: frozenset[str], notes: "TensorNotes[Any]", constants: frozenset[int]) -> None:
         super().__init__()
         self.everything = False
         self._observe = observe
         self._names = names
         self._notes = notes.entries
+        self._constants = constants
         self._below: list[TorchFunctionMode] = []
 
     def __torch_function__(
@@ -150,7 +151,10 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
         name = function_name(func)
-        if self.everything or self._notes or name in self._names:
+        wanted = self.everything or bool(self._notes)
+        if not wanted and name in self._names:  # a layer is no product of two activations
+            wanted = name != "linear" or len(args) < 2 or id(args[1]) not in self._constants
+        if wanted:
             self._observe(func, name, args, kwargs or {}, result)
         return result
 
