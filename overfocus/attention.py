@@ -69,7 +69,7 @@ class AttentionMap:
     """(largest absolute difference between weights × values and what the model produced, largest absolute value of that);
     measured by `overfocus.verify` only."""
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int, int]:
         """(batch · windows, heads, queries, keys), known without computing the weights."""
         return self.source.shape

@@ -107,7 +107,7 @@ class SiteLog:
             )
             seen.add(name)
         for name in sorted(elsewhere):  # modules without attention by name, as a whole
-            if not any(_inside(name, site) or _inside(site, name) for site in (*seen, *called)):
+            if name not in called and not any(_inside(name, site) or _inside(site, name) for site in seen if site):
                 rows.append(Site(name, None, None, reason=_ELSEWHERE, class_name=type(modules[name]).__name__))
                 seen.add(name)
         for name, reason in other.items() if not self._sites else ():  # of a model without attention modules by name

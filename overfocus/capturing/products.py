@@ -15,6 +15,7 @@ from torch import Tensor
 
 from overfocus.capturing.sources import HIDDEN
 from overfocus.capturing.watching import (
+    PRODUCTS,
     Operands,
     Permuted,
     TensorNotes,
@@ -152,7 +153,7 @@ class ProductTracker:
 
     def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, module: str) -> Use | None:
         """Note what a function returned in a module; a `Use` where it multiplied weights with values."""
-        operands = product_operands(name, args, kwargs)
+        operands = product_operands(name, args, kwargs) if name in PRODUCTS else None
         if operands is None and name in STRETCHED:
             operands = self._stretched(name, args, kwargs, result)
         if operands is not None and isinstance(result, Tensor):

@@ -39,7 +39,6 @@ from overfocus.capturing.watching import (
     ModuleStack,
     Permuted,
     first_argument,
-    in_backward,
 )
 
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
@@ -85,7 +84,8 @@ class Tracer:
         )
         self._memory = LayoutMemory(model, modules, constants)
         self._products = ProductTracker(constants, self._squeezed, self.stack.awaited)
-        self.mode = CaptureMode(self.observe, None if exact or verify else self.attend, _OBSERVED, self._products.notes)
+        attend = None if exact or verify else self.attend
+        self.mode = CaptureMode(self.observe, attend, _OBSERVED, self._products.notes, constants)
         self._entry: str | None = None
         self._wants_gradients = False
         self._aside = {id(module) for module in modules if stands_aside(module)}
@@ -221,7 +221,7 @@ class Tracer:
         if running and name in COUNTED_MOVES:
             memory.moved(name, args, kwargs)
         idle = not memory.tracing and not scores
-        if (idle and name not in _BEGINNINGS) or in_backward():
+        if (idle and name not in _BEGINNINGS) or torch._C._current_graph_task_id() != -1:  # as in_backward
             return
         if torch._C._functorch.peek_interpreter_stack() is not None:
             if running and (name in _ATTENTION or name in _SOFTMAXES):

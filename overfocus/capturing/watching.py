@@ -139,13 +139,21 @@ class CaptureMode(TorchFunctionMode):
     the place of fused attention, whose arguments it is given, wherever it returns a tensor.
     """
 
-    def __init__(self, observe: Observe, attend: Attend | None, names: frozenset[str], notes: "TensorNotes[Any]") -> None:
+    def __init__(
+        self,
+        observe: Observe,
+        attend: Attend | None,
+        names: frozenset[str],
+        notes: "TensorNotes[Any]",
+        constants: frozenset[int],
+    ) -> None:
         super().__init__()
         self.everything = False
         self._observe = observe
         self._attend = attend
         self._names = names
         self._notes = notes.entries
+        self._constants = constants
         self._below: list[TorchFunctionMode] = []
 
     def __torch_function__(
@@ -157,7 +165,10 @@ class CaptureMode(TorchFunctionMode):
                 return attended
         result = func(*args, **kwargs) if kwargs else func(*args)
         name = function_name(func)
-        if self.everything or self._notes or name in self._names:
+        wanted = self.everything or bool(self._notes)
+        if not wanted and name in self._names:  # a layer is no product of two activations
+            wanted = name != "linear" or len(args) < 2 or id(args[1]) not in self._constants
+        if wanted:
             self._observe(func, name, args, kwargs or {}, result)
         return result
 
@@ -196,6 +207,7 @@ _SAME = {
     "_softmax": "softmax",
     "_safe_softmax": "softmax",
     "linalg_matmul": "matmul",
+    "linalg_vecdot": "vecdot",
     "mm": "matmul",
     "__matmul__": "matmul",
     "__mul__": "mul",

@@ -239,6 +239,27 @@ def test_another_thread_is_named():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_module_without_attention_in_its_name_that_runs_in_another_thread_is_named():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.here, self.there = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            results = []
+            thread = threading.Thread(target=lambda: results.append(self.there(x)))
+            thread.start()
+            thread.join()
+            return self.here(x) + results[0]
+
+    model = Branches()
+    with overfocus.capture(model) as captured:
+        model(torch.randn(2, 4))
+    (site,) = captured.coverage
+    assert (site.module, site.captured) == ("there", False)
+    assert "another thread" in site.reason
+
+
 def test_torchscript_is_named(make_vit, family):
     class Outer(nn.Module):
         def __init__(self):

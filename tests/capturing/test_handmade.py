@@ -162,6 +162,21 @@ def stretched_and_summed(q, k, v):
     return (weights.unsqueeze(-1) * v.unsqueeze(-3)).sum(dim=-2), weights
 
 
+def dotted(q, k, v):
+    weights = (torch.linalg.vecdot(q[:, :, :, None], k[:, :, None]) * WIDTH**-0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def averaged(q, k, v):
+    weights = ((q.unsqueeze(-2) * k.unsqueeze(-3)).mean(-1) * WIDTH**0.5).softmax(-1)
+    return (weights.unsqueeze(-1) * v.unsqueeze(-3)).sum(-2), weights
+
+
+def kernel(q, k, v):
+    """The operator that fused attention calls, as decomposed programs do."""
+    return torch._scaled_dot_product_attention_math(q, k, v, scale=WIDTH**-0.5)
+
+
 def two_axes_of_queries(q, k, v):
     weights = torch.einsum("bhxyd,bhkd->bhxyk", q.unflatten(2, (4, 4)), k).mul(WIDTH**-0.5).softmax(-1)
     return torch.einsum("bhxyk,bhkd->bhxyd", weights, v).flatten(2, 3), weights.flatten(2, 3)
@@ -235,6 +250,9 @@ SPELLINGS = [
     einsum_by_numbers,
     einops_with_an_ellipsis,
     stretched_and_summed,
+    dotted,
+    averaged,
+    kernel,
     two_axes_of_queries,
     matrices_per_image_and_head,
     linear_per_image_and_head,
@@ -381,6 +399,77 @@ def test_weights_that_are_no_softmax_say_what_they_are(family, attend, reason):
     assert captured.maps == ()
     (site,) = captured.coverage
     assert (site.kind, site.reason) == ("unsupported", f"no softmax: weights are scores after {reason}")
+
+
+def neighbourhood(q, k, v):
+    """Each query has the keys of the 3×3 places around it."""
+    around = [
+        F.unfold(tensor.mT.reshape(len(q), -1, 4, 4), 3, padding=1).reshape(len(q), HEADS, WIDTH, 9, 16).permute(0, 1, 4, 3, 2)
+        for tensor in (k, v)
+    ]
+    weights = torch.einsum("bhnd,bhnkd->bhnk", q, around[0]).softmax(-1)
+    return torch.einsum("bhnk,bhnkd->bhnd", weights, around[1]), weights
+
+
+def neighbourhood_elementwise(q, k, v):
+    around = [tensor.unsqueeze(2).roll(1, 3).expand(-1, -1, 16, -1, -1)[..., :9, :] for tensor in (k, v)]
+    weights = (q.unsqueeze(-2) * around[0]).sum(-1).softmax(-1)
+    return (weights.unsqueeze(-1) * around[1]).sum(-2), weights
+
+
+@pytest.mark.parametrize("attend", [neighbourhood, neighbourhood_elementwise])
+def test_queries_with_keys_of_their_own_say_so(family, attend):
+    captured = run(Projected(attend), family.images(32))
+    assert captured.maps == ()
+    assert "keys of its own" in captured.coverage[0].reason
+
+
+def keys_in_chunks(q, k, v):
+    """A softmax over parts of the keys, one after the other (FlashAttention spelled out)."""
+    output, highest, total = torch.zeros_like(q), torch.full((*q.shape[:-1], 1), -1e30), 0
+    for keys, values in zip(k.chunk(2, 2), v.chunk(2, 2), strict=True):
+        scores = q @ keys.mT * WIDTH**-0.5
+        new = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        exponentials, shrink = (scores - new).exp(), (highest - new).exp()
+        total = total * shrink + exponentials.sum(-1, keepdim=True)
+        output, highest = output * shrink + exponentials @ values, new
+    return output / total, None
+
+
+def test_exponentials_of_a_part_of_the_keys_are_in_no_metric(family):
+    captured = run(Projected(keys_in_chunks), family.images(32))
+    assert {attention.kind for attention in captured.maps} == {"unlabelled"}
+    assert "a part of the keys" in captured.coverage[0].reason
+
+
+def random_features(q, k, v):
+    """Performer: linear attention whose features are exponentials."""
+    features = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    q, k = ((t @ features - t.square().sum(-1, keepdim=True) / 2).exp() for t in (q, k))
+    return (q @ (k.mT @ v)) / (q @ k.sum(2).unsqueeze(-1)), None
+
+
+def test_random_features_are_no_softmax(family):
+    captured = run(Projected(random_features), family.images(32))
+    assert captured.maps == ()
+
+
+class Context(nn.Module):
+    """GCNet's block: one softmax over all places pools them, and the pooled channels are added everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.key, self.mix = nn.Conv2d(8, 1, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        weights = self.key(x).flatten(2).softmax(-1)
+        return x + self.mix((x.flatten(2).unsqueeze(1) @ weights.unsqueeze(-1)).squeeze(1)[..., None])
+
+
+def test_context_blocks_in_a_row_are_no_attention(family):
+    captured = run(nn.Sequential(nn.Conv2d(3, 8, 4, 4), *(Context() for _ in range(3))), family.images(32))
+    assert captured.maps == ()
+    assert {site.kind for site in captured.coverage} == {"gating"}
 
 
 def gated_before(q, k, v):

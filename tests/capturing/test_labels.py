@@ -45,6 +45,8 @@ GROWING = {
     "stacked": (lambda x: torch.stack([x, x.flip(-1)], 1).flatten(0, 1), 2, (4, 4)),
     "expanded": (lambda x: x[:, None].expand(-1, 3, -1, -1, -1).reshape(-1, 3, 32, 32), 3, (4, 4)),
     "crops": (lambda x: torch.cat([x[..., :16, :16], x[..., 16:, 16:], x[..., 8:24, 8:24]]), 3, (2, 2)),
+    "with noise": (lambda x: torch.cat([x, torch.randn_like(x)]), 2, (4, 4)),
+    "noise first": (lambda x: torch.cat([torch.zeros_like(x), x]), 2, (4, 4)),
 }
 
 
@@ -56,6 +58,39 @@ def test_a_batch_that_grows_inside_has_more_images(family, name, batch):
     assert (attention.kind, attention.windows, attention.grid) == ("global", 1, grid)
     assert attention.batch == batch * times
     assert attention.shape[1] == 2
+
+
+MOVED = {
+    "mirrored": lambda x: x.flip(-1),
+    "upside down": lambda x: x.flip(2),
+    "turned": lambda x: torch.rot90(x, 1, (2, 3)),
+    "transposed": lambda x: x.transpose(2, 3),
+    "shifted": lambda x: x.roll((8, -16), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", MOVED)
+def test_places_follow_pixels_that_move_before_the_patches(family, name, batch):
+    """The key that reacts most to a change of one patch of the image is the one that is labelled with its place."""
+    model, images = Patches(MOVED[name]), family.images(32, batch=batch)
+    (plain,) = capture_all(model, images).maps
+    for row, column in ((0, 1), (2, 3)):
+        changed = images.clone()
+        changed[0, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] *= -3
+        (other,) = capture_all(model, changed).maps
+        assert plain.grid == other.grid == (4, 4)
+        reaction = (other.weights.log() - plain.weights.log())[0].abs().median(1).values.sum(0)
+        assert int(reaction.argmax()) == row * 4 + column
+
+
+def test_pixels_that_are_sampled_anew_have_no_grid(family):
+    def mirrored(images):
+        turn = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]).expand(len(images), -1, -1)
+        return F.grid_sample(images, F.affine_grid(turn, list(images.shape), align_corners=False), align_corners=False)
+
+    (attention,) = capture_all(Patches(mirrored), family.images(32)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 0)
 
 
 def test_crops_in_an_axis_of_their_own_are_images():
@@ -262,7 +297,7 @@ def test_padding_that_differs_is_told(family):
     assert "padding counts in the metrics" in captured.coverage[0].note
 
 
-@pytest.mark.parametrize("spelling", ["masked_fill", "where", "add", "sdpa"])
+@pytest.mark.parametrize("spelling", ["masked_fill", "where", "add", "sub", "written", "queries too", "after", "sdpa"])
 def test_padding_in_every_spelling(family, spelling):
     class Spelled(Patches):
         def forward(self, images):
@@ -276,6 +311,15 @@ def test_padding_in_every_spelling(family, spelling):
                 scores = scores.masked_fill(hidden, -torch.inf)
             elif spelling == "where":
                 scores = torch.where(hidden, torch.tensor(-torch.inf), scores)
+            elif spelling == "sub":
+                scores = scores - 1e3 * hidden
+            elif spelling == "written":
+                scores[..., 12:] = -torch.inf
+            elif spelling == "queries too":  # whose rows then are uniform
+                scores = scores.masked_fill(hidden | hidden.mT, -1e9)
+            elif spelling == "after":
+                weights = scores.softmax(-1) * ~hidden
+                return weights / weights.sum(-1, keepdim=True) @ v
             else:
                 scores = scores + hidden * torch.finfo(scores.dtype).min
             return scores.softmax(-1) @ v
