@@ -266,7 +266,7 @@ def _classes_of_images(loaded: "LoadedModel", sources: Sequence[ImageSource], cl
         loaded.class_names,
         loaded.num_classes,
         class_map=class_map,
-        numbering=numbering(sources, loaded.num_classes),
+        numbering=numbering(sources),
     )
 
 

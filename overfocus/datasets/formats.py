@@ -91,6 +91,7 @@ class IdxImages:
         self.class_names = class_names or [str(number) for number in range(numbers)]
         if len(self.class_names) < numbers:
             raise ImageError(f"{labels}: holds class {numbers - 1}, but only {len(self.class_names)} class names are given")
+        self.numbering: list[str] | None = list(self.class_names)
         self.channels = 1 if self.pixels.ndim == 3 else 3
         self._stem = images.name.removesuffix(".gz").partition("-images")[0]
 
@@ -232,6 +233,8 @@ class HubImages:
         self.labels = np.zeros(len(split), np.int64)
         if labelled:
             self.labels, self.class_names = read_labels(split, trained, classes[0], source)
+        texts = labelled and "string" in features[classes[0]].dtype and not named
+        self.numbering: list[str] | None = None if texts else list(self.class_names)
         self.channels = 3
         self._column = pictures[0]
         self._split = split

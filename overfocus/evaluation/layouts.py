@@ -15,10 +15,12 @@ from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.corruptions import CORRUPTIONS, ConstantSet
 from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets import LabelledImages, open_evaluation_images
-from overfocus.datasets.labelled import ClassFolders
+from overfocus.datasets.labelled import ClassFolders, LabelledFiles
 from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
-from overfocus.errors import CorruptionError, ImageError, RunError
+from overfocus.errors import ChangedImageError, CorruptionError, ImageError, RunError
 from overfocus.images.labels import imagenet_classes
+from overfocus.images.live import identify, numbering
+from overfocus.images.sources import find_images, spread
 from overfocus.preprocessing import Preprocess
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample, make_variants
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
@@ -68,8 +70,8 @@ class EvaluationData(Generic[Images]):
         return any(portion.severity for portion in self.portions)
 
 
-def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
-    """Find out what a folder holds.
+def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationData[LabelledImages]:
+    """Find out what a folder holds, or take images in memory, at most `limit`.
 
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
     levels up (ImageNet-C's archives add noise, blur, weather, digital and extra); it is ImageNet-C or ImageNet-C-bar where its
@@ -79,6 +81,11 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     Raises:
         ImageError: as `open_images`.
     """
+    if not isinstance(source, str | Path):
+        found = identify(spread(find_images(source), limit))
+        if not any(image.label is not None for image in found):
+            raise ImageError("expected images with labels to evaluate with, got none with one; give (image, label)")
+        return EvaluationData("images", [Portion(CLEAN, 0, LabelledFiles(found, numbering(found)))])
     folder = Path(source)
     if folder.is_dir() and (trees := _corruption_folders(folder)):
         names = {path.name for path in trees}
@@ -211,7 +218,7 @@ def list_items(portions: Sequence[Portion[Any]], limit: int | None) -> tuple[lis
         taken = count if limit is None else min(limit, count)
         for place in range(taken):
             index = place * count // taken
-            label = None if labels is None else portion.images.class_names[int(labels[index])]
+            label = None if labels is None or labels[index] < 0 else portion.images.class_names[int(labels[index])]
             image = images.setdefault((portion.images.name(index), label), len(images))
             items.append(Item(image, number, index))
     return items, list(images)
@@ -229,6 +236,7 @@ class FilmFolders:
         self.class_names = sorted({path.parent.name for path in self._paths})
         self.labels = np.array([self.class_names.index(path.parent.name) for path in self._paths], np.int64)
         self.channels = 3
+        self.numbering: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -318,7 +326,7 @@ class LabelledReader:
                 return Sample(item, [portion.variant] * len(frames), {size: frames})
             image = portion.images.image(place.index)
         except ImageError as error:
-            return Sample(item, reason=str(error))
+            return Sample(item, reason=str(error), fatal=ChangedImageError if isinstance(error, ChangedImageError) else None)
         clean = preprocess.resize(image)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         return _sample(item, clean, variants, self, {"size": image.size}, at=size, own=portion.variant != CLEAN_VARIANT)
@@ -347,7 +355,7 @@ class SegmentedReader:
         try:
             mask = portion.images.mask(place.index)
         except ImageError as error:
-            return Sample(item, reason=str(error), fatal=True)
+            return Sample(item, reason=str(error), fatal=ImageError)
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         height, width = clean.shape[:2]
         about = {"size": (width, height), "mask": mask}
@@ -371,7 +379,7 @@ def _sample(
         made = make_variants(clean, variants, reader.seed, reader.constants, reader.custom, cache=reader.cache)
         return Sample(item, variants, {at: made}, **about)
     except CorruptionError as error:
-        return Sample(item, reason=str(error), fatal=True)
+        return Sample(item, reason=str(error), fatal=CorruptionError)
 
 
 def _variants(own: Variant, made: Sequence[Variant]) -> list[Variant]:

@@ -87,9 +87,11 @@ def match_labels(
     if class_map is not None and present:
         return _mapped(present, names, identifiers, num_classes, class_map)
     ordered = {name: number for number, name in enumerate(numbering or ()) if number < num_classes}
-    if numbering is not None and all(name == str(number) for number, name in enumerate(numbering)):
-        return _told(names, {label: ordered[label] for label in present if label in ordered}, present)
     ids = _named(present, names or [], identifiers)
+    if numbering is not None and all(name == str(number) for number, name in enumerate(numbering)):
+        other = next((label for label, number in ids.items() if ordered.get(label) != number), None)
+        note = f"labels: its own numbers are those of classes, though the model calls class {ids.get(other or '')} {other!r}"
+        return _told(names, ordered, present, () if other is None else (note,))
     whole = numbering is not None and len(numbering) == num_classes == len(ordered)
     if whole and all(ordered.get(label, number) == number for label, number in ids.items()):
         note = f"labels: no name in common, so that the data set's numbers are taken for the model's ({_shown(ordered)})"

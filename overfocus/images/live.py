@@ -32,7 +32,7 @@ from overfocus.text import one_line
 MOST_IMAGES = 10**8
 """A data set that says it has more is refused."""
 _KEYS = ("image", "img", "pixel_values", "pixels", "jpg", "png"), ("label", "labels", "fine_label", "class", "target", "cls")
-_LARGEST_CLASS = 10**9
+_LARGEST_CLASS = 10**6
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 Source = TypeVar("Source", bound=ImageSource)
@@ -57,7 +57,7 @@ class LiveImage(ImageSource):
             ImageError: it cannot be read, is no image, or is larger than `max_pixels`.
             ChangedImageError: it is another one than when it was read first.
         """
-        image = as_image(_taken(self)[0], self.name)
+        image = as_image(_parts(_taken(self), self.name)[0], self.name)
         if image.width * image.height > max_pixels:
             raise ImageError(
                 f"{self.name}: {image.width}×{image.height} pixels exceed the limit of {max_pixels:,}; "
@@ -176,9 +176,10 @@ def identify(sources: Sequence[Source]) -> list[Source]:
 
 def _identified(source: Any) -> Any:
     try:
-        item, label = _taken(source)
+        taken = _taken(source)
     except ImageError:
         return source
+    item, label = _parts(taken, source.name)
     name, number = _label(label, source)
     try:
         return replace(source, label=name, number=number, sha256=_hash(as_image(item, source.name)))
@@ -188,7 +189,7 @@ def _identified(source: Any) -> Any:
         raise
 
 
-def numbering(sources: Sequence[ImageSource], num_classes: int) -> list[str] | None:
+def numbering(sources: Sequence[ImageSource]) -> list[str] | None:
     """Names of the classes in the data set's own order, where it numbers them: "0", "1", … where it does not name them.
 
     None where labels are texts, or the images come from several places.
@@ -197,7 +198,7 @@ def numbering(sources: Sequence[ImageSource], num_classes: int) -> list[str] | N
     numbers = [source for source in labelled if isinstance(source, LiveImage) and source.number is not None]
     if not labelled or len(numbers) != len(labelled) or any(source.classes is not numbers[0].classes for source in numbers):
         return None
-    return list(numbers[0].classes or map(str, range(num_classes)))
+    return list(numbers[0].classes or map(str, range(max(source.number or 0 for source in numbers) + 1)))
 
 
 def as_image(item: Any, name: str = "an image") -> Image.Image:
@@ -243,21 +244,25 @@ def as_image(item: Any, name: str = "an image") -> Image.Image:
     return to_rgb(Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values)))
 
 
-def _taken(source: LiveImage) -> tuple[Any, Any]:
-    """The image and the label of an item; the label None where it has none.
+def _taken(source: LiveImage) -> Any:
+    """The item as the data set gives it.
 
     Raises:
         ImageError: the data set fails to give it.
     """
     try:
-        item = source.items[source.index]
+        return source.items[source.index]
     except Exception as error:  # the data set is the user's and may raise anything
         reason = one_line(error, 200) or type(error).__name__
         raise ImageError(f"{source.name}: the data set fails to give it ({type(error).__name__}: {reason})") from error
+
+
+def _parts(item: Any, name: str) -> tuple[Any, Any]:
+    """The image and the label of an item; the label None where it has none."""
     if isinstance(item, Mapping):
         image, label = (next((item[key] for key in keys if key in item), None) for keys in _KEYS)
         if image is None:
-            raise ImageError(f"{source.name}: expected an item with the key image, got {', '.join(map(str, list(item)[:6]))}")
+            raise ImageError(f"{name}: expected an item with the key image, got {', '.join(map(str, list(item)[:6]))}")
         return image, label
     if isinstance(item, tuple | list) and item:
         return item[0], item[1] if len(item) > 1 else None

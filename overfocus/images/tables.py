@@ -21,7 +21,7 @@ _FILES = (
     "path", "id", "name", "picture", "photo",
 )  # fmt: skip
 _LABELS = (
-    "label", "labels", "class", "classname", "classid", "target", "category", "categoryid", "labelname", "species", "breed", "y",
+    "label", "labels", "class", "classname", "classid", "target", "category", "categoryid", "labelname", "species", "breed",
 )  # fmt: skip
 """Names of columns, best first, without case and punctuation."""
 _LOOKED_AT = 20

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from overfocus.corruptions import CORRUPTIONS, ConstantSet, corrupt_cached, prepare_corruptions
 from overfocus.corruptions.custom import CustomCorruption
-from overfocus.errors import ChangedImageError, CorruptionError, ImageError
+from overfocus.errors import ChangedImageError, CorruptionError, ImageError, OverfocusError
 from overfocus.images.sources import ImageSource
 from overfocus.preprocessing import Preprocess
 from overfocus.runs.description import Pixels
@@ -93,8 +93,8 @@ class Sample:
     control: bool = True
     """Whether the control shows another image; False where there is no other that can be read."""
     reason: str | None = None
-    fatal: bool = False
-    """Whether the reason lies in the data set, not in one image, so that the sweep has to stop."""
+    fatal: type[OverfocusError] | None = None
+    """The error that ends the sweep, where the reason lies in the data set or a corruption and not in one image."""
 
 
 class Reader(Protocol):
@@ -135,14 +135,14 @@ class ImageReader:
         try:
             image, mask = source.read(self.max_pixels), source.read_mask()
         except ImageError as error:
-            return Sample(item, reason=str(error), fatal=isinstance(error, ChangedImageError))
+            return Sample(item, reason=str(error), fatal=ChangedImageError if isinstance(error, ChangedImageError) else None)
         clean = self.preprocess.resize(image)
         variants = [self.variants[place] for place in places]
         partner = self._partner(item) if CONTROL_VARIANT in variants else None
         try:
             images = make_variants(clean, variants, self.seed, self.constants, self.custom, partner, self.cache)
         except CorruptionError as error:
-            return Sample(item, reason=str(error), fatal=True)
+            return Sample(item, reason=str(error), fatal=CorruptionError)
         mask = None if mask is None else self.preprocess.resize_mask(mask)
         pixels = {size: size.fit(images) for size in self.sizes}
         return Sample(item, variants, pixels, image.size, mask, control=partner is not None)

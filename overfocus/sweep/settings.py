@@ -401,10 +401,11 @@ class EvaluateSettings(SweepSettings):
         argument=True,
         metavar="CHECKPOINT...",
     )
-    data: str | Path = setting(
-        help="Class folders, IDX files, a Hugging Face data set (their validation split if there is one), ImageNet-A, -R (told "
-        "by the folder's name) or -P, or a tree corruption/severity/class. For segmentation: Cityscapes, Cityscapes-C, ACDC, or "
-        "images/ beside masks/.",
+    data: "str | Path | Sequence[Any] | Dataset[Any] | DataLoader[Any]" = setting(
+        help="Class folders, IDX files, a Hugging Face data set (their validation split if there is one), a CSV file of labels "
+        "or images with one beside them, ImageNet-A, -R (told by the folder's name) or -P, or a tree corruption/severity/class. "
+        "For segmentation: Cityscapes, Cityscapes-C, ACDC, or images/ beside masks/. In Python also images in memory and their "
+        "labels.",
         metavar="FOLDER",
     )
     output: str | Path = setting(

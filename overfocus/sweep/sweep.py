@@ -451,7 +451,7 @@ def _require_sound(samples: Sequence[Sample], *, strict: bool) -> None:
     """Raise what is wrong with the data, or with one image where that is enough."""
     for sample in samples:
         if sample.reason is not None and (sample.fatal or strict):
-            raise ImageError(sample.reason)
+            raise (sample.fatal or ImageError)(sample.reason)
 
 
 def _whole(results: Sequence[ItemResult]) -> list[ItemResult]:
