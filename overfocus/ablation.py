@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-from overfocus.analysis import choose_images
+from overfocus.analysis import choose_images, gives_pixels
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import choose_constants, open_cache
-from overfocus.errors import RunError
-from overfocus.memory import out_of_memory_as
 from overfocus.probes.ablation import AblationProbe
-from overfocus.probes.predictions import predicts_pixels
 from overfocus.processes import join_processes
 from overfocus.results.ablation import Ablation, write_tables
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings
@@ -63,8 +60,7 @@ def ablate(settings: AblateSettings) -> Ablation:
     folder = Path(settings.output)
     processes = join_processes(place_of(settings.checkpoint, settings.device))
     loaded = resolve_model(settings.checkpoint, device=processes.device, **settings.loading())
-    with out_of_memory_as(RunError, f"try a smaller batch_size than {settings.batch_size}"):
-        segmented = predicts_pixels(loaded)
+    segmented = gives_pixels(loaded)
     sources = choose_images(settings.images, loaded, settings.limit, segmented=segmented)
     fractions = sorted(set(settings.fractions))
     described = RunSettings(

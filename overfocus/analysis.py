@@ -13,8 +13,8 @@ from overfocus.datasets.masks import IGNORED, class_colours
 from overfocus.datasets.segmented import MaskedSource, masked_sources
 from overfocus.errors import RunError
 from overfocus.images.labels import Classes, match_labels
-from overfocus.images.live import identify, numbering
-from overfocus.images.sources import ImageSource, find_images, spread
+from overfocus.images.live import identify, image_sources, numbering
+from overfocus.images.sources import ImageSource, spread
 from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe, fingerprint_metric
 from overfocus.probes.predictions import BATCH_SIZE, SEGMENTATION, ClassesProbe, PixelsProbe, predicts_pixels
@@ -33,6 +33,7 @@ from overfocus.sweep.sweep import (
     describe_images,
     describe_source,
     described_size,
+    inputs_taken,
     open_run,
     place_of,
     sweep,
@@ -117,8 +118,7 @@ def analyze_models(
         CaptureError, ImageError, RunError: as `analyze` says.
     """
     first = models[0]
-    with out_of_memory_as(RunError, f"try a smaller batch_size than {settings.batch_size or DEFAULT_BATCH_SIZE}"):
-        segmented = [predicts_pixels(loaded) for loaded in models]
+    segmented = [gives_pixels(loaded) for loaded in models]
     usual = BATCH_SIZE if any(segmented) else DEFAULT_BATCH_SIZE
     settings = replace(
         settings,
@@ -193,6 +193,16 @@ def analyze_models(
     return [Run(folder) for folder in folders]
 
 
+def gives_pixels(loaded: "LoadedModel") -> bool:
+    """Whether a model gives a class for every pixel; some are run on an image to see.
+
+    Raises:
+        RunError: memory ran out, or the model fails on an image of its input size.
+    """
+    with out_of_memory_as(RunError, "one image at a time does not fit; try a smaller image_size"), inputs_taken(loaded):
+        return predicts_pixels(loaded)
+
+
 def choose_images(images: Any, loaded: "LoadedModel", limit: int | None, *, segmented: bool) -> list[ImageSource]:
     """The images that a run takes; the bundled ones that suit the model where `images` is None.
 
@@ -202,11 +212,11 @@ def choose_images(images: Any, loaded: "LoadedModel", limit: int | None, *, segm
         ImageError: there are none.
     """
     if not segmented:
-        return identify(spread(find_images(images, loaded.input_size), limit))
+        return identify(spread(image_sources(images, loaded.input_size), limit))
     masked = masked_sources(images, loaded)
     if masked is not None:
         return list(spread(masked, limit))
-    found = identify(spread(find_images(images, loaded.input_size), limit))
+    found = identify(spread(image_sources(images, loaded.input_size), limit))
     return [replace(source, label=None) for source in found]
 
 

@@ -112,7 +112,7 @@ class Monitor:
             modules = dict(inner.named_modules())
             for name in dict.fromkeys(name for name, _ in layers):
                 if name in modules:
-                    self._watched.append(modules[name].register_forward_hook(self._noted(name)))
+                    self._watched.append(modules[name].register_forward_hook(_Hook(self, name)))
         self._measuring += time.perf_counter() - self._began
 
     def __call__(self, loss: Tensor | float | None = None, *, step: int | None = None) -> dict[str, float] | None:
@@ -363,15 +363,27 @@ class Monitor:
             self._names.append(name)
         return self._names.index(name)
 
-    def _noted(self, name: str) -> Callable[..., None]:
-        def note(module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple | list) and output else output
-            trains = (module.training or torch.is_grad_enabled()) and not self._paused
-            if trains and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                with torch.no_grad():
-                    self._sums.append((name, tensor.detach().sum(dtype=torch.float32)))
+    def _note_output(self, name: str, module: nn.Module, output: Any) -> None:
+        tensor = output[0] if isinstance(output, tuple | list) and output else output
+        trains = (module.training or torch.is_grad_enabled()) and not self._paused
+        if trains and isinstance(tensor, Tensor) and tensor.is_floating_point():
+            with torch.no_grad():
+                self._sums.append((name, tensor.detach().sum(dtype=torch.float32)))
 
-        return note
+
+class _Hook:
+    """Tells a monitor what a module gave; copies of the model, as an average of the weights or a pickle, tell nothing."""
+
+    def __init__(self, watch: Monitor | None, name: str) -> None:
+        self._watch = watch
+        self._name = name
+
+    def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+        if self._watch is not None:
+            self._watch._note_output(self._name, module, output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (None, self._name)
 
 
 def monitor(

@@ -330,7 +330,7 @@ def _out_of_bounds(known: Setting, value: Any) -> str | None:
 
 
 def _unknown(known: Setting, value: Any) -> str | None:
-    """What is wrong with a name that is none of those allowed, in words that follow the setting's name."""
+    """What is wrong with a name that is not allowed, in words that follow the setting's name."""
     if known.one_of is None or not isinstance(value, str):
         return None
     choices = known.choices()

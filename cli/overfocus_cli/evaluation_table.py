@@ -41,7 +41,7 @@ def describe_evaluation(evaluation: "Evaluation") -> str:
         lines += [mce["relative_note"]] if mce["relative_note"] else []
     lines += [f"note: {note}" for note in summary["notes"]]
     if summary["data"]["skipped"]:
-        lines.append(f"note: pictures left out because they could not be read: {summary['data']['skipped']}")
+        lines.append(f"note: images left out because they could not be read: {summary['data']['skipped']}")
     return "\n".join([*lines, f"run: {evaluation.path}\n"])
 
 

@@ -205,7 +205,7 @@ def _text(checkpoint: object) -> str | None:
 
 
 def _drawn(run: "Run") -> Path:
-    """The run's report, drawn unless the one that lies there is newer than the run."""
+    """The run's report, drawn unless the existing one is newer than the run."""
     from overfocus_reports import draw_report
 
     page = run.path / "report.html"

@@ -1,4 +1,4 @@
-"""`overfocus report`: draw the pictures and the page again from a saved run or comparison."""
+"""`overfocus report`: draw the figures and the page again from a saved run or comparison."""
 
 import json
 from pathlib import Path

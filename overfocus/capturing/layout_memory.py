@@ -106,7 +106,7 @@ class LayoutMemory:
             for number, module in enumerate(modules)
         ]
         self._before: list[Any] = []
-        # torch's own sequence modules take (tokens, batch, channels) unless they are told otherwise
+        # torch's own sequence modules take (tokens, batch, channels) unless set otherwise
         self._sequences = not any(isinstance(module, nn.MultiheadAttention) and not module.batch_first for module in modules)
 
     def judge(

@@ -46,10 +46,11 @@ MOVES = frozenset(
 _REDUCTIONS = frozenset("mean sum amax amin max min".split())
 _POOLS = frozenset("avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d".split())
 _CHANNEL_MIXING = frozenset("linear conv1d conv2d conv3d".split())
-# What comes out of these is none of the tokens that went in, or is in an order that only their values tell.
+# What these return are not the tokens that went in, or are in an order that only their values determine.
 _UNRELATED = frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
-    "new_tensor sort topk argsort argmax argmin msort unique nonzero bernoulli multinomial size stride numel dim".split()
+    "new_tensor sort topk argsort argmax argmin msort unique nonzero bernoulli multinomial size stride numel dim "
+    "grid_sample grid_sampler grid_sampler_2d grid_sampler_3d".split()
 )
 _COPYING = frozenset("expand repeat tile broadcast_to expand_as".split())
 _COPIES = _COPYING | frozenset("view reshape contiguous to type".split())
@@ -420,6 +421,9 @@ class PositionTracker:
                 return ids  # the same tokens in other channels: heads that lie behind each other
         seen: set[int] = set()
         images = [int(number) for number in _entry_images(ids)]
+        if name in ("cat", "vstack") and min(images) < 0:
+            ids = self._with_strangers(ids, images)
+            images = [int(number) for number in _entry_images(ids)]
         if min(images) < 0:
             return ids
         parts = []
@@ -427,6 +431,16 @@ class PositionTracker:
             parts.append(self._new_images(part) if number in seen else part)
             seen.add(number)
         return torch.cat(parts)
+
+    def _with_strangers(self, ids: Tensor, images: list[int]) -> Tensor:
+        """Entries without places beside images of the batch (noise, an empty image) are more images, with the same grid."""
+        places = without_image(ids[next(entry for entry, number in enumerate(images) if number >= 0)])
+        entries = list(ids.unbind())
+        for entry, number in enumerate(images):
+            if number < 0 and bool((entries[entry] == NOWHERE).all()):
+                entries[entry] = torch.where(places > 0, places + len(self.origins) * _IMAGE, places)
+                self.origins.append(len(self.origins))
+        return torch.stack(entries)
 
     def _new_images(self, ids: Tensor) -> Tensor:
         """The same places of images that the batch did not have before."""
@@ -550,10 +564,51 @@ class PositionTracker:
             start = len(self.origins)
             self.origins += [self.origins[number] for number in images.flatten().tolist()]
             images = torch.arange(start, start + len(images), device=ids.device)
-        root = self.grids[int(grid_of(first[first > 0].min()))].root
-        grid = self._grid(root, tuple(output.shape[2:]))
-        fresh = self._numbered(1, grid, output) + images.reshape(-1, *([1] * (output.ndim - 2))) * _IMAGE
+        before = self.grids[int(grid_of(first[first > 0].min()))]
+        size = tuple(output.shape[2:])
+        index = None
+        if output.ndim == 4 and before.size is not None and len(set(self.origins)) == len(self.origins):
+            # copies of an image have a grid of their own, as they are; the images themselves that of the pixels as they came
+            index = _moved_cells(ids[:, 0], before.size, size)
+        if index is not None:
+            order, size = index
+            if order is None:
+                return None
+            fresh = order + 1 + (self._grid(before.root, size) << GRID_BITS)
+        else:
+            fresh = self._numbered(1, self._grid(before.root, size), output)
+        fresh = fresh + images.reshape(-1, *([1] * (output.ndim - 2))) * _IMAGE
         return Positions(fresh.unsqueeze(1).expand(output.shape))
+
+
+def _moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, int]] | None:
+    """Row-major index of the cells (b, rows, columns) that a function makes of mirrored or turned places, and their grid.
+
+    None where the places (b, h, w), in a grid of size `before`, are in order; no index where they follow no rows and columns.
+    """
+    height, width = ids.shape[1:]
+    row, column = ids[:, height // 2], ids[:, :, width // 2]
+    ascending = [
+        (line.diff(dim=-1) > 0) | (line[:, 1:] <= 0) | (line[:, :-1] <= 0) for line in (row, column) if line.shape[1] > 1
+    ]
+    steps = [line[:, line.shape[1] // 2] - line[:, line.shape[1] // 2 - 1] for line in (row, column) if line.shape[1] > 1]
+    if all(bool(line.all()) for line in ascending) and (len(steps) < 2 or bool((steps[0] < steps[1]).all())):
+        return None
+    cells = ids
+    for axis, length in ((1, size[0]), (2, size[1])):
+        run = max(ids.shape[axis] // length, 1)
+        middles = (torch.arange(length, device=ids.device) * run + run // 2).clamp(max=ids.shape[axis] - 1)
+        cells = cells.index_select(axis, middles)
+    index = index_of(cells.clamp(min=1))
+    ys, xs = index // before[-1], index % before[-1]
+    for turned in (False, True):
+        down, across = (xs, ys) if turned else (ys, xs)
+        if bool((cells > 0).all()) and bool((down == down[:, :, :1]).all()) and bool((across == across[:, :1]).all()):
+            ranks = [line.argsort(-1).argsort(-1) for line in (down[:, :, 0], across[:, 0])]
+            rows, columns = (ranks[1][:, None], ranks[0][:, :, None]) if turned else (ranks[0][:, :, None], ranks[1][:, None])
+            grid = (size[1], size[0]) if turned else (size[0], size[1])
+            return rows * grid[1] + columns, grid
+    return None, (size[0], size[1])
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:

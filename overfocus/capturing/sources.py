@@ -267,7 +267,7 @@ def attending(
     return made, made.output
 
 
-HIDDEN = -1e4
+HIDDEN = -500.0
 """A mask that adds this or less hides a key."""
 
 
@@ -286,8 +286,12 @@ def hidden_keys(weights: WeightSource, *, masked: bool) -> Tensor | None:
         )
     if isinstance(weights, MaterialisedWeights) and masked:
         values = weights.weights.detach()
-        first = values[..., 0, :] == 0
-        return (values == 0).all(-2) if bool(first.any()) else None
+        if not bool((values[..., :: max(values.shape[-2] - 1, 1), :] == 0).any()):  # the first query and the last
+            return None
+        # a query that is padding itself may see all keys alike
+        alike = values.amax(-1, keepdim=True) == values.amin(-1, keepdim=True)
+        hidden = ((values == 0) | alike).all(-2)
+        return hidden if bool(hidden.any()) and not bool(alike.all()) else None
     return None
 
 
@@ -426,7 +430,7 @@ class Arrangement:
     def unfold(self, keys: Tensor, width: int) -> Tensor:
         """(images · windows, keys) → (…, 1, width) with the model's own axes and order of the keys, the same for all heads.
 
-        `width` is the number of the model's keys; those that are none of the map (padding) get 1 or True.
+        `width` is the number of the model's keys; those outside the map (padding) get 1 or True.
         """
         if self.key_order is not None:
             raw = keys.new_ones(len(keys), width)

@@ -1,6 +1,7 @@
 """Turns what passes by in a forward into labelled attention maps."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_tolerance
 from overfocus.capturing.coverage import Site, SiteLog
-from overfocus.capturing.layout import Layout, is_channel_map
+from overfocus.capturing.layout import Layout, is_channel_map, unlabelled
 from overfocus.capturing.layout_memory import COUNTED_MOVES, LayoutMemory, TokenPositions
 from overfocus.capturing.positions import NOWHERE, Positions, representative
-from overfocus.capturing.products import ProductTracker, Use
+from overfocus.capturing.products import NEIGHBOURHOOD, STRETCHED, ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
     AttendingWeights,
@@ -31,6 +32,7 @@ from overfocus.capturing.sources import (
     stands_aside,
 )
 from overfocus.capturing.watching import (
+    KERNEL_ARGUMENTS,
     PRODUCTS,
     SDPA_ARGUMENTS,
     CaptureMode,
@@ -43,11 +45,12 @@ from overfocus.capturing.watching import (
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
 LOCAL_ATTENTION = frozenset({"OutlookAttention"})
 
-_ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
+_ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward", *KERNEL_ARGUMENTS})
 # The functions that attention begins with; all others matter only while something is being followed.
-_BEGINNINGS = frozenset({"softmax", "softmin", "gumbel_softmax", "mul", "sum", *_ATTENTION, *PRODUCTS})
+_BEGINNINGS = frozenset({"softmax", "softmin", "gumbel_softmax", *STRETCHED, *_ATTENTION, *PRODUCTS})
 _OBSERVED = _BEGINNINGS | COUNTED_MOVES
 _TRANSFORMED = "not captured: it ran inside a transform of torch.func (vmap, grad), where weights cannot be read"
+_GATING = "a softmax over something else than query-key products"
 _SOFTMAXES = frozenset({"softmax", "softmin", "gumbel_softmax"})
 
 
@@ -200,12 +203,17 @@ class Tracer:
                 self.mode.active(not (running and id(running[-1]) in self._aside))
             if not running:
                 self._memory.leave()
-                for site, shape in self._gated.values():
-                    self._sites.add(Site(site, "gating", shape, reason="a softmax over something else than query-key products"))
+                for number, (site, shape) in self._gated.items():
+                    own = number in self._products.neighbourhoods
+                    self._sites.add(
+                        Site(site, "unsupported" if own else "gating", shape, reason=NEIGHBOURHOOD if own else _GATING)
+                    )
                 self._gated.clear()
 
     def _observe(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         memory, products = self._memory, self._products
+        if name == "__iter__":  # a copy of the iterator gives the tensors that the model is going to get
+            func, name, result = Tensor.unbind, "unbind", tuple(copy(result))
         running = bool(self.stack.running)
         scores = products.notes.entries
         if not running and not memory.positions.notes.entries and not scores:
@@ -221,7 +229,11 @@ class Tracer:
             return
         with torch._C.DisableTorchFunction():
             if running and name in _ATTENTION:
-                if name == "scaled_dot_product_attention":
+                if name in KERNEL_ARGUMENTS:
+                    given = dict(zip(KERNEL_ARGUMENTS[name].split(), args, strict=False)) | kwargs
+                    given["attn_mask"] = given.get("attn_mask", given.get("attn_bias"))
+                    self._scaled_dot_product((), given, result[0])
+                elif name == "scaled_dot_product_attention":
                     self._scaled_dot_product(args, kwargs, result)
                 elif name == "flex_attention":
                     self._flex(args, kwargs, result)
@@ -307,7 +319,7 @@ class Tracer:
         return None if known is None else known.ids
 
     def _used(self, use: Use) -> bool:
-        """A product of weights and values; False where the weights are none of attention."""
+        """A product of weights and values; False where the weights are not attention weights."""
         local = type(self.stack.running[-1]).__name__ in LOCAL_ATTENTION
         if not local and not use.weighting.from_product:
             return False
@@ -339,6 +351,7 @@ class Tracer:
             deviation=deviation,
             computed_in=use.output.original.dtype,
             normalised=normalised,
+            undivided=use.weighting.stage == "exponentials" and not normalised,
             hidden_rows=hidden_rows or use.weighting.masked,
             masked=use.weighting.masked,
         )
@@ -484,12 +497,15 @@ class Tracer:
         images: int | None = None,
         crossed: bool = False,
         computed_in: torch.dtype | None = None,
+        undivided: bool = False,
         note: str | None = None,
     ) -> None:
         if not all(weights.shape):
             self._sites.add(Site(name, None, weights.shape, reason="not captured: there was nothing to attend"))
             return
         layout = self._memory.find(name, weights, positions, running=self.stack.running, images=images, crossed=crossed)
+        if undivided and layout.kind == "pooled":
+            layout = unlabelled(weights.shape, "exponentials that nothing has divided by their sum: of a part of the keys, maybe")
         layout, padding = _without_padding(layout, weights, masked=masked)
         attention = AttentionMap(
             module=name or type(self.stack.model).__name__,

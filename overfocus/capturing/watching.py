@@ -182,6 +182,14 @@ class CaptureMode(TorchFunctionMode):
 
 
 SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+KERNEL_ARGUMENTS = {
+    "_scaled_dot_product_attention_math": "query key value attn_mask dropout_p is_causal",
+    "_scaled_dot_product_flash_attention": "query key value dropout_p is_causal",
+    "_scaled_dot_product_flash_attention_for_cpu": "query key value dropout_p is_causal",
+    "_scaled_dot_product_efficient_attention": "query key value attn_mask compute_log_sumexp dropout_p is_causal",
+    "_scaled_dot_product_cudnn_attention": "query key value attn_mask compute_log_sumexp dropout_p is_causal",
+}
+"""Arguments of the operators behind fused attention, as programs that were exported and decomposed call them."""
 
 _SAME = {
     "special_softmax": "softmax",
@@ -297,7 +305,7 @@ class Operands:
         return [letter for letter in self.letters[side] if letter not in self.output]
 
 
-PRODUCTS = frozenset({"matmul", "__rmatmul__", "bmm", "baddbmm", "einsum", "linear", "tensordot"})
+PRODUCTS = frozenset({"matmul", "__rmatmul__", "bmm", "baddbmm", "addmm", "inner", "einsum", "linear", "tensordot"})
 
 
 def product_operands(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
@@ -306,14 +314,14 @@ def product_operands(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return None
     if name == "einsum":
         return _einsum_operands(args, kwargs)
-    first = 1 if name == "baddbmm" else 0
-    left = argument(args, kwargs, first, "input", "self", "a", "batch1", "mat1")
+    first = 1 if name in ("baddbmm", "addmm") else 0  # behind what they add
+    left = argument(args, kwargs, first, *(("batch1", "mat1") if first else ("input", "self", "a", "mat1")))
     right = argument(args, kwargs, first + 1, "other", "mat2", "batch2", "weight", "b", "tensor2")
     if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.ndim < 2 or right.ndim < 2:
         return None
     if name == "tensordot":
         return _tensordot_operands(left, right, argument(args, kwargs, 2, "dims"))
-    if name == "linear":  # of two matrices; with more axes the second one is a layer's weight, maybe a computed one
+    if name in ("linear", "inner"):  # of two matrices; with more axes the second one is a layer's weight, maybe a computed one
         return Operands((left, right), ("ik", "jk"), "ij") if left.ndim == right.ndim == 2 else None
     if name == "__rmatmul__":
         left, right = right, left

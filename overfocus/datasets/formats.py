@@ -115,7 +115,7 @@ def is_idx_folder(folder: Path) -> bool:
 def open_idx_split(folder: Path, split: str) -> IdxImages | None:
     """The pictures of a split; None where their file is not there.
 
-    Fashion-MNIST is told by its folder's name, and only then are the classes named.
+    Fashion-MNIST is recognised by its folder's name, and only then are the classes named.
 
     Raises:
         ImageError: the labels are missing, or as `IdxImages` says.

@@ -139,7 +139,7 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     - A folder that Hugging Face `datasets` wrote (`save_to_disk`) or reads (parquet files); needs that package.
 
     Raises:
-        ImageError: there is nothing of these, a class folder is empty, labels and pictures differ in number, or a label is none.
+        ImageError: there is nothing of these, a class folder is empty, labels and images differ in number, or a label is invalid.
     """
     if split not in SPLITS:
         raise ValueError(f"expected one of the splits {', '.join(SPLITS)}, got {split!r}")

@@ -86,7 +86,7 @@ CITYSCAPES: dict[str, tuple[int, tuple[int, int, int]]] = {
     "train": (31, (0, 80, 100)), "motorcycle": (32, (0, 0, 230)), "bicycle": (33, (119, 11, 32)),
 }  # fmt: skip
 """The 19 classes in the order of their train ids: number in the files `*_labelIds.png`, and colour."""
-# Grey for class 0, mostly the background, and colours that people with any colour vision tell apart (Okabe–Ito, Tol).
+# Grey for class 0, mostly the background, and colours that are distinct to people with any colour vision (Okabe–Ito, Tol).
 _FIXED = (
     (64, 64, 64), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
     (51, 34, 136), (136, 204, 238), (17, 119, 51), (153, 153, 51), (136, 34, 85), (221, 204, 119), (68, 170, 153), (170, 68, 153),
@@ -167,7 +167,7 @@ class PictureMasks:
         if outside.any():
             strange = np.unique(found[outside])
             raise ImageError(
-                f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, which is none of the {len(self.class_names)} classes "
+                f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, not among the {len(self.class_names)} classes "
                 f"(0 … {len(self.class_names) - 1}) nor {IGNORED} for ignored pixels; correct the mask or name all classes"
                 if entry.numbers is None
                 else f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, which is no label id of Cityscapes"

@@ -46,7 +46,7 @@ def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | Non
     """The pictures of a split; None where there is none of that kind. Without splits all are for training.
 
     Raises:
-        ImageError: a picture has no mask, or the classes cannot be told.
+        ImageError: an image has no mask, or the classes are not known.
     """
     splits = dict(_places(folder))
     place = splits.get(split, splits.get("all") if split == "train" else None)
@@ -118,7 +118,7 @@ def _numbered(places: list[tuple[Path, Path]]) -> list[str]:
 def _hold_zero_and_ignored(masks: list[Path]) -> bool:
     """Whether all masks hold 0 and `IGNORED` alone, and both: usual in pictures of a foreground, and nothing to learn from.
 
-    One that cannot be read may hold others, and is told of when its turn comes.
+    One that cannot be read may hold others, and is reported when its turn comes.
     """
     ignored = False
     for mask in masks:

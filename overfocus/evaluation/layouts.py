@@ -19,8 +19,8 @@ from overfocus.datasets.labelled import ClassFolders, LabelledFiles
 from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
 from overfocus.errors import ChangedImageError, CorruptionError, ImageError, RunError
 from overfocus.images.labels import imagenet_classes
-from overfocus.images.live import identify, numbering
-from overfocus.images.sources import find_images, spread
+from overfocus.images.live import identify, image_sources, numbering
+from overfocus.images.sources import spread
 from overfocus.preprocessing import Preprocess
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample, make_variants
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
@@ -82,7 +82,7 @@ def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationDat
         ImageError: as `open_images`.
     """
     if not isinstance(source, str | Path):
-        found = identify(spread(find_images(source), limit))
+        found = identify(spread(image_sources(source), limit))
         if not any(image.label is not None for image in found):
             raise ImageError("expected images with labels to evaluate with, got none with one; give (image, label)")
         return EvaluationData("images", [Portion(CLEAN, 0, LabelledFiles(found, numbering(found)))])

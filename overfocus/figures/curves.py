@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from overfocus.figures.style import INK, PlainFigure, legend_below, line_style, model_colour
+from overfocus.figures.style import INK, PlainFigure, axis_label, legend_below, line_style, model_colour
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import value_range
 from overfocus.statistics.panel import LayerStatistics
@@ -96,25 +96,30 @@ def depth_figure(
 ) -> PlainFigure:
     """One panel per metric; bands are 95 % intervals over images.
 
-    One run: the clean curve and one per variant. Several: a colour per model, solid when clean, dashed under each variant
-    (stability metrics, which have no clean value, are solid); depth is relative where the models differ in their layers.
+    One run: the clean curve and one per variant. Several: a colour per model, solid when clean, a dash per variant (solid, too,
+    where no metric has a clean value); depth is relative where the models differ in their layers.
     """
     across = min(len(metrics), max(1, round(width / 2.4)))
     down = -(-len(metrics) // across)
     figure = PlainFigure(figsize=(width, down * min(2.1, 0.72 * width / across + 0.5) + 0.35), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     relative = is_relative(every)
+    # one dash a variant in all panels, so that one legend is right for all
+    stable = all(CATALOGUE[metric].group == "stability" for metric in metrics)
+    dashes = ["-", "--", ":", "-."] if stable else ["--", ":", "-."]
     for place, metric in enumerate(metrics):
         panel = axes[divmod(place, across)]
         if len(every) == 1:
             _one_model(panel, every[0], metric, shown)
         else:
-            _several_models(panel, every, names, metric, shown, relative=relative)
+            _several_models(panel, every, names, metric, shown, dashes, relative=relative)
         limits = np.array([value_limits(one, metric) for one in every])
         panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
         panel.set_xlabel("relative depth" if relative else "layer")
-        panel.set_ylabel(f"{title_of(metric)}\n({CATALOGUE[metric].unit})")
+        panel.set_ylabel(axis_label(title_of(metric), CATALOGUE[metric].unit))
         panel.xaxis.get_major_locator().set_params(integer=not relative)
+        if not relative and (numbers := [layer.number for layer in every[0].layers]) != list(range(len(numbers))):
+            panel.set_xticks(range(len(numbers)), [str(number) for number in numbers])
         panel.grid(axis="y")
     for place in range(len(metrics), down * across):
         axes[divmod(place, across)].set_axis_off()
@@ -140,11 +145,11 @@ def _several_models(
     names: Sequence[str],
     metric: str,
     shown: Sequence[Variant],
+    dashes: Sequence[str],
     *,
     relative: bool,
 ) -> None:
     stable = CATALOGUE[metric].group == "stability"
-    dashes = ["-", "--", ":", "-."] if stable else ["--", ":", "-."]
     for number, (statistics, name) in enumerate(zip(every, names, strict=True)):
         at = positions(statistics, relative=relative)
         if not stable:

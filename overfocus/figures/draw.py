@@ -4,7 +4,8 @@ import difflib
 import html
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from overfocus.errors import RunError
 from overfocus.figures.curves import depth_figure
@@ -30,7 +31,7 @@ def pick_metrics(names: Sequence[str] | None, every: Sequence[LayerStatistics], 
     """The metrics asked for, or the usual ones; only those that all runs measured.
 
     Raises:
-        RunError: a name that is none of them; the message lists what there is.
+        RunError: there is no metric of that name; the message lists what there is.
     """
     known = [name for name in every[0].metrics if all(name in one.metrics for one in every)]
     if group is not None:
@@ -151,6 +152,7 @@ def draw(
     corruptions: Sequence[str] | None = None,
     severity: int | None = None,
     layer: int | None = None,
+    layers: Sequence[int] | None = None,
     image: int | str | None = None,
 ) -> "PlainFigure":
     """Draw one figure without titles; call inside `paper()` or `styled()`.
@@ -169,6 +171,7 @@ def draw(
         corruptions: all by default; of "columns", and of "layers" with several runs, the first.
         severity: the middle one by default; of "stability", all.
         layer: of "columns", by its place in the first run; by default the most overfocused one.
+        layers: of "layers" and "matrix", numbers of the layers to show; all by default.
         image: of "columns", number or name of a displayed image; by default the first.
 
     Raises:
@@ -178,6 +181,8 @@ def draw(
         if not len(run.table):
             raise RunError(f"{name}: this run holds no attention metrics; measure it with `overfocus analyze`")
     every = [layer_statistics(run) for run in runs]
+    if layers is not None:
+        every = [_only(one, layers, name) for one, name in zip(every, names, strict=True)]
     variants = common_variants(every)
     if kind == "columns":
         shown = [CLEAN_VARIANT, *_corrupted(corruptions, severity, variants)[: 1 if corruptions is None else None]]
@@ -194,6 +199,25 @@ def draw(
         return matrix_figure(every, names, found[0], names_of, pick_severity(severity, variants), width)
     severities = _severities(severity, names_of, variants)
     return severity_figure(runs, names, found, names_of, severities, width)
+
+
+def _only(statistics: LayerStatistics, numbers: Sequence[int], name: str) -> LayerStatistics:
+    """The statistics of some layers."""
+    known = [layer.number for layer in statistics.layers]
+    if wrong := [number for number in numbers if number not in known]:
+        raise RunError(f"{name}: has no layer {wrong[0]}; there is {', '.join(map(str, known))}")
+    places = [known.index(number) for number in numbers]
+
+    def taken(parts: dict[str, Any]) -> dict[str, Any]:
+        return {key: taken(part) if isinstance(part, dict) else part[..., places] for key, part in parts.items()}
+
+    return replace(
+        statistics,
+        layers=[statistics.layers[place] for place in places],
+        values=taken(statistics.values),
+        control=taken(statistics.control),
+        retained=taken(statistics.retained),
+    )
 
 
 def _corrupted(corruptions: Sequence[str] | None, severity: int | None, variants: list[Variant]) -> list[Variant]:

@@ -1,6 +1,7 @@
 """Images under attention maps: overlays and their colour scale, one image as several models see it, attention matrices."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -262,10 +263,11 @@ def columns_figure(
                 above.set_title(variant.label, pad=3)
             if row == len(runs) - 1:
                 below.set_xlabel("key patch")
-        model = f"{name}\n" if len(runs) > 1 else ""
+        model = "\n".join(textwrap.wrap(name, max(8, int(14 * side)))) + "\n" if len(runs) > 1 else ""
         axes[2 * row + 1, 0].set_ylabel(f"{model}query patch, layer {layer.number}")
-        axes[2 * row, 0].set_ylabel("column\nsum", rotation=0, ha="right", va="center")
-    bar = figure.colorbar(drawn, ax=axes[:, -1], aspect=30, pad=0.03)
+        if row == 0:
+            axes[0, 0].set_ylabel("column\nsum", rotation=0, ha="right", va="center")
+    bar = figure.colorbar(drawn, ax=axes[:, -1], aspect=25, pad=0.03, shrink=min(1.0, 1.4 / len(runs)), anchor=(0.0, 1.0))
     bar.ax.minorticks_off()
     ticks = [value for value, _ in scale_ticks(high)]
     bar.set_ticks(ticks, labels=[multiple(tick) for tick in ticks])

@@ -11,7 +11,7 @@ else when it is read again, as random augmentation makes it, ends the run.
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torch.utils.data.sampler import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from overfocus.errors import ChangedImageError, ImageError
-from overfocus.images.sources import ImageSource, to_rgb
+from overfocus.images.sources import ImageSource, find_images, to_rgb
 from overfocus.settings import MAX_PIXELS
 from overfocus.text import one_line
 
@@ -71,12 +71,16 @@ class LiveImage(ImageSource):
         return image
 
 
-def live_images(source: Any, find: Callable[[Path], list[ImageSource]]) -> list[ImageSource]:
-    """The images of a sequence, data set or loader, not read yet; `find` lists those of paths in a sequence.
+def image_sources(source: Any, input_size: tuple[int, int, int] = (3, 224, 224)) -> list[ImageSource]:
+    """The images that a user gives, not read yet: what `find_images` takes, or images in memory, a data set or a loader of them.
+
+    In a sequence, paths and images in memory may stand side by side.
 
     Raises:
-        ImageError: it is nothing of these, has no length, or no fixed order.
+        ImageError: it is nothing of these, holds no images, has no length, or no fixed order.
     """
+    if source is None or isinstance(source, str | Path):
+        return find_images(source, input_size)
     if isinstance(source, Image.Image | np.ndarray | torch.Tensor):
         source = list(source) if not isinstance(source, Image.Image) and source.ndim == 4 else [source]
     if isinstance(source, DataLoader):
@@ -92,7 +96,7 @@ def live_images(source: Any, find: Callable[[Path], list[ImageSource]]) -> list[
     found: list[ImageSource] = []
     for number, part in enumerate(source):
         if isinstance(part, str | Path):
-            found += find(Path(part))
+            found += find_images(part)
         else:
             found.append(LiveImage(path=None, name=f"image-{number:05d}", items=source, index=number))
     if not found:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -148,7 +148,9 @@ class ImageSource:
         return None
 
 
-def find_images(source: Any = None, input_size: tuple[int, int, int] = (3, 224, 224)) -> list[ImageSource]:
+def find_images(
+    source: str | Path | Sequence[str | Path] | None = None, input_size: tuple[int, int, int] = (3, 224, 224)
+) -> list[ImageSource]:
     """List the images of `source`, in an order that does not depend on the file system.
 
     - a folder: all images in it and below, hidden files left out; the first sub-folder on the way to an image is its label,
@@ -158,7 +160,6 @@ def find_images(source: Any = None, input_size: tuple[int, int, int] = (3, 224, 
     - a text file (.txt, .lst, .list, .tsv): one path a line, relative to the list, with an optional label after a tab or the
       last space; empty lines and lines that start with "#" are left out;
     - a CSV file: the images that it names, with their labels (`overfocus.images.tables` says how);
-    - an image in memory, a data set or a loader of them (`overfocus.images.live` says which);
     - several of these in a sequence: one after the other;
     - None: the bundled samples that suit a model with input (channels, height, width) `input_size`.
 
@@ -173,10 +174,6 @@ def find_images(source: Any = None, input_size: tuple[int, int, int] = (3, 224, 
         source = sample_images(input_size)
     if isinstance(source, str | Path):
         return _find_in(Path(source))
-    if not isinstance(source, list | tuple) or not all(isinstance(part, str | Path) for part in source):
-        from overfocus.images.live import live_images
-
-        return live_images(source, _find_in)
     found = [image for part in source for image in _find_in(Path(part))]
     if not found:
         raise ImageError("expected at least one image, got an empty list")

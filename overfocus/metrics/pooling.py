@@ -43,7 +43,8 @@ def block_numbers(tokens: int, grid: tuple[int, int] | None, block: int) -> npt.
 def averaging(blocks: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
     """(blocks, tokens): what takes the mean over the tokens of each block."""
     member: npt.NDArray[np.float32] = (np.arange(blocks.max() + 1)[:, None] == blocks).astype(np.float32)
-    return member / member.sum(1, keepdims=True)
+    result: npt.NDArray[np.float32] = member / member.sum(1, keepdims=True)
+    return result
 
 
 def pool_matrix(weights: Weights, query_blocks: npt.NDArray[np.intp], key_blocks: npt.NDArray[np.intp]) -> Weights:

@@ -1,4 +1,4 @@
-"""Which rows and columns of a map are patch tokens, and how their block is taken: prefix, padding and pooled keys told apart."""
+"""Which rows and columns of a map are patch tokens, and how their block is taken apart from prefix, padding and pooled keys."""
 
 import math
 from collections.abc import Callable

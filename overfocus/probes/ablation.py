@@ -262,7 +262,7 @@ class _HidingMode(TorchFunctionMode):
 
 
 def _unfold(site: KeySite, kept: Bool[Tensor, "items keys"], width: int) -> Tensor:
-    with torch._C.DisableTorchFunction():  # how a mask is laid out is none of what the model does with its tokens
+    with torch._C.DisableTorchFunction():  # how a mask is laid out has nothing to do with the model's tokens
         return site.arrangement.unfold(kept, width)
 
 

@@ -85,7 +85,7 @@ class AttentionProbe(Probe):
     def describe(self, inputs: Tensor) -> Described:
         """The layers to measure, all sites of attention, and the numerical noise of each metric of stability.
 
-        A module that looks like attention but showed none is warned of; a gate, such as TAP's, is none.
+        Warns of a module that looks like attention but showed none; a gate, such as TAP's, is not attention.
 
         Raises:
             CaptureError: no attention over tokens was found.
@@ -162,7 +162,7 @@ class AttentionProbe(Probe):
         """Metrics (pictures, heads, metrics), received attention and shown maps by layer.
 
         Raises:
-            CaptureError: the attention holds NaN or is none, or other layers ran than in the first batch.
+            CaptureError: the attention holds NaN or is not attention, or other layers ran than in the first batch.
         """
         del output
         assert self._captured is not None
@@ -401,7 +401,7 @@ def choose_metrics(metrics: Sequence[Any]) -> tuple[Metric, ...]:
     """The built-in metrics of attention, and those given beside them: names, functions or rows of the catalogue.
 
     Raises:
-        RunError: one of them is none.
+        RunError: one of them is not a metric.
     """
     if isinstance(metrics, str) or not isinstance(metrics, Sequence):
         metrics = [metrics]

@@ -195,7 +195,7 @@ def flip_rate(predicted: Int[np.ndarray, " frames"] | Sequence[int], *, noisy: b
 SEGMENTATION: Literal["segmentation"] = "segmentation"
 """In run.json, the "task" of such a model; other runs name none."""
 BATCH_SIZE = 4
-"""Images that go through such a model at once unless told: at 1024×1024 each takes about a gigabyte."""
+"""Images that go through such a model at once by default: at 1024×1024 each takes about a gigabyte."""
 
 
 def predicts_pixels(loaded: LoadedModel) -> bool:

@@ -169,7 +169,7 @@ class RunFolder:
     def open(
         self, wanted: RunDescription, rows: Callable[[RunDescription], Mapping[str, int]], *, overwrite: bool
     ) -> RunDescription | None:
-        """Make the folder ready; the description of the run that lies there where it can go on, None for a new one.
+        """Make the folder ready; the description of the run in it where it can go on, None for a new one.
 
         `rows` says how many rows each table of a run has for an item. Where parts of the tables are missing or cut off, the
         run goes on from the first of them.
@@ -297,9 +297,7 @@ class RunFolder:
                 if path not in kept:
                     path.unlink()
         except OSError as error:
-            raise RunError(
-                f"{self.path}: the run that lies there cannot be replaced ({error.strerror}); choose another output"
-            ) from None
+            raise RunError(f"{self.path}: the run in it cannot be replaced ({error.strerror}); choose another output") from None
 
     def _require_own(self) -> None:
         """Raise `RunError` if run.json was written by another program; a damaged one may be ours."""

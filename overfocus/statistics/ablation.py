@@ -4,12 +4,12 @@ Patches are removed from attention, or corrupted in the image. Those that receiv
 random ones (`random`), as many of those that receive least (`bottom`), and as many or more random ones that together receive as
 much (`mass`). Random choices are drawn several times and averaged for each image first.
 
-1. Is more lost with the top patches than with as many random ones? Else predictions cannot be told to depend on the most attended
-   patches.
+1. Is more lost with the top patches than with as many random ones? Otherwise we cannot say that predictions depend on the
+   most attended patches.
 2. Is more lost than with random ones of equal mass, too? Then predictions depend on what the top patches show: the same
    attention on other patches matters less.
 3. Else, where the interval of that difference leaves less than half of the loss of question 1 open, predictions depend on the
-   attention: whatever receives as much is missed about as much. Where it leaves more open, the two cannot be told apart.
+   attention: whatever receives as much is missed about as much. Where it leaves more open, the two cannot be distinguished.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ CHOICE_WORDS = {
     "mass": "random ones of equal mass",
 }
 FRACTION = 0.05
-"""The sentences speak of the share of tokens nearest to this one: the top of `top_share`."""
+"""The sentences speak of a share of tokens near to this one: the top of `top_share`."""
 _KEYS = ["corruption", "severity", "choice", "k", "fraction"]
 
 
@@ -85,10 +85,18 @@ def describe_ablation(tables: AblationTables, model: str, how: str = "remove") -
     rows = tables.differences[tables.differences["quantity"] == quantity]
     if rows.empty:
         return []
-    fraction = min(rows["fraction"], key=lambda share: abs(share - FRACTION))
-    rows = rows[rows["fraction"] == fraction]
     groups = rows.groupby(["corruption", "severity"], sort=False)
-    return [_sentence(group, tables.table, quantity, model, how) for _, group in groups]
+    return [_sentence(_at_one_share(group), tables.table, quantity, model, how) for _, group in groups]
+
+
+def _at_one_share(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one share of tokens, the nearest to `FRACTION`: of those with enough images of equal mass if there are any.
+
+    Where few tokens take most of the attention, the others receive as much as the top ones only where these are very few.
+    """
+    equal = rows[(rows["against"] == "mass") & (rows["count"] >= FEWEST_IMAGES)]["fraction"]
+    fractions = equal if len(equal) else rows["fraction"]
+    return rows[rows["fraction"] == min(fractions, key=lambda share: abs(share - FRACTION))]
 
 
 def _differences(values: dict[str, Array], trials: Array, table: pd.DataFrame) -> pd.DataFrame:
@@ -137,14 +145,14 @@ def _claim(rows: pd.DataFrame, images: int) -> str:
         few = "is" if images == 1 else "are"
         return f"{counted(images)} {few} too few to tell what predictions depend on, at least {FEWEST_IMAGES} are needed"
     if "random" not in rows.index:
-        return "what predictions depend on cannot be told without random patches beside the most attended ones"
+        return "we cannot tell what predictions depend on without random patches beside the most attended ones"
     if _sure(rows, "random", 1):
         return "predictions depend less on the most attended patches than on random ones"
     if not _sure(rows, "random", -1):
-        return "predictions cannot be told to depend more on the most attended patches than on random ones"
+        return "we cannot tell whether predictions depend more on the most attended patches than on random ones"
     if "mass" not in rows.index or int(rows["count"]["mass"]) < FEWEST_IMAGES:  # often the others receive too little
         return (
-            "predictions depend on the most attended patches; whether on their attention or on what they show cannot be told, "
+            "predictions depend on the most attended patches; we cannot tell whether on their attention or on what they show, "
             "because in too few images the others together receive as much"
         )
     if _sure(rows, "mass", -1):
@@ -154,8 +162,8 @@ def _claim(rows: pd.DataFrame, images: int) -> str:
     if rows["low"]["mass"] > rows["difference"]["random"] / 2:
         return "predictions depend on the attention: other patches that receive as much are missed about as much"
     return (
-        "predictions depend on the most attended patches; whether on their attention or on what they show cannot be told from "
-        f"{counted(images)}"
+        f"predictions depend on the most attended patches; from {counted(images)} we "
+        "cannot tell whether on their attention or on what they show"
     )
 
 

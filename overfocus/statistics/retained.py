@@ -40,7 +40,7 @@ def distances(name: str, values: Array) -> Array:
 
 
 def undefined_control(control: Float[np.ndarray, "images columns"], noise: Float[np.ndarray, "columns"] | float) -> Array:
-    """Which columns of control distances cannot be told from numerical noise: the lower end of their mean is below ten times it.
+    """Which columns of control distances are no larger than numerical noise: the lower end of their mean is below ten times it.
 
     With a single image, where there is no interval, its value counts.
     """

@@ -350,7 +350,7 @@ def _claim(
         )
     if answer != "can't tell":
         return f"{model} {question.better if answer == 'yes' else question.worse} {baseline} {question.where}, on {images}:"
-    return f"Whether {model} {question.better} {baseline} {question.where} cannot be told from {images}: {why}."
+    return f"From {images} we cannot tell whether {model} {question.better} {baseline} {question.where}: {why}."
 
 
 def _subject(metric: str) -> str:

@@ -248,9 +248,7 @@ class MeasuringSettings(SweepSettings):
     probes: "Sequence[Probe] | None" = setting(
         None, "What is asked of each batch besides: subclasses of `overfocus.probes.probe.Probe`.", command_line=False
     )
-    displayed: int = setting(
-        4, "Images to keep pictures and full maps of, for the report.", least=0, most=10_000, command_line=False
-    )
+    displayed: int = setting(4, "Images to keep full maps of, for the report.", least=0, most=10_000, command_line=False)
     maps_limit: int = setting(
         1000, "Images to keep received attention of; the tables hold all.", least=0, most=LARGEST_COUNT, command_line=False
     )

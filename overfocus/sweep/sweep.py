@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby, islice, pairwise
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
-from overfocus.errors import ChangedImageError, ImageError, OverfocusError, RunError
+from overfocus.errors import ChangedImageError, ImageError, OverfocusError, RunError, first_line, is_out_of_memory
 from overfocus.forward import output_tensor, precision
 from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
@@ -103,6 +103,21 @@ def place_of(checkpoint: object, device: str | torch.device | None) -> str | tor
     module = checkpoint if isinstance(checkpoint, nn.Module) else getattr(checkpoint, "model", None)
     first = next(iter(module.parameters()), None) if device is None and isinstance(module, nn.Module) else None
     return device if first is None else first.device
+
+
+@contextmanager
+def inputs_taken(loaded: "LoadedModel") -> Iterator[None]:
+    """Turn what a model raises about its input, such as a size that it does not take, into one line."""
+    try:
+        yield
+    except Exception as error:  # the model may be the user's and raise anything
+        if is_out_of_memory(error) or isinstance(error, OverfocusError):
+            raise
+        height, width = loaded.input_size[1:]
+        raise RunError(
+            f"{loaded.source}: the model fails on images of {height}×{width} pixels, height × width ({type(error).__name__}: "
+            f"{first_line(error)}); give the size that it was trained at, with image_size (--image-size) or input_size of wrap"
+        ) from error
 
 
 def described_size(image_size: int | tuple[int, int] | None) -> int | list[int] | None:
@@ -254,7 +269,7 @@ class Subject:
         for start in range(0, len(batch.pixels), step):
             with self.stopwatch.on("normalising"):
                 batch.inputs = preprocess.normalize_batch(batch.pixels[start : start + step], self.device)
-            with self.stopwatch.on("forward"):
+            with self.stopwatch.on("forward"), inputs_taken(self.loaded):
                 outputs.append(owner.forward(batch) if owner is not None else output_tensor(self.loaded.model(batch.inputs)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -299,7 +314,7 @@ def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example:
     description = replace(wanted, created=datetime.now(UTC).isoformat(timespec="seconds"), parts=[], versions=describe_versions())
     arrays: dict[str, Mapping[str, Array]] = {}
     if example is not None:
-        with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"):
+        with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"), inputs_taken(subject.loaded):
             picture = subject.loaded.preprocess(example).to(subject.device)
             inputs = picture.expand(max(2, subject.batch_size), *picture.shape)
             for probe in subject.probes:

@@ -28,7 +28,7 @@ _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|c
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> TrainingDescription | None:
-    """Make the folder ready; the description of the training that lies there, None for a new one.
+    """Make the folder ready; the description of the training in it, None for a new one.
 
     A training with neither checkpoint nor result has nothing to go on from, and so does not count: it may have been refused.
 

@@ -303,7 +303,7 @@ def _plain(value: Any) -> Any:
 
 
 def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite: bool) -> None:
-    """Open the folder for these settings; nothing to do where their training lies there already."""
+    """Open the folder for these settings; nothing to do where it already holds that training."""
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
         require_same(there.settings, settings, folder)

@@ -195,7 +195,7 @@ def load_recipe(name: str | Path) -> Recipe:
     """A recipe that comes with the package by its name, or a YAML file.
 
     Raises:
-        TrainingError: there is no such recipe, or its file is none.
+        TrainingError: there is no such recipe, or its file is not a recipe.
     """
     shown = printable(name)
     path = _FOLDER / f"{name}.yaml" if str(name) in recipe_names() else Path(name)

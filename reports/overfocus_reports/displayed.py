@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 FLOOR = -6.0
-"""Log2 of the smallest value, in multiples of uniform attention, that is told apart from none."""
+"""Log2 of the smallest value, in multiples of uniform attention, that is distinguished from none."""
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def draw_report(run: "Run", *, megabytes: float | None = None) -> Path:
 
 
 def room_of(models: Sequence[Model]) -> float:
-    """Megabytes that a page may weigh unless told."""
+    """Megabytes that a page may weigh by default."""
     segmented = sum(model.run.segmented for model in models)
     return PAGE_MEGABYTES + MODEL_MEGABYTES * (len(models) - 1) + SEGMENTED_MEGABYTES * segmented
 

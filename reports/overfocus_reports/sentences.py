@@ -193,7 +193,11 @@ def overfocusing_sentence(judged: Overfocusing) -> list[str]:
     )
     if judged.nearly_uniform:
         return [f"{answers['no']}: {numbers}. That is nearly uniform, as in an untrained network."]
-    return [f"{answers[judged.answer]}: {numbers}. Below {percent(STRONG)} counts as strongly, below {percent(MILD)} as mildly."]
+    rule = f"Below {percent(STRONG)} counts as strongly, below {percent(MILD)} as mildly"
+    crossed = [percent(limit) for limit in (STRONG, MILD) if effective.low < limit <= effective.high]
+    if crossed:
+        rule += f"; the interval holds {' and '.join(crossed)}, so that other images may give another answer"
+    return [f"{answers[judged.answer]}: {numbers}. {rule}."]
 
 
 def concentration_sentences(ranked: list[LayerSummary]) -> list[str]:

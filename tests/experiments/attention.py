@@ -113,3 +113,18 @@ def tabulate_ablations(output: Path, jobs: Sequence[Job]) -> pd.DataFrame:
         table = Ablation(output / "attention" / "ablations" / job.name).differences
         tables.append(table[table["quantity"] == "agreement"].assign(arm=job.arm, seed=job.seed))
     return pd.concat(tables)[["arm", "seed", "corruption", "against", "k", "difference", "low", "high", "p_value", "count"]]
+
+
+def ablations_as_markdown(table: pd.DataFrame) -> str:
+    """For the README: by arm, the mean difference of agreement over corruptions in points, with that of each seed."""
+    lines = [
+        "| arm | against random patches, by seed | against the least attended | against random ones of equal mass |",
+        "|---|---|---|---|",
+    ]
+    for arm, rows in table.groupby("arm", sort=False):
+        cells = []
+        for against in ("random", "bottom", "mass"):
+            by_seed = 100 * rows[rows["against"] == against].groupby("seed")["difference"].mean()
+            cells.append(f"{by_seed.mean():+.1f} ({', '.join(f'{value:+.1f}' for value in by_seed)})")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -1,14 +1,20 @@
 """Figures for papers and notebooks: what is drawn is what was measured, in the size and fonts that were asked for."""
 
+import itertools
+import os
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.testing.compare import compare_images
+from matplotlib.text import Text
 
 from overfocus.errors import RunError
 from overfocus.figures.draw import KINDS, draw, most_overfocused, same_depth
@@ -98,11 +104,13 @@ def test_stability_without_a_control_is_the_raw_value(make_run):
 def test_matrix_panels_have_one_scale(run, other):
     with paper():
         figure = draw("matrix", [run, other], ["plain", "deep"], metrics=["received_shift"])
-    images = [axes.images[0] for axes in figure.axes[:2]]
+    images = [axes.collections[0] for axes in figure.axes[:2]]
     assert images[0].get_clim() == images[1].get_clim()
     fog = run.table[(run.table["corruption"] == "fog") & (run.table["severity"] == 3)]
     control = run.table[run.table["corruption"] == "other image"].groupby("layer")["received_shift"].mean()
-    np.testing.assert_allclose(images[0].get_array()[1], 1 - fog.groupby("layer")["received_shift"].mean() / control)
+    np.testing.assert_allclose(
+        np.reshape(images[0].get_array(), (2, 4))[1], 1 - fog.groupby("layer")["received_shift"].mean() / control
+    )
 
 
 def test_columns_are_the_attention_of_the_image(run):
@@ -247,3 +255,64 @@ def test_scale_holds_the_largest_value(values, power):
 
 def test_largest_places_leave_out_what_is_unknown():
     assert largest_places(np.array([[0.2, np.nan], [0.5, 0.5]]), 0.7) == [2, 3]
+
+
+def test_one_legend_is_right_for_all_panels(run, other):
+    """A variant has one dash, whether a metric has clean values or not."""
+    with paper():
+        figure = draw("layers", [run, other], ["plain", "deep"], metrics=["gini", "js_divergence"], corruptions=["fog"])
+    legend = figure.legends[0]
+    dashes = {
+        text.get_text(): handle.get_linestyle() for text, handle in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    expected = {"plain, clean": "-", "plain, fog 3": "--", "deep, clean": "-", "deep, fog 3": "--"}
+    assert {name: dash for name, dash in dashes.items() if name in expected} == expected
+    drawn = [line for axes in figure.axes for line in axes.lines if line.get_label() in expected]
+    assert all(line.get_linestyle() == expected[line.get_label()] for line in drawn)
+
+
+def test_one_severity_has_bars_side_by_side(run, other):
+    with paper():
+        figure = draw("stability", [run, other], ["plain", "deep"], metrics=["received_shift"], severity=3)
+    bars = figure.axes[0].patches
+    assert len(bars) == 4
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
+    assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(edges))
+
+
+def test_some_layers_keep_their_numbers(run):
+    with paper():
+        figure = draw("layers", [run], ["plain"], metrics=["gini"], layers=[3, 1])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["3", "1"]
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "clean")
+    clean = run.table[run.table["corruption"] == "clean"].groupby("layer")["gini"].mean()
+    np.testing.assert_allclose(line.get_ydata(), clean.loc[[3, 1]])
+    with pytest.raises(RunError, match="plain: has no layer 9; there is 0, 1, 2, 3"):
+        draw("layers", [run], ["plain"], layers=[9])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [3.3, 6.9])
+def test_labels_stand_inside_the_figure(run, other, kind, width):
+    """Nothing is cut off, at the width of one column and of two, with long names."""
+    with paper():
+        figure = draw(kind, [run, other], ["a rather long name of a model", "deep"], width=width)
+        FigureCanvasAgg(figure).draw()
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip():
+            box = text.get_window_extent()
+            assert min(box.x0, box.y0) > -2, text.get_text()
+            assert box.x1 < figure.bbox.x1 + 2, text.get_text()
+            assert box.y1 < figure.bbox.y1 + 2, text.get_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_look_as_they_were_approved(run, other, tmp_path, kind):
+    """Against tests/figures/golden, which were looked at; OVERFOCUS_DRAW_GOLDEN=1 draws them anew, to be looked at again."""
+    golden, found = Path(__file__).parent / "golden" / f"{kind}.png", tmp_path / f"{kind}.png"
+    with paper():
+        draw(kind, [run, other], ["plain", "deep"], width=3.3).savefig(found, dpi=70)
+    if os.environ.get("OVERFOCUS_DRAW_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_bytes(found.read_bytes())
+    assert compare_images(golden, found, tol=8) is None

@@ -16,8 +16,7 @@ from torch.utils.data import (
 )
 
 from overfocus.errors import ChangedImageError, ImageError
-from overfocus.images.live import as_image, identify, numbering
-from overfocus.images.sources import find_images
+from overfocus.images.live import as_image, identify, image_sources, numbering
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 TENSORS = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
@@ -25,7 +24,7 @@ LABELS = torch.tensor([3, 1, 2, 0])
 
 
 def read(source) -> list[np.ndarray]:
-    return [np.asarray(image.read()) for image in identify(find_images(source))]
+    return [np.asarray(image.read()) for image in identify(image_sources(source))]
 
 
 @pytest.mark.parametrize(
@@ -62,10 +61,14 @@ def test_grey_is_spread_over_colours_and_transparency_is_white():
 
 def test_the_order_of_a_loader():
     dataset = TensorDataset(TENSORS, LABELS)
-    assert [image.label for image in identify(find_images(DataLoader(dataset, batch_size=3, drop_last=True)))] == ["3", "1", "2"]
-    assert [image.label for image in identify(find_images(DataLoader(Subset(dataset, [2, 0]))))] == ["2", "3"]
+    assert [image.label for image in identify(image_sources(DataLoader(dataset, batch_size=3, drop_last=True)))] == [
+        "3",
+        "1",
+        "2",
+    ]
+    assert [image.label for image in identify(image_sources(DataLoader(Subset(dataset, [2, 0]))))] == ["2", "3"]
     state = torch.get_rng_state()
-    find_images(DataLoader(dataset))
+    image_sources(DataLoader(dataset))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -101,7 +104,7 @@ class Stream(IterableDataset):
 )
 def test_what_is_no_set_of_images_is_told_in_one_line(source, says):
     with pytest.raises(ImageError, match=says) as told:
-        identify(find_images(source))
+        identify(image_sources(source))
     assert "\n" not in str(told.value)
 
 
@@ -121,20 +124,20 @@ class Photos(Dataset):
 
 
 def test_names_of_classes_and_an_item_that_fails():
-    images = identify(find_images(Photos(["cat", "dog"])))
+    images = identify(image_sources(Photos(["cat", "dog"])))
     assert [image.label for image in images] == ["dog", "dog", None, "cat"]
     assert numbering(images) == ["cat", "dog"]
     with pytest.raises(ImageError, match="Photos-00002: the data set fails to give it"):
         images[2].read()
-    twins = identify(find_images(Photos([("crane", "bird"), ("crane", "bird")])))
+    twins = identify(image_sources(Photos([("crane", "bird"), ("crane", "bird")])))
     assert [image.label for image in twins][::3] == ["crane, bird (1)", "crane, bird (0)"]
 
 
 def test_labels_of_texts_have_no_numbering_and_negative_numbers_are_none():
-    images = identify(find_images([(PIXELS[0], "cat"), (PIXELS[1], None)]))
+    images = identify(image_sources([(PIXELS[0], "cat"), (PIXELS[1], None)]))
     assert [image.label for image in images] == ["cat", None]
     assert numbering(images) is None
-    assert identify(find_images([(PIXELS[0], -1)]))[0].label is None
+    assert identify(image_sources([(PIXELS[0], -1)]))[0].label is None
 
 
 class Normalize:
@@ -147,7 +150,7 @@ class Compose:
 
 def test_a_normalising_transform_is_refused_whatever_its_values():
     with pytest.raises(ImageError, match="a transform with Normalize"):
-        find_images(Photos(["a"], Compose()))
+        image_sources(Photos(["a"], Compose()))
 
 
 class Augmented(Photos):
@@ -156,13 +159,13 @@ class Augmented(Photos):
 
 
 def test_an_image_that_changes_is_found_out():
-    (image, *_) = identify(find_images(Augmented(["a"])))
+    (image, *_) = identify(image_sources(Augmented(["a"])))
     with pytest.raises(ChangedImageError, match="turn random augmentation off"):
         image.read()
 
 
 def test_a_large_image_is_refused():
-    (image,) = identify(find_images([PIXELS[0]]))
+    (image,) = identify(image_sources([PIXELS[0]]))
     with pytest.raises(ImageError, match="5×6 pixels exceed the limit of 29"):
         image.read(max_pixels=29)
 

@@ -155,7 +155,7 @@ def test_clean_images_alone(make_run):
 @pytest.mark.slow
 def test_features_without_classes_or_pictures(make_run):
     page = draw_report(make_run(class_names=None, displayed=0, layers=2)).read_text()
-    assert "This run kept no pictures." in page
+    assert "This run kept no images." in page
     assert "Output cosine" in page
 
 

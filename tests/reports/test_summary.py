@@ -4,9 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from overfocus.statistics.intervals import Interval
+from overfocus.statistics.verdicts import Overfocusing
 from overfocus.variants import Variant
 from overfocus_reports import summarise
-from overfocus_reports.sentences import percent, spans
+from overfocus_reports.sentences import overfocusing_sentence, percent, spans
 
 
 def test_layers_are_ranked_by_their_top_share(run):
@@ -198,3 +200,19 @@ def changed_layer(description, number, changes):
     layers = list(description.layers)
     layers[number] = replace(layers[number], **changes)
     return replace(description, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("low", "mean", "high", "words"),
+    [
+        (0.47, 0.61, 0.74, "the interval holds 50\u00a0%, so that other images may give another answer."),
+        (0.40, 0.61, 0.82, "the interval holds 50\u00a0% and 80\u00a0%, so"),
+        (0.55, 0.61, 0.70, "below 80\u00a0% as mildly."),
+        (float("nan"), 0.61, float("nan"), "below 80\u00a0% as mildly."),  # a single image
+    ],
+)
+def test_an_interval_across_a_limit_is_named(low, mean, high, words):
+    judged = Overfocusing("mildly", Interval(mean, low, high, 4, 0), (1, 2))
+    (sentence,) = overfocusing_sentence(judged)
+    assert sentence.startswith("It overfocuses mildly: in the most concentrated third of its layers (layers 1–2)")
+    assert words in sentence

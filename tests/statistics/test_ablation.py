@@ -40,7 +40,7 @@ def _made_up(*kept, **options):
             "predictions depend on the attention: other patches that receive as much, more in number, are missed even more",
         ),
         (28, 5, None, "predictions depend less on the most attended patches than on random ones"),
-        (15, 15, 15, "predictions cannot be told to depend more on the most attended patches than on random ones"),
+        (15, 15, 15, "we cannot tell whether predictions depend more on the most attended patches than on random ones"),
     ],
 )
 def test_answers(top, random, mass, claim):
@@ -67,6 +67,16 @@ def test_equal_mass_in_few_images_tells_nothing():
     (sentence,) = describe_ablation(tabulate_ablation(rows), "vit")
     assert "because in too few images the others together receive as much. With" in sentence
     assert "after Holm over 3, 10 images)" in sentence
+
+
+def test_speaks_of_a_share_with_enough_images_of_equal_mass():
+    """The three top patches take most of the attention, so that only a single one has a control of equal mass."""
+    many, one = _rows(5, 28, 6), _rows(10, 29, 28)
+    many.loc[(many["choice"] == "mass") & (many["k"] > 0), list(QUANTITIES)] = np.nan
+    one = one[one["k"] > 0].assign(k=1, fraction=0.01)
+    (sentence,) = describe_ablation(tabulate_ablation(pd.concat([many, one])), "vit")
+    assert "depend on what the most attended patches show" in sentence
+    assert "With the top patch (1 %) removed, the share of images that keep their class is 0.333" in sentence
 
 
 def test_draws_are_averaged_for_each_image():
@@ -107,7 +117,7 @@ def test_one_image_and_images_that_all_keep_their_class():
     assert "1 image are too few" not in sentence
     assert "1 image is too few to tell" in sentence
     tables = _made_up(30, 30, 30)
-    assert "cannot be told to depend more" in describe_ablation(tables, "vit")[0]
+    assert "we cannot tell whether predictions depend more" in describe_ablation(tables, "vit")[0]
     row = tables.differences.query("quantity == 'agreement'").iloc[0]
     assert row["low"] < 0 < row["high"]  # never of zero width
     assert row["p_value"] == 1

@@ -143,4 +143,5 @@ def test_evaluate_takes_them_too(model, tmp_path):
 
 
 def test_heatmap_of_an_array(model):
-    assert overfocus.heatmap(model, Image.fromarray(PIXELS[0])).maps[0].values.shape == (1, 4, 4)
+    for image in (PIXELS[0], Image.fromarray(PIXELS[0]), torch.from_numpy(PIXELS[0]).permute(2, 0, 1)):
+        assert overfocus.heatmap(model, image).maps[0].values.shape == (1, 4, 4)

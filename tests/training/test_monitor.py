@@ -1,6 +1,7 @@
 """`monitor`: attention watched while a model trains, without changing the training by a bit."""
 
 import copy
+import io
 import math
 import random
 from collections.abc import Iterator
@@ -223,6 +224,16 @@ def test_what_is_said(model: nn.Module, images: Tensor, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
 
 
+def test_copies_of_a_watched_model_are_not_watched(model: nn.Module, images: Tensor) -> None:
+    with overfocus.monitor(model, images, quiet=True) as watch:
+        saved = io.BytesIO()
+        torch.save(model, saved)
+        for copied in (copy.deepcopy(model), torch.load(io.BytesIO(saved.getvalue()), weights_only=False)):
+            copied.train().vit.blocks[0].attn.qkv.weight.data.fill_(math.nan)
+            copied(images)
+        assert watch.find_nan() is None
+
+
 def test_a_buffer_that_the_forward_replaces_is_put_back(model: nn.Module, images: Tensor) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
@@ -321,4 +332,5 @@ def test_overfocus_train_watches_into_its_log(train_tiny: Any) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(watched.checkpoint).items())
     assert set(COLUMNS) <= set(watched.log.columns)
     assert watched.log["top_share_late"].notna().any()
+    assert '<th scope="row"' in (watched.path / "curves.html").read_text()
     assert not set(COLUMNS) & set(plain.log.columns)

@@ -83,6 +83,22 @@ def test_lightning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "attention was measured 2 times" in capsys.readouterr().err
 
 
+def test_overfocus_train(train_tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    training = train_tiny(watch_every=2, trackers=["tensorboard"], progress=True)
+    (file,) = training.path.rglob("events*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    measured = training.log.dropna(subset=["top_share_late"])
+    for name in ("top_share_late", "effective_tokens_early", "row_entropy_middle", "largest_logit_late", "retained_late"):
+        known = measured.dropna(subset=[name])
+        assert [event.step for event in events.Scalars(name)] == known["step"].tolist()
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(known[name].tolist())
+    assert [event.step for event in events.Images("attention received")] == measured["step"].tolist()
+    assert "overfocus: attention was measured" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_transformers(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     transformers = pytest.importorskip("transformers")
