@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfocus.ablation.ablation import Ablation
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
+    from overfocus.results.ablation import Ablation
 
 
 def describe_evaluation(evaluation: "Evaluation") -> str:
@@ -41,7 +41,7 @@ def describe_evaluation(evaluation: "Evaluation") -> str:
         lines += [mce["relative_note"]] if mce["relative_note"] else []
     lines += [f"note: {note}" for note in summary["notes"]]
     if summary["data"]["skipped"]:
-        lines.append(f"note: pictures left out because they could not be read: {summary['data']['skipped']}")
+        lines.append(f"note: images left out because they could not be read: {summary['data']['skipped']}")
     return "\n".join([*lines, f"run: {evaluation.path}\n"])
 
 
@@ -52,7 +52,7 @@ def print_ablation(found: "Ablation") -> None:
     from rich.table import Table
 
     from overfocus.statistics.ablation import CHOICES
-    from overfocus.statistics.wording import decimal, variant_label
+    from overfocus.statistics.verdicts import decimal, variant_label
 
     console = Console(highlight=False)
     console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")

@@ -1,10 +1,15 @@
 """`overfocus figure`: figures for papers from saved runs."""
 
+import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from overfocus.figures.style import PlainFigure
 
 
 class Kind(StrEnum):
@@ -14,6 +19,7 @@ class Kind(StrEnum):
     STABILITY = "stability"
     LAYERS = "layers"
     MATRIX = "matrix"
+    ABLATION = "ablation"
 
 
 class Format(StrEnum):
@@ -29,7 +35,7 @@ def figure(
         Kind,
         typer.Argument(
             help="columns: attention matrices, clean and corrupted; stability: metrics against severity; layers: metrics over "
-            "depth; matrix: layer × corruption.",
+            "depth; matrix: layer × corruption; ablation: what `overfocus ablate` measured.",
             show_default=False,
         ),
     ],
@@ -43,8 +49,9 @@ def figure(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File to write. Default: KIND.FORMAT here.", show_default=False)
     ] = None,
-    metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="`overfocus list metrics`; repeatable.", show_default=False)
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metrics", "--metric", metavar="NAME,…", help="`overfocus list metrics`; repeatable.", show_default=False),
     ] = None,
     corruption: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="One of the run's; repeatable.", show_default=False)
@@ -56,6 +63,16 @@ def figure(
         int | None,
         typer.Option(metavar="N", help="Of columns: layer of the first run. Default: the most overfocused.", show_default=False),
     ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N-N,…", help="Of layers and matrix: numbers of the layers to show. Default: all.", show_default=False
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT", help="What the legend calls a run; repeatable.", show_default=False),
+    ] = None,
     image: Annotated[
         str | None,
         typer.Option(metavar="NAME|N", help="Of columns: a displayed image. Default: the first.", show_default=False),
@@ -65,7 +82,7 @@ def figure(
 
     Fonts are embedded, labels are words, there is no title; the runs share scales.
 
-    Example: overfocus figure layers overfocus-run/* --metric gini --width 3.3in --output gini.pdf
+    Example: overfocus figure layers overfocus-run/* --metrics gini --width 3.3in --output gini.pdf
     """
     from overfocus.figures.style import inches
 
@@ -75,25 +92,80 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.figures.publication import draw
+    from overfocus.figures.draw import KINDS, draw
     from overfocus.figures.style import paper, save_figure
-    from overfocus.run import Run
-    from overfocus.runs.names import display_names
+    from overfocus.run import Run, display_names
 
+    chosen = [name for listed in metrics or [] for name in listed.split(",") if name] or None
+    if kind is Kind.ABLATION:
+        with paper():
+            typer.echo(str(save_figure(_ablation(runs, chosen, size), path)))
+        return
     opened = [Run(folder) for folder in runs]
+    names = _labelled(display_names(opened), runs, label or [])
     with paper():
         drawn = draw(
-            kind.value,
+            next(known for known in KINDS if known == kind.value),
             opened,
-            display_names(opened),
+            names,
             width=size,
-            metrics=metric or None,
+            metrics=chosen,
             corruptions=corruption or None,
             severity=severity,
             layer=layer,
+            layers=None if layers is None else _numbers(layers),
             image=int(image) if image is not None and image.isdecimal() else image,
         )
         typer.echo(str(save_figure(drawn, path)))
+
+
+def _labelled(names: Sequence[str], runs: list[Path], labels: list[str]) -> list[str]:
+    """The names of the runs, with those of --label: NAME is a run's name or its folder.
+
+    Raises:
+        typer.BadParameter: a label has no text, or names no run.
+    """
+    found = list(names)
+    for given in labels:
+        name, equals, text = given.partition("=")
+        places = [place for place, folder in enumerate(runs) if name in (names[place], str(folder), folder.name)]
+        if not equals or not text or not places:
+            raise typer.BadParameter(f"expected NAME=TEXT, NAME one of {', '.join(names)}, got {given!r}", param_hint="--label")
+        for place in places:
+            found[place] = text
+    return found
+
+
+def _numbers(listed: str) -> list[int]:
+    """Layer numbers such as "0,3-5".
+
+    Raises:
+        typer.BadParameter: they are not layer numbers, or there are more than 1000.
+    """
+    parts = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip()) for part in listed.split(",")]
+    if not all(parts):
+        raise typer.BadParameter(f"expected layer numbers such as 0,3-5, got {listed!r}", param_hint="--layers")
+    found = [number for part in parts if part for number in range(int(part[1]), int(part[2] or part[1]) + 1)]
+    if not 0 < len(found) <= 1000:
+        raise typer.BadParameter(f"expected between 1 and 1000 layers such as 0,3-5, got {listed!r}", param_hint="--layers")
+    return list(dict.fromkeys(found))
+
+
+def _ablation(folders: list[Path], metrics: list[str] | None, width: float) -> "PlainFigure":
+    """The figure of one ablation; call inside `paper()`.
+
+    Raises:
+        typer.BadParameter: more than one ablation, or more than one metric.
+        RunError: the folder holds no ablation, or it has no such metric.
+    """
+    from overfocus.figures.ablation import ablation_figure
+    from overfocus.results.ablation import Ablation
+
+    if len(folders) > 1 or len(metrics or ()) > 1:
+        raise typer.BadParameter("a figure shows one metric of one ablation; draw one figure for each", param_hint="RUN…")
+    found = Ablation(folders[0])
+    score = metrics[0] if metrics else None
+    return ablation_figure(found.table, found.differences, found.how, score=score, width=width)
 
 
 def _path(kind: Kind, asked: Format | None, output: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""`overfocus heatmap`: attention over pictures as PNG files."""
+"""`overfocus heatmap`: attention over images as PNG files."""
 
 import json
 from enum import StrEnum
@@ -35,7 +35,7 @@ def heatmap(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE…", help="Pictures, folders or text lists of pictures; without them, bundled ones.", show_default=False
+            metavar="IMAGE…", help="Images, folders or text lists of images; without them, bundled ones.", show_default=False
         ),
     ] = None,
     method: Annotated[
@@ -75,7 +75,7 @@ def heatmap(
     ] = None,
     corruption: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Show the picture under this corruption or group too; repeatable.", show_default=False),
+        typer.Option(metavar="NAME", help="Show the image under this corruption or group too; repeatable.", show_default=False),
     ] = None,
     severity: Annotated[int, typer.Option(metavar="N", help="1 (weak) to 5 (strong).")] = 3,
     head_fusion: Annotated[HeadFusion, typer.Option(help="How rollout makes one map of all heads.")] = HeadFusion.MEAN,
@@ -91,7 +91,7 @@ def heatmap(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw attention over pictures.
+    """Draw attention over images.
 
     Colours are multiples of uniform attention (for a class: of the mean relevance); windows (Swin) are put back where they lie.
 

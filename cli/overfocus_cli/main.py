@@ -23,7 +23,7 @@ from overfocus_cli.inspect_checkpoint import inspect_checkpoint
 from overfocus_cli.list_names import list_names
 from overfocus_cli.measure import ablate, analyze, compare, evaluate
 from overfocus_cli.report import report
-from overfocus_cli.train import train
+from overfocus_cli.train import curves, train
 
 UsageError: Any = typer.BadParameter.__base__
 """click's class, which typer does not export and newer releases bring a copy of their own of."""
@@ -119,6 +119,7 @@ app.command("inspect")(inspect_checkpoint)
 app.command("figure")(figure)
 app.command("heatmap")(heatmap)
 app.command("train")(train)
+app.command("curves")(curves)
 app.command("evaluate")(evaluate)
 app.command("list")(list_names)
 

@@ -108,7 +108,7 @@ def compare(
         return
     report = None
     if not no_report:
-        from overfocus.ablation.ablation import Ablation
+        from overfocus.results.ablation import Ablation
         from overfocus_reports import draw_comparison
 
         report = draw_comparison(comparison, [Ablation(path) for path in ablation or []])
@@ -128,12 +128,13 @@ def ablate(
     settings: AblateSettings,
     *,
     output: Annotated[str | None, _output("overfocus-ablation", "ablation")] = None,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove or corrupt the most attended patches.
 
     For comparison the same is done to as many random patches, as many least attended ones, and random ones of equal received
-    mass. The same command continues an interrupted ablation.
+    mass. The folder gets tables and report.html; the same command continues an interrupted ablation.
 
     Example: overfocus ablate checkpoint.pth --images photos/ --corruption noise --how corrupt
     """
@@ -145,18 +146,29 @@ def ablate(
     found = overfocus.ablate(**settings.arguments() | {"output": folder})
     if not is_main_process():
         return
+    report = None
+    if not no_report:
+        from overfocus_reports import draw_ablation
+
+        report = draw_ablation(found)
     if as_json:
         tables = {
             name: json.loads(table.to_json(orient="records", double_precision=15))
             for name, table in (("table", found.table), ("differences", found.differences))
         }
-        answer = {"ablation": str(folder), "model": found.model, "images": found.images, "sentences": found.sentences}
+        answer = {
+            "ablation": str(folder),
+            "report": str(report) if report else None,
+            "model": found.model,
+            "images": found.images,
+            "sentences": found.sentences,
+        }
         print_json(answer | tables)
     else:
         from overfocus_cli.evaluation_table import print_ablation
 
         print_ablation(found)
-        typer.echo(f"\nablation: {folder}")
+        typer.echo(f"\nablation: {folder}" + (f"\nreport: {report}" if report else ""))
 
 
 @from_settings(EvaluateSettings)
@@ -193,7 +205,7 @@ def _text(checkpoint: object) -> str | None:
 
 
 def _drawn(run: "Run") -> Path:
-    """The run's report, drawn unless the one that lies there is newer than the run."""
+    """The run's report, drawn unless the existing one is newer than the run."""
     from overfocus_reports import draw_report
 
     page = run.path / "report.html"

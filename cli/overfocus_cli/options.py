@@ -1,8 +1,10 @@
 """Options of commands that are written by hand."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from overfocus.sweep.settings import parse_size
 
 Checkpoint = Annotated[
     str | None,
@@ -21,13 +23,22 @@ Model = Annotated[
 NoEma = Annotated[
     bool, typer.Option("--no-ema", help="Take the plain weights where the checkpoint also holds averaged (EMA) ones.")
 ]
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 ImageSize = Annotated[
-    int | None,
+    Any | None,
     typer.Option(
         "--image-size",
         metavar="PIXELS",
-        min=1,
-        help="Side of the model's input in pixels; otherwise as trained.",
+        parser=_size,
+        help="Side of the model's input in pixels, or HEIGHTxWIDTH; otherwise as trained.",
         show_default=False,
     ),
 ]

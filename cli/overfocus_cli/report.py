@@ -1,4 +1,4 @@
-"""`overfocus report`: draw the pictures and the page again from a saved run or comparison."""
+"""`overfocus report`: draw the figures and the page again from a saved run or comparison."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from overfocus_cli.output import AsJson
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER…", help="What `overfocus analyze` or `overfocus compare` wrote.", show_default=False),
+        typer.Argument(metavar="FOLDER…", help="What `overfocus analyze`, `compare` or `ablate` wrote.", show_default=False),
     ],
     ablation: Annotated[
         list[Path] | None,
@@ -23,7 +23,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the report of saved runs and comparisons again.
+    """Draw the report of saved runs, comparisons and ablations again.
 
     Writes figures and report.html into each folder; neither the models nor the images are needed.
 
@@ -35,13 +35,12 @@ def report(
 
 def _drawn(folder: Path, ablations: list[Path]) -> Path:
     require_run(folder)
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import is_comparison, read_comparison
     from overfocus.run import Run
-    from overfocus_reports import draw_comparison, draw_report
+    from overfocus_reports import draw_ablation, draw_comparison, draw_report
 
-    if not is_comparison(folder):
-        return draw_report(Run(folder))
-
-    from overfocus.ablation.ablation import Ablation
-
-    return draw_comparison(read_comparison(folder), [Ablation(path) for path in ablations])
+    if is_comparison(folder):
+        return draw_comparison(read_comparison(folder), [Ablation(path) for path in ablations])
+    run = Run(folder)
+    return draw_ablation(Ablation(folder)) if run.description.kind == "ablation" else draw_report(run)

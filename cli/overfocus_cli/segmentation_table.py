@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
 
 _WIDTH = 24
 _CLASSES_IN_A_LINE = 4
@@ -24,7 +24,7 @@ def print_segmentation(evaluation: "Evaluation") -> None:
         if scores is not None:
             lines.append(
                 f"{name:{_WIDTH}} mIoU {_percent(scores['miou'])}   pixel accuracy {_percent(scores['pixel_accuracy'])}   "
-                f"mean of the pictures' own IoU {_percent(scores['image_iou'])}"
+                f"mean of the images' own IoU {_percent(scores['image_iou'])}"
             )
     for name, scores in shown.items():
         if scores is not None:
@@ -37,7 +37,7 @@ def print_segmentation(evaluation: "Evaluation") -> None:
     lines += [f"mIoU over {average['label']}: {_average(average)}" for average in summary["averages"]]
     lines += [f"note: {note}" for note in summary["notes"]]
     if summary["data"]["skipped"]:
-        lines.append(f"note: pictures left out because they could not be read: {summary['data']['skipped']}")
+        lines.append(f"note: images left out because they could not be read: {summary['data']['skipped']}")
     typer.echo("\n".join([*lines, f"run: {evaluation.path}\n"]))
 
 

@@ -1,6 +1,8 @@
-"""`overfocus train`: train or fine-tune a classifier or segmentation model, with TAP and ADL where asked for."""
+"""`overfocus train`, with TAP and ADL where asked for, and `overfocus curves`, which draws the log of a training."""
 
 import os
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -30,8 +32,35 @@ def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json_text({"checkpoint": str(training.checkpoint), **last}))
         return
-    for note in training.info["notes"]:
+    for note in training.info.notes:
         typer.echo(note)
-    from overfocus.training.log import describe_row
+    from overfocus.training.folder import describe_row
 
     typer.echo(f"{describe_row(last)}\ncheckpoint: {training.checkpoint}\nlog: {training.path / 'log.csv'}")
+
+
+def curves(
+    log: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LOG",
+            help="log.csv of `overfocus train` or of `overfocus.monitor`, or the folder of a training.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page (.html) or image (.png). Default: curves.html there.", show_default=False),
+    ] = None,
+) -> None:
+    """Draw the curves of a training, also while it runs.
+
+    Example: overfocus curves attention.csv --output attention.html
+    """
+    from overfocus.curves import write_curves
+
+    if log.is_dir():
+        log /= "log.csv"
+    if output is not None and output.suffix.lower() not in (".html", ".png"):
+        raise typer.BadParameter(f"expected a file that ends in .html or .png, got {output.name}", param_hint="--output")
+    typer.echo(str(write_curves(log, output or log.with_name("curves.html"))))

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from overfocus.attention import AttentionMap
+from overfocus.attention import AttentionMap, TokenNorms
 from overfocus.capturing.coverage import Site
-from overfocus.capturing.norms import TokenNorms
 from overfocus.capturing.tracer import Tracer
 from overfocus.errors import CaptureError
 
@@ -20,13 +19,20 @@ class Captured:
     """What a capture has seen so far."""
 
     def __init__(
-        self, model: nn.Module, reduce: Callable[[AttentionMap], Any] | None, *, gradients: bool, verify: bool, norms: bool
+        self,
+        model: nn.Module,
+        reduce: Callable[[AttentionMap], Any] | None,
+        *,
+        gradients: bool,
+        verify: bool,
+        norms: bool,
+        exact: bool,
     ) -> None:
         self._maps: list[AttentionMap] = []
         self._reduced: list[Any] = []
         self._reduce = reduce
         self._errors: list[CaptureError] = []
-        self.tracer = Tracer(model, self._keep, gradients=gradients, verify=verify, norms=norms)
+        self.tracer = Tracer(model, self._keep, gradients=gradients, verify=verify, norms=norms, exact=exact)
 
     def _keep(self, attention: AttentionMap) -> None:
         if self._reduce is None:
@@ -81,14 +87,18 @@ def capture(
     gradients: bool = False,
     verify: bool = False,
     norms: bool = False,
+    exact: bool = True,
 ) -> Iterator[Captured]:
-    """Capture the attention of every forward of `model` inside the block; its results stay bit-identical.
+    """Capture the attention of every forward of `model` inside the block; its results stay bit-identical if `exact`.
 
     Without `reduce` every map is kept (as the queries and keys it is computed from, where the model fuses its attention).
     With it, `reduce(attention)` is called while the layer runs, its value is kept and no map outlives its layer.
     With `gradients`, weights carry gradients to the queries and keys; otherwise they are detached.
     With `norms`, the norms of the tokens that leave each block are noted as well.
     With `verify`, each map's `deviation` is measured: weights × values against what the model produced.
+    With `exact=False`, fused attention is computed once: the product of the captured weights with the values takes the place of
+    the fused kernel's output, from which it differs by rounding (1e-6). On a processor in float32 this saves the kernel where
+    `reduce` reads the weights; with `gradients` the maps are part of the graph of what the model returns.
 
     Works in the calling thread only; other models and other captures, also nested ones, are not mixed in. Nothing that goes
     wrong while watching reaches the model's forward: such a site is not captured, and the coverage table says why.
@@ -97,7 +107,7 @@ def capture(
         CaptureError: when the block is left, if `reduce` raised one (NaN, or rows that do not sum to 1). Other errors of
             `reduce` are raised at once, inside the forward.
     """
-    captured = Captured(_original(model), reduce, gradients=gradients, verify=verify, norms=norms)
+    captured = Captured(_original(model), reduce, gradients=gradients, verify=verify, norms=norms, exact=exact)
     tracer = captured.tracer
     tracer.stack.watch(tracer.enter, tracer.leave)
     try:

@@ -15,6 +15,9 @@ _ATTENTION_WORD = re.compile(r"attn|attention|xca|msa|mhsa|litemla", re.IGNORECA
 _PART = re.compile(r"drop|norm|proj|bias|pos|softmax|identity|linear|conv|act|layer_?scale|mlp", re.IGNORECASE)
 
 
+_ELSEWHERE = "ran in another thread: capture sees the thread that opened it only"
+
+
 @dataclass(frozen=True)
 class Site:
     """One attention-like module: what its map is, or why there is none."""
@@ -103,6 +106,10 @@ class SiteLog:
                 Site(name, "unsupported" if name in called else None, None, reason=reason, class_name=type(module).__name__)
             )
             seen.add(name)
+        for name in sorted(elsewhere):  # modules without attention by name, as a whole
+            if not any(_inside(name, site) or _inside(site, name) for site in (*seen, *called)):
+                rows.append(Site(name, None, None, reason=_ELSEWHERE, class_name=type(modules[name]).__name__))
+                seen.add(name)
         for name, reason in other.items() if not self._sites else ():  # of a model without attention modules by name
             if not any(_inside(name, site) for site in seen if site or not name):
                 rows.append(Site(name, "unsupported", None, reason=reason, class_name=type(modules[name]).__name__))
@@ -126,7 +133,7 @@ def _silence(name: str, module: nn.Module, called: set[str], elsewhere: set[str]
     if name in called:
         return "no softmax attention ran in it: linear or additive attention, or a kernel of its own"
     if any(_inside(site, name) for site in elsewhere):
-        return "ran in another thread: capture sees the thread that opened it only"
+        return _ELSEWHERE
     return "not called in this forward"
 
 

@@ -23,7 +23,7 @@ _PREFIX, _PADDING, _UNKNOWN = -1, -2, -3
 
 
 class UnclearAxesError(Exception):
-    """What the axes of a map hold cannot be told; the message says why."""
+    """What the axes of a map hold is unclear; the message says why."""
 
 
 class UnplacedTokensError(UnclearAxesError):
@@ -111,7 +111,7 @@ def infer_layout(
     `prefix` is the model's own number of prefix tokens.
 
     Raises:
-        UnclearAxesError: the axes cannot be told apart, or images of several sizes share them.
+        UnclearAxesError: the axes cannot be distinguished, or images of several sizes share them.
     """
     leading = shape[:-2]
     keys = keys.expand(*leading, shape[-1]).cpu()

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import (
+from overfocus.capturing.sources import HIDDEN
+from overfocus.capturing.watching import (
     Operands,
     Permuted,
     TensorNotes,
@@ -23,15 +24,27 @@ from overfocus.capturing.functions import (
     product_operands,
     tensors_in,
 )
-from overfocus.capturing.sources import HIDDEN
 
 # What leaves every weight as it was, only elsewhere or in another type.
 _KEEPING = frozenset(
     "view reshape permute transpose swapaxes movedim flatten unflatten squeeze unsqueeze expand contiguous clone to type type_as "
     "float half bfloat16 double detach dropout T.__get__ mT.__get__ T mT t alias cpu cuda _to_copy".split()
 )
+# What cuts scores, puts them together or puts them elsewhere.
+_REARRANGING = frozenset(
+    "__getitem__ index slice narrow select index_select gather take_along_dim chunk split split_with_sizes tensor_split unbind "
+    "cat stack hstack vstack pad roll flip repeat repeat_interleave tile expand_as view_as reshape_as swapdims moveaxis unfold "
+    "diagonal scatter scatter_ index_put index_put_ as_strided".split()
+)
+_LAYERS = frozenset("linear conv1d conv2d conv3d layer_norm batch_norm group_norm instance_norm rms_norm".split())
 _SHRINKING = frozenset("mean sum amax amin max min argmax argmin topk size dim norm std var all any isnan".split())
-_HIDING = frozenset("masked_fill masked_fill_ where add add_ __add__ __iadd__ __radd__".split())
+_HIDING = frozenset(
+    "masked_fill masked_fill_ where add add_ __add__ __iadd__ __radd__ sub sub_ __sub__ __isub__ mul mul_ masked_scatter "
+    "masked_scatter_ index_fill index_fill_ index_put index_put_ minimum fmin".split()
+)
+STRETCHED = frozenset({"mul", "mul_", "sum", "mean", "vecdot"})
+"""Functions that spell products elementwise."""
+NEIGHBOURHOOD = "each query has keys of its own (its neighbourhood, say): there is no map of queries × keys"
 _SQUASHING = {
     "sigmoid": "sigmoid",
     "sigmoid_": "sigmoid",
@@ -67,6 +80,8 @@ class Weighting:
     """Numbers of the softmaxes behind the weights, no gating once these turn out to be attention."""
     masked: bool = False
     """Whether scores were hidden before the softmax."""
+    handed_on: bool = False
+    """Whether a module has returned it to the one around it."""
     squashed: str | None = None
     """What scores went through instead of a softmax."""
 
@@ -85,10 +100,11 @@ class ProductTracker:
     """Follows scores and weights through the functions of one forward.
 
     `squeezed` gives a view of a tensor without some of its axes of size 1, with everything that is known of the tensor;
-    `constants` are the parameters and buffers, whose products with activations are layers.
+    `constants` are the parameters and buffers, whose products with activations are layers; modules in which something began are
+    put into `awaited`: `left` has to hear of them.
     """
 
-    def __init__(self, constants: frozenset[int], squeezed: Callable[[Tensor, Sequence[int]], Tensor]) -> None:
+    def __init__(self, constants: frozenset[int], squeezed: Callable[[Tensor, Sequence[int]], Tensor], awaited: set[str]) -> None:
         self.notes: TensorNotes[Weighting] = TensorNotes()
         self.outer: TensorNotes[tuple[Tensor, Tensor]] = TensorNotes()
         """Elementwise products of two tensors that are stretched to each other's size."""
@@ -96,8 +112,10 @@ class ProductTracker:
         """Modules in which scores met values without a softmax, and what they went through."""
         self._constants = constants
         self._squeezed = squeezed
+        self.neighbourhoods: set[int] = set()
+        """Softmaxes of queries that have keys of their own each."""
         self._softmaxes = 0
-        self._modules: set[str] = set()
+        self._modules = awaited
 
     def clear(self) -> None:
         """Forget the forward that was followed."""
@@ -116,7 +134,7 @@ class ProductTracker:
                 if id(tensor) not in returned or not note.from_product or tensor.ndim < 3 or module == parent:
                     return None
                 self._modules.add(parent)
-                return replace(note, module=parent)
+                return replace(note, module=parent, handed_on=True)
 
             self.notes.change(kept)
 
@@ -135,11 +153,16 @@ class ProductTracker:
     def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, module: str) -> Use | None:
         """Note what a function returned in a module; a `Use` where it multiplied weights with values."""
         operands = product_operands(name, args, kwargs)
-        if operands is None and name in ("mul", "mul_", "sum"):
+        if operands is None and name in STRETCHED:
             operands = self._stretched(name, args, kwargs, result)
         if operands is not None and isinstance(result, Tensor):
             return self._multiplied(operands, result, module)
-        if not len(self.notes) or name in _SHRINKING:
+        if not self.notes.entries or name in _SHRINKING:
+            return None
+        if name == "__setitem__":
+            written = self.notes.get(args[0])
+            if written is not None:
+                self.notes[args[0]] = replace(written, masked=True)
             return None
         tracked = [(tensor, note) for tensor in tensors_in((args, kwargs)) if (note := self.notes.get(tensor)) is not None]
         if not tracked:
@@ -149,8 +172,10 @@ class ProductTracker:
             if isinstance(result, Tensor):
                 self.softmax(tensor, result, module, whole=False)
             return None
+        if note.stage == "scores" and not _stays_scores(name, tensor, result, handed_on=note.handed_on):
+            return None
         if len(tracked) > 1:
-            notes = [other for _, other in tracked]
+            notes = [other for _, other in tracked if (other.stage == "scores") == (note.stage == "scores")]
             note = replace(
                 note,
                 from_product=any(other.from_product for other in notes),
@@ -159,9 +184,11 @@ class ProductTracker:
             )
         if note.stage == "scores" and name in _SQUASHING:
             note = replace(note, squashed=_SQUASHING[name])
-        if name in _HIDING and not note.masked and note.stage == "scores":
+        if name in _HIDING and not note.masked:
             note = replace(note, masked=_hides(name, args, kwargs, tensor))
-        if name == "dropout" and not any(
+        if name == "dropout" and not _drops(args, kwargs):
+            pass
+        elif name == "dropout" and not any(
             output is tensor for output in tensors_in(result)
         ):  # in place it leaves nothing undropped
             note = replace(note, undropped=note.undropped if note.undropped is not None else tensor)
@@ -178,33 +205,39 @@ class ProductTracker:
         """A product spelled (a[…, None, :] * b[…, None, :, :]).sum(axis)."""
         if not isinstance(result, Tensor):
             return None
-        if name != "sum":
-            left, right = first_argument(args, kwargs), argument(args, kwargs, 1, "other")
-            if (
+        if name not in ("sum", "mean"):
+            left, right = argument(args, kwargs, 0, "input", "self", "x"), argument(args, kwargs, 1, "other", "y")
+            if not (
                 isinstance(left, Tensor)
                 and isinstance(right, Tensor)
                 and left.ndim == right.ndim >= 3
-                and any(mine == 1 < its for mine, its in zip(left.shape, right.shape, strict=True))
-                and any(mine > 1 == its for mine, its in zip(left.shape, right.shape, strict=True))
+                and left.shape != right.shape
                 and left.is_floating_point()
                 and right.is_floating_point()
             ):
+                return None
+            if name != "vecdot":
                 self.outer[result] = left, right
-            return None
-        source, axes = first_argument(args, kwargs), argument(args, kwargs, 1, "dim", "axis")
-        pair = self.outer.get(source)
-        if pair is None or argument(args, kwargs, 2, "keepdim"):
-            return None
+                return None
+            pair = left, right
+            shape = torch.Size(map(max, zip(left.shape, right.shape, strict=True)))
+            axes = kwargs.get("dim", -1)
+        else:
+            source, axes = first_argument(args, kwargs), argument(args, kwargs, 1, "dim", "axis")
+            known = self.outer.get(source)
+            if known is None or argument(args, kwargs, 2, "keepdim"):
+                return None
+            pair, shape = known, source.shape
         axes = [axes] if isinstance(axes, int) else list(axes) if isinstance(axes, (tuple, list)) else []
         if len(axes) != 1:
             return None
-        summed = axes[0] % source.ndim
-        if any(tensor.shape[summed] != source.shape[summed] for tensor in pair):
+        summed = axes[0] % len(shape)
+        if any(tensor.shape[summed] != shape[summed] for tensor in pair):
             return None
-        letters = "abcdefghijklmnopqrstuvwxyz"[: source.ndim]
+        letters = "abcdefghijklmnopqrstuvwxyz"[: len(shape)]
         tensors, names = [], []
         for tensor in pair:
-            single = [axis for axis in range(tensor.ndim) if tensor.shape[axis] == 1 < source.shape[axis]]
+            single = [axis for axis in range(tensor.ndim) if tensor.shape[axis] == 1 < shape[axis]]
             tensors.append(self._squeezed(tensor, single))
             names.append("".join(letter for axis, letter in enumerate(letters) if axis not in single))
         output = letters.replace(letters[summed], "")
@@ -212,7 +245,7 @@ class ProductTracker:
 
     def _multiplied(self, operands: Operands, result: Tensor, module: str) -> Use | None:
         notes = [self.notes.get(tensor) for tensor in operands.tensors]
-        use = None
+        use, weighted = None, False
         for side, note in enumerate(notes):
             if note is None:
                 continue
@@ -220,15 +253,21 @@ class ProductTracker:
                 use = self._use(operands, side, note, result)
                 if use is not None and note.from_product:
                     return use
+                weighted |= use is not None and not note.changed
             elif note.squashed is not None and self._use(operands, side, note, result) is not None:
                 self.other[module] = f"no softmax: weights are scores after {note.squashed}"
             if use is None and _mixes_heads(operands, side):
-                self.notes[result] = replace(note, changed=True, undropped=None)
+                if note.stage != "scores" or operands.output[-2:] == operands.letters[side][-2:] or result.ndim > 3:
+                    self.notes[result] = replace(note, changed=True, undropped=None)
                 return None
+        if weighted:  # what a softmax has weighted is no score, whatever the softmax was over
+            return use
         left, right = operands.tensors
         if id(left) in self._constants or id(right) in self._constants:
             return use
         if isinstance(left, torch.nn.Parameter) or isinstance(right, torch.nn.Parameter):
+            return use
+        if min(left.ndim, right.ndim) == 2 < max(left.ndim, right.ndim):  # a matrix for all images: a layer, or random features
             return use
         if result.ndim >= 2 and all(len(operands.summed(side)) == 1 for side in (0, 1)):
             self._modules.add(module)
@@ -243,6 +282,8 @@ class ProductTracker:
             return None
         free = [letter for letter in weight_letters if letter not in value_letters]
         widths = [letter for letter in value_letters if letter not in weight_letters]
+        if not free and widths and note.from_product:
+            self.neighbourhoods |= note.softmaxes
         if not free or (len(free) > 1 and len(value_letters) == 2):  # a matrix mixes heads
             return None
         if note.undropped is not None and note.undropped.shape == weights.shape:
@@ -257,15 +298,42 @@ class ProductTracker:
         )
 
 
+def _stays_scores(name: str, scores: Tensor, result: Any, *, handed_on: bool) -> bool:
+    """Whether what a function returned for scores (…, queries, keys) still is scores.
+
+    A layer on the last axis of three mixes channels, and so does one behind the module that made the product: what that gave
+    were no scores but tokens, on their way to whatever follows. Functions that compute keep queries and keys where they are;
+    heads may be mixed.
+    """
+    if name in _KEEPING or name in _REARRANGING or not isinstance(result, Tensor):
+        return True
+    if name in _LAYERS and (handed_on or scores.ndim < 4):
+        return False
+    return name == "linear" or result.shape[-2:] == scores.shape[-2:]
+
+
+def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of dropout changes anything, in either spelling: (input, p, training, inplace) or (input, p, train)."""
+    training = argument(args, kwargs, 2, "training", "train")
+    return argument(args, kwargs, 1, "p") != 0 and training is not False
+
+
 def _hides(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:
-    """Whether a function hides some scores from the softmax: it masks them, or adds a large negative number."""
-    if "add" not in name:
+    """Whether a function may hide some scores or weights: it masks them, adds a large negative number, or multiplies by zeros."""
+    if not any(word in name for word in ("add", "sub", "mul")):
         return True
     other = next((item for item in (*args, *kwargs.values()) if item is not scores), None)
-    if not isinstance(other, Tensor) or isinstance(other, torch.nn.Parameter) or other.requires_grad or not other.numel():
+    if not isinstance(other, Tensor) or isinstance(other, torch.nn.Parameter) or other.requires_grad or other.numel() < 2:
         return False
+    if "mul" in name and not other.is_floating_point():
+        return True
     # on an accelerator the number would have to be waited for
-    return other.device.type != "cpu" or bool(other.detach().amin() <= HIDDEN)
+    if other.device.type != "cpu":
+        return "mul" not in name
+    values = other.detach()
+    if "mul" in name:
+        return bool((values == 0).any())
+    return bool((values.amin() if "add" in name else -values.amax()) <= HIDDEN)
 
 
 def _mixes_heads(operands: Operands, side: int) -> bool:

@@ -1,14 +1,21 @@
-"""Where the attention weights of a site come from, and how their axes are arranged."""
+"""Where the attention weights of a site come from, and how their axes are arranged.
+
+The weights of `torch.nn.MultiheadAttention` are computed beside it from its arguments: in evaluation torch takes fused kernels
+that no function mode sees, and leaves them as soon as one is active; so the mode steps aside while these modules run. Shapes
+follow `torch.nn.functional.multi_head_attention_forward`.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from overfocus.errors import CaptureError
 
@@ -108,13 +115,73 @@ class QueryKeyWeights:
                 future = torch.ones(stop - start, key.shape[-2], dtype=torch.bool, device=key.device).triu(1 + start)
                 scores = scores.masked_fill(future, -torch.inf)
             if mask is None:
-                return scores.softmax(-1)
+                return _softmax(scores)
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
             hidden = scores.detach().amax(-1, keepdim=True) == -torch.inf
             weights = scores.softmax(-1)
             if hidden.device.type == "cpu" and not bool(hidden.any()):  # elsewhere the answer would have to be waited for
                 return weights
             return weights.masked_fill(hidden, 0.0)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over keys; on a processor, where memory is what costs, in the place of the scores."""
+    if scores.device.type != "cpu" or scores.requires_grad:
+        return scores.softmax(-1)
+    return torch.softmax(scores, -1, out=scores)
+
+
+@dataclass(eq=False)
+class AttendingWeights(QueryKeyWeights):
+    """Weights that are multiplied with the values as they are read, so that attention is computed once.
+
+    Blocks of weights are read while they are in the processor's cache; the output takes what they give. `finish` fills in the
+    rest, by the model's own function where nothing was read.
+    """
+
+    value: Tensor | None = None
+    """(…, heads or a divisor of heads, keys, width); dropped with the output when all is done."""
+    output: Tensor | None = field(init=False)
+    """(…, heads, queries, width), its axes in memory in the order of the query's, as the fused kernel has it."""
+
+    def __post_init__(self) -> None:
+        assert self.value is not None
+        self.value = for_heads(self.value, self.query)
+        query, width = self.query, self.value.shape[-1]
+        order = sorted(range(query.ndim - 1), key=query.stride, reverse=True)
+        sizes = [*(query.shape[axis] for axis in order), width]
+        self.output = query.new_empty(sizes).permute(*(order.index(axis) for axis in range(query.ndim - 1)), -1)
+        self._read = np.zeros((query.shape[0], query.shape[-2]), bool)
+
+    def detached(self) -> "AttendingWeights":
+        """Itself: it is none of a graph."""
+        return self
+
+    def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
+        """Weights of those queries; their output is noted."""
+        weights = super().rows(start, stop, images)
+        if self.output is not None and self.value is not None:
+            chosen = slice(None) if images is None else images
+            self.output[chosen, ..., start:stop, :] = weights @ self.value[chosen]
+            self._read[chosen, start:stop] = True
+        return weights
+
+    def finish(self, whole: Callable[[], Tensor]) -> Tensor:
+        """The output; `whole` computes all of it, and is asked where no row was read."""
+        output, queries = self.output, self.query.shape[-2]
+        assert output is not None
+        if not self._read.any():
+            output = whole()
+        for place in np.flatnonzero(~self._read.all(1)) if output is self.output else ():
+            step = max(1, _UNREAD_BLOCK // math.prod(self.shape[1:-2] + self.shape[-1:]))
+            for start in range(0, queries, step):
+                self.rows(start, min(start + step, queries), slice(int(place), int(place) + 1))
+        self.value = self.output = None
+        return output
+
+
+_UNREAD_BLOCK = 2**21
+"""Weights that are computed together where nobody has read them."""
 
 
 def for_heads(key: Tensor, query: Tensor) -> Tensor:
@@ -161,7 +228,46 @@ class MaterialisedWeights:
         return weights[..., start:stop, :].float()
 
 
-HIDDEN = -1e4
+def attending(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    gradients: bool = False,
+) -> tuple[AttendingWeights | MaterialisedWeights, Tensor] | None:
+    """Weights of a call of `scaled_dot_product_attention` and the output that comes from them; None where it is to run itself.
+
+    With `gradients`, whole weights, which are part of the output's graph. Otherwise weights that make the output as they are
+    read; not on an accelerator, whose fused kernel costs next to nothing beside more launches, nor in half precision, in which
+    the fused kernel rounds otherwise.
+    """
+    if dropout_p or any(tensor.is_nested for tensor in (query, key, value)):
+        return None
+    if gradients:
+        weights = QueryKeyWeights(query, key, attn_mask, scale, is_causal).rows(0, query.shape[-2])
+        return MaterialisedWeights(weights), (weights @ for_heads(value, query).to(weights.dtype)).to(value.dtype)
+    if any(
+        type(tensor) is not Tensor or tensor.dtype != torch.float32 or tensor.device.type != "cpu"
+        for tensor in (query, key, value)
+    ):
+        return None
+    followed = any(tensor is not None and tensor.requires_grad for tensor in (query, key, value, attn_mask))
+    heads = query.shape[:-2] == key.shape[:-2] or (enable_gqa and query.shape[0] == key.shape[0])
+    if torch.is_autocast_enabled("cpu") or (followed and torch.is_grad_enabled()):
+        return None
+    if query.ndim < 3 or not heads or key.shape[:-2] != value.shape[:-2] or not all(query.shape):
+        return None
+    made = AttendingWeights(query, key, attn_mask, scale, is_causal, value)
+    assert made.output is not None
+    return made, made.output
+
+
+HIDDEN = -500.0
 """A mask that adds this or less hides a key."""
 
 
@@ -180,8 +286,12 @@ def hidden_keys(weights: WeightSource, *, masked: bool) -> Tensor | None:
         )
     if isinstance(weights, MaterialisedWeights) and masked:
         values = weights.weights.detach()
-        first = values[..., 0, :] == 0
-        return (values == 0).all(-2) if bool(first.any()) else None
+        if not bool((values[..., :: max(values.shape[-2] - 1, 1), :] == 0).any()):  # the first query and the last
+            return None
+        # a query that is padding itself may see all keys alike
+        alike = values.amax(-1, keepdim=True) == values.amin(-1, keepdim=True)
+        hidden = ((values == 0) | alike).all(-2)
+        return hidden if bool(hidden.any()) and not bool(alike.all()) else None
     return None
 
 
@@ -320,7 +430,7 @@ class Arrangement:
     def unfold(self, keys: Tensor, width: int) -> Tensor:
         """(images · windows, keys) → (…, 1, width) with the model's own axes and order of the keys, the same for all heads.
 
-        `width` is the number of the model's keys; those that are none of the map (padding) get 1 or True.
+        `width` is the number of the model's keys; those outside the map (padding) get 1 or True.
         """
         if self.key_order is not None:
             raw = keys.new_ones(len(keys), width)
@@ -393,3 +503,185 @@ class ArrangedWeights:
 def _version(tensor: Tensor) -> int:
     """How often a tensor was written to; 0 for those of inference mode, which do not count it."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+_FORWARD_ARGUMENTS = (
+    "query",
+    "key",
+    "value",
+    "key_padding_mask",
+    "need_weights",
+    "attn_mask",
+    "average_attn_weights",
+    "is_causal",
+)
+FUNCTION_ARGUMENTS = (
+    "query key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p "
+    "out_proj_weight out_proj_bias training key_padding_mask need_weights attn_mask use_separate_proj_weight q_proj_weight "
+    "k_proj_weight v_proj_weight static_k static_v average_attn_weights is_causal"
+).split()
+_LAYER_ARGUMENTS = ("src", "src_mask", "src_key_padding_mask", "is_causal")
+
+
+@dataclass(eq=False)
+class MultiheadCall:
+    """One call of multi-head attention: its weights, and the values they were multiplied with."""
+
+    weights: QueryKeyWeights
+    """(batch, heads, queries, keys)"""
+    values: Tensor
+    """(batch, heads, keys, width)"""
+    out_weight: Tensor
+    out_bias: Tensor | None
+
+    def attended(self) -> Tensor:
+        """What the module returns, (batch, queries, channels), computed from weights × values."""
+        weights = self.weights.rows(0, self.weights.shape[-2])
+        mixed = (weights.to(self.values.dtype) @ self.values).transpose(1, 2).flatten(2)
+        return F.linear(mixed, self.out_weight, self.out_bias)
+
+
+def stands_aside(module: nn.Module) -> bool:
+    """Whether the function mode steps aside for this module: those that would leave their fast path."""
+    return any(
+        isinstance(module, kind) and type(module).forward is kind.forward
+        for kind in (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+    )
+
+
+def module_call(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MultiheadCall:
+    """The attention of one call of `nn.MultiheadAttention`."""
+    given = dict(zip(_FORWARD_ARGUMENTS, args, strict=False)) | dict(kwargs)
+    tensors = [given[name] for name in ("query", "key", "value")]
+    if tensors[0].is_nested:
+        padded = tensors[0].to_padded_tensor(0.0)
+        given["key_padding_mask"] = _padding(tensors[0], padded)
+        tensors = [padded] * 3
+    if module.batch_first and tensors[0].ndim == 3:
+        tensors = [tensor.transpose(0, 1) for tensor in tensors]
+    separate = not module._qkv_same_embed_dim
+    projections = (
+        (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if separate else module.in_proj_weight.chunk(3)
+    )
+    return _call(
+        tensors,
+        heads=module.num_heads,
+        projections=tuple(projections),
+        biases=(None, None, None) if module.in_proj_bias is None else tuple(module.in_proj_bias.chunk(3)),
+        extra=(module.bias_k, module.bias_v),
+        zero=module.add_zero_attn,
+        out=(module.out_proj.weight, module.out_proj.bias),
+        padding=given.get("key_padding_mask"),
+        mask=given.get("attn_mask"),
+        is_causal=bool(given.get("is_causal", False)),
+    )
+
+
+def function_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[MultiheadCall, Tensor, Tensor]:
+    """The attention of one call of `torch.nn.functional.multi_head_attention_forward`, its queries and its keys."""
+    given = dict(zip(FUNCTION_ARGUMENTS, args, strict=False)) | dict(kwargs)
+    if given.get("use_separate_proj_weight"):
+        projections = tuple(given[f"{name}_proj_weight"] for name in "qkv")
+    else:
+        projections = tuple(given["in_proj_weight"].chunk(3))
+    call = _call(
+        [given[name] for name in ("query", "key", "value")],
+        heads=given["num_heads"],
+        projections=projections,
+        biases=(None, None, None) if given.get("in_proj_bias") is None else tuple(given["in_proj_bias"].chunk(3)),
+        extra=(given.get("bias_k"), given.get("bias_v")),
+        zero=bool(given.get("add_zero_attn")),
+        out=(given["out_proj_weight"], given["out_proj_bias"]),
+        padding=given.get("key_padding_mask"),
+        mask=given.get("attn_mask"),
+        is_causal=bool(given.get("is_causal", False)),
+    )
+    return call, given["query"], given["key"]
+
+
+def nested_call(query: Tensor, key: Tensor, scale: float | None, is_causal: bool) -> QueryKeyWeights:
+    """The weights of nested queries and keys (batch, heads, *, width), padded; the rows and columns of padding are zero."""
+    padded, padding = _padded(query)
+    keys, hidden = _padded(key)
+    mask = ~(padding[:, None, :, None] | hidden[:, None, None, :])
+    if is_causal:
+        mask = mask & torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()
+    return QueryKeyWeights(padded, keys, mask, scale)
+
+
+def _padded(nested: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, heads, tokens, width) of nested tensors (batch, heads, *, width), and which tokens are padding."""
+    items = nested.unbind()
+    lengths = torch.tensor([item.shape[-2] for item in items], device=nested.device)
+    longest = int(lengths.max())
+    padded = torch.stack([F.pad(item, (0, 0, 0, longest - item.shape[-2])) for item in items])
+    return padded, torch.arange(longest, device=nested.device) >= lengths[:, None]
+
+
+def layer_call(
+    layer: nn.TransformerEncoderLayer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[MultiheadCall, Tensor]:
+    """The attention of an encoder layer that took its fast path, and what the layer returns for it, for verification."""
+    given = dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | dict(kwargs)
+    source = given["src"]
+    padding = given.get("src_key_padding_mask")
+    if source.is_nested:
+        padded = source.to_padded_tensor(0.0)
+        padding, source = _padding(source, padded), padded
+    normed = layer.norm1(source) if layer.norm_first else source
+    call = module_call(
+        layer.self_attn, (normed, normed, normed), {"key_padding_mask": padding, "attn_mask": given.get("src_mask")}
+    )
+    after = source + call.attended()
+    if layer.norm_first:
+        return call, after + layer._ff_block(layer.norm2(after))
+    after = layer.norm1(after)
+    return call, layer.norm2(after + layer._ff_block(after))
+
+
+def _padding(nested: Tensor, padded: Tensor) -> Tensor:
+    lengths = torch.tensor([item.shape[0] for item in nested.unbind()], device=padded.device)
+    return torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
+
+
+def _call(
+    tensors: list[Tensor],
+    *,
+    heads: int,
+    projections: tuple[Tensor, ...],
+    biases: tuple[Tensor | None, ...],
+    extra: tuple[Tensor | None, Tensor | None],
+    zero: bool,
+    out: tuple[Tensor, Tensor | None],
+    padding: Tensor | None,
+    mask: Tensor | None,
+    is_causal: bool,
+) -> MultiheadCall:
+    """Project (tokens, batch, channels) to heads and gather the masks; True in torch's module masks means hidden."""
+    if tensors[0].ndim == 2:
+        tensors = [tensor.unsqueeze(1) for tensor in tensors]
+        padding = None if padding is None else padding.unsqueeze(0)
+    query, key, value = (F.linear(t, w, b) for t, w, b in zip(tensors, projections, biases, strict=True))
+    batch = query.shape[1]
+    if extra[0] is not None and extra[1] is not None:
+        key = torch.cat([key, extra[0].expand(1, batch, -1)])
+        value = torch.cat([value, extra[1].expand(1, batch, -1)])
+    if zero:
+        key, value = (torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in (key, value))
+    added = key.shape[0] - tensors[1].shape[0]
+    query, key, value = (t.reshape(t.shape[0], batch, heads, -1).permute(1, 2, 0, 3) for t in (query, key, value))
+    bias = _additive(mask, query)
+    if bias is not None:
+        bias = F.pad(bias if bias.ndim == 2 else bias.reshape(batch, -1, *bias.shape[-2:]), (0, added))
+    hidden = _additive(padding, query)
+    if hidden is not None:
+        hidden = F.pad(hidden, (0, added))[:, None, None, :]
+        bias = hidden if bias is None else bias + hidden
+    causal = is_causal and mask is None and padding is None
+    return MultiheadCall(QueryKeyWeights(query, key, bias, is_causal=causal), value, *out)
+
+
+def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    if mask is None or mask.is_floating_point():
+        return mask
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, -torch.inf)

@@ -1,39 +1,56 @@
 """Turns what passes by in a forward into labelled attention maps."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from overfocus.attention import AttentionMap, row_tolerance
+from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_tolerance
 from overfocus.capturing.coverage import Site, SiteLog
-from overfocus.capturing.functions import PRODUCTS, SDPA_ARGUMENTS, Permuted, first_argument, function_name
-from overfocus.capturing.layout import Layout, is_channel_map
-from overfocus.capturing.layout_memory import LayoutMemory, TokenPositions
-from overfocus.capturing.multihead import MultiheadCall, function_call, layer_call, module_call, nested_call, stands_aside
-from overfocus.capturing.norms import BlockTokens, TokenNorms
-from overfocus.capturing.positions import MOVES, NOWHERE, Positions, representative
-from overfocus.capturing.products import ProductTracker, Use
+from overfocus.capturing.layout import Layout, is_channel_map, unlabelled
+from overfocus.capturing.layout_memory import COUNTED_MOVES, LayoutMemory, TokenPositions
+from overfocus.capturing.positions import NOWHERE, Positions, representative
+from overfocus.capturing.products import NEIGHBOURHOOD, STRETCHED, ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
+    AttendingWeights,
     FlexWeights,
     MaterialisedWeights,
+    MultiheadCall,
     QueryKeyWeights,
     WeightSource,
+    attending,
     for_heads,
+    function_call,
     hidden_keys,
+    layer_call,
+    module_call,
+    nested_call,
+    stands_aside,
 )
-from overfocus.capturing.watching import CaptureMode, ModuleStack, in_backward
+from overfocus.capturing.watching import (
+    KERNEL_ARGUMENTS,
+    PRODUCTS,
+    SDPA_ARGUMENTS,
+    CaptureMode,
+    ModuleStack,
+    Permuted,
+    first_argument,
+    in_backward,
+)
 
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
 LOCAL_ATTENTION = frozenset({"OutlookAttention"})
 
-_ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
+_ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward", *KERNEL_ARGUMENTS})
 # The functions that attention begins with; all others matter only while something is being followed.
-_BEGINNINGS = {"softmax", "softmin", "gumbel_softmax", "mul", "sum", *_ATTENTION, *PRODUCTS}
+_BEGINNINGS = frozenset({"softmax", "softmin", "gumbel_softmax", *STRETCHED, *_ATTENTION, *PRODUCTS})
+_OBSERVED = _BEGINNINGS | COUNTED_MOVES
 _TRANSFORMED = "not captured: it ran inside a transform of torch.func (vmap, grad), where weights cannot be read"
+_GATING = "a softmax over something else than query-key products"
 _SOFTMAXES = frozenset({"softmax", "softmin", "gumbel_softmax"})
 
 
@@ -48,9 +65,9 @@ class Tracer:
         gradients: bool = False,
         verify: bool = False,
         norms: bool = False,
+        exact: bool = True,
     ) -> None:
         self.stack = ModuleStack(model)
-        self.mode = CaptureMode(self.observe)
         self.norms: list[TokenNorms] = []
         self.without_gradient: set[str] = set()
         """Modules whose maps have no gradient though their parameters want one: an activation checkpoint hid them."""
@@ -59,12 +76,19 @@ class Tracer:
         self._gradients = gradients
         self._verify = verify
         self._norms = norms
-        constants = frozenset(id(tensor) for tensor in (*model.parameters(), *model.buffers()))
-        self._memory = LayoutMemory(model, constants)
-        self._products = ProductTracker(constants, self._squeezed)
+        modules = [module for _, module in self.stack.modules]
+        constants = frozenset(
+            id(tensor)
+            for module in modules
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        )
+        self._memory = LayoutMemory(model, modules, constants)
+        self._products = ProductTracker(constants, self._squeezed, self.stack.awaited)
+        self.mode = CaptureMode(self.observe, None if exact or verify else self.attend, _OBSERVED, self._products.notes)
         self._entry: str | None = None
         self._wants_gradients = False
-        self._aside = {id(module) for module in model.modules() if stands_aside(module)}
+        self._aside = {id(module) for module in modules if stands_aside(module)}
         self._ran: set[str] = set()
         """Multi-head modules that have run themselves since the layer around them began."""
         self._blocks: dict[str, BlockTokens] = {}
@@ -74,6 +98,8 @@ class Tracer:
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
         self._users_error: BaseException | None = None
+        self._attending: QueryKeyWeights | MaterialisedWeights | None = None
+        """The weights of the call that `attend` stands in for."""
 
     def coverage(self) -> tuple[Site, ...]:
         """One row per attention-like module."""
@@ -99,12 +125,35 @@ class Tracer:
         except Exception as error:
             self._failed(error)
 
-    def observe(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def observe(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A torch function has run."""
         try:
-            self._observe(func, args, kwargs, result)
+            self._observe(func, name, args, kwargs, result)
         except Exception as error:
             self._failed(error)
+
+    def attend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """What `scaled_dot_product_attention` returns, from the weights that are captured; None where it is to run itself."""
+        if not self.stack.running or in_backward() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        fused = torch.nn.functional.scaled_dot_product_attention
+        try:
+            with torch._C.DisableTorchFunction():
+                found = attending(*args, **kwargs, gradients=self._gradients)
+        except Exception as error:
+            self._failed(error)
+            return None
+        if found is None:
+            return None
+        self._attending, output = found
+        try:
+            self.observe(fused, "scaled_dot_product_attention", args, kwargs, output)
+        finally:
+            weights, self._attending = self._attending, None
+        if not isinstance(weights, AttendingWeights):
+            return output
+        with torch._C.DisableTorchFunction():
+            return weights.finish(lambda: fused(*args, **kwargs))
 
     def _failed(self, error: Exception) -> None:
         """Nothing of ours reaches the model's forward; out of memory and errors of the user's own function do."""
@@ -129,6 +178,9 @@ class Tracer:
             self._memory.start(name, args)
         elif self._memory.tracing and running:
             self._memory.start_later(args)
+        self.mode.everything = self._memory.tracing
+        self.stack.leaves = bool(self._aside)
+        self.stack.enters = bool(self._aside) or self._memory.tracing or not self._memory.started
         if self._aside:
             self._ran.discard(_attention_of(name))
             self.mode.active(id(module) not in self._aside)
@@ -151,19 +203,24 @@ class Tracer:
                 self.mode.active(not (running and id(running[-1]) in self._aside))
             if not running:
                 self._memory.leave()
-                for site, shape in self._gated.values():
-                    self._sites.add(Site(site, "gating", shape, reason="a softmax over something else than query-key products"))
+                for number, (site, shape) in self._gated.items():
+                    own = number in self._products.neighbourhoods
+                    self._sites.add(
+                        Site(site, "unsupported" if own else "gating", shape, reason=NEIGHBOURHOOD if own else _GATING)
+                    )
                 self._gated.clear()
 
-    def _observe(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _observe(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         memory, products = self._memory, self._products
+        if name == "__iter__":  # a copy of the iterator gives the tensors that the model is going to get
+            func, name, result = Tensor.unbind, "unbind", tuple(copy(result))
         running = bool(self.stack.running)
-        if not running and not len(memory.positions.notes) and not len(products.notes):
+        scores = products.notes.entries
+        if not running and not memory.positions.notes.entries and not scores:
             return
-        name = function_name(func)
-        if running and name in MOVES:
+        if running and name in COUNTED_MOVES:
             memory.moved(name, args, kwargs)
-        idle = not memory.tracing and not len(products.notes)
+        idle = not memory.tracing and not scores
         if (idle and name not in _BEGINNINGS) or in_backward():
             return
         if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -172,7 +229,11 @@ class Tracer:
             return
         with torch._C.DisableTorchFunction():
             if running and name in _ATTENTION:
-                if name == "scaled_dot_product_attention":
+                if name in KERNEL_ARGUMENTS:
+                    given = dict(zip(KERNEL_ARGUMENTS[name].split(), args, strict=False)) | kwargs
+                    given["attn_mask"] = given.get("attn_mask", given.get("attn_bias"))
+                    self._scaled_dot_product((), given, result[0])
+                elif name == "scaled_dot_product_attention":
                     self._scaled_dot_product(args, kwargs, result)
                 elif name == "flex_attention":
                     self._flex(args, kwargs, result)
@@ -213,12 +274,21 @@ class Tracer:
             nested = nested_call(query, key, given.get("scale"), bool(given.get("is_causal")))
             self._record(self.stack.site, nested, None, images=nested.shape[0])
             return
-        weights = QueryKeyWeights(query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal")))
+        weights = self._attending or QueryKeyWeights(
+            query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal"))
+        )
         positions = None
         if self._memory.tracing:
             queries, keys, values = (self._ids(tensor) for tensor in (query, key, value))
             positions = queries, values if values is not None else keys
-        self._record(self.stack.site, weights, positions, deviation=self._deviation(weights, value, result))
+        self._record(
+            self.stack.site,
+            weights,
+            positions,
+            deviation=self._deviation(weights, value, result),
+            computed_in=query.dtype,
+            hidden_rows=given.get("attn_mask") is not None,
+        )
         if positions is not None:
             self._attended(positions, Permuted(result, tuple((axis,) for axis in range(result.ndim))))
 
@@ -249,7 +319,7 @@ class Tracer:
         return None if known is None else known.ids
 
     def _used(self, use: Use) -> bool:
-        """A product of weights and values; False where the weights are none of attention."""
+        """A product of weights and values; False where the weights are not attention weights."""
         local = type(self.stack.running[-1]).__name__ in LOCAL_ATTENTION
         if not local and not use.weighting.from_product:
             return False
@@ -271,10 +341,9 @@ class Tracer:
         deviation = self._deviation(weights, use.values.tensor, use.output.tensor)
         if weights.weights.ndim == 2:
             self._pieces.setdefault(self.stack.site, []).append((weights.weights, positions, deviation))
+            self.stack.awaited.add(self.stack.site)
             return True
-        # in the forward that is traced rows are always looked at: a softmax may have run along another axis
-        judged = use.weighting.changed or self._memory.tracing
-        normalised, hidden_rows = self._memory.judge(self.stack.site, weights, _row_sums) if judged else (True, False)
+        normalised, hidden_rows = self._memory.judge(self.stack.site, weights, _row_sums, changed=use.weighting.changed)
         self._record(
             self.stack.site,
             weights,
@@ -282,6 +351,7 @@ class Tracer:
             deviation=deviation,
             computed_in=use.output.original.dtype,
             normalised=normalised,
+            undivided=use.weighting.stage == "exponentials" and not normalised,
             hidden_rows=hidden_rows or use.weighting.masked,
             masked=use.weighting.masked,
         )
@@ -427,12 +497,15 @@ class Tracer:
         images: int | None = None,
         crossed: bool = False,
         computed_in: torch.dtype | None = None,
+        undivided: bool = False,
         note: str | None = None,
     ) -> None:
         if not all(weights.shape):
             self._sites.add(Site(name, None, weights.shape, reason="not captured: there was nothing to attend"))
             return
         layout = self._memory.find(name, weights, positions, running=self.stack.running, images=images, crossed=crossed)
+        if undivided and layout.kind == "pooled":
+            layout = unlabelled(weights.shape, "exponentials that nothing has divided by their sum: of a part of the keys, maybe")
         layout, padding = _without_padding(layout, weights, masked=masked)
         attention = AttentionMap(
             module=name or type(self.stack.model).__name__,
@@ -459,7 +532,9 @@ class Tracer:
             self._note_missing_gradient(name)
         block = BlockTokens.around(attention) if self._norms else None
         if block is not None:
-            self._blocks[name.rpartition(".")[0]] = block
+            around = name.rpartition(".")[0]
+            self._blocks[around] = block
+            self.stack.awaited.add(around)
         # What `reduce` saves for its backward pass is none of what an activation checkpoint around the layer saved and counts.
         with (
             torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()),

@@ -389,7 +389,7 @@ def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) ->
     if found.reading.norm_eps is None and norm is not None:
         assumed.append(f"normalisation with eps {norm:g}")
     assumed.append(activation)
-    return [f"assumed, as no tensor says them: {', '.join(assumed)} (--model-args num_heads=… sets heads)"]
+    return [f"assumed, because no tensor shows it: {', '.join(assumed)} (--model-args num_heads=… sets heads)"]
 
 
 def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> list[str]:

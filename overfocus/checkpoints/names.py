@@ -1,6 +1,6 @@
 """Names that authors and libraries give to the tensors of a network, brought to timm's.
 
-timm converts most releases itself, once it is told the architecture (`recognise` tries that on tensors without memory). Here
+timm converts most releases itself, once it knows the architecture (`recognise` tries that on tensors without memory). Here
 is what it does not: layouts that say nothing but names. A spelling that could be read in two ways gives two readings.
 """
 

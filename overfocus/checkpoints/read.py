@@ -122,7 +122,7 @@ def _fields(value: Inert) -> object:
 
 
 def known_globals() -> list[Any]:
-    """Classes that torch's own unpickler is told to take, and under which names."""
+    """Classes that torch's own unpickler may create, and under which names."""
     scalar = np.float64(0).__reduce__()[0]
     rebuild = np.zeros(1).__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDUSOM"}
@@ -208,7 +208,7 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
-    """Read one `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file; what it is is told from its content.
+    """Read one `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file; its content decides which.
 
     Raises:
         CheckpointError: the file is missing, truncated, no checkpoint, or asks for more than tensors and plain data.
@@ -329,7 +329,7 @@ def _refusal(path: Path, error: Exception, refused: list[str], zipped: bool) -> 
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped and plain:
         return CheckpointError(f"{path}: a pickle that torch.save did not write, which can run code; save with torch.save")
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped:
-        return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint, this is none or it is truncated")
+        return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint; this is something else or truncated")
     if isinstance(error, MemoryError):
         return CheckpointError(f"{path}: there is not enough memory to read it ({path.stat().st_size:,} bytes)")
     return CheckpointError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy or download it again")

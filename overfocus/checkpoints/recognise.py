@@ -132,7 +132,7 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints, request: Request, pat
 
 
 def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of an architecture with exactly these shapes, as advice where another was named; None where there is none."""
+    """Name of an architecture with exactly these shapes, as advice where another was named, or None."""
     candidates = look_up({name: tuple(tensor.shape) for name, tensor in tensors.items()}).candidates
     return candidates[0].name if candidates and candidates[0].share == 1 else None
 

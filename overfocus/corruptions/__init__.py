@@ -1,7 +1,6 @@
 """The 19 image corruptions of ImageNet-C with the constants of ImageNet-C, CIFAR-C and Tiny-ImageNet-C."""
 
-from overfocus.corruptions.apply import corrupt, prepare_corruptions
-from overfocus.corruptions.cache import corrupt_cached
+from overfocus.corruptions.apply import corrupt, corrupt_cached, open_cache, prepare_corruptions
 from overfocus.corruptions.constants import (
     CONSTANT_SETS,
     CORRUPTIONS,
@@ -31,6 +30,7 @@ __all__ = [
     "describe_approximations",
     "describe_constants",
     "is_approximation",
+    "open_cache",
     "prepare_corruptions",
     "resolve_corruptions",
 ]

@@ -11,9 +11,15 @@ A model with one input channel gets the luma of the corrupted RGB image, in whic
 
 import contextlib
 import hashlib
+import math
+import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +36,7 @@ from overfocus.corruptions.constants import (
     unknown,
 )
 from overfocus.errors import CorruptionError
+from overfocus.text import printable
 
 FROM_PACKAGE = frozenset(CORRUPTIONS) - {"glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "elastic_transform"}
 """Corruptions that `imagecorruptions` applies where the constants are ImageNet-C's."""
@@ -82,7 +89,7 @@ def corrupt(
     above, left = max(0, _SMALLEST_SIDE - height) // 2, max(0, _SMALLEST_SIDE - width) // 2
     below, right = max(0, _SMALLEST_SIDE - height - above), max(0, _SMALLEST_SIDE - width - left)
     padded = np.pad(rgb, ((above, below), (left, right), (0, 0)), mode="symmetric")
-    words = _random_words(rgb, name, severity, seed)
+    words = random_words(rgb, name, severity, seed)
     chosen = constants or choose_constants(min(height, width))
     if chosen == "imagenet-c" and name in FROM_PACKAGE:
         result = _from_package(padded, name, int(severity), words)
@@ -141,7 +148,7 @@ def _package() -> ModuleType:
     return package
 
 
-def _random_words(pixels: UInt8[np.ndarray, "height width 3"], name: str, severity: int, seed: int) -> list[int]:
+def random_words(pixels: UInt8[np.ndarray, "height width 3"], name: str, severity: int, seed: int) -> list[int]:
     """Four 32-bit numbers that depend on every argument and on nothing else."""
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
     digest.update(f"{pixels.shape} {name} {int(severity)} {int(seed)}".encode())
@@ -157,3 +164,141 @@ def _numpy_seeded(words: list[int]) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
+
+
+CACHE_BYTES = 64 * 2**30
+"""What the files of a cache take at most together."""
+SPARE_BYTES = 2**30
+"""What a cache leaves of the disk."""
+_SUBFOLDERS = 256
+_DIGEST_BYTES = 16
+_RECIPE = 1
+"""To be raised whenever `corrupt` gives other pixels than before."""
+_LIBRARIES = ("imagecorruptions-imaug", "numba", "numpy", "pillow", "scikit-image", "scipy")
+"""Whose versions may change a pixel; OpenCV comes under several names and says its version itself."""
+
+
+def open_cache(folder: str | Path | None) -> Path | None:
+    """A folder for corrupted images, made where it is not there yet; None where none is wanted.
+
+    Raises:
+        CorruptionError: nothing can be written there.
+    """
+    if folder is None:
+        return None
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CorruptionError(
+            f"{printable(folder)}: cannot keep corrupted images there ({error.strerror or error}); choose another folder or none"
+        ) from error
+    return folder
+
+
+def corrupt_cached(
+    rgb: UInt8[np.ndarray, "height width 3"],
+    name: str,
+    severity: int = 3,
+    seed: int = 0,
+    constants: ConstantSet | None = None,
+    *,
+    folder: Path | None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """`corrupt`, or what it gave for the same pixels, name, severity, seed and constants before; `folder` is None for no cache.
+
+    Each result is a file of its own, as large as its pixels, whose name comes from all of these and from the versions of the
+    libraries that compute them. A file that does not hold what was written is written anew. Several processes may share a
+    folder. Nothing more is kept where the files take `CACHE_BYTES`, or the disk has less than `SPARE_BYTES` left.
+
+    Raises:
+        CorruptionError: as `corrupt`.
+    """
+    path = None if folder is None else _path(folder, rgb, name, severity, seed, constants)
+    if path is None:
+        return corrupt(rgb, name, severity, seed, constants)
+    found = _read(path, rgb.shape)
+    if found is None:
+        found = corrupt(rgb, name, severity, seed, constants)
+        _keep(path, found)
+    return found
+
+
+def _path(folder: Path, rgb: Any, name: str, severity: int, seed: int, constants: ConstantSet | None) -> Path | None:
+    """Where the result belongs; None for what `corrupt` refuses."""
+    if not isinstance(rgb, np.ndarray) or rgb.ndim != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
+        return None
+    chosen = constants or choose_constants(min(rgb.shape[:2]))
+    digest = hashlib.blake2b(np.ascontiguousarray(rgb).data, digest_size=20)
+    digest.update(f"{rgb.shape} {name} {severity} {seed} {chosen} {_versions()}".encode())
+    return folder / digest.hexdigest()[:2] / f"{digest.hexdigest()[2:]}.pixels"
+
+
+@cache
+def _versions() -> str:
+    import cv2
+
+    return " ".join([str(_RECIPE), cv2.__version__, *(version(library) for library in _LIBRARIES)])
+
+
+def _digest(path: Path, pixels: bytes | memoryview) -> bytes:
+    """What a file begins with: it depends on the pixels and on the file's name."""
+    digest = hashlib.blake2b(f"{path.parent.name}{path.name}".encode(), digest_size=_DIGEST_BYTES)
+    digest.update(pixels)
+    return digest.digest()
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Array | None:
+    """The pixels in a file; None unless it is there and holds what was written for this shape."""
+    expected = _DIGEST_BYTES + math.prod(shape)
+    try:
+        if not path.is_file() or path.stat().st_size != expected:
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    pixels = content[_DIGEST_BYTES:]
+    if len(content) != expected or content[:_DIGEST_BYTES] != _digest(path, pixels):
+        return None
+    return np.frombuffer(bytearray(pixels), np.uint8).reshape(shape)
+
+
+def _keep(path: Path, pixels: Array) -> None:
+    """Write a result where there is room; a disk that does not take it is none of the caller's."""
+    data = np.ascontiguousarray(pixels).data
+    room = _rooms.setdefault(path.parent, _Room(path.parent))
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        if not room.take(_DIGEST_BYTES + data.nbytes):
+            return
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".unfinished", delete=False) as file:
+            try:
+                file.write(_digest(path, data) + bytes(data))
+                file.close()
+                Path(file.name).replace(path)
+            except OSError:
+                Path(file.name).unlink(missing_ok=True)
+
+
+class _Room:
+    """What the files of one of a cache's sub-folders may still take."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken = 0
+        self._until_counted = 0
+
+    def take(self, size: int) -> bool:
+        """Whether a file of this size may be written; what other processes write is counted now and then."""
+        if self._until_counted == 0:
+            self._taken = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._folder))
+            self._until_counted = 64
+        self._until_counted -= 1
+        full = self._taken + size > CACHE_BYTES // _SUBFOLDERS or shutil.disk_usage(self._folder).free < SPARE_BYTES + size
+        self._taken += 0 if full else size
+        return not full
+
+
+_rooms: dict[Path, _Room] = {}

@@ -5,30 +5,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from overfocus.figures.style import (
-    MISSING,
+    INK,
     SEQUENTIAL,
     PlainFigure,
+    axis_label,
     legend_below,
     line_style,
-    lookup_table,
     model_colour,
     model_dash,
-    reads_dark,
 )
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import Interval, interval_of
-from overfocus.statistics.layers import LayerStatistics, mean_of_known
-from overfocus.statistics.panel import Panel, read_panel
+from overfocus.statistics.panel import LayerStatistics, Panel, mean_of_known, read_panel
 from overfocus.statistics.retained import RETAINED, retained_interval, stable_metrics
-from overfocus.statistics.wording import measure_title
+from overfocus.statistics.verdicts import measure_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from overfocus.run import Run
 
@@ -82,59 +78,6 @@ def scale_of(every: Sequence[LayerStatistics], metric: str) -> Scale:
     return Scale(low, high if high > low else low + 1e-6, retained or CATALOGUE[metric].overfocused == "low")
 
 
-def heat_map(
-    values: npt.NDArray[np.float64], rows: list[str], columns: list[str], unit: str, across: str, scale: Scale
-) -> "Figure":
-    """Draw (rows, columns) means with their numbers; call inside `styled()`.
-
-    In the SVG the cells are the children of the group "cells", row by row, and their numbers the groups value-<number>.
-    """
-    import seaborn
-    from matplotlib.figure import Figure
-
-    left = 0.2 + 0.075 * max(len(row) for row in rows)
-    cell = 0.42 if values.size <= 400 else 0.3
-    width = max(left + cell * len(columns) + 1.05, 3.4)
-    height = 0.26 * len(rows) + 0.62
-    if height < 1.7:
-        height = 1.7
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((left / width, 0.46 / height, (width - left - 1.05) / width, (height - 0.54) / height))
-    bar = figure.add_axes(((width - 0.9) / width, 0.46 / height, 0.12 / width, (height - 0.54) / height))
-    seaborn.heatmap(
-        values, ax=axes, cbar_ax=bar, vmin=scale.low, vmax=scale.high, cmap=scale.colour_map,
-        xticklabels=columns, yticklabels=rows, linewidths=0, rasterized=False,
-    )  # fmt: skip
-    axes.collections[0].set_gid("cells")
-    for colours in bar.collections:
-        colours.set_rasterized(True)  # 256 paths otherwise
-    bar.set_ylabel(unit, fontsize=8)
-    bar.tick_params(labelsize=8, length=2)
-    axes.tick_params(length=0, rotation=0)
-    axes.set_xlabel(across, labelpad=2)
-    table = lookup_table(scale.colour_map)
-    size = 8 if len(columns) <= 16 else 6.5
-    for number, value in enumerate(values.ravel()):
-        row, column = divmod(number, len(columns))
-        known = bool(np.isfinite(value))
-        shade = table[int(np.clip(255 * (value - scale.low) / (scale.high - scale.low), 0, 255))] if known else None
-        dark = shade is not None and reads_dark(shade)
-        text = short(value, scale.digits) if known else "–"
-        colour = "#ffffff" if dark else ("#000000" if known else MISSING)
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour, gid=f"value-{number}")
-    return figure
-
-
-def short(value: float, digits: int) -> str:
-    """A mean without the zero before its point.
-
-    >>> short(0.876, 2), short(-0.5, 2), short(1.0, 2)
-    ('.88', '−.50', '1.00')
-    """
-    text = f"{abs(value):.{digits}f}".removeprefix("0")
-    return f"−{text}" if value < 0 and text.strip(".0") else text
-
-
 def matrix_figure(
     every: Sequence[LayerStatistics],
     names: Sequence[str],
@@ -144,28 +87,35 @@ def matrix_figure(
     width: float,
 ) -> PlainFigure:
     """Means over images at one severity; bright means that attention changed."""
-    rows = 0.16 * len(corruptions) + 0.28
+    import seaborn
+
+    rows = 0.16 * len(corruptions) + (0.42 if len(every) > 1 else 0.28)
     figure = PlainFigure(figsize=(width, max(2.0, rows * len(every) + 0.75)), layout="constrained")
     axes = figure.subplots(len(every), 1, squeeze=False)[:, 0]
     scale, retained = scale_of(every, metric), shows_retained(every, metric)
-    drawn = None
+    words = [corruption.replace("_", " ") for corruption in corruptions]
     for panel, statistics, name in zip(axes, every, names, strict=True):
         kept = [statistics.corruptions.index(corruption) for corruption in corruptions]
-        values = statistics.matrix(metric, severity, retained=retained)[kept]
-        drawn = panel.imshow(np.ma.masked_invalid(values), cmap=scale.colour_map, vmin=scale.low, vmax=scale.high, aspect="auto")
-        panel.set_yticks(range(len(corruptions)), [corruption.replace("_", " ") for corruption in corruptions])
-        panel.tick_params(length=0)
-        panel.spines[:].set_visible(False)
+        layers = [layer.number for layer in statistics.layers]
+        seaborn.heatmap(
+            statistics.matrix(metric, severity, retained=retained)[kept], ax=panel, cbar=False, cmap=scale.colour_map,
+            vmin=scale.low, vmax=scale.high, xticklabels=layers, yticklabels=words, rasterized=True,
+        )  # fmt: skip
+        panel.set_xticks(*every_few(panel.get_xticks(), layers, width))
+        panel.tick_params(length=0, rotation=0)
         if len(every) > 1:
-            panel.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=4)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_title(name, loc="left", pad=3)
     axes[-1].set_xlabel(f"layer, severity {severity}")
-    assert drawn is not None
-    bar = figure.colorbar(drawn, ax=list(axes), aspect=max(6, 10 * len(every)), pad=0.02)
-    title, unit = labels_of(metric, retained=retained)
-    bar.set_label(f"{title}\n({unit})")
+    bar = figure.colorbar(axes[-1].collections[0], ax=list(axes), aspect=max(6, 10 * len(every)), pad=0.02)
+    bar.set_label(axis_label(*labels_of(metric, retained=retained)))
     bar.outline.set_visible(False)
     return figure
+
+
+def every_few(places: Sequence[float], layers: Sequence[int], width: float) -> tuple[list[float], list[str]]:
+    """As many ticks and labels as fit a width of so many inches."""
+    step = -(-len(layers) // max(1, int(width / 0.28)))
+    return list(places)[::step], [str(layer) for layer in layers[::step]]
 
 
 def severity_figure(
@@ -190,14 +140,18 @@ def severity_figure(
     panels = [read_panel(run) for run in runs]
     for place, metric in enumerate(metrics):
         panel = axes[divmod(place, across)]
+        bars: list[tuple[str, str, list[Interval]]] = []
         for label, colour, dash, values in _curves(panels, names, metric, corruptions, severities):
-            _points(panel, values, label, colour, " " if single else dash)
-        title, unit = labels_of(metric, retained=metric in stable_metrics(panels))
-        panel.set_ylabel(f"{title}\n({unit})")
+            if single:
+                bars.append((label, colour, values))
+            else:
+                _points(panel, values, label, colour, dash)
+        _bars(panel, bars)
+        panel.set_ylabel(axis_label(*labels_of(metric, retained=metric in stable_metrics(panels))))
         panel.set_xlabel(f"corruption, severity {severities[0]}" if single else "severity")
         labels = [name.replace("_", " ") for name in corruptions] if single else [str(severity) for severity in severities]
         panel.set_xticks(range(len(labels)), labels, rotation=30 if single else 0, ha="right" if single else "center")
-        panel.set_xlim(-0.4, len(labels) - 0.6)
+        panel.set_xlim(-0.5, len(labels) - 0.5)
         panel.grid(axis="y")
     for place in range(len(metrics), down * across):
         axes[divmod(place, across)].set_axis_off()
@@ -246,3 +200,17 @@ def _points(panel: "Axes", values: list[Interval], label: str, colour: str, dash
         np.arange(len(values)), means, yerr=ends, color=colour, linestyle=dash, marker="o", markersize=3, capsize=2,
         elinewidth=0.8, label=label,
     )  # fmt: skip
+
+
+def _bars(panel: "Axes", series: Sequence[tuple[str, str, list[Interval]]]) -> None:
+    """Bars side by side, for values that no line connects."""
+    thick = 0.8 / max(1, len(series))
+    for number, (label, colour, values) in enumerate(series):
+        means = np.array([value.mean for value in values])
+        ends: Any = np.array([[value.mean - value.low, value.high - value.mean] for value in values]).T
+        at = np.arange(len(values)) + (number - (len(series) - 1) / 2) * thick
+        panel.bar(
+            at, means, thick, yerr=ends, color=colour, label=label, error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": INK}
+        )
+    if series:
+        panel.axhline(0, color=INK, linewidth=0.6)

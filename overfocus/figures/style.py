@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -126,7 +127,7 @@ def inches(width: str) -> float:
     """A width such as "3.3in", "8.4cm", "84mm" or "240pt" in inches; a bare number is inches.
 
     Raises:
-        ValueError: it is none, or not between 0.5 and 30 inches.
+        ValueError: it is not a width, or not between 0.5 and 30 inches.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(in|cm|mm|pt)?\s*", width)
     size = float(found[1]) * INCHES_PER[found[2] or "in"] if found else 0.0
@@ -159,6 +160,20 @@ class PlainFigure(Figure):
         with styled():
             self.savefig(buffer, format="png", dpi=110)
         return buffer.getvalue()
+
+
+LINE = 26
+"""Characters of a line of a label that stands beside a panel."""
+
+
+def axis_label(title: str, unit: str) -> str:
+    r"""A quantity for an axis in short lines; its unit stands below unless that takes more than one line.
+
+    >>> axis_label("Attention on the top k", "share of attention")
+    'Attention on the top k\n(share of attention)'
+    """
+    lines = textwrap.wrap(title, LINE)
+    return "\n".join(lines if len(unit) + 2 > LINE or len(lines) > 1 else [*lines, f"({unit})"])
 
 
 HANDLE, CHARACTER = 0.55, 0.062

@@ -11,20 +11,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
 from overfocus.errors import CaptureError, ImageError, RunError
-from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
+from overfocus.figures.images import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import styled
 from overfocus.heatmaps.maps import HeatMap, HeatMapRequest, Method, heat_maps
-from overfocus.images.reading import to_rgb
-from overfocus.images.sources import ImageSource, find_images
+from overfocus.images.live import image_sources
+from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
-from overfocus.settings import MAX_PIXELS
-from overfocus.sweep.opening import place_of
 from overfocus.sweep.reading import ImageReader, InputSize
+from overfocus.sweep.sweep import place_of
 from overfocus.text import printable
 from overfocus.variants import Variant, list_variants
 
@@ -37,19 +37,6 @@ ACROSS = 6
 """Layers in a row."""
 TOP_FRACTION = 0.05
 """Share of the patches that are outlined as the most attended."""
-
-
-@dataclass(frozen=True)
-class OpenImage(ImageSource):
-    """An image that is in memory."""
-
-    image: Image.Image | None = field(default=None, repr=False)
-
-    def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The image as 8-bit RGB; a larger one is in memory already."""
-        del max_pixels
-        assert self.image is not None
-        return to_rgb(self.image)
 
 
 @dataclass(frozen=True)
@@ -86,7 +73,7 @@ class HeatMaps:
 
 def heatmap(
     model: Any,
-    image: "str | Path | Image.Image | None" = None,
+    image: "str | Path | Image.Image | npt.NDArray[Any] | Tensor | None" = None,
     method: Method = "received",
     *,
     corruptions: str | Sequence[str] = (),
@@ -101,7 +88,7 @@ def heatmap(
 
     Args:
         model: a checkpoint's path, a timm name, a module, a `LoadedModel`, or None for the bundled one.
-        image: a path, a PIL image, or None for the first bundled image.
+        image: a path, a PIL image, an array or a tensor, or None for the first bundled image.
         method: "received", "row", "rollout", "gradient-rollout" or "grad-cam", see `HeatMapRequest`.
         corruptions: shown beside the clean image.
         severity: of the corruptions, 1 … 5.
@@ -118,12 +105,8 @@ def heatmap(
     """
     request = HeatMapRequest(method, **options)
     loaded = resolve_model(model, device=place_of(model, device))
-    source: ImageSource
-    if isinstance(image, Image.Image):
-        source = OpenImage(Path(), "image", image=image)
-    else:
-        source = find_images(image, loaded.input_size)[0]
-    return next(_heat_maps(loaded, [source], request, corruptions, severity, seed))
+    source = image_sources(image, loaded.input_size)[:1]
+    return next(_heat_maps(loaded, source, request, corruptions, severity, seed))
 
 
 def _heat_maps(
@@ -182,7 +165,7 @@ def draw_heat_maps(
     output: str | Path = "overfocus-heatmaps",
     model: str | None = None,
     use_ema: bool = True,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
 ) -> list[Path]:
     """Write one PNG per picture into `output`: the picture, clean and under each corruption, below its attention.
@@ -197,7 +180,7 @@ def draw_heat_maps(
     request = request or HeatMapRequest()
     place = choose_device(place_of(checkpoint, device))
     loaded = resolve_model(checkpoint, device=place, model=model, use_ema=use_ema, image_size=image_size)
-    sources = find_images(images, loaded.input_size)
+    sources = image_sources(images, loaded.input_size)
     written: dict[Path, None] = {}
     for image, drawn in zip(sources, _heat_maps(loaded, sources, request, corruptions, severity, seed), strict=True):
         path = unused(Path(output), f"{Path(image.name).stem}-{file_part(drawn, drawn.variants)}", written)

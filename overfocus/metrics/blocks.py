@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overfocus.attention import AttentionMap
-from overfocus.metrics.sums import MapSums, Pairs, PairSums, Patches, map_sums, pair_sums, sums_above_background
+from overfocus.metrics.sums import MapSums, Pairs, PairSums, Patches, map_sums, pair_sums
 from overfocus.metrics.tokens import TokenGroup, take_patches, token_groups
 
 SHARE_OF_FREE_MEMORY = 0.25
@@ -29,8 +29,6 @@ class BlockSizes:
     """A map of which the images to be computed together take more than this is passed in blocks of queries."""
     queries: int
     """A block of queries of all images."""
-    kept: int
-    """Means over heads up to this size are kept for the second pass over the queries; larger ones are computed again."""
     summed: int
     """Images wait until their patches take this much, then are summed together."""
     pairs: int
@@ -40,9 +38,7 @@ class BlockSizes:
     costs nothing."""
 
 
-PROCESSOR = BlockSizes(
-    images=2**21, large_image=8 * 2**20, queries=16 * 2**20, kept=32 * 2**20, summed=2**21, pairs=2**19, held=0
-)
+PROCESSOR = BlockSizes(images=2**21, large_image=8 * 2**20, queries=16 * 2**20, summed=2**21, pairs=2**19, held=0)
 """What stays in a processor's cache."""
 
 
@@ -63,7 +59,7 @@ def block_sizes(device: torch.device, memory: int | None = None) -> BlockSizes:
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             memory = int(SHARE_OF_FREE_MEMORY * free)
     share = max(1, memory // 4)
-    return BlockSizes(images=share, large_image=share, queries=share, kept=share, summed=share, pairs=share // 2, held=share // 2)
+    return BlockSizes(images=share, large_image=share, queries=share, summed=share, pairs=share // 2, held=share // 2)
 
 
 @dataclass
@@ -91,8 +87,6 @@ class Gathering:
     per_head: bool
     reference: tuple[int, ...] | None
     """Index in the batch of each image's clean counterpart."""
-    compares_rows: bool
-    """Whether rows are compared with their mean."""
     chunk_size: int | None
     """Queries at a time; None for what fits best."""
     sizes: BlockSizes
@@ -122,24 +116,13 @@ def _by_images(attention: AttentionMap, asked: Gathering, step: int) -> list[Gro
 
 
 def _by_queries(attention: AttentionMap, asked: Gathering, step: int) -> list[GroupSums]:
-    items, heads, queries, keys = attention.shape
-    kept_bytes = items * (heads if asked.per_head else 1) * queries * keys * 4
-    keep = asked.compares_rows and kept_bytes <= asked.sizes.kept and asked.chunk_size is None
-    blocks = [(start, min(start + step, queries)) for start in range(0, queries, step)]
+    queries = attention.shape[2]
     groups: list[_QuerySums] = []
-    for start, stop in blocks:
-        weights = row_shares(attention, start, stop)
-        groups = groups or [_QuerySums(asked, group, pairs, keep) for group, pairs in _groups(attention, asked, weights.device)]
+    for start in range(0, queries, step):
+        weights = row_shares(attention, start, min(start + step, queries))
+        groups = groups or [_QuerySums(asked, group, pairs) for group, pairs in _groups(attention, asked, weights.device)]
         for group in groups:
             group.add(weights, start)
-    if keep:
-        for group in groups:
-            group.compare_kept()
-    elif asked.compares_rows:
-        for start, stop in blocks:
-            weights = row_shares(attention, start, stop)
-            for group in groups:
-                group.compare(weights, start)
     return [group.finish() for group in groups]
 
 
@@ -194,18 +177,13 @@ def sum_waiting(waiting: Sequence[GroupSums], asked: Gathering, batch: int) -> N
 
 def _whole_sums(group: TokenGroup, patches: Patches, asked: Gathering) -> MapSums:
     """The sums of all rows of some items."""
-    sums = map_sums(
+    return map_sums(
         patches,
         group.distances(0, group.rows) if group.distances else None,
         precise=asked.reference is not None,
         summed_heads=group.summed_heads,
         top_fraction=asked.top_fraction,
     )
-    if asked.compares_rows:
-        sums.above_dot, sums.above_length = sums_above_background(
-            patches.block, sums.column, rows=group.rows, summed_heads=group.summed_heads
-        )
-    return sums
 
 
 @dataclass
@@ -271,18 +249,14 @@ class _ImageSums:
 
 @dataclass
 class _QuerySums:
-    """Takes the queries of a map in order, then the same once more where they are to be compared with the mean row."""
+    """Takes the queries of a map in order."""
 
     asked: Gathering
     group: TokenGroup
     pairs: Pairs | None
-    keep: bool
-    """Whether rows are kept, so that they need not come again to be compared."""
     _rows: int = 0
     _parts: list[MapSums] = field(default_factory=list)
     _of_pairs: list[PairSums] = field(default_factory=list)
-    _above: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _kept: list[Tensor] = field(default_factory=list)
 
     def add(self, weights: Float[Tensor, "map_items heads block keys"], start: int) -> None:
         """Take the queries `start` and following of all images."""
@@ -303,29 +277,9 @@ class _QuerySums:
         self._parts.append(sums)
         if self.pairs:
             self._of_pairs.append(pair_sums(patches.block, sums, self.pairs, self.asked.sizes.pairs))
-        if self.keep:
-            self._kept.append(patches.block)
-
-    def compare(self, weights: Float[Tensor, "map_items heads block keys"], start: int) -> None:
-        """Compare the queries `start` and following with the sum of all queries, which were added before."""
-        self._compare(take_patches(self.group, weights, start).block)
-
-    def compare_kept(self) -> None:
-        """Compare the rows that were kept with the sum of all queries."""
-        for block in self._kept:
-            self._compare(block)
-        self._kept.clear()
 
     def finish(self) -> GroupSums:
         """The sums of all rows, and what became of the rows of each pair."""
         maps = MapSums.join(self._parts, axis=1)
-        if self._above:
-            maps.above_dot, maps.above_length = (torch.cat(values, 1) for values in zip(*self._above, strict=True))
         pairs = PairSums.join(self._of_pairs, maps) if self._of_pairs else None
         return GroupSums(self.group, maps, pairs)
-
-    def _compare(self, block: Float[Tensor, "items rows columns"]) -> None:
-        if self._parts[1:]:
-            self._parts = [MapSums.join(self._parts, axis=1)]
-        column = self._parts[0].column
-        self._above.append(sums_above_background(block, column, rows=self.group.rows, summed_heads=self.group.summed_heads))

@@ -16,13 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from overfocus.attention import TOKEN_KINDS, AttentionMap
-from overfocus.capturing.norms import TokenNorms
+from overfocus.attention import TOKEN_KINDS, AttentionMap, TokenNorms
 from overfocus.metrics.blocks import BlockSizes, Gathering, GroupSums, block_sizes, gather_sums, row_shares, sum_waiting
-from overfocus.metrics.catalogue import KEYWORDS, Metric, select_metrics
-from overfocus.metrics.expectation import TOP_FRACTION, top_count
-from overfocus.metrics.formulas import METRICS, STABILITY
-from overfocus.metrics.norms import norm_metrics
+from overfocus.metrics.catalogue import KEYWORDS, TOP_FRACTION, Metric, select_metrics, top_count
+from overfocus.metrics.formulas import METRICS, STABILITY, norm_metrics
 from overfocus.metrics.received import image_profiles
 from overfocus.metrics.sums import MapSums, PairSums
 from overfocus.metrics.tokens import TokenGroup, faults, raise_faults, token_groups
@@ -56,7 +53,7 @@ def measure(
         reference: index in the batch of each image's clean counterpart; adds the metrics of `STABILITY`, NaN where an image is
             its own counterpart.
         chunk_size: queries per block; None takes small maps whole and larger ones in blocks, so that peak memory grows with
-            keys × block. Large maps are computed twice, as diversification needs the mean row first.
+            keys × block.
         profiles: add "received", the received attention of the mean over heads on the image's grid, (batch, tokens);
             absent where it is unknown from where the windows came.
         memory: bytes to work with on an accelerator; None for a quarter of what is free.
@@ -170,7 +167,6 @@ class ForwardMeasurement:
             self._top_fraction,
             self.per_head,
             reference,
-            compares_rows=any(metric.name == "diversification" for metric in fitting),
             chunk_size=self._chunk_size,
             sizes=self._sizes[device],
         )

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from overfocus.metrics.expectation import TOP_FRACTION, top_count
+from overfocus.metrics.catalogue import TOP_FRACTION, top_count
 
 NEGLIGIBLE = 1e-12
 """A row with less attention on patch tokens than this has none: its direction and its renormalised form are undefined."""
@@ -53,6 +53,8 @@ class MapSums:
     """Σ_i a_ij."""
     unit_column: Float[Tensor, "*items columns"]
     """Σ_i u_ij of the unit rows u_i = a_i / ‖a_i‖."""
+    above_column: Float[Tensor, "*items columns"]
+    """Σ_i v_ij of v_i = â_i / ‖â_i‖, â_i being a_i without its background; v_i = 0 where all is background."""
     mass: Float[Tensor, "*items rows"]
     """Σ_j a_ij."""
     inverse_length: Float[Tensor, "*items rows"]
@@ -65,10 +67,6 @@ class MapSums:
     """What the rows give to padding tokens, times the number of summed heads; None where there is no padding."""
     distance: Float[Tensor, "*items rows"] | None
     """Σ_j a_ij d(i,j); None where the distances are unknown."""
-    above_dot: Float[Tensor, "*items rows"] | None = None
-    """Product of each row with the sum of rows, both without their background; None until the second pass."""
-    above_length: Float[Tensor, "*items rows"] | None = None
-    """Length of each row without its background; None until the second pass."""
     summed_heads: int = 1
     top_fraction: float = TOP_FRACTION
 
@@ -196,7 +194,7 @@ class PairSums:
         return cls(maps, layers[0].pairs, torch.stack(dots), torch.stack(log_sums))
 
 
-_OVER_ROWS = ((), ("column", "unit_column"))
+_OVER_ROWS = ((), ("column", "unit_column", "above_column"))
 """Fields that are sums over rows: blocks of rows are added there, and set side by side in the others."""
 
 
@@ -228,9 +226,13 @@ def map_sums(
     log_sum = scratch.mul_(block).sum(-1)
     distance = None if distances is None else torch.mul(block, distances, out=scratch).sum(-1)
     column = block.sum(1, dtype=precise_dtype(block.device) if precise else None)
+    above = threshold(block, background(block.shape[-1], summed_heads), 0.0)
+    inverse_above = torch.linalg.vector_norm(above, dim=-1).clamp_min_(NEGLIGIBLE).reciprocal_()
+    above_column = (inverse_above.unsqueeze(1) @ above).squeeze(1)
     return MapSums(
         column,
         unit_column,
+        above_column,
         mass,
         inverse_length,
         log_sum,
@@ -240,20 +242,6 @@ def map_sums(
         summed_heads=summed_heads,
         top_fraction=top_fraction,
     )
-
-
-def sums_above_background(
-    block: Float[Tensor, "items rows columns"], column: Float[Tensor, "items columns"], *, rows: int, summed_heads: int
-) -> tuple[Float[Tensor, "items rows"], Float[Tensor, "items rows"]]:
-    """`above_dot` and `above_length` of the rows of a block; `column` is the sum of all `rows` of the map."""
-    above = threshold(block, background(block.shape[-1], summed_heads), 0.0)
-    dot = (above @ without_background(column.to(block.dtype), rows, summed_heads).unsqueeze(-1)).squeeze(-1)
-    return dot, torch.linalg.vector_norm(above, dim=-1)
-
-
-def without_background(column: Float[Tensor, "*items columns"], rows: int, summed_heads: int) -> Float[Tensor, "*items columns"]:
-    """The sum of rows without the columns whose mean is background."""
-    return threshold(column, background(column.shape[-1], summed_heads) * rows, 0.0)
 
 
 def background(columns: int, summed_heads: int = 1) -> float:

@@ -1,4 +1,4 @@
-"""Which rows and columns of a map are patch tokens, and how their block is taken: prefix, padding and pooled keys told apart."""
+"""Which rows and columns of a map are patch tokens, and how their block is taken apart from prefix, padding and pooled keys."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from overfocus.attention import AttentionMap, row_tolerance
 from overfocus.capturing.sources import SameTensor, on_device
 from overfocus.errors import CaptureError
-from overfocus.metrics.expectation import TOP_FRACTION
+from overfocus.metrics.catalogue import TOP_FRACTION
 from overfocus.metrics.sums import (
     NEGLIGIBLE,
     MapSums,
@@ -23,7 +23,6 @@ from overfocus.metrics.sums import (
     map_sums,
     pair_sums,
     precise_dtype,
-    sums_above_background,
 )
 
 KEPT_DISTANCES = 2**20
@@ -329,9 +328,6 @@ def _sums_and_block(
     raise_faults(float(worst), negative=bool(whole.amin() < 0), precision=precision)
     patches = take_patches(group, weights, 0)
     sums = map_sums(patches, distance, precise=precise, summed_heads=group.summed_heads, top_fraction=top_fraction)
-    sums.above_dot, sums.above_length = sums_above_background(
-        patches.block, sums.column, rows=rows, summed_heads=group.summed_heads
-    )
     return sums, patches.block
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 figures: Callable[[], Any] | None = None
-"""Gives the module that draws (`overfocus.figures.notebook`)."""
+"""Gives the module that draws (`overfocus.figures.draw`)."""
 
 Names = str | Sequence[str] | None
 """One name, several, or None for the usual ones."""
@@ -24,7 +24,7 @@ class NotebookMethods:
         raise NotImplementedError
 
     def plot_layers(self, metrics: Names = None, corruption: Names = None, severity: int | None = None) -> "Figure":
-        """Metrics over depth, clean and corrupted (at the middle severity unless told), with 95 % intervals over images.
+        """Metrics over depth, clean and corrupted (by default at the middle severity), with 95 % intervals over images.
 
         Raises:
             RunError: what was asked for was not measured; the message lists what there is.
@@ -46,7 +46,7 @@ class NotebookMethods:
     ) -> "Figure":
         """One displayed image (number or name) under its received attention, clean and corrupted; of one run its matrices too.
 
-        `layer` is the most overfocused one unless told; colours are multiples of uniform attention.
+        `layer` is by default the most overfocused one; colours are multiples of uniform attention.
 
         Raises:
             RunError: its maps were not kept, or what was asked for was not measured.

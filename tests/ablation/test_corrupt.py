@@ -15,8 +15,7 @@ from overfocus import CaptureError, RunError, corrupt
 from overfocus.capturing import capture
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.ablation import Job, PatchChoice, image_profile
-from overfocus.probes.key_masking import find_key_sites
+from overfocus.probes.ablation import Job, PatchChoice, find_key_sites, image_profile
 from overfocus.sweep.sweep import Subject
 
 SHARES = torch.arange(1.0, 17) / 136
@@ -103,7 +102,7 @@ def test_predictions_that_depend_on_what_attended_patches_show(photos, tmp_path)
     assert sentence.startswith("On brightness 5, toy: predictions depend on what the most attended patches show")
     assert "With the top 2 patches (12 %) corrupted 0.000 keep their class" in sentence
     (opposite,) = _ablate(_Toy([0, 1]), photos, tmp_path / "least").sentences
-    assert "cannot be told to depend more" in opposite or "depend less on the most attended" in opposite
+    assert "we cannot tell whether predictions depend more" in opposite or "depend less on the most attended" in opposite
 
 
 def test_interrupted_it_goes_on_to_the_same_tables(photos, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import overfocus
-from overfocus.sweep.sweep import pack_pairs
+from overfocus.sweep.reading import pack_pairs
 from overfocus.variants import list_variants
 
 
@@ -38,12 +38,22 @@ def main() -> None:
     arguments = parser.parse_args()
     corruptions = arguments.corruptions or ["gaussian_noise", "defocus_blur", "fog", "jpeg_compression"]
 
-    loaded = overfocus.load_model(arguments.model, pretrained=False)
-    variants = len(list_variants(corruptions, [3]))
-    packing = pack_pairs(variants, arguments.batch_size)
+    wall, processor = compare_with_plain(
+        arguments.model, arguments.images, corruptions, arguments.batch_size, arguments.workers, arguments.rounds
+    )
+    print(f"median: {wall:.2f}× wall time, {processor:.2f}× processor time")
+
+
+def compare_with_plain(
+    name: str, images: int, corruptions: list[str], batch_size: int, workers: int | None, rounds: int
+) -> tuple[float, float]:
+    """Medians over the rounds of the time of `analyze` over that of the plain forwards: wall and processor time."""
+    loaded = overfocus.load_model(name, pretrained=False)
+    variants = len(list_variants(corruptions, [3])) + 1  # and the control
+    packing = pack_pairs(variants, batch_size)
     sizes = [packing.images * len(members) for members in packing.batches]
     forwards = [torch.randn(size, *loaded.input_size) for size in sizes]
-    packs = -(-arguments.images // packing.images)
+    packs = -(-images // packing.images)
 
     def plain() -> None:
         with torch.no_grad():
@@ -52,7 +62,7 @@ def main() -> None:
                     loaded.model(pictures)
 
     with tempfile.TemporaryDirectory() as folder:
-        photos = write_photos(Path(folder) / "photos", arguments.images)
+        photos = write_photos(Path(folder) / "photos", images)
         output = Path(folder) / "run"
 
         def analyze() -> None:
@@ -62,16 +72,15 @@ def main() -> None:
                 corruptions=corruptions,
                 severities=[3],
                 output=output,
-                batch_size=arguments.batch_size,
-                workers=arguments.workers,
+                batch_size=batch_size,
+                workers=workers,
                 progress=False,
             )
 
-        what = f"{arguments.model}, {arguments.images} images × {', '.join(corruptions)}"
-        print(f"{what}, batches of {sizes}, {torch.get_num_threads()} threads")
+        print(f"{name}, {images} images × {', '.join(corruptions)}, batches of {sizes}, {torch.get_num_threads()} threads")
         timed(plain)
         ratios = []
-        for number in range(arguments.rounds):
+        for number in range(rounds):
             before, whole, after = timed(plain), timed(analyze), timed(plain)
             reference = [(first + second) / 2 for first, second in zip(before, after, strict=True)]
             ratios.append([measured / expected for measured, expected in zip(whole, reference, strict=True)])
@@ -84,8 +93,8 @@ def main() -> None:
                 f"(processor time {ratios[-1][1]:.2f}×); seconds: {parts}, loop {timing['seconds']:.1f}"
             )
             shutil.rmtree(output)
-        wall, processor = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(f"median: {wall:.2f}× wall time, {processor:.2f}× processor time")
+    wall, processor = (statistics.median(column) for column in zip(*ratios, strict=True))
+    return wall, processor
 
 
 def timed(action: Callable[[], None]) -> tuple[float, float]:

@@ -4,11 +4,14 @@
     python tests/benchmarks/capture.py --size base       # one of them: tiny, small, base, small-512, small-1024, small-2048
     python tests/benchmarks/capture.py --rounds 9        # more rounds for steadier medians
 
-Four ways: the plain fused forward; ours streaming (summed in `reduce`, no map outlives its layer); ours keeping (maps first,
-measured after); timm's AttentionExtract on an unfused model, its maps measured by the same `measure`.
+Ways: the plain fused forward; ours streaming (summed in `reduce`, no map outlives its layer), as `analyze` does it, the weights
+giving the block's output too; the same beside the model's own fused attention (exact); ours keeping (maps first, measured after);
+timm's AttentionExtract on an unfused model, its maps measured by the same `measure`; the plain forward of the unfused model, and
+ours on it.
 
 Times of a round follow each other in one process. Given are the median time, and the medians of the ratios to the plain forward
-of the same round, of wall time and of processor time (which other programs hardly disturb). Peak memory is that of one process
+of the same round (of the unfused model where it is ours on that), of wall time and of processor time (which other programs
+hardly disturb). Peak memory is that of one process
 per way, above what it holds with the model built and inputs made. Weights are random: nothing here depends on them.
 """
 
@@ -56,30 +59,36 @@ SIZES = {
     "small-1024": Size("vit_small_patch16_224", 1024, 1),
     "small-2048": Size("vit_small_patch16_224", 2048, 1, extract=False),
 }
-WAYS = ("plain", "streaming", "keeping", "extract")
+WAYS = ("plain", "streaming", "exact", "keeping", "extract", "unfused", "unfused streaming")
+UNFUSED = ("extract", "unfused", "unfused streaming")
+BASES = {"unfused": "plain", "unfused streaming": "unfused"}
+"""What a way is divided by, where it is not the plain forward."""
 
 
 def build(size: Size, way: str) -> tuple[Callable[[], Any], Tensor]:
     """What to run for a way, and its input."""
     torch.manual_seed(0)
-    set_fused_attn(way != "extract")
+    set_fused_attn(way not in UNFUSED)
     model = timm.create_model(size.model, img_size=size.pixels).eval()
     set_fused_attn(True)
     images = torch.randn(size.batch, 3, size.pixels, size.pixels)
     runs: dict[str, Callable[[], Any]] = {
         "plain": lambda: model(images),
         "streaming": lambda: stream(model, images),
+        "exact": lambda: stream(model, images, exact=True),
+        "unfused": lambda: model(images),
+        "unfused streaming": lambda: stream(model, images),
         "keeping": lambda: keep(model, images),
         "extract": lambda: extract(model, images),
     }
     return runs[way], images
 
 
-def stream(model: nn.Module, images: Tensor) -> Any:
+def stream(model: nn.Module, images: Tensor, *, exact: bool = False) -> Any:
     """Measure each map while its layer runs, as `analyze` does."""
     measurement = ForwardMeasurement(profiles=False)
     measurement.begin()
-    with overfocus.capture(model, reduce=measurement.add):
+    with overfocus.capture(model, reduce=measurement.add, exact=exact):
         model(images)
     return measurement.finish()
 
@@ -150,7 +159,8 @@ def time_ways(size: Size, ways: list[str], rounds: int) -> dict[str, list[float]
     medians = {}
     for way in ways:
         ratios = [
-            [mine / plain for mine, plain in zip(*pair, strict=True)] for pair in zip(times[way], times["plain"], strict=True)
+            [mine / plain for mine, plain in zip(*pair, strict=True)]
+            for pair in zip(times[way], times[BASES.get(way, "plain")], strict=True)
         ]
         medians[way] = [statistics.median(column) for column in zip(*times[way], strict=True)][:1]
         medians[way] += [statistics.median(column) for column in zip(*ratios, strict=True)]
@@ -161,6 +171,7 @@ def main() -> None:
     """Print a table of every size and way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", action="append", dest="sizes", choices=list(SIZES))
+    parser.add_argument("--way", action="append", dest="ways", choices=WAYS, help="plain always first; all by default")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--skip-time", action="store_true")
@@ -175,7 +186,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
         size = SIZES[name]
-        ways = [way for way in WAYS if way != "extract" or size.extract]
+        ways = [way for way in arguments.ways or WAYS if way not in UNFUSED or size.extract]
         rounds = max(1, arguments.rounds // (1 + size.pixels // 512))
         times = {} if arguments.skip_time else time_ways(size, ways, rounds)
         memory = {} if arguments.skip_memory else {way: memory_of(name, way) for way in ways}

@@ -9,6 +9,7 @@ evaluate: images per second with five corruptions made on the fly, beside forwar
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,12 +28,10 @@ from overfocus.models import add_tap
 from overfocus.preprocessing import Preprocess
 from overfocus.samples import sample_images
 from overfocus.training.data import Batch
-from overfocus.training.diversity import Diversity
-from overfocus.training.launch import make_accelerator
-from overfocus.training.loop import Pace, Trainer
-from overfocus.training.objective import Classification
-from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.recipe import load_recipe
+from overfocus.training.loop import LearningRate, Pace, Trainer, make_optimizer
+from overfocus.training.objective import Classification, Diversity
+from overfocus.training.session import make_accelerator
+from overfocus.training.settings import load_recipe
 from overfocus.training.train import train
 
 VARIANTS = {"baseline": (None, 0.0), "TAP": (4, 0.0), "ADL": (None, 1.0), "TAP + ADL": (4, 1.0)}
@@ -57,8 +56,8 @@ def main() -> None:
         compare_evaluation(arguments)
 
 
-def compare_steps(arguments: argparse.Namespace) -> None:
-    """Training steps of the four variants."""
+def compare_steps(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Training steps of the variants; the ratios of each to the baseline, by wall and by processor time."""
     steps: dict[str, Callable[[], object]] = {name: Stepper(arguments, *options) for name, options in VARIANTS.items()}
     times = measure(steps, arguments.rounds, warm_up=1)
     print(
@@ -66,10 +65,13 @@ def compare_steps(arguments: argparse.Namespace) -> None:
         f"{arguments.threads} threads, {arguments.rounds} rounds"
     )
     print(f"{'':12} {'wall, s':>8} {'processor, s':>13} {'× wall':>7} {'× processor':>12}")
+    found = {}
     for name in VARIANTS:
         seconds = [median(times, clock, name) / 1e3 for clock in CLOCKS]
         ratios = [median_ratio(times, clock, name, "baseline") for clock in CLOCKS]
+        found[name] = ratios
         print(f"{name:12} {seconds[0]:8.2f} {seconds[1]:13.2f} {ratios[0]:7.2f} {ratios[1]:12.2f}")
+    return found
 
 
 class Stepper:
@@ -143,8 +145,8 @@ def show_waiting(arguments: argparse.Namespace) -> None:
     )
 
 
-def compare_evaluation(arguments: argparse.Namespace) -> None:
-    """Pictures per second of `evaluate` and of the plain forward."""
+def compare_evaluation(arguments: argparse.Namespace) -> float:
+    """Images per second of `evaluate` over those of the plain forward, median of rounds in turn."""
     with tempfile.TemporaryDirectory() as name:
         folder = photographs(Path(name) / "data", 84)
         torch.manual_seed(0)
@@ -156,32 +158,35 @@ def compare_evaluation(arguments: argparse.Namespace) -> None:
             class_names=["class 0", "class 1"],
             preprocess=Preprocess(),
         )
-        began = time.perf_counter()
-        (evaluation,) = evaluate(
-            path,
-            folder,
-            Path(name) / "run",
-            corruptions=CORRUPTIONS,
-            severities=[3],
-            batch_size=18,
-            workers=2,
-            device="cpu",
-            progress=False,
-        )
-        seconds = time.perf_counter() - began
-        pictures = len(evaluation.run.predictions)
-        inside = float(evaluation.run.description.timing["pictures_per_second"])
         batch = torch.randn(18, 3, 224, 224)
-        with torch.no_grad():
-            model(batch)
-            began = time.perf_counter()
-            for _ in range(6):
+
+        def plain() -> float:
+            with torch.no_grad():
                 model(batch)
-            plain = 6 * len(batch) / (time.perf_counter() - began)
-    print(
-        f"evaluate, {arguments.model}: {inside:.1f} pictures/s ({pictures / seconds:.1f} with start and end), "
-        f"plain forward {plain:.1f}/s, ratio {inside / plain:.2f}"
-    )
+                began = time.perf_counter()
+                for _ in range(6):
+                    model(batch)
+            return 6 * len(batch) / (time.perf_counter() - began)
+
+        ratios = []
+        for number in range(arguments.rounds):
+            before = plain()
+            (evaluation,) = evaluate(
+                path,
+                folder,
+                Path(name) / f"run-{number}",
+                corruptions=CORRUPTIONS,
+                severities=[3],
+                batch_size=18,
+                workers=2,
+                device="cpu",
+                progress=False,
+            )
+            inside = float(evaluation.run.description.timing["pictures_per_second"])
+            ratios.append(2 * inside / (before + plain()))
+            print(f"evaluate, {arguments.model}: {inside:.1f} images/s, ÷ plain forward {ratios[-1]:.2f}")
+    print(f"median: {statistics.median(ratios):.2f} × the plain forward")
+    return statistics.median(ratios)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_values_equal_the_metric_functions_on_pictures_measured_alone(run, loade
     assert predicted["confidence"] == pytest.approx(float(after.max()), abs=1e-6)
     assert predicted["agreement"] == float(before.argmax() == after.argmax())
     assert predicted["confidence_drop"] == pytest.approx(float(before.max() - after[before.argmax()]), abs=1e-6)
-    assert predicted["output_cosine"] == pytest.approx(float(torch.cosine_similarity(clean_output, output)), abs=1e-6)
+    assert predicted["output_cosine"] == pytest.approx(float(torch.cosine_similarity(clean_output, output)), abs=1e-5)
 
 
 def test_attention_is_worth_measuring(run):
@@ -210,6 +210,31 @@ def test_mixed_precision_stays_close(run, loaded, photos, tmp_path):
     other = overfocus.analyze(loaded, photos, output=tmp_path / "other", amp=True, **OPTIONS)
     np.testing.assert_allclose(other.table["gini"], run.table["gini"], atol=0.05)
     assert not np.array_equal(other.table["gini"], run.table["gini"])
+
+
+def test_attention_computed_once_or_exactly(run, loaded, photos, tmp_path):
+    exact = overfocus.analyze(loaded, photos, output=tmp_path / "exact", exact=True, **OPTIONS)
+    assert [one.description.settings.exact for one in (run, exact)] == [False, True]
+    for name in METRIC_COLUMNS:
+        np.testing.assert_allclose(run.table[name], exact.table[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(run.predictions["confidence"], exact.predictions["confidence"], atol=1e-5)
+    with pytest.raises(RunError, match="exact"):
+        overfocus.analyze(loaded, photos, output=run.path, exact=True, **OPTIONS)
+
+
+def test_corrupted_images_come_from_the_cache(run, loaded, photos, tmp_path, monkeypatch):
+    from overfocus.corruptions import apply
+
+    for name in ("first", "second"):
+        again = overfocus.analyze(loaded, photos, output=tmp_path / name, cache=tmp_path / "cache", **OPTIONS)
+        pd.testing.assert_frame_equal(again.table, run.table)
+        # called with keywords only to compile what it needs
+        monkeypatch.setattr(apply, "corrupt", lambda *_, **prepared: prepared or pytest.fail("corrupted again"))
+    assert len([*(tmp_path / "cache").rglob("*.pixels")]) == 6 * 4
+    (tmp_path / "file").write_text("")
+    with pytest.raises(overfocus.CorruptionError, match="choose another folder or none"):
+        overfocus.analyze(loaded, photos, output=tmp_path / "third", cache=tmp_path / "file", **OPTIONS)
+    assert not (tmp_path / "third").exists()
 
 
 def test_windows_are_measured_and_put_back(photos, tmp_path, make_loaded):

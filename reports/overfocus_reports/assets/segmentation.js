@@ -172,7 +172,7 @@ function flipKeys(image, variant) {
   ];
 }
 
-// The legend: each class with its colour, its share of the pixels, and of the layer's attention where masks tell what lies there.
+// The legend: each class with its colour, its share of the pixels, and of the layer's attention where masks show what is there.
 function drawClassTable(image, table, corrupted) {
   const { names, colours, images } = modelOf().segmentation;
   const { present, predictedShares, trueShares, attention } = images[image];

@@ -1,4 +1,4 @@
-// What is picked. Panels register a function that runs after each change and is told which names changed.
+// What is picked. Panels register a function that runs after each change of the names it depends on.
 const state = {
   model: 0,
   variant: data.picked,
