@@ -130,9 +130,10 @@ def _number(value: Any, low: float, high: float) -> bool:
 # where the two differ, the file's value is the argument to build with.
 
 
-def told_by_tensors(shapes: Shapes, model: nn.Module) -> Arguments:
+def told_by_tensors(shapes: Shapes, model: nn.Module, image_size: tuple[int, int] | None = None) -> Arguments:
     """Arguments that make a model of this class have a file's tensors; only those in which its own differ.
 
+    `image_size` (height, width) tells a table of an oblong patch grid from one of a square grid without prefix tokens.
     Depth, width and the like are not among them: another depth is another architecture.
     """
     describe = next((function for kind, function in _TOLD.items() if isinstance(model, kind)), None)
@@ -140,6 +141,8 @@ def told_by_tensors(shapes: Shapes, model: nn.Module) -> Arguments:
         return {}
     own = describe({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     theirs = describe(shapes)
+    if _is_oblong(shapes, image_size):
+        theirs["no_embed_class"] = False
     return {key: value for key, value in theirs.items() if own.get(key) != value}
 
 
@@ -228,7 +231,9 @@ _CANONICAL = {
 }
 
 
-def plain_vit(shapes: Shapes, heads: int | None, path: object) -> tuple[str, Arguments, list[str]] | None:
+def plain_vit(
+    shapes: Shapes, heads: int | None, path: object, image_size: tuple[int, int] | None = None
+) -> tuple[str, Arguments, list[str]] | None:
     """(architecture, arguments, assumptions) of a Vision Transformer with timm's names that no registered one equals.
 
     None where the tensors are not those of one. `heads` is what the file or the user says of them.
@@ -243,9 +248,17 @@ def plain_vit(shapes: Shapes, heads: int | None, path: object) -> tuple[str, Arg
     width, depth = stem[0], len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)})
     if qkv[1] != width or "dist_token" in shapes:
         return None
-    arguments = {key: value for key, value in _told_vit(shapes).items() if value != _PLAIN.get(key)}
+    told = _told_vit(shapes)
+    if _is_oblong(shapes, image_size):
+        told["no_embed_class"] = False
+    arguments = {key: value for key, value in told.items() if value != _PLAIN.get(key)}
     name = "VisionTransformer"
     assumed: list[str] = []
+    if not told["final_norm"]:
+        assumed.append("built without a last normalisation, as the file has none")
+    if told["no_embed_class"]:
+        side = square_side(shapes["pos_embed"][1])
+        assumed.append(f"position table read as {side}x{side} patches without a row for the class token")
     size = stem[2] if stem[2] == stem[3] else None
     canonical = _CANONICAL.get((width, depth, size or 0))
     if heads is None and (heads := _KNOWN_HEADS.get(width)) is None:
@@ -271,6 +284,14 @@ _PLAIN: Arguments = {
     "scale_attn_norm": False, "scale_mlp_norm": False,
 }  # fmt: skip
 """What `VisionTransformer` is without arguments; another patch size is given in any case."""
+
+
+def _is_oblong(shapes: Shapes, image_size: tuple[int, int] | None) -> bool:
+    """Whether the position table, rows of prefix tokens and all, covers an image of this (height, width)."""
+    stem, table = shapes.get("patch_embed.proj.weight", ()), shapes.get("pos_embed", ())
+    if image_size is None or len(stem) != 4 or len(table) != 3:
+        return False
+    return (image_size[0] // stem[2]) * (image_size[1] // stem[3]) == table[1] - _prefix(shapes)
 
 
 def _prefix(shapes: Shapes) -> int:
@@ -300,6 +321,8 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
 
 def classes_in(tensors: Mapping[str, Tensor], model: nn.Module) -> int:
     """Number of classes of the classifier in a state dict; 0 where it has none."""
+    if any(name.startswith("pre_logits.") for name in tensors) and not hasattr(model, "pre_logits"):
+        return 0  # a layer between pooling and classifier that timm no longer builds
     for name in (*classifiers(model), *_FALLBACK_CLASSIFIERS):
         weight = tensors.get(f"{name}.weight")
         if weight is not None and weight.ndim in (2, 4):

@@ -224,6 +224,18 @@ _ALIGNMENT = 64
 _COMPUTED = re.compile(r"running_(mean|var)$")
 
 
+_ROTARY = re.compile(r"(^|\.)(rope|freqs|inv_freq|periods)(_|\.|$)")
+_MASK = re.compile(r"(^|\.)attn_mask$")
+
+
+def _computes(model: nn.Module, name: str) -> bool:
+    """Whether a model has of itself what a buffer of the file is: rotary positions and masks change what it computes without."""
+    if _ROTARY.search(name):
+        own = [*dict(model.named_modules()), *dict(model.named_buffers())]
+        return any(_ROTARY.search(other) for other in own)
+    return not _MASK.search(name) or any(_MASK.search(other) for other, _ in model.named_buffers())
+
+
 def is_harmless(name: str) -> bool:
     """Whether a tensor cannot change what the encoder computes for an unmasked image."""
     return _HARMLESS.search(name) is not None
@@ -309,12 +321,13 @@ def account(
             resampled = tensor.untyped_storage()._cdata not in given
             unfit |= {name: (tuple(before.shape), expected)} if resampled else {}
     lost, buffers = _swallowed(tensors, converted)
+    strange = [name for name in tensors if is_harmless(name) and not _computes(model, name)]
     left = [name for name in converted if name not in ours] + lost + buffers
     heads = [name for name in left if is_head(name, classifiers)]
-    harmless = [name for name in left if name not in heads and is_harmless(name)]
+    harmless = [name for name in left if name not in heads and name not in strange and is_harmless(name)]
     return Accounts(
         missing=[name for name in ours if name in needed and name not in converted and not is_head(name, classifiers)],
-        unexpected=[name for name in left if name not in heads and name not in harmless],
+        unexpected=[name for name in dict.fromkeys(left + strange) if name not in heads and name not in harmless],
         unfit={name: shapes for name, shapes in unfit.items() if not is_head(name, classifiers)},
         heads=heads + [name for name in unfit if is_head(name, classifiers)],
         harmless=harmless,

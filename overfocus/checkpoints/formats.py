@@ -22,6 +22,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x08\x07", "an ONNX model; load the PyTorch weights that it was made from"),
     (b"\x08\x08", "an ONNX model; load the PyTorch weights that it was made from"),
     (b"%PDF", "a PDF"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive; unpack it first"),
 )
 _AT_FOUR = {
     b"ET12": "an ExecuTorch program, which this does not read; pass the weights that it was exported from",
@@ -40,9 +41,10 @@ _ENDINGS = {
     ".engine": "a TensorRT engine, which this does not read",
     ".pdparams": "weights of PaddlePaddle, which this does not read",
     ".gguf": "a GGUF file, which this does not read",
+    ".index": "the index of a TensorFlow checkpoint, which this does not read",
 }
 _FOLDERS = (
-    (("*.distcp", ".metadata"), "a distributed checkpoint of PyTorch; merge it first: "
+    (("*.distcp", ".metadata", "*/*.distcp"), "a distributed checkpoint of PyTorch; merge it first: "
      "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth"),
     (("mp_rank_*_model_states.pt", "*/mp_rank_*_model_states.pt", "zero_to_fp32.py"), "a DeepSpeed checkpoint; merge it first: "
      "python zero_to_fp32.py . weights (the script is in the folder)"),
@@ -61,6 +63,12 @@ def foreign_format(start: bytes, suffix: str = "") -> str | None:
         return _ENDINGS[suffix.lower()]
     if start[4:8] in _AT_FOUR:
         return _AT_FOUR[start[4:8]]
+    if re.match(rb"[\x81-\x8f][\xa0-\xbf]", start):  # a map whose first key is a short text
+        return _ENDINGS[".msgpack"]
+    if re.match(rb"\x08[\x01-\x20][\x12\x1a\x22\x3a]", start):  # version of the format, then a text
+        return _ENDINGS[".onnx"]
+    if re.fullmatch(r"\.data-\d+-of-\d+", suffix):
+        return "one part of a TensorFlow checkpoint, which this does not read"
     for signature, name in _SIGNATURES:
         if start.startswith(signature):
             return name
@@ -101,7 +109,11 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     config_path = path / "config.json"
     weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if not config_path.is_file():
-        advice = f"pass {weights}" if weights else "pass the weights file"
+        others = sorted(
+            item for ending in ("safetensors", "pth", "pt", "bin", "tar", "ckpt") for item in path.glob(f"*.{ending}")
+        )
+        found = weights or next(iter(others), None)
+        advice = f"pass {found}" if found else "pass the weights file" if any(path.iterdir()) else "the folder is empty"
         raise CheckpointError(
             f"{path}: expected a folder with config.json and weights (hub layout), found no config.json; {advice}"
         )

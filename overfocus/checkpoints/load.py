@@ -337,6 +337,10 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     if not real.exact and not request.lenient:
         raise CheckpointError(f"{path}: {found.name} does not take every tensor: {real.faults}; try another --model")
     fill(model, converted, path)
+    weighted = [name.removesuffix("weight") + "bias" for name in converted if name.endswith("weight")]
+    bare = [name for name in weighted if name in model.state_dict() and name not in converted]
+    for name in bare:  # a classifier that was trained without one
+        model.get_parameter(name).data.zero_()
     outside = [name for name in network.beside if changes_encoder(name, network)]
     if outside and not request.lenient:
         raise CheckpointError(
@@ -355,6 +359,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     )
     lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
+    notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []
     notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
         model=model,

@@ -38,7 +38,9 @@ _MOMENTUM = frozenset({"momentum", "k"})
 _COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
 _CHANGES_INPUT = re.compile(
-    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift", re.IGNORECASE
+    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift|^(side|ladder|inject)"
+    r"|^(?!text|decoder|\w*head|\w*proj|\w*predict)(\w+_)?(layer_?)?norm\w*$",
+    re.IGNORECASE,
 )
 _HARMLESS_PARAMETER = re.compile(
     r"^(n_averaged|logit_scale|logit_bias|temperature|temp|tau|text_projection|image_projection|visual_projection"
@@ -133,7 +135,8 @@ def choose_network(networks: list[Network], weights: str | None, use_ema: bool, 
     networks = [network for network in networks if not _words(network.path) & _AUXILIARY] or networks
     if len(networks) == 1:
         return networks[0], []
-    averaged = [network for network in networks if _words(network.path) & _AVERAGED]
+    distilled = any("distil" in network.path.lower() for network in networks)  # there the teacher is no average of the student
+    averaged = [network for network in networks if _words(network.path) & _AVERAGED and not distilled]
     momentum = [n for n in networks if n not in averaged and _words(n.path) & _MOMENTUM]
     plain = [network for network in networks if network not in averaged and network not in momentum]
     plain = plain or momentum
@@ -175,9 +178,10 @@ def relative_name(name: str, network: Network) -> str:
 def _roots(tensors: Mapping[str, Tensor]) -> list[str]:
     attention: set[str] = set()
     for name, tensor in tensors.items():
-        if ATTENTION.search(name) and tensor.ndim >= 2:
-            parts = name.split(".")
-            attention |= {".".join(parts[:count]) for count in range(len(parts))}
+        last = max((match.start() for match in ATTENTION.finditer(name)), default=-1)
+        if last >= 0 and tensor.ndim >= 2:  # what stands before the last such word: an encoder may itself be called attention
+            parts = name[:last].split(".")[:-1]
+            attention |= {".".join(parts[:count]) for count in range(len(parts) + 1)}
     firsts = [name for name, tensor in tensors.items() if tensor.ndim in (4, 5) and tensor.shape[1] == 3]
     firsts += [
         name

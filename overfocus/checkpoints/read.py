@@ -219,7 +219,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         raise CheckpointError(f"{path}: expected a checkpoint, got an empty file; copy or download it again")
     with path.open("rb") as stream:
         start = stream.read(512)
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
+    if (path.suffix == ".safetensors" and not start.startswith(b"version https://git-lfs")) or start[8:9] == b"{":
         content, metadata = _read_safetensors(path)
     else:
         foreign = foreign_format(start, path.suffix)
@@ -324,6 +324,10 @@ def _refusal(path: Path, error: Exception, refused: list[str], zipped: bool) -> 
         return CheckpointError(
             f"{path}: refused, its pickle wants {some([n[:80] for n in refused])}, which could run code; {advice}"
         )
+    with path.open("rb") as stream:
+        plain = re.match(rb"\x80[\x03-\x05]", stream.read(2)) is not None
+    if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped and plain:
+        return CheckpointError(f"{path}: a pickle that torch.save did not write, which can run code; save with torch.save")
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped:
         return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint; this is something else or truncated")
     if isinstance(error, MemoryError):
@@ -350,12 +354,16 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: truncated or damaged archive ({first_line(error)}); copy or download it again") from None
     names = {entry.filename.partition("/")[2] for entry in entries}
     unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes; torch.save writes none")
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise CheckpointError(f"{path}: a TorchScript archive, which holds code; save model.state_dict() instead")
+    if any(re.match(r"archive_format$|models/|serialized_exported_program", name) for name in names):
+        raise CheckpointError(f"{path}: a program of torch.export (pt2), which holds code; save model.state_dict() instead")
+    if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes; torch.save writes none")
     if "data.pkl" not in names:
-        raise CheckpointError(f"{path}: expected a PyTorch checkpoint, got another zip archive (no data.pkl inside)")
+        raise CheckpointError(
+            f"{path}: expected a PyTorch checkpoint, got another zip archive (no data.pkl inside); unpack it if they are in it"
+        )
 
 
 def _refuse_bomb(content: dict[str, Any], path: Path) -> None:

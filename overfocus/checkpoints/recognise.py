@@ -23,6 +23,7 @@ from overfocus.checkpoints.build import (
     added_tap,
     convert_tensors,
     is_architecture,
+    is_head,
     outline,
     require_known,
     tap_branches,
@@ -161,7 +162,9 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
         )
     _demand_size(model, reading.tensors, path, name)
     shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
-    told = {key: value for key, value in told_by_tensors(shapes, model).items() if key not in request.arguments}
+    told = {
+        key: value for key, value in told_by_tensors(shapes, model, request.image_size).items() if key not in request.arguments
+    }
     if told:
         try:
             model, convert = outline(name, arguments | told, tap)
@@ -178,7 +181,13 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
         converted = convert_tensors(model, apart, convert, path)
     except CheckpointError:
         converted = apart
-    accounts = account(model, apart, converted, classifiers(model))
+    layers = classifiers(model)
+    accounts = account(model, apart, converted, layers)
+    own_head = (key for key in model.state_dict() if key.endswith("weight") and is_head(key, layers))
+    if fitting["num_classes"] and request.num_classes is None and any(key not in converted for key in own_head):
+        fitting["num_classes"] = 0  # a classifier of another form: rather none than one that is not the file's
+        model, convert = outline(name, fitting, tap)
+        accounts = account(model, apart, converted, layers)
     return Fit(name, found_by, reading, fitting, tap, accounts, model, notes)
 
 
@@ -209,7 +218,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
         heads = request.arguments.get("num_heads") or hints.heads
         try:
-            plain = plain_vit(shapes, heads, path)
+            plain = plain_vit(shapes, heads, path, request.image_size)
             if plain is not None and reading.origin == CLIP:
                 plain[1].update(_activation(hints, request, path))
         except CheckpointError as error:
@@ -436,6 +445,12 @@ def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:
     if nearest is None:
         return f"its tensors are those of no architecture of timm or overfocus; name it with --model, or {_OWN_CODE}"
     lenient = ", or load it without them (--lenient)" if not nearest.accounts.unfit else ""
+    if "pos_embed" in nearest.accounts.unfit:
+        rows = tuple(tensors["pos_embed"].shape)[1:2] if "pos_embed" in tensors else ()
+        return (
+            f"its position table {some([f'of {row} rows' for row in rows])} fits no square patch grid of {nearest.name}; "
+            "say the size of its images with --image-size HEIGHTxWIDTH"
+        )
     return (
         f"its tensors are those of no architecture of timm or overfocus; the nearest is {nearest.name}, but "
         f"{nearest.accounts.faults}; name the right one with --model{lenient}, or {_OWN_CODE}"

@@ -4,7 +4,10 @@ No code comes with the weights: remote code is off, kernels are torch's own, pic
 fetched for a folder on the disk.
 """
 
+import contextlib
+import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,9 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
     _require_sound(folder, config)
     kind = str(config.get("model_type", ""))
     names = [str(name) for name in config.get("architectures") or ()]
-    name = _TOWERS.get(kind) or next((n for n in names if hasattr(transformers, n)), "AutoModel")
+    own = next((n for n in names if hasattr(transformers, n)), "AutoModel")
+    tower = None if own.endswith("ForImageClassification") else _TOWERS.get(kind)
+    name = tower or own
     built = getattr(transformers, name)
     notes: list[str] = []
     try:
@@ -57,19 +62,21 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
         if kind == "vit_mae":
             settings = transformers.ViTConfig(**{key: config[key] for key in transformers.ViTConfig().to_dict() if key in config})
             notes.append("MAE's encoder built as a ViT: every patch is seen, none is masked")
-        elif kind in _TOWERS and hasattr(settings, "vision_config"):
+        elif tower is not None and hasattr(settings, "vision_config"):
             settings = settings.vision_config
             notes.append("left out, no part of the encoder: the text model and the projections")
-        model, told = built.from_pretrained(
-            folder,
-            config=settings,
-            local_files_only=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa" if getattr(built, "_supports_sdpa", False) else "eager",  # never a kernel of the hub
-        )
+        with _quiet(transformers.utils.logging):
+            model, told = built.from_pretrained(
+                folder,
+                config=settings,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                attn_implementation="sdpa" if getattr(built, "_supports_sdpa", False) else "eager",  # never a kernel of the hub
+            )
     except Exception as error:  # transformers raises whatever its parts raise
         raise CheckpointError(f"{folder}: transformers cannot load this {kind or 'model'} ({first_line(error)})") from error
+    _require_images(model, folder)
     missing = [key for key in told["missing_keys"] if not _needless(key)]
     unexpected = [key for key in told["unexpected_keys"] if not _needless(key) and not key.startswith(_OTHER_TOWER)]
     unfit = [str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ())]
@@ -102,6 +109,32 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
         class_names=[str(labels[number]) for number in sorted(labels)] if labels else None,
         classes=classes,
     )
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without the tables and progress bars that transformers prints: what matters of them stands in our messages and notes."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _require_images(model: Any, folder: Path) -> None:
+    """Refuse what does not take a batch of images and nothing else: text models, and those of patches cut beforehand."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    more = [p.name for p in parameters[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    first = parameters[0].name if parameters else "nothing"
+    if first != "pixel_values" or more:
+        takes = " and ".join([first, *more])
+        raise CheckpointError(
+            f"{folder}: a {type(model).__name__}, which takes {takes}; expected a model whose only input is a batch of images"
+        )
 
 
 def _needless(key: str) -> bool:
@@ -140,7 +173,7 @@ def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None)
     if not said.get("image_mean"):
         notes.append("preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say")
     channels = int(getattr(settings, "num_channels", 3) or 3)
-    own = getattr(settings, "image_size", None) or 224
+    own = getattr(settings, "image_size", None) or getattr(getattr(settings, "vision_config", None), "image_size", None) or 224
     side = own if isinstance(own, int) else max(own)
     size, crop = said.get("size"), said.get("crop_size")
     crop_pct, mode, target = 1.0, "squash", _sides(size, side)

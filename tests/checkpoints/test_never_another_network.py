@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from overfocus import CheckpointError, load_model
+from tests.scripts.layouts_made import clip, compare
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3, "num_classes": 5}
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -92,6 +93,10 @@ KINDS = {
     "a second patch embedding": {"patch_embed2.proj.weight": (192, 3, 4, 4)},
     "another position table": {"pos_embed_spatial": (1, 16, 192)},
     "one value": {"alpha": ()},
+    "rotary positions": {"rope.inv_freq": (32,)},
+    "rotary tables of a block": {"blocks.0.attn.rope.freqs_cos": (16, 64)},
+    "a mask": {"blocks.0.attn_mask": (17, 17)},
+    "attention sink": {"blocks.0.attn.sink": (3,)},
 }
 
 
@@ -228,3 +233,99 @@ def test_arguments_are_bounded(arguments: str, plain, write) -> None:
     with pytest.raises(CheckpointError, match="--model-args") as caught:
         load_model(write(plain.state_dict()), model_args=arguments)
     assert len(str(caught.value)) < 600
+
+
+def relation(path, model: nn.Module, **options) -> tuple[float, list[str]]:
+    """Largest difference of a loaded model's logits from another's, relative to the largest; and its notes."""
+    loaded = load_model(path, **options)
+    images = torch.rand(2, *loaded.input_size)
+    with torch.inference_mode():
+        expected, found = model(images), loaded.model(images)
+    return float((expected - found).abs().max() / expected.abs().max()), list(loaded.notes)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda name: f"attention.{name}",
+        lambda name: f"norm.blocks.{name}",
+        lambda name: f"transformer.{name}" if name.startswith("blocks") else name,
+        lambda name: f"encoder.{name}" if not name.startswith(("norm", "head")) else name,
+        lambda name: {"b": "body.layers.", "n": "out.", "h": "out."}.get(name[0], "embed.") + name,
+    ],
+    ids=["attention", "names of parts", "blocks apart", "norm and head apart", "three parts"],
+)
+def test_parts_behind_prefixes_of_their_own(place, plain, write) -> None:
+    path = write({place(name): tensor for name, tensor in plain.state_dict().items()})
+    assert relation(path, plain)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["feature_norm.weight", "side.0.weight", "final_layer_norm.bias"])
+def test_what_stands_beside_an_encoder_and_may_change_it_is_refused(name: str, plain, write) -> None:
+    path = write({f"net.{key}": tensor for key, tensor in plain.state_dict().items()} | {name: torch.ones(192)})
+    with pytest.raises(CheckpointError, match=f"{name} beside net may change"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head.fc.weight": (5, 192), "head.fc.bias": (5,)},
+        {"head.0.weight": (8, 192), "head.2.weight": (5, 8)},
+        {"pre_logits.fc.weight": (192, 192), "head.weight": (5, 192), "head.bias": (5,)},
+    ],
+    ids=["deeper", "MLP", "layer before"],
+)
+def test_a_classifier_of_another_form_is_left_out_and_never_random(more, plain, write) -> None:
+    state = {name: tensor for name, tensor in plain.state_dict().items() if not name.startswith("head.")}
+    loaded = load_model(write(state | {name: torch.rand(shape) for name, shape in more.items()}))
+    assert loaded.num_classes == 0
+    assert any("left out" in note and "head" in note for note in loaded.notes)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model.forward_features(IMAGES), plain.forward_features(IMAGES), rtol=0, atol=0)
+
+
+def test_a_classifier_without_bias_has_none(write) -> None:
+    model = randomised(VisionTransformer(**SMALL))
+    path = write({name: tensor for name, tensor in model.state_dict().items() if name != "head.bias"})
+    model.head.bias.data.zero_()
+    far, notes = relation(path, model)
+    assert far == 0
+    assert any("without bias" in note for note in notes)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (16, 32), (48, 16)])
+def test_tables_of_images_that_are_not_square(size, write) -> None:
+    model = randomised(VisionTransformer(**(SMALL | {"img_size": size})))
+    path = write(model.state_dict())
+    assert relation(path, model, image_size=size)[0] == 0
+    if size == (16, 32):  # 2 x 4 patches and a class token have as many rows as 3 x 3 patches
+        assert any("3x3 patches" in note for note in load_model(path).notes)
+    else:
+        with pytest.raises(CheckpointError, match="--image-size HEIGHTxWIDTH"):
+            load_model(path)
+
+
+def test_the_teacher_of_a_distillation_is_no_average(plain, write) -> None:
+    state = {f"model.{n}": t for n, t in plain.state_dict().items()} | {
+        f"distiller.teacher.{n}": t for n, t in scaled(plain).items()
+    }
+    with pytest.raises(CheckpointError, match="--weights model"):
+        load_model(write(state))
+
+
+def test_networks_that_only_a_training_needs_are_not_asked_for(plain, write) -> None:
+    path = write({"encoder": plain.state_dict(), "predictor": scaled(plain)})
+    assert load_model(path).weights_entry == "encoder"
+
+
+def test_quick_gelu_of_a_clip_of_any_size_is_asked_for(write) -> None:
+    pytest.importorskip("open_clip")
+    model = clip(quick=True)
+    front = "visual."
+    path = write({name.removeprefix(front): tensor for name, tensor in model.state_dict().items() if name.startswith(front)})
+    with pytest.raises(CheckpointError, match=r"act_layer=quick_gelu.*act_layer=gelu"):
+        load_model(path)
+    loaded = load_model(path, model_args="act_layer=quick_gelu")
+    assert compare(model.encode_image)(loaded.model) < 1e-5
+    assert loaded.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))

@@ -172,3 +172,18 @@ def test_own_code_that_gives_no_module(spelling: str, words: str, write) -> None
     with pytest.raises(CheckpointError, match=words) as caught:
         load_model(write({"stem.bias": torch.ones(8)}), model=spelling)
     assert "\n" not in str(caught.value)
+
+
+def test_models_that_take_more_than_images_are_refused(tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 99}
+    transformers.BertModel(transformers.BertConfig(**small)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="BertModel, which takes input_ids"):
+        load_model(tmp_path)
+
+
+def test_nothing_of_transformers_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = {key: value for key, value in TINY.items() if "size" not in key or key == "hidden_size"} | {"vocab_size": 50}
+    saved(tmp_path, transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=TINY, projection_dim=16)))
+    capfd.readouterr()
+    load_model(tmp_path)
+    assert "".join(capfd.readouterr()) == ""
