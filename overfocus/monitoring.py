@@ -124,7 +124,7 @@ class Monitor:
             step: number of the step, where it is not the number of calls. The same number again, as under accumulation of
                 gradients, is not measured again.
         """
-        before = self._steps if self._steps is not None else 0 if step is None else step - 1
+        before = self._steps if self._steps is not None else max(0, (step or 1) - 1)
         self._steps = before + 1 if step is None else step
         if self._steps < before:  # begun again
             before = self._steps - 1

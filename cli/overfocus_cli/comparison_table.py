@@ -82,6 +82,8 @@ def print_comparison(comparison: "Comparison") -> None:
         if told.row_count:
             console.print()
             console.print(told)
+    if len(within):
+        console.print("of each model, the metrics farthest from 0.5 are shown; intervals are not adjusted for that choice")
 
 
 def flips_of(found: "pd.DataFrame", name: str) -> str:

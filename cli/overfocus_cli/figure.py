@@ -2,9 +2,12 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from overfocus.figures.style import PlainFigure
 
 
 class Kind(StrEnum):
@@ -14,6 +17,7 @@ class Kind(StrEnum):
     STABILITY = "stability"
     LAYERS = "layers"
     MATRIX = "matrix"
+    ABLATION = "ablation"
 
 
 class Format(StrEnum):
@@ -29,7 +33,7 @@ def figure(
         Kind,
         typer.Argument(
             help="columns: attention matrices, clean and corrupted; stability: metrics against severity; layers: metrics over "
-            "depth; matrix: layer × corruption.",
+            "depth; matrix: layer × corruption; ablation: what `overfocus ablate` measured.",
             show_default=False,
         ),
     ],
@@ -75,14 +79,18 @@ def figure(
         raise typer.BadParameter(str(error), param_hint="--width") from None
     path = _path(kind, format, output)
 
-    from overfocus.figures.draw import draw
+    from overfocus.figures.draw import KINDS, draw
     from overfocus.figures.style import paper, save_figure
     from overfocus.run import Run, display_names
 
+    if kind is Kind.ABLATION:
+        with paper():
+            typer.echo(str(save_figure(_ablation(runs, metric, size), path)))
+        return
     opened = [Run(folder) for folder in runs]
     with paper():
         drawn = draw(
-            kind.value,
+            next(known for known in KINDS if known == kind.value),
             opened,
             display_names(opened),
             width=size,
@@ -93,6 +101,23 @@ def figure(
             image=int(image) if image is not None and image.isdecimal() else image,
         )
         typer.echo(str(save_figure(drawn, path)))
+
+
+def _ablation(folders: list[Path], metrics: list[str] | None, width: float) -> "PlainFigure":
+    """The figure of one ablation; call inside `paper()`.
+
+    Raises:
+        typer.BadParameter: more than one ablation, or more than one metric.
+        RunError: the folder holds no ablation, or it has no such metric.
+    """
+    from overfocus.figures.ablation import ablation_figure
+    from overfocus.results.ablation import Ablation
+
+    if len(folders) > 1 or len(metrics or ()) > 1:
+        raise typer.BadParameter("a figure shows one metric of one ablation; draw one figure for each", param_hint="RUN…")
+    found = Ablation(folders[0])
+    score = metrics[0] if metrics else None
+    return ablation_figure(found.table, found.differences, found.how, score=score, width=width)
 
 
 def _path(kind: Kind, asked: Format | None, output: Path | None) -> Path:

@@ -32,7 +32,7 @@ def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json_text({"checkpoint": str(training.checkpoint), **last}))
         return
-    for note in training.info["notes"]:
+    for note in training.info.notes:
         typer.echo(note)
     from overfocus.training.folder import describe_row
 

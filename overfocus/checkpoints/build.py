@@ -216,7 +216,7 @@ _HARMLESS = re.compile(
     r"|rope_embed\.\w+|rope\.periods|n_averaged|k_bias)$"
     r"|^(decoder(_\w+)?|decode_head|auxiliary_head|mask_decoder|prompt_encoder|lm_head|mim_head|\w*predictor|projector|projection"
     r"|projection_head|proj_head|contrastive_head|prototypes|dino_head|ibot_head|bbox_head|rpn_head|roi_head|sem_seg_head|text"
-    r"|text_model|text_encoder|token_embedding|logit_scale|logit_bias|local_cls_norm|criterion|loss\w*)(\.|$)"
+    r"|text_model|text_encoder|token_embedding|logit_scale|logit_bias|local_cls_norm|cls_pt_layers|neck|outer_tokens|criterion|loss\w*)(\.|$)"
 )
 """What cannot change an encoder's output for an unmasked image: heads of other tasks, mask tokens, computable buffers."""
 _CLASSIFIER = re.compile(r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits)\.")

@@ -122,6 +122,13 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
     )
 
 
+def hints_of_jax(metadata: Mapping[str, str]) -> Hints:
+    """What the arrays of Google's JAX code say: heads have an axis of their own, and inputs are scaled to -1 … 1."""
+    half = (0.5, 0.5, 0.5)
+    note = "mean and std 0.5, as Google's JAX code scales its input"
+    return Hints(preprocessing={"mean": half, "std": half}, heads=int(metadata["num_heads"]), notes=(note,))
+
+
 def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
     """What the metadata of a safetensors file says (format: `overfocus.checkpoints.hints`)."""
     values: dict[str, Any] = {}

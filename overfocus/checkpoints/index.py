@@ -19,7 +19,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,8 @@ class Candidate:
     """Rows of the absolute position table that belong to prefix tokens."""
     facts: dict[str, Any]
     """What shapes do not show, as far as architectures with these shapes differ in it."""
+    group: str
+    """Of architectures with the same fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def look_up(shapes: Mapping[str, Shape]) -> Match:
     return Match(found, None)
 
 
-def look_up_by_sizes(shapes: Mapping[str, Shape], most: int = 4) -> list[Candidate]:
+def look_up_by_sizes(shapes: Mapping[str, Shape], most: int = 8) -> list[Candidate]:
     """The architectures whose tensors agree best in shape whatever they are called, one of each group, the best first."""
     index, (sizes, totals) = read_index(), _sizes()
     wanted = Counter(_size(shape) for shape in shapes.values() if len(shape) > 1)
@@ -264,6 +266,13 @@ def look_up_by_sizes(shapes: Mapping[str, Shape], most: int = 4) -> list[Candida
         shares.append((common / max(given + totals[key] - common, 1), common / max(totals[key], 1), key))
     shares.sort(reverse=True)
     return [member for share, covered, key in shares[:most] for member in _members(index, key, share, covered) if share > 0.4]
+
+
+def candidates_named(names: Sequence[str]) -> list[Candidate]:
+    """Architectures of the index by name, held to be as likely as each other."""
+    index = read_index()
+    groups = [key for key, group in index["groups"].items() if not group["members"].keys().isdisjoint(names)]
+    return [member for key in groups for member in _members(index, key, 0.0, 0.0) if member.name in names]
 
 
 def exact_tables(candidate: Candidate, shapes: Mapping[str, Shape]) -> bool:
@@ -291,7 +300,7 @@ def read_index() -> dict[str, Any]:
 def _members(index: dict[str, Any], key: str, share: float, covered: float) -> list[Candidate]:
     features = index["features"]
     return [
-        Candidate(name, share, covered, Counter({features[number]: count for number, count in table}), prefix, facts)
+        Candidate(name, share, covered, Counter({features[number]: count for number, count in table}), prefix, facts, key)
         for name, (table, prefix, facts) in index["groups"][key]["members"].items()
     ]
 

@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ from overfocus.checkpoints.build import (
     skeleton,
 )
 from overfocus.checkpoints.formats import find_folder, transformers_folder
-from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_metadata
+from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
-from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten
+from overfocus.checkpoints.names import Reading
+from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
 from overfocus.checkpoints.transformers_models import load_transformers
@@ -311,6 +313,8 @@ def _read(path: Path) -> tuple[CheckpointFile, Hints]:
         hints = hints_of_config(config, path / "config.json")
         return read_checkpoint(weights), hints
     file = read_checkpoint(path)
+    if file.metadata.get("origin") == "JAX":
+        return file, hints_of_jax(file.metadata)
     return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(
         file.content, path
     )
@@ -343,12 +347,15 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     said = (
         [f"LENIENT: loaded although it is not {found.name} to the last tensor: {real.faults or some(outside)}"] if lenient else []
     )
+    if found.reading.preprocessing and not hints.preprocessing.keys() & {"mean", "std"}:
+        hints = replace(hints, preprocessing={**hints.preprocessing, **found.reading.preprocessing})
+        said.append(f"mean and std are those of {found.reading.origin}, which the tensors' names show")
     preprocess, assumed = preprocess_for(
         model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
     )
     lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
-    notes += [*_dropped_notes(real, network), *resampled_note(tensors, converted), *assumed]
+    notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
         model=model,
         preprocess=preprocess,
@@ -380,10 +387,11 @@ def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) ->
     return [f"assumed, as no tensor says them: {', '.join(assumed)} (--model-args num_heads=… sets heads)"]
 
 
-def _dropped_notes(accounts: Accounts, network: Network) -> list[str]:
+def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> list[str]:
     """Heads and other parts of the file that are not measured."""
-    names = [*accounts.heads, *[name for name in accounts.harmless if not is_buffer(name)], *network.beside]
-    parts = list(dict.fromkeys(name.partition(".")[0] if "." in name else name for name in names))
+    beside = [relative_name(name, network) for name in network.beside]
+    names = [*reading.dropped, *accounts.heads, *[name for name in accounts.harmless if not is_buffer(name)], *beside]
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in names))
     return [f"left out, no part of the encoder: {some(parts)}"] if parts else []
 
 

@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from overfocus.checkpoints.formats import foreign_format
+from overfocus.checkpoints.names import from_jax
 from overfocus.checkpoints.networks import flatten
 from overfocus.errors import CheckpointError, first_line
 from overfocus.text import some
@@ -224,7 +225,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         foreign = foreign_format(start, path.suffix)
         if foreign:
             raise CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint, got {foreign}")
-        content, metadata = _read_npz(path) if path.suffix == ".npz" else _read_torch(path), {}
+        content, metadata = _read_npz(path) if path.suffix == ".npz" else (_read_torch(path), {})
     _refuse_bomb(content, path)
     return CheckpointFile(path, content, metadata, sha256(path))
 
@@ -243,15 +244,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise CheckpointError(f"{path}: no whole safetensors file ({first_line(error)}); copy or download it again") from None
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    """Arrays of numpy (timm and Google publish weights of JAX so); nothing pickled in them is read."""
+def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Arrays of numpy; nothing pickled in them is read. A Vision Transformer of Google's JAX code gets timm's names."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > _LARGEST_CLAIM * path.stat().st_size:
             raise CheckpointError(f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiub"}
+            read = {name: arrays[name] for name in arrays.files}
+        strange = [name for name, array in read.items() if array.dtype.kind not in "fiubSU"]
+        if strange:
+            raise CheckpointError(f"{path}: {some(strange)} hold {read[strange[0]].dtype}; save the arrays as float32 or float16")
+        tensors = {name: torch.from_numpy(array) for name, array in read.items() if array.dtype.kind in "fiub"}
+        return from_jax(tensors) or (dict(tensors), {})
+    except (KeyError, IndexError, RuntimeError) as error:
+        said = first_line(error)
+        raise CheckpointError(f"{path}: names of JAX's Vision Transformer, but not all of its arrays ({said})") from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
         raise CheckpointError(f"{path}: no whole .npz file of arrays ({first_line(error)}); copy or download it again") from None
 

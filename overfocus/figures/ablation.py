@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from overfocus.errors import RunError
 from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, legend_below
 from overfocus.metrics.catalogue import title_of
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES
@@ -41,7 +42,13 @@ def ablation_figure(
         how: "remove" or "corrupt".
         score: one of `SCORES`.
         width: of the figure in inches; unless given, it follows the number of variants.
+
+    Raises:
+        RunError: the ablation has no such score.
     """
+    known = [name for name in SCORES if table[name].notna().any()]
+    if score is not None and score not in known:
+        raise RunError(f"the ablation has no {score!r}; there is {', '.join(known) or 'nothing'}")
     score = score or usual_score(table)
     pairs = table[["corruption", "severity"]].drop_duplicates().to_numpy()
     variants = [Variant(str(name), int(severity)) for name, severity in pairs]

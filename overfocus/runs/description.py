@@ -328,6 +328,38 @@ class RunDescription:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArchitectureEntry:
+    """The network of a training, as `save_checkpoint` is told."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    tap: dict[str, Any] | None = None
+    """Arguments of `overfocus.models.add_tap`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEntry:
+    """Everything that the result of a training depends on."""
+
+    recipe: dict[str, Any]
+    """Of `overfocus.training.settings.Recipe`, as JSON holds it."""
+    architecture: ArchitectureEntry
+    task: str = "classification"
+    objective: str = "supervised"
+    init: str | None = None
+    """Digest or name of the weights that it started from."""
+    seed: int
+    images: int
+    """Images of the data set that are used."""
+    class_names: list[str] = field(default_factory=list)
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    input_size: tuple[int, int, int]
+    """(channels, height, width)."""
+    processes: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingDescription:
     """The content of training.json."""
 
@@ -338,7 +370,7 @@ class TrainingDescription:
     overfocus: str
     created: str = ""
     status: Status
-    settings: dict[str, Any]
+    settings: TrainingEntry
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,8 @@ import torch
 
 from overfocus.errors import TrainingError, explain, first_line
 from overfocus.files import atomic_file, remove_unfinished, require_regular_file
-from overfocus.runs.description import TrainingDescription, read_description
+from overfocus.runs.description import TrainingDescription, TrainingEntry, read_description
 from overfocus.settings import shown
-from overfocus.training.architecture import Architecture
-from overfocus.training.settings import Recipe
 
 if TYPE_CHECKING:
     pass
@@ -133,48 +131,25 @@ def read_state(path: Path) -> dict[str, Any] | None:
     return dict(state)
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Everything that the result depends on."""
-
-    recipe: Recipe
-    architecture: Architecture
-    task: str
-    objective: str
-    init: str | None
-    seed: int
-    images: int
-    """Pictures of the data set that are used."""
-    class_names: list[str]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: tuple[int, int, int]
-    processes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return content
-
-    def require_same(self, there: dict[str, Any], folder: Path) -> None:
-        """Raise a `TrainingError` that says what differs from the settings of the training that lies in the folder."""
-        changed = []
-        for name, value in self.as_dict().items():
-            before = there.get(name)
-            if before == value:
-                continue
-            if isinstance(value, dict) and isinstance(before, dict):
-                changed += [
-                    f"{key} {before.get(key)} there, {entry} asked for"
-                    for key, entry in value.items()
-                    if before.get(key) != entry
-                ]
-            else:
-                changed.append(f"{name} {_short(before)} there, {_short(value)} asked for")
-        if changed:
-            raise TrainingError(
-                f"{folder}: holds another training ({'; '.join(changed)}); choose another output or overwrite (--overwrite)"
-            )
+def require_same(there: TrainingEntry, asked: TrainingEntry, folder: Path) -> None:
+    """Raise a `TrainingError` that says what differs from the settings of the training that the folder holds."""
+    changed = []
+    before = asdict(there)
+    for name, value in asdict(asked).items():
+        if before[name] == value:
+            continue
+        if isinstance(value, dict):
+            changed += [
+                f"{key} {before[name].get(key)} there, {entry} asked for"
+                for key, entry in value.items()
+                if before[name].get(key) != entry
+            ]
+        else:
+            changed.append(f"{name} {_short(before[name])} there, {_short(value)} asked for")
+    if changed:
+        raise TrainingError(
+            f"{folder}: holds another training ({'; '.join(changed)}); choose another output or overwrite (--overwrite)"
+        )
 
 
 def _short(value: object) -> str:

@@ -21,7 +21,7 @@ from overfocus.forward import output_tensor
 from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import Monitor, monitor
 from overfocus.preprocessing import Preprocess
-from overfocus.runs.description import FORMAT, TrainingDescription, read_description
+from overfocus.runs.description import FORMAT, ArchitectureEntry, TrainingDescription, TrainingEntry, read_description
 from overfocus.segmentation.inference import Inference, only_size, usual_stride
 from overfocus.sweep.reading import choose_workers
 from overfocus.sweep.sweep import describe_versions
@@ -29,11 +29,11 @@ from overfocus.training.architecture import MaskedAutoencoder, MaskedAutoencodin
 from overfocus.training.augmentation import Augmentation, MaskAugmentation
 from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches, seed_all
 from overfocus.training.folder import (
-    TrainingSettings,
     is_complete,
     open_folder,
     progress_display,
     read_state,
+    require_same,
     write_info,
 )
 from overfocus.training.loop import LearningRate, Pace, Trainer, make_optimizer, validate
@@ -277,44 +277,50 @@ def _average(model: nn.Module, recipe: Recipe) -> Any:
     return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
 
-def _settings(material: Material, request: TrainSettings, recipe: Recipe, accelerator: "Accelerator") -> TrainingSettings:
-    return TrainingSettings(
-        recipe=recipe,
-        architecture=material.architecture,
+def _settings(material: Material, request: TrainSettings, recipe: Recipe, accelerator: "Accelerator") -> TrainingEntry:
+    architecture = material.architecture
+    return TrainingEntry(
+        recipe=_plain(asdict(recipe)),
+        architecture=ArchitectureEntry(
+            name=architecture.name, arguments=_plain(architecture.arguments), tap=_plain(architecture.tap)
+        ),
         task=request.task,
         objective=request.objective,
         init=None if material.initial is None else material.initial.sha256 or material.initial.source,
         seed=request.seed,
         images=len(material.chosen),
-        class_names=material.class_names,
-        mean=material.preprocess.mean,
-        std=material.preprocess.std,
+        class_names=list(material.class_names),
+        mean=list(material.preprocess.mean),
+        std=list(material.preprocess.std),
         input_size=material.preprocess.input_size,
         processes=accelerator.num_processes,
     )
 
 
-def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwrite: bool) -> None:
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite: bool) -> None:
     """Open the folder for these settings; nothing to do where their training lies there already."""
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
-        settings.require_same(there.settings, folder)
+        require_same(there.settings, settings, folder)
         return
     info = TrainingDescription(
         format=FORMAT,
         overfocus=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         status="running",
-        settings=settings.as_dict(),
+        settings=settings,
         notes=notes,
         versions=describe_versions(),
     )
     write_info(folder, info)
 
 
-def _take_steps(
-    trainer: Trainer, material: Material, request: TrainSettings, order: StepOrder, settings: TrainingSettings
-) -> None:
+def _take_steps(trainer: Trainer, material: Material, request: TrainSettings, order: StepOrder, settings: TrainingEntry) -> None:
     accelerator = trainer.accelerator
     workers = choose_workers(request.workers)
     augmented = AugmentedImages(material.images, choose_augmentation(material, trainer.recipe), request.seed)
@@ -324,7 +330,7 @@ def _take_steps(
         trainer.watch = _watched(trainer, material, request.watch_every, quiet=not request.progress)
     columns = TRAINING if trainer.watch is None else (*TRAINING, *ATTENTION)
     log = Log(Path(request.output) / "log.csv", trainer.step, columns) if accelerator.is_main_process else None
-    start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
+    start_trackers(accelerator, settings.recipe, trainer.step)
 
     def validated(model: nn.Module) -> dict[str, float]:
         images = material.validation

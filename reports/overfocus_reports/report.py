@@ -327,7 +327,7 @@ def draw_ablation(ablation: "Ablation") -> Path:
         parts = ablation_parts([ablation], folder)
     except OSError as error:
         raise unwritable(ablation.path, error) from error
-    context = {"title": f"{parts[0]['title']}, patches {'removed' if parts[0]['removed'] else 'corrupted'}"}
+    context: dict[str, Any] = {"title": f"{parts[0]['title']}, patches {'removed' if parts[0]['removed'] else 'corrupted'}"}
     context |= {"comparison": None, "ablations": parts}
     return write_text(ablation.path, render(without_models() | context, bare_payload() | {"figureTables": figure_tables(parts)}))
 

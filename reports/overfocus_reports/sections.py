@@ -23,6 +23,8 @@ from overfocus_reports.figures import Table, Values, heat_map, inline_svg
 from overfocus_reports.sentences import percent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 
@@ -163,12 +165,17 @@ def differences_payload(table: pd.DataFrame, colours: "Mapping[str, str]") -> di
         "columns": columns,
         "names": names,
         "titles": [measure_title(metric) for metric in names["metric"]],
-        "directions": [
-            "low" if metric.startswith(RETAINED) else CATALOGUE[metric].overfocused if metric in CATALOGUE else "neither"
-            for metric in names["metric"]
-        ],
+        "directions": [direction_of(metric) for metric in names["metric"]],
         "colours": [colours[model] for model in names["model"]],
     }
+
+
+def direction_of(metric: str) -> str:
+    """Which values of a row's metric are worse: "high", "low" or "neither", as those of raw stability, which needs a control."""
+    if metric.startswith(RETAINED):
+        return "low"
+    known = CATALOGUE.get(metric)
+    return "neither" if known is None or known.group == "stability" else known.overfocused
 
 
 PLOTTED = ("top_share", "effective_tokens", "token_cosine", "js_divergence", "received_shift", "attention_cosine")

@@ -111,12 +111,14 @@ def prediction_answer(summary: Summary) -> list[Answer]:
     reason = "Share of pixels that keep their class" if summary.segmented else "Share of predictions that stay the same"
     if len(known) > 1:
         reason += f", on average over corruptions; under {worst.variant.words}, the harshest, {percent(agreement.mean)}"
+    else:
+        reason += f" under {worst.variant.words}"
     if right and summary.clean_accuracy and not summary.segmented:
-        reason += f", and accuracy falls from {percent(summary.clean_accuracy.mean)} to {percent(right.mean)}"
+        reason += f"; accuracy falls from {percent(summary.clean_accuracy.mean)} to {percent(right.mean)}"
         if right.mean >= summary.clean_accuracy.mean:
             reason = reason.replace("falls from", "goes from")
     elif summary.segmented and not math.isnan(worst.set_iou):
-        reason += f", and mIoU goes from {percent(summary.clean_iou)} to {percent(worst.set_iou)}"
+        reason += f"; mIoU goes from {percent(summary.clean_iou)} to {percent(worst.set_iou)}"
     return [Answer(asked, percent(same), reason + ".")]
 
 
@@ -141,10 +143,10 @@ def verdict_line(model: str, verdicts: "Sequence[Verdict]", baseline: str, *, id
     open_ones = [clause for verdict, clause in zip(verdicts, known, strict=True) if verdict.answer == "can't tell"]
     if not open_ones:
         return f"{model} {listed(told)}." if told else f"Nothing can be compared between {model} and {baseline}."
-    needed = {verdict.question: needed_images(verdict) for verdict in verdicts if verdict.answer == "can't tell"}
+    needed = [number for verdict in verdicts if verdict.answer == "can't tell" and (number := needed_images(verdict))]
     doubt = f"whether it {listed(open_ones, 'or')}" if told else f"whether {model} {listed(open_ones, 'or')}"
-    numbers = sorted(set(filter(None, needed.values())))
-    hint = f" ({' or '.join(numbers)} would be needed)" if numbers else ""
+    most = max(needed, key=lambda words: int("".join(filter(str.isdigit, words))), default="")
+    hint = f" ({most} would be needed)" if most else ""
     images = counted(min(int(verdict.rows["count"].min()) for verdict in verdicts))
     if told:
         return f"{model} {listed(told)}; from {images} we cannot tell {doubt}{hint}."

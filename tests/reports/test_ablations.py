@@ -89,6 +89,11 @@ def test_a_model_without_classes_is_drawn_by_its_output(ablation):
     assert ablation_figure(table, ablation.differences, "remove").axes[0].get_ylabel() == "output cosine"
 
 
+def test_a_score_that_was_not_measured_is_named(ablation):
+    with pytest.raises(RunError, match="the ablation has no 'gini'; there is agreement, confidence_drop, output_cosine"):
+        ablation_figure(ablation.table, ablation.differences, "remove", score="gini")
+
+
 def test_part_of_the_page(ablation, tmp_path):
     (part,) = ablation_parts([ablation], tmp_path)
     assert part["sentences"] == ablation.sentences
