@@ -1,4 +1,4 @@
-"""The processes that `torchrun` or `accelerate launch` started together: who they are, and how they speak to each other.
+"""The processes that `torchrun` or `accelerate launch` started together: who they are, and what they exchange.
 
 The first process decides, writes and reports; the others measure. A program that set up torch.distributed for purposes of its
 own, such as a training that calls `analyze` in one of its processes, is not drawn in: each call is alone there.
@@ -39,7 +39,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0" or started_together() == 1
 
 
-def speaks() -> bool:
+def reports_errors() -> bool:
     """Whether this process reports errors: the first one, or the second where the first was killed."""
     if is_main_process():
         return True
@@ -83,7 +83,7 @@ class Processes:
                 decided = [decision(), None]
             except OverfocusError as error:
                 decided = [None, error]
-        with _told():
+        with _loss_in_one_line():
             _distributed().broadcast_object_list(decided, src=0)
         if decided[1] is not None:
             raise decided[1]
@@ -100,7 +100,7 @@ class Processes:
             if error is not None:
                 raise error
             return [value]
-        with _told():
+        with _loss_in_one_line():
             errors: list[OverfocusError | None] = [None] * self.count
             _distributed().all_gather_object(errors, error)
             values: list[Any] | None = [None] * self.count if self.main else None
@@ -113,7 +113,7 @@ class Processes:
     def wait(self) -> None:
         """Until all processes have come here."""
         if self.count > 1:
-            with _told():
+            with _loss_in_one_line():
                 _distributed().barrier()
 
 
@@ -173,7 +173,7 @@ def _finish_undisturbed() -> None:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _loss_in_one_line() -> Iterator[None]:
     """Turn the loss of another process into one line."""
     try:
         yield

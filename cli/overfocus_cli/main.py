@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from overfocus.errors import OverfocusError, explain
-from overfocus.processes import is_main_process, speaks
+from overfocus.processes import is_main_process, reports_errors
 from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
@@ -97,7 +97,7 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
 
 
 def _stop(message: str, status: int, cause: BaseException) -> NoReturn:
-    if speaks():
+    if reports_errors():
         typer.echo(f"overfocus: {one_line(message)}", err=True)
     raise typer.Exit(status) from cause
 

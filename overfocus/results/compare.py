@@ -1,6 +1,5 @@
 """`compare`: several checkpoints on the same corrupted pictures, or several saved runs, the first being the baseline."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions.custom import named_corruptions
 from overfocus.errors import RunError
 from overfocus.processes import is_main_process, join_processes
-from overfocus.results.comparison import Comparison, require_same_models
+from overfocus.results.comparison import Comparison, open_folder, replace_comparison
 from overfocus.run import Run, display_names, distinct_names, folder_names
 from overfocus.settings import takes
 from overfocus.sweep.settings import CompareSettings
@@ -20,9 +19,6 @@ from overfocus.sweep.sweep import place_of
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
-
-_OURS = re.compile(r"(comparison|fragility)\.(csv|parquet|json)|report\.html|figures|runs|\..*")
-"""What a comparison's folder holds."""
 
 
 @takes(CompareSettings)
@@ -60,20 +56,23 @@ def compare(settings: CompareSettings) -> Comparison:
             )
         runs = [_opened(source) for source in saved]
         return _compare_saved({name: [run] for name, run in zip(display_names(runs), runs, strict=True)}, settings)
-    _check_folder(folder, overwrite=settings.overwrite)
+    open_folder(folder, overwrite=settings.overwrite)
     corruptions, custom = settings.chosen_corruptions()
     wanted = run_settings(settings, corruptions)
     processes = join_processes(place_of(sources[0], settings.device))
     checkpoints = _load(sources, processes.device, settings)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
+    asked = {"resamples": settings.resamples}
+    groups = {name: [path] for name, path in zip(names, folders, strict=True)}
     if not settings.overwrite:
-        require_same_models(folder, {name: [path] for name, path in zip(names, folders, strict=True)})
+        replace_comparison(folder, groups, asked, overwrite=False)
     runs = analyze_models(checkpoints, folders, wanted, settings, processes, custom)
     comparison = Comparison(
         {name: [run] for name, run in zip(names, runs, strict=True)}, resamples=settings.resamples, path=folder
     )
     if processes.main:
+        replace_comparison(folder, groups, asked, overwrite=settings.overwrite)
         comparison.write(folder)
     processes.wait()
     return comparison
@@ -83,17 +82,16 @@ def _compare_saved(groups: Mapping[str, Sequence[Run]], settings: CompareSetting
     if settings.images is not None:
         raise RunError("images are measured for checkpoints; saved runs are compared on the images that they have")
     folder = Path(settings.output)
-    _check_folder(folder, overwrite=settings.overwrite)
+    open_folder(folder, overwrite=settings.overwrite)
+    corruptions = None if settings.corruptions is None else named_corruptions(settings.corruptions)
+    severities = None if settings.severities is None else settings.chosen_severities()
+    paths = {name: [run.path for run in group] for name, group in groups.items()}
+    asked = {"resamples": settings.resamples, "corruptions": corruptions, "severities": severities}
     if not settings.overwrite:
-        require_same_models(folder, {name: [run.path for run in group] for name, group in groups.items()})
-    comparison = Comparison(
-        groups,
-        corruptions=None if settings.corruptions is None else named_corruptions(settings.corruptions),
-        severities=None if settings.severities is None else settings.chosen_severities(),
-        resamples=settings.resamples,
-        path=folder,
-    )
+        replace_comparison(folder, paths, asked, overwrite=False)
+    comparison = Comparison(groups, corruptions=corruptions, severities=severities, resamples=settings.resamples, path=folder)
     if is_main_process():
+        replace_comparison(folder, paths, asked, overwrite=settings.overwrite)
         comparison.write(folder)
     return comparison
 
@@ -126,19 +124,3 @@ def _is_run(source: object) -> bool:
 
 def _describe(source: object) -> str:
     return str(source.path if isinstance(source, Run) else source)
-
-
-def _check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise `RunError` where the folder holds what is no comparison."""
-    try:
-        others = sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name)) if folder.exists() else []
-    except NotADirectoryError:
-        raise RunError(
-            f"{folder}: expected a folder to write the comparison into, but this is a file; choose another output"
-        ) from None
-    except OSError as error:
-        raise RunError(f"{folder}: the output folder cannot be read ({error.strerror}); choose another output") from None
-    if others and not overwrite:
-        raise RunError(
-            f"{folder}: holds other files ({', '.join(others[:3])}); choose another output, or --overwrite to write beside them"
-        )

@@ -19,6 +19,7 @@ from overfocus.files import atomic_file
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
+from overfocus.runs.folder import COMPARISON_FILES, entry_names, own_files, refuse_others, remove_files
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.statistics.differences import tabulate_differences
 from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability
@@ -255,6 +256,8 @@ class Comparison(NotebookMethods):
         self.runs = tuple(group[0] for group in self.groups)
         self.path = None if path is None else Path(path)
         self.resamples = resamples
+        self.corruptions = None if corruptions is None else list(corruptions)
+        self.severities = None if severities is None else list(severities)
         several = [
             [name if len(group) == 1 else f"{name} ({number})" for number in range(1, len(group) + 1)]
             for name, group in zip(self.names, self.groups, strict=True)
@@ -405,6 +408,8 @@ class Comparison(NotebookMethods):
             ],
             "images": len(self.images),
             "resamples": self.resamples,
+            "corruptions": self.corruptions,
+            "severities": self.severities,
             "notes": list(self.notes),
             "rule": self.rule,
             "verdicts": [
@@ -443,17 +448,39 @@ def read_comparison(folder: str | Path) -> Comparison:
     )
 
 
-def require_same_models(folder: Path, groups: Mapping[str, Sequence[Path]]) -> None:
-    """Raise `RunError` where a folder holds a comparison of other models, or of the same with another baseline.
+def open_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise `RunError` where a comparison cannot be written into a folder: it is a file, or holds what no comparison wrote."""
+    names = entry_names(folder, "comparison")
+    if not overwrite:
+        known = {"runs", *(path.relative_to(folder).parts[0] for path in own_files(folder, COMPARISON_FILES))}
+        refuse_others(folder, [name for name in names if name not in known])
 
-    Runs count as the same where their folders are, wherever both were moved to.
+
+def replace_comparison(folder: Path, groups: Mapping[str, Sequence[Path]], asked: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make room for a comparison: the same settings continue; another is replaced, with `overwrite`, by its own files alone.
+
+    Runs count as the same where their folders are, wherever both were moved to. `asked` are the settings in comparison.json
+    that have to be equal.
+
+    Raises:
+        RunError: without `overwrite`: the folder holds a comparison of other models, with another baseline or other settings.
     """
     if not is_comparison(folder):
         return
+    if overwrite:
+        remove_files(folder, own_files(folder, COMPARISON_FILES), "comparison")
+        return
     description = read_description(folder / DESCRIPTION, ComparisonDescription)
+    for name, value in asked.items():
+        before = getattr(description, name)
+        if before != value:
+            raise RunError(
+                f"{folder}: holds another comparison ({name} {before} there, {value} asked for); choose another output, or "
+                "--overwrite to replace it"
+            )
     there = [(model.name, _where(model.run, folder).resolve()) for model in description.models]
-    asked = [(name, path.resolve()) for name, group in groups.items() for path in group]
-    if there != asked:
+    wanted = [(name, path.resolve()) for name, group in groups.items() for path in group]
+    if there != wanted:
         models = " against ".join([", ".join(dict.fromkeys(name for name, _ in there[1:])), description.baseline])
         raise RunError(f"{folder}: holds another comparison ({models}); choose another output, or --overwrite to replace it")
 

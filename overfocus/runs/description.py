@@ -411,6 +411,9 @@ class ComparisonDescription:
     models: list[ComparedModel]
     images: int
     resamples: int
+    corruptions: list[str] | None = None
+    """Those asked for; None for all that the runs have in common."""
+    severities: list[int] | None = None
     notes: list[str] = field(default_factory=list)
     rule: str = ""
     verdicts: list[VerdictEntry] = field(default_factory=list)

@@ -148,16 +148,66 @@ def _read_array(file: IO[bytes], size: int) -> np.ndarray[Any, Any]:
 MAY_CHANGE = ("images", "workers", "strict", "max_pixels")
 """Settings that a continued run may change: what it measures does not depend on them. Images are compared one by one."""
 
+_FIGURES = r"figures/(layers-\w+|\w+-by-(severity|layer)|image-\d+|ablation[\w-]*|reliability)\.(png|svg)"
 OWN_FILES = re.compile(
     r"run\.json|report\.html|evaluation\.(json|csv)|(ablation|differences)\.(csv|parquet)"
     r"|(metrics|predictions|attention_by_class|ablation)/part-\d+\.parquet"
     r"|maps/(received|image|classes)-\d+\.npz|maps/windows\.npz"
-    r"|figures/(layers-\w+|\w+-by-(severity|layer)|image-\d+|ablation[\w-]*)\.(png|svg)"
+    rf"|{_FIGURES}"
     r"|([^/]+/)?\.[^/]+\.unfinished"
 )
 """Files that a run writes, and what an interrupted writing of one may leave; nothing else is ever deleted."""
+COMPARISON_FILES = re.compile(
+    rf"comparison\.json|(comparison|fragility)\.(csv|parquet)|report\.html|{_FIGURES}|([^/]+/)?\.[^/]+\.unfinished"
+)
+"""The same of a comparison, beside the runs in its folder `runs`."""
 
 _PARTS = ("metrics/part", "predictions/part", "attention_by_class/part", "ablation/part", "maps/received")
+
+
+def own_files(folder: Path, own: re.Pattern[str]) -> list[Path]:
+    """Files in a folder, and in the folders in it, that have the names of those written there."""
+    files = [path for path in [*folder.glob("*"), *folder.glob("*/*")] if path.is_file()]
+    return [path for path in files if own.fullmatch(path.relative_to(folder).as_posix())]
+
+
+def entry_names(folder: Path, what: str) -> list[str]:
+    """Names of what an output folder holds, in order; none where it does not exist yet.
+
+    Raises:
+        RunError: it is a file, or cannot be read.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except NotADirectoryError:
+        raise RunError(
+            f"{folder}: expected a folder to write the {what} into, but this is a file; choose another output"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{folder}: the output folder cannot be read ({error.strerror}); choose another output") from None
+
+
+def refuse_others(folder: Path, names: Iterable[str]) -> None:
+    """Raise `RunError` where an output folder holds these names, which nothing writes there; hidden ones do not count."""
+    if visible := [name for name in names if not name.startswith(".")]:
+        raise RunError(
+            f"{folder}: holds other files ({', '.join(visible[:3])}); choose another output, or --overwrite to write beside them"
+        )
+
+
+def remove_files(folder: Path, files: Iterable[Path], what: str) -> None:
+    """Delete files of what is replaced.
+
+    Raises:
+        RunError: one cannot be deleted.
+    """
+    try:
+        for path in files:
+            path.unlink()
+    except OSError as error:
+        raise RunError(
+            f"{folder}: the {what} that lies there cannot be replaced ({error.strerror}); choose another output"
+        ) from None
 
 
 class RunFolder:
@@ -177,7 +227,7 @@ class RunFolder:
         Raises:
             RunError: the folder holds another run or other files, or cannot be written.
         """
-        found = self._names()
+        found = entry_names(self.path, "run")
         lies_here = "run.json" in found
         if lies_here and not overwrite:
             there = read_description(self.path / "run.json", RunDescription)
@@ -192,13 +242,12 @@ class RunFolder:
                 return there
         if lies_here:
             self._clear()
-        elif not overwrite and (visible := [name for name in found if not name.startswith(".")]):
-            names = ", ".join(visible[:3])
-            raise RunError(
-                f"{self.path}: holds other files ({names}); choose another output, or --overwrite to write beside them"
-            )
-        elif mistakable := [path for path in self._own() if path.suffix != ".unfinished"]:
-            raise RunError(f"{mistakable[0]}: would be mistaken for a part of the run; remove it or choose another output")
+        else:
+            if not overwrite:
+                refuse_others(self.path, found)
+            mistakable = [path for path in self._own() if path.suffix != ".unfinished"]
+            if mistakable:
+                raise RunError(f"{mistakable[0]}: would be mistaken for a part of the run; remove it or choose another output")
         self._probe()
         return None
 
@@ -239,16 +288,6 @@ class RunFolder:
         """Write an NPZ file."""
         self._write(name, lambda path: write_arrays(path, arrays, compressed=compressed))
 
-    def _names(self) -> list[str]:
-        try:
-            return sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
-        except NotADirectoryError:
-            raise RunError(
-                f"{self.path}: expected a folder to write the run into, but this is a file; choose another output"
-            ) from None
-        except OSError as error:
-            raise RunError(f"{self.path}: the output folder cannot be read ({error.strerror}); choose another output") from None
-
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         path = self.path / name
         try:
@@ -271,9 +310,7 @@ class RunFolder:
             ) from None
 
     def _own(self) -> list[Path]:
-        """Files in the folder that have the names of a run's files."""
-        files = [path for path in [*self.path.glob("*"), *self.path.glob("*/*")] if path.is_file()]
-        return [path for path in files if OWN_FILES.fullmatch(path.relative_to(self.path).as_posix())]
+        return own_files(self.path, OWN_FILES)
 
     def _clear(self, after: RunDescription | None = None) -> None:
         """Delete the files of the run that lies here; or only what an interruption left behind `after` run.json was written.
@@ -292,12 +329,7 @@ class RunFolder:
                 shown = re.fullmatch(r"(image|classes)-(\d+)", path.stem) if path.parent.name == "maps" else None
                 if (part and int(part[2]) not in (after.parts or [])) or (shown and int(shown[2]) not in after.displayed):
                     kept.remove(path)
-        try:
-            for path in self._own():
-                if path not in kept:
-                    path.unlink()
-        except OSError as error:
-            raise RunError(f"{self.path}: the run in it cannot be replaced ({error.strerror}); choose another output") from None
+        remove_files(self.path, [path for path in self._own() if path not in kept], "run")
 
     def _require_own(self) -> None:
         """Raise `RunError` if run.json was written by another program; a damaged one may be ours."""

@@ -404,6 +404,7 @@ class EvaluateSettings(SweepSettings):
         "or images with one beside them, ImageNet-A, -R (told by the folder's name) or -P, or a tree corruption/severity/class. "
         "For segmentation: Cityscapes, Cityscapes-C, ACDC, or images/ beside masks/. In Python also images in memory and their "
         "labels.",
+        parse=str,
         metavar="FOLDER",
     )
     output: str | Path = setting(

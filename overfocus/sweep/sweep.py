@@ -361,7 +361,7 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
             for packs_of_round in mine:
                 results = [[] for _ in subjects]
                 error = _measure_round(subjects, work, loaded, packs_of_round, results)
-                if processes.count > 1:  # their talking is no part of a model
+                if processes.count > 1:  # what processes exchange is not to be captured
                     _detach_all(subjects)
                 gathered = processes.gather([_whole(found) for found in results] if error is None else [], error)
                 for place, subject in enumerate(subjects):
@@ -439,7 +439,7 @@ def _measure_round(
                     _require_sound(samples, strict=work.strict)
                 for subject, found in zip(subjects, results, strict=True):
                     subject.stopwatch.waited(waited)
-                    _turn_to(subject, subjects)
+                    _attach_only(subject, subjects)
                     with subject.stopwatch.running():
                         for samples in units:
                             if samples[-1].item >= subject.done:
@@ -449,7 +449,7 @@ def _measure_round(
     return None
 
 
-def _turn_to(subject: Subject, subjects: Sequence[Subject]) -> None:
+def _attach_only(subject: Subject, subjects: Sequence[Subject]) -> None:
     """Let one model after the other capture, never two at once: torch runs some attention otherwise under a foreign mode."""
     for other in subjects:
         if other is not subject:

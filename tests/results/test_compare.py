@@ -160,3 +160,25 @@ def test_no_comparison(tmp_path, written):
     (written / "comparison.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(RunError, match="upgrade overfocus"):
         read_comparison(written)
+
+
+def test_one_rule_for_the_folder_of_a_comparison(write_run, tmp_path):
+    """The same settings continue, others are refused, and only what a comparison wrote is deleted."""
+    folder = tmp_path / "comparison"
+    runs = [write_run(name, seed=seed) for seed, name in enumerate(("a", "b"))]
+    asked = {"output": folder, "resamples": 20}
+    overfocus.compare(runs, **asked)
+    (folder / "figures").mkdir(exist_ok=True)
+    for name in ("figures/my photo.png", "figures/image-3.png"):
+        (folder / name).write_bytes(b"x")
+    overfocus.compare(runs, **asked)
+    with pytest.raises(RunError, match=r"holds another comparison \(resamples 20 there, 30 asked for\)"):
+        overfocus.compare(runs, **asked | {"resamples": 30})
+    with pytest.raises(RunError, match=r"holds another comparison \(severities None there, "):
+        overfocus.compare(runs, severities=[2], **asked)
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match=r"holds other files \(thesis\.tex\)"):
+        overfocus.compare(runs, **asked)
+    overfocus.compare(runs, overwrite=True, **asked | {"resamples": 30})
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == ["my photo.png"]
+    assert (folder / "thesis.tex").read_text() == "mine"

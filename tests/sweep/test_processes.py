@@ -12,7 +12,7 @@ import pytest
 
 import overfocus
 from overfocus import Run, RunError
-from overfocus.processes import Processes, is_main_process, speaks
+from overfocus.processes import Processes, is_main_process, reports_errors
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--corruption", "gaussian_noise", "--severity", "3", "--workers", "0", "--device", "cpu", "--batch-size", "6"]
@@ -136,18 +136,18 @@ def test_one_process_needs_nobody(monkeypatch):
     with pytest.raises(RunError, match="wrong"):
         alone.gather([1], RunError("wrong"))
     assert is_main_process()
-    assert speaks()
+    assert reports_errors()
 
 
 def test_only_the_first_process_speaks(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_main_process()
-    assert not speaks()
+    assert not reports_errors()
     monkeypatch.setattr("overfocus.processes._main", ("another host", 1))
-    assert speaks()
+    assert reports_errors()
     monkeypatch.setattr("overfocus.processes._main", (__import__("socket").gethostname(), os.getpid()))
-    assert not speaks()
+    assert not reports_errors()
 
 
 def test_a_training_that_has_its_own_group_is_left_alone(monkeypatch):
