@@ -2,7 +2,7 @@
 
     python tests/experiments/dinov2.py --checkpoint dinov2_s14.pth --output /tmp/dinov2
 
-The rule "does it overfocus?" (`overfocus.statistics.overfocusing`) is applied to two runs: 40 test images of Fashion-MNIST as
+The rule "does it overfocus?" (`overfocus.statistics.verdicts`) is applied to two runs: 40 test images of Fashion-MNIST as
 RGB, the first four of each class, at 112 × 112 pixels, where the network would be fine-tuned; and six of scikit-image's
 photographs at the network's own 518 × 518. Unless it overfocuses strongly on Fashion-MNIST nothing is trained: with most patches
 in use TAP and ADL have little to correct. The rule and this decision were fixed before anything was measured; the script was
