@@ -171,7 +171,7 @@ def curves_svg(models: Sequence[Model], metric: str, picked: Variant) -> str:
             body += model_curves(plot, statistics, metric, number, picked, relative=relative, several=len(models) > 1)
     description = f"{title_of(metric)} ({CATALOGUE[metric].unit}) of each layer, clean and under each corruption"
     attributes: dict[str, object] = {"metric": metric, **plot.frame()}
-    return drawing(*CARD, description, body, **attributes)
+    return drawing(CARD[0], CARD[1], description, body, **attributes)
 
 
 def axes_of(plot: Plot, metric: str, low: float, high: float, last: float, *, relative: bool) -> str:
