@@ -162,18 +162,18 @@ class PlainFigure(Figure):
         return buffer.getvalue()
 
 
-LINE = 26
+LINE = 20
 """Characters of a line of a label that stands beside a panel."""
 
 
 def axis_label(title: str, unit: str) -> str:
     r"""A quantity for an axis in short lines; its unit stands below unless that takes more than one line.
 
-    >>> axis_label("Attention on the top k", "share of attention")
-    'Attention on the top k\n(share of attention)'
+    >>> axis_label("Jensen–Shannon divergence", "bits")
+    'Jensen–Shannon\ndivergence\n(bits)'
     """
     lines = textwrap.wrap(title, LINE)
-    return "\n".join(lines if len(unit) + 2 > LINE or len(lines) > 1 else [*lines, f"({unit})"])
+    return "\n".join(lines if len(unit) + 2 > LINE or len(lines) > 2 else [*lines, f"({unit})"])
 
 
 HANDLE, CHARACTER = 0.55, 0.062

@@ -68,9 +68,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file; check the path") from None
     except UnidentifiedImageError:
-        raise ImageError(
-            f"{path}: expected an image, but its content is none that Pillow reads; convert it to PNG or JPEG"
-        ) from None
+        raise ImageError(f"{path}: expected an image, but Pillow cannot read its content; convert it to PNG or JPEG") from None
     except Exception as error:  # Pillow's readers raise a dozen classes on damaged files: OSError, SyntaxError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: expected a whole image, reading it failed ({reason}); replace or remove it") from error

@@ -170,7 +170,8 @@ def curves_svg(models: Sequence[Model], metric: str, picked: Variant) -> str:
         if metric in statistics.values:
             body += model_curves(plot, statistics, metric, number, picked, relative=relative, several=len(models) > 1)
     description = f"{title_of(metric)} ({CATALOGUE[metric].unit}) of each layer, clean and under each corruption"
-    return drawing(*CARD, description, body, metric=metric, **plot.frame())
+    attributes: dict[str, object] = {"metric": metric, **plot.frame()}
+    return drawing(CARD[0], CARD[1], description, body, **attributes)
 
 
 def axes_of(plot: Plot, metric: str, low: float, high: float, last: float, *, relative: bool) -> str:
@@ -460,7 +461,7 @@ def overlaid(model: Model, image: int, variant: Variant, place: int, high: float
     pixels = kept.pictures[kept.variants.index(variant)]
     profile = model.displayed.received_maps(image, variant)[place]
     if profile is None:
-        return pixels
+        return np.asarray(pixels, dtype=np.uint8)
     layer = model.statistics.layers[place]
     mixed = blended(pixels, profile * profile.size, attention_norm(high))
     return outlined(mixed, top_places(profile, layer), profile.shape)

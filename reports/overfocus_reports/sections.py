@@ -349,7 +349,12 @@ def heads_part(run: "Run", number: int) -> dict[str, Any] | None:
             table, "effective tokens" if base == "heads-concentration" else "retained", scale, name, f"{title}, layer by head"
         )
         numbers = [["layer", *(f"head {head}" for head in columns)]]
-        numbers += [[row, *line] for row, line in zip(rows, np.where(np.isfinite(values), values, None).tolist(), strict=True)]
+        numbers += [
+            [row, *line]
+            for row, line in zip(
+                rows, pd.DataFrame(values).astype(object).where(np.isfinite(values), None).to_numpy().tolist(), strict=True
+            )
+        ]
         maps.append({"name": name, "title": title, "note": note, "svg": svg, "table": numbers})
     return {"number": number, "sentences": head_sentences(found), "maps": maps} if maps else None
 

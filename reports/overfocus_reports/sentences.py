@@ -17,6 +17,7 @@ from overfocus.statistics.verdicts import (
     STABILITY,
     STRONG,
     Overfocusing,
+    Question,
     Verdict,
     counted,
     images_needed,
@@ -155,7 +156,7 @@ def verdict_line(model: str, verdicts: "Sequence[Verdict]", baseline: str, *, id
 
 def clause_of(verdict: "Verdict", baseline: str) -> str:
     """The answer to one question as the end of a sentence; of an open question what would be so if the answer were yes."""
-    question = {known.name: known for known in (OVERFOCUS, STABILITY, PREDICTIONS)}[verdict.question]
+    question = question_of(verdict)
     if verdict.question == RIGHT.name and set(verdict.rows["metric"]) == set(RIGHT.quantities):
         question = RIGHT
     if verdict.answer == "mixed":
@@ -164,9 +165,14 @@ def clause_of(verdict: "Verdict", baseline: str) -> str:
     return f"{question.worse if verdict.answer == 'no' else question.better} {baseline} {question.where}"
 
 
+def question_of(verdict: "Verdict") -> Question:
+    """The question that a verdict answers."""
+    return next(known for known in (OVERFOCUS, STABILITY, PREDICTIONS) if known.name == verdict.question)
+
+
 def needed_images(verdict: "Verdict") -> str:
     """How many images would answer an open question, as "about 210 images"; empty where none would or nobody knows."""
-    question = {known.name: known for known in (OVERFOCUS, STABILITY, PREDICTIONS)}[verdict.question]
+    question = question_of(verdict)
     text = images_needed(verdict.rows, question)
     return text.removeprefix("; ").partition(" would be needed")[0] if "would be needed" in text else ""
 

@@ -134,7 +134,7 @@ def test_content_decides_not_the_ending(tmp_path, gradient):
 
 def test_text_named_jpg(tmp_path):
     (tmp_path / "note.jpg").write_text("this is not a picture")
-    with pytest.raises(ImageError, match=r"note\.jpg: expected an image, but its content is none"):
+    with pytest.raises(ImageError, match=r"note\.jpg: expected an image, but Pillow cannot read"):
         read_image(tmp_path / "note.jpg")
 
 
