@@ -95,6 +95,27 @@ def test_tables_of_the_readme_are_those_of_the_results(common):
     assert table in text
 
 
+@pytest.mark.usefixtures("common")
+def test_ablations_of_the_readme_are_those_of_the_results():
+    attention = importlib.import_module("attention")
+    table = pd.read_csv(HERE / "results" / "fashion" / "ablations.csv")
+    sys.modules.pop("attention", None)
+    assert len(table) == 4 * 3 * 4 * 3  # arms, seeds, corruptions, choices
+    assert attention.ablations_as_markdown(table) in (HERE / "README.md").read_text(encoding="utf-8")
+    assert (table["p_value"] < 0.05 / len(table)).sum() == 3
+
+
+def test_what_the_readme_says_of_dinov2_is_measured():
+    table = pd.read_csv(HERE / "results" / "dinov2" / "layers.csv")
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    for images, said in (("fashion", "0.67 (0.65"), ("photographs", "0.54 (0.43")):
+        rows = table[table["images"] == images]
+        lowest = rows.nsmallest(4, "effective_tokens")
+        assert sorted(lowest["layer"]) == [0, 7, 8, 9]
+        assert f"{lowest['effective_tokens'].mean():.2f}" == said[:4]
+        assert said in text
+
+
 def test_what_the_readme_says_survives_holm_does(common):
     table = pd.read_csv(HERE / "results" / "fashion" / "corruptions.csv")
     main = table[table["group"] == "6 layers"]
