@@ -16,14 +16,9 @@ from overfocus.processes import is_main_process, speaks
 from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
-from overfocus_cli.check import check
-from overfocus_cli.figure import figure
-from overfocus_cli.heatmap import heatmap
-from overfocus_cli.inspect_checkpoint import inspect_checkpoint
-from overfocus_cli.list_names import list_names
-from overfocus_cli.measure import ablate, analyze, compare, evaluate
-from overfocus_cli.report import report
-from overfocus_cli.train import train
+from overfocus_cli.draw import figure, heatmap, report
+from overfocus_cli.look_up import check, inspect_checkpoint, list_names
+from overfocus_cli.measure import ablate, analyze, compare, evaluate, train
 
 UsageError: Any = typer.BadParameter.__base__
 """click's class, which typer does not export and newer releases bring a copy of their own of."""

@@ -1,4 +1,4 @@
-"""`overfocus analyze`, `compare`, `evaluate` and `ablate`: the commands that measure."""
+"""The commands that run models over images: `overfocus analyze`, `compare`, `ablate`, `evaluate` and `train`."""
 
 import json
 from dataclasses import fields
@@ -11,9 +11,9 @@ import typer
 from overfocus.processes import is_main_process
 from overfocus.settings import Settings
 from overfocus.sweep.settings import AblateSettings, AnalyzeSettings, CompareSettings, EvaluateSettings
-from overfocus_cli.from_settings import from_settings
-from overfocus_cli.hints import require_checkpoint
-from overfocus_cli.output import AsJson, print_json
+from overfocus.training.settings import TrainSettings
+from overfocus_cli.from_settings import from_settings, require_checkpoint
+from overfocus_cli.output import Ablations, AsJson, print_json
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -77,12 +77,7 @@ def compare(
     *,
     output: Annotated[str | None, _output("overfocus-comparison", "comparison")] = None,
     format: Annotated[Format, typer.Option(help="How the table is printed.")] = Format.TABLE,
-    ablation: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER", help="What `overfocus ablate` wrote, to show in the report; repeatable.", show_default=False
-        ),
-    ] = None,
+    ablation: Ablations = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
@@ -178,13 +173,40 @@ def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
         return
     for entry in found:
         if entry.summary.get("task") == "segmentation":
-            from overfocus_cli.segmentation_table import print_segmentation
+            from overfocus_cli.evaluation_table import print_segmentation
 
             print_segmentation(entry)
         else:
             from overfocus_cli.evaluation_table import describe_evaluation
 
             typer.echo(describe_evaluation(entry))
+
+
+@from_settings(TrainSettings)
+def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
+    """Train or fine-tune a classifier or segmentation model.
+
+    Its model.safetensors goes into `overfocus analyze` as it is.
+
+    The same command continues an interrupted training. Several GPUs or machines: accelerate launch -m overfocus train …; several
+    processes without GPUs: torchrun --nproc-per-node N -m overfocus train … --device cpu
+
+    Example: overfocus train photos/ --model vit_small_patch16_224 --recipe finetune --init vit.pth --tap 4 --adl 1
+    """
+    import overfocus
+
+    training = overfocus.train(**settings.arguments() | {"progress": True})
+    if not is_main_process():
+        return
+    last = {str(name): value for name, value in training.log.iloc[-1].dropna().items()}
+    if as_json:
+        print_json({"checkpoint": str(training.checkpoint), **last})
+        return
+    for note in training.info["notes"]:
+        typer.echo(note)
+    from overfocus.training.log import describe_row
+
+    typer.echo(f"{describe_row(last)}\ncheckpoint: {training.checkpoint}\nlog: {training.path / 'log.csv'}")
 
 
 def _text(checkpoint: object) -> str | None:

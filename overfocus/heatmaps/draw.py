@@ -17,7 +17,7 @@ from overfocus.corruptions import check_severity, resolve_corruptions
 from overfocus.errors import CaptureError, ImageError, RunError
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import styled
-from overfocus.heatmaps.maps import HeatMap, HeatMapRequest, Method, heat_maps
+from overfocus.heatmaps.maps import HeatMap, heat_maps
 from overfocus.images.reading import to_rgb
 from overfocus.images.sources import ImageSource, find_images
 from overfocus.memory import out_of_memory_as
@@ -25,6 +25,7 @@ from overfocus.processes import choose_device
 from overfocus.settings import MAX_PIXELS
 from overfocus.sweep.opening import place_of
 from overfocus.sweep.reading import ImageReader, InputSize
+from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings
 from overfocus.text import printable
 from overfocus.variants import Variant, list_variants
 
@@ -87,7 +88,7 @@ class HeatMaps:
 def heatmap(
     model: Any,
     image: "str | Path | Image.Image | None" = None,
-    method: Method = "received",
+    method: HeatMapMethod = "received",
     *,
     corruptions: str | Sequence[str] = (),
     severity: int = 3,
@@ -113,8 +114,8 @@ def heatmap(
         Maps (versions, rows, columns) in multiples of uniform attention (for a class, of their mean); shown in notebooks.
 
     Raises:
-        CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown.
-        ValueError: options that the method has no meaning for.
+        CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown, or an
+            option has no meaning for the method.
     """
     request = HeatMapRequest(method, **options)
     loaded = resolve_model(model, device=place_of(model, device))
@@ -171,36 +172,24 @@ def class_number(target: int | str | None, names: Sequence[str] | None) -> int |
     raise CaptureError(f"expected a class that the model names{hint}, got {printable(target)!r}")
 
 
-def draw_heat_maps(
-    checkpoint: "str | Path | LoadedModel | None",
-    images: str | Path | Sequence[str | Path] | None = None,
-    request: HeatMapRequest | None = None,
-    *,
-    corruptions: str | Sequence[str] = (),
-    severity: int = 3,
-    seed: int = 0,
-    output: str | Path = "overfocus-heatmaps",
-    model: str | None = None,
-    use_ema: bool = True,
-    image_size: int | None = None,
-    device: str | torch.device | None = None,
-) -> list[Path]:
-    """Write one PNG per picture into `output`: the picture, clean and under each corruption, below its attention.
+def draw_heat_maps(settings: HeatMapSettings) -> list[Path]:
+    """Write one PNG per image into `settings.output`: the image, clean and under each corruption, below its attention.
 
     Without `checkpoint` or `images` the bundled ones are taken. Values are multiples of uniform attention on one logarithmic
-    scale per file. Pictures are resized and cropped as the model's input is, and corrupted after that.
+    scale per file. Images are resized and cropped as the model's input is, and corrupted after that.
 
     Raises:
         CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown.
         RunError: `output` cannot be written.
     """
-    request = request or HeatMapRequest()
-    place = choose_device(place_of(checkpoint, device))
-    loaded = resolve_model(checkpoint, device=place, model=model, use_ema=use_ema, image_size=image_size)
-    sources = find_images(images, loaded.input_size)
+    checkpoint = settings.checkpoint
+    place = choose_device(place_of(checkpoint, settings.device))
+    loaded = resolve_model(checkpoint, device=place, **settings.loading())
+    sources = find_images(settings.images, loaded.input_size)
+    drawings = _heat_maps(loaded, sources, settings, settings.corruptions or (), settings.severity, settings.seed)
     written: dict[Path, None] = {}
-    for image, drawn in zip(sources, _heat_maps(loaded, sources, request, corruptions, severity, seed), strict=True):
-        path = unused(Path(output), f"{Path(image.name).stem}-{file_part(drawn, drawn.variants)}", written)
+    for image, drawn in zip(sources, drawings, strict=True):
+        path = unused(Path(settings.output), f"{Path(image.name).stem}-{file_part(drawn, drawn.variants)}", written)
         figure = drawn.figure()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,6 @@ class TrainSettings(Settings):
         None,
         "Trackers of accelerate, e.g. wandb.",
         none="tensorboard where it is installed",
-        spelling=("--tracker",),
         affects_result=False,
         metavar="NAME",
     )

@@ -109,12 +109,7 @@ def usage() -> Iterator[Case]:
         (["analyze", "--layers", "first"], "--layers"),
         (["report"], "Missing argument"),
         (["list"], "Missing argument"),
-        (["list", "metric"], "did you mean metrics?"),
-        (["list", "modles"], "did you mean models?"),
-        (["figure", "layer", "run"], "did you mean layers?"),
-        (["figure", "matrx", "run"], "did you mean matrix?"),
         (["figure", "layers", "run", "--width", "wide"], "3.3in"),
-        (["heatmap", "--method", "rolout"], "did you mean rollout?"),
         (["heatmap", "--query", "here"], "ROW,COL"),
         (["inspect", "a", "b"], "see overfocus inspect --help"),
         (["train", "photos", "--epochs"], "requires an argument"),
@@ -128,6 +123,11 @@ def usage() -> Iterator[Case]:
     ):
         yield Case(f"usage {' '.join(command)}", command, words, 2)
     for command, words in (
+        (["list", "metric"], "did you mean metrics?"),
+        (["list", "modles"], "did you mean models?"),
+        (["figure", "layer", "run"], "did you mean layers?"),
+        (["figure", "matrx", "run"], "did you mean matrix?"),
+        (["heatmap", "--method", "rolout"], "did you mean rollout?"),
         (["analyze", "photos"], "--images photos"),
         (["inspect", "photos/cat/one.png"], "one.png"),
         (["ablate", "photos"], "--images photos"),

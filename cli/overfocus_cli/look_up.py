@@ -1,19 +1,27 @@
-"""`overfocus inspect`: what a checkpoint is and which attention a model made of it uses."""
+"""The commands that look something up: `overfocus inspect`, `check` and `list`."""
 
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from overfocus.limits import CheckSettings
+from overfocus.settings import Settings, did_you_mean, setting, shown
 from overfocus.sweep.settings import InspectSettings
-from overfocus.text import printable
 from overfocus_cli.from_settings import from_settings
-from overfocus_cli.output import AsJson, print_json
+from overfocus_cli.output import AsJson, cell, new_table, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _SHOWN_KEYS = 5
 _SHOWN_CLASSES = 10
+_HEADINGS = {"high": "a high value means"}
 
 
 @from_settings(InspectSettings)
@@ -37,7 +45,6 @@ def inspect_checkpoint(settings: InspectSettings, *, as_json: AsJson = False) ->
 
 def _print(facts: dict[str, Any], sites: list[dict[str, Any]], verification: dict[str, Any] | None) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -57,9 +64,9 @@ def _print(facts: dict[str, Any], sites: list[dict[str, Any]], verification: dic
         "missing keys": _keys(facts["missing_keys"]),
         "unexpected keys": _keys(facts["unexpected_keys"]),
     }.items():
-        described.add_row(name, escape(printable(text, limit=2000)))
+        described.add_row(name, cell(text, 2000))
     for note in facts["notes"]:
-        described.add_row("note", escape(printable(note, limit=2000)))
+        described.add_row("note", cell(note, 2000))
     console.print(described)
 
     console.print()
@@ -73,7 +80,6 @@ def _print(facts: dict[str, Any], sites: list[dict[str, Any]], verification: dic
 
 
 def _sites_table(sites: list[dict[str, Any]]) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
 
     windowed = any(site["windows"] > 1 for site in sites)
@@ -84,14 +90,14 @@ def _sites_table(sites: list[dict[str, Any]]) -> "Table":
         shape: tuple[int, ...] = tuple(site["shape"] or ())
         heads = str(shape[1]) if len(shape) == 4 else ""
         table.add_row(
-            escape(f"{site['module']} ({site['branch']})" if site["branch"] else site["module"]),
+            cell(f"{site['module']} ({site['branch']})" if site["branch"] else site["module"]),
             site["kind"] or "",
             heads,
             " × ".join(map(str, shape[-2:])),
             str(site["prefix_tokens"]),
             "×".join(map(str, site["grid"])) if site["grid"] else "",
             *([str(site["windows"])] if windowed else []),
-            escape(_captured(site)),
+            cell(_captured(site)),
         )
     return table
 
@@ -103,7 +109,6 @@ def _captured(site: dict[str, Any]) -> str:
 
 
 def _verification_table(sites: list[dict[str, Any]]) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -112,7 +117,7 @@ def _verification_table(sites: list[dict[str, Any]]) -> "Table":
     for site in sites:
         rows = "not softmax rows" if site["row_error"] is None else f"{site['row_error']:.1e}"
         passed = "yes" if site["passed"] else "no"
-        table.add_row(escape(site["module"]), site["kind"], f"{site['output_error']:.1e}", rows, passed)
+        table.add_row(cell(site["module"]), site["kind"], f"{site['output_error']:.1e}", rows, passed)
     return table
 
 
@@ -132,3 +137,103 @@ def _keys(keys: list[str]) -> str:
     if not keys:
         return "none"
     return f"{len(keys)}: {', '.join(keys[:_SHOWN_KEYS])}{', …' if len(keys) > _SHOWN_KEYS else ''}"
+
+
+@from_settings(CheckSettings)
+def check(settings: CheckSettings, *, as_json: AsJson = False) -> None:
+    """Check that a run keeps within limits; exit status 1 if not.
+
+    What counts is the mean over images in the worst layer under the worst variant; an undefined value fails. What is retained of
+    a metric of stability against the control is retained.METRIC.
+
+    Example: overfocus check overfocus-run/vit-3f2a1c --max top_share=0.3 --min retained.js_divergence=0.5 --min agreement=0.8
+    """
+    from overfocus.limits import check as check_run
+
+    limits = check_run(**settings.arguments())
+    broken = [limit for limit in limits if not limit.kept]
+    if as_json:
+        rows = [
+            dataclasses.asdict(limit) | {"value": None if math.isnan(limit.value) else limit.value, "kept": limit.kept}
+            for limit in limits
+        ]
+        print_json({"passed": not broken, "limits": rows})
+    else:
+        for limit in limits:
+            typer.echo(f"{'ok  ' if limit.kept else 'FAIL'}  {limit.sentence}")
+    if broken:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class ListSettings(Settings):
+    """What `overfocus list` takes."""
+
+    what: str = setting(
+        help="models, corruptions or metrics.", argument=True, metavar="KIND", one_of=("models", "corruptions", "metrics")
+    )
+    pattern: str | None = setting(
+        None, "Only names that contain this, or match it where it has a *.", none="all", argument=True, metavar="PATTERN"
+    )
+
+
+@from_settings(ListSettings)
+def list_names(settings: ListSettings, *, as_json: AsJson = False) -> None:
+    """List the names of architectures, corruptions or metrics.
+
+    Example: overfocus list models "deit*distilled*"
+    """
+    what, pattern = settings.what, settings.pattern or ""
+    rows = _LISTED[what]()
+    names = [row["name"] for row in rows]
+    rows = [row for row in rows if fnmatch(row["name"], pattern if "*" in pattern else f"*{pattern}*")]
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        typer.echo(f"no {what} match {shown(pattern)}{did_you_mean(pattern, names)}")
+    elif what == "models":
+        typer.echo("\n".join(row["name"] for row in rows))
+    else:
+        _print_table(rows)
+
+
+def _models() -> list[dict[str, str]]:
+    from overfocus.checkpoints.index import index_names
+
+    return [{"name": name} for name in sorted(index_names())]
+
+
+def _corruptions() -> list[dict[str, str]]:
+    from overfocus.corruptions import CORRUPTIONS, GROUPS
+
+    return [
+        {"name": name, "groups": ", ".join(group for group, names in GROUPS.items() if name in names)} for name in CORRUPTIONS
+    ]
+
+
+def _metrics() -> list[dict[str, str]]:
+    from overfocus.metrics.catalogue import CATALOGUE
+
+    return [
+        {
+            "name": metric.name,
+            "group": metric.group,
+            "range": f"{metric.lowest} … {metric.highest}" + (f" {metric.unit}" if metric.unit != "1" else ""),
+            "high": metric.high,
+        }
+        for metric in CATALOGUE.values()
+    ]
+
+
+_LISTED: dict[str, Callable[[], list[dict[str, str]]]] = {"models": _models, "corruptions": _corruptions, "metrics": _metrics}
+
+
+def _print_table(rows: list[dict[str, str]]) -> None:
+    from rich.console import Console
+
+    table = new_table(None, [_HEADINGS.get(column, column) for column in rows[0]], [])
+    for column, name in zip(table.columns, rows[0], strict=True):
+        column.no_wrap = name in ("name", "group")
+    for row in rows:
+        table.add_row(*map(cell, row.values()))
+    Console(file=sys.stdout).print(table)
