@@ -11,6 +11,10 @@ class OverfocusError(Exception):
     setting: str | None = None
     """Name of the argument that it is about, where it is about one."""
 
+    def __str__(self) -> str:
+        """One line in which nothing acts on a terminal, whatever names of files and tensors it quotes."""
+        return one_line(super().__str__())
+
 
 class CheckpointError(OverfocusError):
     """A checkpoint cannot be read, trusted, recognised or loaded."""

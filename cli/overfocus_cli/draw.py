@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import typer
 
-from overfocus.settings import Settings, setting
+from overfocus.settings import Settings, setting, shown
 from overfocus.sweep.settings import HeatMapSettings
 from overfocus_cli.from_settings import from_settings, require_checkpoint, require_run
 from overfocus_cli.output import Ablations, AsJson, print_json
@@ -67,6 +67,8 @@ class FigureSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.output is not None and not self.output.name:
+            self.refuse("output", f"must name a file such as {self.kind}.pdf, got {shown(str(self.output))}")
         formats = [self.format] if self.format else get_args(Format)
         ending = self.path.suffix.lstrip(".").lower()
         if ending not in formats:
@@ -89,21 +91,20 @@ def report(settings: ReportSettings, *, ablation: Ablations = None, as_json: AsJ
 
     Example: overfocus report overfocus-run/*
     """
-    _print_paths([_drawn(folder, ablation or []) for folder in settings.folders], as_json)
+    for folder in settings.folders:
+        require_run(folder)
 
-
-def _drawn(folder: Path, ablations: list[Path]) -> Path:
-    require_run(folder)
+    from overfocus.ablation.ablation import Ablation
     from overfocus.results.comparison import is_comparison, read_comparison
     from overfocus.run import Run
     from overfocus_reports import draw_comparison, draw_report
 
-    if not is_comparison(folder):
-        return draw_report(Run(folder))
-
-    from overfocus.ablation.ablation import Ablation
-
-    return draw_comparison(read_comparison(folder), [Ablation(path) for path in ablations])
+    ablations = [Ablation(path) for path in ablation or []]
+    pages = [
+        draw_comparison(read_comparison(folder), ablations) if is_comparison(folder) else draw_report(Run(folder))
+        for folder in settings.folders
+    ]
+    _print_paths(pages, as_json)
 
 
 @from_settings(FigureSettings)

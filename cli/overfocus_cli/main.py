@@ -81,7 +81,7 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # what it prints is the help
             raise
         path = error.ctx.command_path if error.ctx else "overfocus"
-        message = error.format_message().rstrip(".")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")  # as some releases of typer begin it
         if choice := re.search(r"'([^']*)' is not one of (.*)", message):
             message += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
         _stop(f"{message}; see {path} --help", 2, error)

@@ -96,17 +96,18 @@ def compare(
     names = [name or None for name in models]
 
     import overfocus
+    from overfocus.ablation.ablation import Ablation
 
+    ablations = [Ablation(path) for path in ablation or []]
     asked = {"output": folder, "model": names if len(names) > 1 else names[0]}
     comparison = overfocus.compare(**settings.arguments() | asked)
     if not is_main_process():
         return
     report = None
     if not no_report:
-        from overfocus.ablation.ablation import Ablation
         from overfocus_reports import draw_comparison
 
-        report = draw_comparison(comparison, [Ablation(path) for path in ablation or []])
+        report = draw_comparison(comparison, ablations)
     if as_json:
         print_json({"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()})
     elif format is Format.TABLE:

@@ -99,7 +99,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path) -> dict[str, Any]:
     zipped = _begins_as_archive(path)
     if zipped:
-        _check_archive(path)
+        check_archive(path)
     made: list[Any] = []
     filled = False
     for _ in range(_MOST_CLASSES):
@@ -172,7 +172,7 @@ def _begins_as_archive(path: Path) -> bool:
         return stream.read(4) == b"PK\x03\x04"
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Refuse TorchScript archives and archives that unpack to more than they are (torch stores without compression)."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -4,7 +4,6 @@ No code comes with the weights: remote code is off, kernels are torch's own, pic
 fetched for a folder on the disk.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.checkpoints.messages import first_line, some
 from overfocus.checkpoints.weights import is_harmless
 from overfocus.errors import CheckpointError
+from overfocus.files import read_json
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 _TOWERS = {
@@ -131,11 +131,7 @@ def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None)
     path = folder / "preprocessor_config.json"
     said: dict[str, Any] = {}
     if path.is_file():
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-            said = read if isinstance(read, dict) else {}
-        except (ValueError, OSError, RecursionError) as error:
-            raise CheckpointError(f"{path}: no readable JSON ({first_line(error)})") from None
+        said = read_json(path, "the preprocessing of a model", CheckpointError)
     notes = []
     if not said.get("image_mean"):
         notes.append("preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say")

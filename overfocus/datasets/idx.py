@@ -1,6 +1,8 @@
 """IDX files, the form in which MNIST, Fashion-MNIST and KMNIST are distributed."""
 
 import gzip
+import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from overfocus.errors import ImageError
+from overfocus.files import MOST_BYTES, read_bytes
 
 _PREFIXES = {"train": "train", "validation": "t10k"}
 FASHION_MNIST_CLASSES = (
@@ -85,10 +88,15 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
     Raises:
         ImageError: the file is something else or cut off.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ImageError(f"{path}: expected an IDX file, reading it failed ({error}); download it again") from None
+    content = read_bytes(path, "an IDX file", ImageError, most=MOST_BYTES)
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ImageError(f"{path}: expected an IDX file, reading it failed ({error}); download it again") from None
+        if len(content) > MOST_BYTES:
+            raise ImageError(f"{path}: unpacks to more than {MOST_BYTES:,} bytes; expected an IDX file")
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise ImageError(f"{path}: expected an IDX file of bytes, got one that begins with {content[:4].hex()}")
     axes = content[3]

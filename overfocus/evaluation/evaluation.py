@@ -1,11 +1,11 @@
 """A finished evaluation, read back from its run folder."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.errors import RunError
+from overfocus.files import read_json
 from overfocus.run import Run
 
 if TYPE_CHECKING:
@@ -47,5 +47,4 @@ class Evaluation:
     @property
     def summary(self) -> dict[str, Any]:
         """The content of evaluation.json: data and how they were corrupted, clean figures, means and what each is over."""
-        content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
-        return content
+        return read_json(self.path / "evaluation.json", "the summary of a finished evaluation")

@@ -1,6 +1,5 @@
 """The figures of an evaluation in one file, each beside what it is over."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from math import isnan
@@ -11,6 +10,8 @@ from overfocus.evaluation.evaluation import Evaluation
 from overfocus.evaluation.results import IOU, average_conditions, average_corruptions, errors_of
 from overfocus.files import atomic_file
 from overfocus.runs.description import RunDescription
+from overfocus.runs.tables import write_csv
+from overfocus.text import json_bytes
 from overfocus.variants import CLEAN
 
 PERTURBATIONS = (
@@ -149,6 +150,5 @@ def _subject(description: RunDescription) -> dict[str, Any]:
 def _write(evaluation: Evaluation, content: Mapping[str, Any]) -> None:
     """Write `content` as evaluation.json and the table as evaluation.csv into the run folder."""
     with atomic_file(evaluation.path / "evaluation.json") as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
-    with atomic_file(evaluation.path / "evaluation.csv") as file:
-        file.write(evaluation.table.to_csv(index=False).encode())
+        file.write(json_bytes(content))
+    write_csv(evaluation.path / "evaluation.csv", evaluation.table)

@@ -16,7 +16,7 @@ from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
 from overfocus.errors import CaptureError, ImageError, RunError
 from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
-from overfocus.figures.style import styled
+from overfocus.figures.style import save_figure, styled
 from overfocus.heatmaps.maps import HeatMap, heat_maps
 from overfocus.images.reading import to_rgb
 from overfocus.images.sources import ImageSource, find_images
@@ -190,13 +190,8 @@ def draw_heat_maps(settings: HeatMapSettings) -> list[Path]:
     written: dict[Path, None] = {}
     for image, drawn in zip(sources, drawings, strict=True):
         path = unused(Path(settings.output), f"{Path(image.name).stem}-{file_part(drawn, drawn.variants)}", written)
-        figure = drawn.figure()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with styled():
-                figure.savefig(path)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
+        with styled():
+            save_figure(drawn.figure(), path)
         written[path] = None
     return list(written)
 

@@ -11,9 +11,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.errors import ImageError
-from overfocus.files import require_regular_file
+from overfocus.files import read_text, require_regular_file
 from overfocus.images.reading import EXTENSIONS, read_image
 from overfocus.settings import MAX_PIXELS
+from overfocus.text import storable
 
 LIST_EXTENSIONS = (".txt", ".lst", ".list", ".tsv")
 """Endings of text files that list pictures."""
@@ -27,6 +28,11 @@ class ImageSource:
     name: str
     """Path relative to the folder that was given, with forward slashes; the file's name where a file was given."""
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", storable(self.name))
+        if self.label is not None:
+            object.__setattr__(self, "label", storable(self.label))
 
     def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The picture as 8-bit RGB.
@@ -109,10 +115,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _in_list(path: Path) -> list[ImageSource]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ImageError(f"{path}: expected a text file with one picture a line, but it is not UTF-8 text") from None
+    lines = read_text(path, "a text file with one image a line", ImageError).splitlines()
     found = [_in_line(line.strip(), path.parent) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise ImageError(f"{path}: expected one picture a line, but the list is empty")

@@ -15,8 +15,10 @@ from overfocus.run import Run
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
 from overfocus.runs.names import display_names
 from overfocus.runs.notebook import NotebookMethods
+from overfocus.runs.tables import write_csv
 from overfocus.statistics.panel import EVERY, Panel
 from overfocus.statistics.verdicts import RULE, Verdict, judge
+from overfocus.text import json_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,13 +189,11 @@ class Comparison(NotebookMethods):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, table in (("comparison", self.table), ("fragility", self.fragility)):
-                with atomic_file(folder / f"{name}.csv") as file:
-                    table.to_csv(file, index=False)
+                write_csv(folder / f"{name}.csv", table)
                 with atomic_file(folder / f"{name}.parquet") as file:
                     table.to_parquet(file, index=False)
-            text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             with atomic_file(folder / DESCRIPTION) as file:
-                file.write(text.encode())
+                file.write(json_bytes(self.as_dict()))
         except OSError as error:
             raise RunError(
                 f"{folder}: the comparison cannot be written ({error.strerror or error}); choose another output"

@@ -5,7 +5,6 @@ does not hold in files of an older format has a default. Fields that are not kno
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,18 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
 from overfocus.errors import OverfocusError, RunError, TrainingError
-from overfocus.files import require_regular_file
+from overfocus.files import read_bytes
 from overfocus.metrics.catalogue import BUILT_IN, Metric
 from overfocus.metrics.expectation import top_count
-from overfocus.text import one_line, printable
+from overfocus.text import json_bytes, one_line, printable
 
 FORMAT = 2
 """Version of the descriptions that this package writes."""
 OLDEST_FORMAT = 1
 """The oldest version that it reads; overfocus 0.1.0 wrote it. Runs of it can be read but not continued."""
 
-MOST_BYTES = 2**30
-"""A description larger than this is refused; a run of a million images has one of some 200 MB."""
 MOST = 2**53
 """No count is larger: JSON's numbers are exact up to here."""
 
@@ -393,15 +390,7 @@ def read_description(path: Path, kind: type[Description]) -> Description:
         RunError, TrainingError: `path` is missing, is no regular file, is damaged, describes something else, holds a wrong type
             or number, or was written in a format that this version does not read; one line.
     """
-    error = kind.ERROR
-    expected = f"the description of {kind.WHAT}"
-    size = require_regular_file(path, expected, error).st_size
-    if size > MOST_BYTES:
-        raise error(f"{printable(path)}: expected {expected}, but the file has {size:,} bytes, more than {MOST_BYTES:,}")
-    try:
-        text = path.read_bytes()
-    except OSError as problem:
-        raise error(f"{printable(path)}: expected {expected}, but it cannot be read ({problem.strerror or problem})") from None
+    text = read_bytes(path, f"the description of {kind.WHAT}", kind.ERROR)
     return decode_description(text, kind, path)
 
 
@@ -426,13 +415,16 @@ def decode_description(text: bytes, kind: type[Description], path: Path) -> Desc
         _check_numbers(description, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as problem:
         reason = one_line(str(problem) or type(problem).__name__, 300)
-        raise error(f"{where}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
+        raise error(
+            f"{where}: expected the description of {kind.WHAT}, but it cannot be read ({reason}); restore the file from a copy, "
+            "or start again with --overwrite"
+        ) from None
     return description
 
 
 def encode_description(description: RunDescription | TrainingDescription | ComparisonDescription) -> bytes:
     """The text of a description file."""
-    return json.dumps(dataclasses.asdict(description), indent=1, ensure_ascii=False, allow_nan=False).encode()
+    return json_bytes(dataclasses.asdict(description))
 
 
 def inside(folder: Path, name: str) -> Path:

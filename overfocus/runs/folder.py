@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import RunError
-from overfocus.files import atomic_file
+from overfocus.files import FolderLock, atomic_file, lock_folder, remove_unfinished
 from overfocus.runs.description import FORMAT, RunDescription, encode_description, read_description
 from overfocus.runs.tables import write_arrays, write_table
 
@@ -43,6 +43,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: FolderLock | None = None
 
     def open(
         self, wanted: RunDescription, rows: Callable[[RunDescription], Mapping[str, int]], *, overwrite: bool
@@ -55,6 +56,7 @@ class RunFolder:
         Raises:
             RunError: the folder holds another run or other files, or cannot be written.
         """
+        self._lock = lock_folder(self.path)
         found = self._names()
         lies_here = "run.json" in found
         if lies_here and not overwrite:
@@ -139,10 +141,9 @@ class RunFolder:
         """Find out now, not after the first part was measured, whether the folder can be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe.{os.getpid()}.unfinished"
-            probe.touch()
-            for unfinished in (path for path in self._own() if path.suffix == ".unfinished"):  # the probe, and what a kill left
-                unfinished.unlink()
+            self._lock = self._lock or lock_folder(self.path)
+            (self.path / f".probe.{os.getpid()}.unfinished").touch()
+            remove_unfinished(self.path)  # the probe, and what a kill left
         except OSError as error:
             raise RunError(
                 f"{self.path}: the output folder cannot be written ({error.strerror}); choose another output"

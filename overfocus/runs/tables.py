@@ -13,9 +13,10 @@ import numpy as np
 
 from overfocus.errors import OverfocusError, RunError
 from overfocus.files import atomic_file, require_regular_file
-from overfocus.text import one_line, printable
+from overfocus.text import csv_cell, one_line, printable
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow
 
 MOST_CELLS = 2 * 10**9
@@ -45,6 +46,16 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, comp
     """
     with atomic_file(path) as file:
         (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **dict(arrays))
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table for spreadsheets, whole or not at all: no name in it acts on a terminal or is run as a formula.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_file(path) as file:
+        table.map(csv_cell).rename(columns=csv_cell).to_csv(file, index=False)
 
 
 def read_table(paths: Path | Iterable[Path], *, remedy: str = REMEDY, error: type[OverfocusError] = RunError) -> "pyarrow.Table":

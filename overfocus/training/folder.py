@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from overfocus.checkpoints.read import check_archive
 from overfocus.errors import TrainingError, explain, first_line
 from overfocus.files import atomic_file, remove_unfinished, require_regular_file
-from overfocus.runs.description import TrainingDescription, read_description
+from overfocus.runs.description import TrainingDescription, encode_description, read_description
 from overfocus.settings import shown
+from overfocus.text import json_bytes
 from overfocus.training.architecture import Architecture
 from overfocus.training.recipe import Recipe
 
@@ -22,7 +24,7 @@ _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|c
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> TrainingDescription | None:
-    """Make the folder ready; the description of the training that lies there, None for a new one.
+    """Make the folder, which the caller has locked, ready; the description of the training that lies there, None for a new one.
 
     A training with neither checkpoint nor result has nothing to go on from, and so does not count: it may have been refused.
 
@@ -58,7 +60,7 @@ def write_info(folder: Path, info: TrainingDescription) -> None:
     """
     try:
         with atomic_file(folder / "training.json") as file:
-            file.write(json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())
+            file.write(encode_description(info))
     except OSError as error:
         raise TrainingError(f"the output folder cannot be written ({explain(error)}); choose another output") from None
 
@@ -110,6 +112,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
     if size == 0:
         raise TrainingError(f"{path}: the checkpoint is empty; {remedy}")
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch raise a dozen kinds for damaged files
         raise TrainingError(f"{path}: the checkpoint cannot be read ({first_line(error)}); {remedy}") from None
@@ -145,7 +148,7 @@ class TrainingSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        content: dict[str, Any] = json.loads(json_bytes(asdict(self)))
         return content
 
     def require_same(self, there: dict[str, Any], folder: Path) -> None:

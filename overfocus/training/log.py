@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overfocus.files import atomic_file
+from overfocus.errors import TrainingError
+from overfocus.files import atomic_file, read_text
 from overfocus.monitoring import GROUPS, QUANTITIES
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Log:
         if start == 0 or not path.is_file():
             self._rewrite(",".join(self.columns) + "\n")
         else:
-            head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            head, *rows = read_text(path, "the log of a training", TrainingError).splitlines(keepends=True)
             kept = [
                 row
                 for row in rows

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from overfocus.checkpoints.save import save_checkpoint
 from overfocus.errors import TrainingError, explain
+from overfocus.files import FolderLock, lock_folder
 from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
 from overfocus.monitoring import Monitor, monitor
@@ -99,8 +100,9 @@ def _run(request: TrainSettings, recipe: Recipe) -> None:
     rate = LearningRate(optimizer, recipe, order.steps_per_epoch)
     order.epochs = -(-rate.steps // order.steps_per_epoch)
     settings = _settings(material, request, recipe, accelerator)
+    lock = None  # held until this function ends
     if accelerator.is_main_process:
-        _enter(folder, settings, notes, overwrite=request.overwrite)
+        lock = _enter(folder, settings, notes, overwrite=request.overwrite)
     accelerator.wait_for_everyone()
     state = read_state(folder / "checkpoint.pt")
 
@@ -136,6 +138,7 @@ def _run(request: TrainSettings, recipe: Recipe) -> None:
             write_result(trainer, material, seed=request.seed, folder=folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    del lock
 
 
 def _order(material: Material, recipe: Recipe, seed: int, accelerator: "Accelerator") -> StepOrder:
@@ -187,12 +190,17 @@ def _settings(material: Material, request: TrainSettings, recipe: Recipe, accele
     )
 
 
-def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwrite: bool) -> None:
-    """Open the folder for these settings; nothing to do where their training lies there already."""
+def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwrite: bool) -> FolderLock | None:
+    """Lock and open the folder for these settings; nothing more to do where their training lies there already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"the output folder cannot be used ({explain(error)}); choose another output") from None
+    lock = lock_folder(folder, TrainingError)
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
         settings.require_same(there.settings, folder)
-        return
+        return lock
     info = TrainingDescription(
         format=FORMAT,
         overfocus=__version__,
@@ -203,6 +211,7 @@ def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwr
         versions=describe_versions(),
     )
     write_info(folder, info)
+    return lock
 
 
 def _take_steps(

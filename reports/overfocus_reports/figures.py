@@ -12,7 +12,7 @@ from overfocus.figures.curves import layer_curves
 from overfocus.figures.image_figures import image_figure, image_rows_figure
 from overfocus.figures.publication import same_depth
 from overfocus.figures.stability import Scale, heat_map, labels_of, scale_of, shows_retained
-from overfocus.figures.style import INK, styled
+from overfocus.figures.style import INK, save_figure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.model import Model
@@ -113,7 +113,7 @@ def draw_curves(models: Sequence[Model], metric: str, picked: Variant, folder: P
     svg = inline_svg(figure, name, description, metric=metric, **plot_frame(figure, axes))
     add_legend(figure, axes)
     axes.set_title(title_of(metric), fontsize=10, loc="left")
-    figure.savefig(folder / f"layers-{metric}.png")
+    save_figure(figure, folder / f"layers-{metric}.png")
     return svg
 
 
@@ -161,7 +161,7 @@ def keep(
     name = "-".join([f"by-{across}-{metric}", *map(str, attributes.values())])
     svg = inline_svg(figure, name, description, metric=metric, across=across, **attributes)
     figure.axes[0].set_title(f"{title}: {what}", fontsize=9, loc="left")
-    figure.savefig(folder / f"{metric}-by-{across}.png", bbox_inches="tight", pad_inches=0.08)
+    save_figure(figure, folder / f"{metric}-by-{across}.png", bbox_inches="tight", pad_inches=0.08)
     return svg
 
 
@@ -187,4 +187,4 @@ def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: fl
                 figure = image_figure(maps[0], image, shown[:MOST_COLUMNS], layers[0], high)
             else:
                 figure = image_rows_figure(maps, [model.name for model in models], [image] * len(models), shown, layers, high)
-            figure.savefig(folder / f"image-{image}.png", dpi=110)
+            save_figure(figure, folder / f"image-{image}.png", dpi=110)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from overfocus.figures.stability import shows_retained
-from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, styled
+from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, save_figure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.names import distinct_names
 from overfocus.statistics.ablation import CHOICE_WORDS
@@ -190,7 +190,7 @@ def fragility_part(comparison: "Comparison", colours: Mapping[str, str], folder:
     reliability = comparison.reliability
     with styled():
         figure = reliability_figure(reliability[reliability["layers"] == "all"], colours)
-        figure.savefig(folder / "reliability.png")
+        save_figure(figure, folder / "reliability.png")
         svg = inline_svg(figure, "reliability", "share of flipped predictions against metrics, for each model")
     pooled = table[table["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     beside = pooled.reindex(pd.MultiIndex.from_frame(rows[["model", "metric", "layers"]])).to_numpy()
@@ -304,7 +304,7 @@ def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[s
         with styled():
             done = "removed" if ablation.how == "remove" else "corrupted"
             figure = ablation_figure(table, score, done)
-            figure.savefig(folder / f"{name}.png")
+            save_figure(figure, folder / f"{name}.png")
             svg = inline_svg(figure, name, f"{title_of(score)} when patches are {done}, {title}")
         found.append(
             {
