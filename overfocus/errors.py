@@ -117,6 +117,11 @@ def _explain_system(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message; of an exception in a worker process, which carries its traceback, the last."""
+    """The first line of a message; of an exception in a worker process, which carries its traceback, the last.
+
+    Where torch refuses a pickle, it advises to load it with weights_only=False, which runs code: this is left out.
+    """
+    if "weights_only" in str(error):
+        return "it holds more than tensors in plain dictionaries"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)

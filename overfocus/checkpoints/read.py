@@ -21,10 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from overfocus.checkpoints.formats import foreign_format
-from overfocus.checkpoints.messages import first_line, some
+from overfocus.checkpoints.messages import some
 from overfocus.checkpoints.networks import flatten
 from overfocus.checkpoints.pickles import Inert, filled_stubs, known_globals, stubs
-from overfocus.errors import CheckpointError
+from overfocus.errors import CheckpointError, first_line
 
 _READING = threading.Lock()  # torch's list of allowed globals is one for the process
 _MAPPED_FROM = 2**31
@@ -33,6 +33,7 @@ _QUANTISED = re.compile(
     r"(^|\.)(SCB|absmax|quant_map|quant_state\..*|weight_format|weight_scale(_inv)?|qweight|qzeros|g_idx|scale_inv"
     r"|_packed_params)$"
 )
+_LONGEST_NAME = 1000  # characters of a tensor's name
 _LARGEST_CLAIM = 8  # shared and transposed storages make tensors somewhat larger than their file; a bomb is far above
 
 
@@ -159,7 +160,9 @@ def _refusal(path: Path, error: Exception, refused: list[str], zipped: bool) -> 
         return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint, this is none or it is truncated")
     if isinstance(error, MemoryError):
         return CheckpointError(f"{path}: there is not enough memory to read it ({path.stat().st_size:,} bytes)")
-    return CheckpointError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy or download it again")
+    told = isinstance(error, RuntimeError | OSError | pickle.UnpicklingError)  # others are what damaged bytes lead to
+    reason = f" ({first_line(error)})" if told else ""
+    return CheckpointError(f"{path}: the checkpoint is damaged or none of PyTorch{reason}; copy or download it again")
 
 
 def _is_large(path: Path) -> bool:
@@ -193,6 +196,10 @@ def _refuse_bomb(content: dict[str, Any], path: Path) -> None:
     """Refuse tensors that claim more values than the file holds (expanded over a few bytes), and quantised weights."""
     limit = _LARGEST_CLAIM * path.stat().st_size
     for name, tensor in flatten(content).items():
+        if len(name) > _LONGEST_NAME:
+            raise CheckpointError(
+                f"{path}: refused, a tensor's name has {len(name):,} characters ({name[:40]}…); at most {_LONGEST_NAME:,} fit"
+            )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             kind = "quantised (qint8)" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
             raise CheckpointError(f"{path}: {name[:120]} is {kind}; expected plain dense tensors with data")

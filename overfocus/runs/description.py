@@ -25,6 +25,9 @@ OLDEST_FORMAT = 1
 MOST = 2**53
 """No count is larger: JSON's numbers are exact up to here."""
 
+LONGEST = 10_000
+"""Characters of a text; names of files have at most 4,096."""
+
 Status = Literal["running", "complete"]
 Kind = Literal["analysis", "evaluation", "ablation"]
 _SIGNED = ("seed", "layers")
@@ -94,7 +97,7 @@ class Layer:
     @property
     def label(self) -> str:
         """Number, module and branch: "7 · blocks.7.attn"."""
-        return f"{self.layer} · {self.module}" + (f" ({self.branch})" if self.branch else "")
+        return f"{self.layer} · {printable(self.module, 80)}" + (f" ({printable(self.branch, 20)})" if self.branch else "")
 
     @property
     def tokens(self) -> int:
@@ -412,7 +415,7 @@ def decode_description(text: bytes, kind: type[Description], path: Path) -> Desc
                 "upgrade overfocus, or measure again"
             )
         description = msgspec.json.decode(text, type=kind)
-        _check_numbers(description, "$")
+        _check_values(description, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as problem:
         reason = one_line(str(problem) or type(problem).__name__, 300)
         raise error(
@@ -447,9 +450,13 @@ class _Header:
     format: Any = None
 
 
-def _check_numbers(value: Any, where: str, *, signed: bool = False) -> None:
-    """Raise `ValueError` where a number is no count, or not finite."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
+def _check_values(value: Any, where: str, *, signed: bool = False) -> None:
+    """Raise `ValueError` where a number is no count or not finite, or a text longer than any name or sentence."""
+    if isinstance(value, bool) or value is None:
+        return
+    if isinstance(value, str):
+        if len(value) > LONGEST:
+            raise ValueError(f"expected at most {LONGEST:,} characters, got {len(value):,} - at `{where}`")
         return
     if isinstance(value, int):
         if not (signed or value >= 0) or abs(value) > MOST:
@@ -459,10 +466,10 @@ def _check_numbers(value: Any, where: str, *, signed: bool = False) -> None:
             raise ValueError(f"expected a finite number, got {value} - at `{where}`")
     elif isinstance(value, dict):
         for name, part in value.items():
-            _check_numbers(part, f"{where}.{printable(name, 40)}", signed=True)
+            _check_values(part, f"{where}.{printable(name, 40)}", signed=True)
     elif isinstance(value, Sequence):
         for part in value:
-            _check_numbers(part, f"{where}[…]", signed=signed)
+            _check_values(part, f"{where}[…]", signed=signed)
     else:
         for entry in dataclasses.fields(value):
-            _check_numbers(getattr(value, entry.name), f"{where}.{entry.name}", signed=signed or entry.name in _SIGNED)
+            _check_values(getattr(value, entry.name), f"{where}.{entry.name}", signed=signed or entry.name in _SIGNED)
