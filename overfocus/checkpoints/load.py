@@ -155,9 +155,12 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     said = (
         [f"LENIENT: loaded although it is not {found.name} to the last tensor: {real.faults or some(outside)}"] if lenient else []
     )
-    preprocess, assumed = preprocess_for(
-        model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
-    )
+    try:
+        preprocess, assumed = preprocess_for(
+            model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; correct it in config.json or in the file's metadata") from None
     lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
     notes += [*_dropped_notes(real, network), *resampled_note(tensors, converted), *assumed]

@@ -25,6 +25,7 @@ from overfocus.checkpoints.messages import some
 from overfocus.checkpoints.networks import flatten
 from overfocus.checkpoints.pickles import Inert, filled_stubs, known_globals, stubs
 from overfocus.errors import CheckpointError, first_line
+from overfocus.text import storable
 
 _READING = threading.Lock()  # torch's list of allowed globals is one for the process
 _MAPPED_FROM = 2**31
@@ -200,6 +201,8 @@ def _refuse_bomb(content: dict[str, Any], path: Path) -> None:
             raise CheckpointError(
                 f"{path}: refused, a tensor's name has {len(name):,} characters ({name[:40]}…); at most {_LONGEST_NAME:,} fit"
             )
+        if name != storable(name):
+            raise CheckpointError(f"{path}: refused, {name[:40]} is no name of a tensor; expected text")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             kind = "quantised (qint8)" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
             raise CheckpointError(f"{path}: {name[:120]} is {kind}; expected plain dense tensors with data")

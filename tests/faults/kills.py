@@ -26,7 +26,7 @@ from overfocus_cli.main import app
 MEASURE = ["--workers", "0", "--device", "cpu", "--batch-size", "2"]
 VARIANTS = ["--corruption", "fog", "--severity", "3"]
 COMMANDS = {
-    "analyze": ["analyze", "a.pth", "--images", "photos", *MEASURE, *VARIANTS],
+    "analyze": ["analyze", "a.pth", "--images", "photos", "--no-report", *MEASURE, *VARIANTS],
     "compare": ["compare", "a.pth", "b.pth", "--images", "photos", "--no-report", "--resamples", "50", *MEASURE, *VARIANTS],
     "evaluate": ["evaluate", "a.pth", "--data", "photos", *MEASURE, *VARIANTS],
     "ablate": ["ablate", "a.pth", "--images", "photos", "--fraction", "0.1", *MEASURE, *VARIANTS],
@@ -124,7 +124,7 @@ def content(folder: Path) -> dict[str, Any]:
     }
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and "trackers" not in path.parts:  # files of TensorBoard are named after the time
             name = path.relative_to(folder).as_posix()
             if "/part-" in name:  # how many parts there are depends on the clock
                 table = found.setdefault(name.partition("/part-")[0], [])

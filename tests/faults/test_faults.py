@@ -40,8 +40,11 @@ def cases() -> Iterator[Case]:
         yield Case(f"checkpoint {name}", ["analyze", name, *few], shown)
         yield Case(f"checkpoint {name}", ["compare", "good.pth", name, *few], shown)
         yield Case(f"checkpoint {name}", ["heatmap", name, "photos/cat/one.png", "--output", "out"], shown)
+    for name in museum.HOSTILE:
+        yield Case(f"checkpoint {name}", ["inspect", name], name.partition(".")[0])
     for name in museum.BAD_IMAGES:
-        shown = name.partition(".")[0].removeprefix("/dev/")
+        of_list = {"list_of_missing.txt": "nowhere.png: no such file", "list_of_pipes.txt": "pipe.png: expected an image, but"}
+        shown = of_list.get(name, name.partition(".")[0].removeprefix("/dev/"))
         yield Case(f"image {name}", ["analyze", "good.pth", *few[2:], "--images", name], shown)
         yield Case(f"image {name}", ["heatmap", "good.pth", name, "--output", "out"], shown)
     for name in museum.BAD_RUNS:
