@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import typer
-
 from overfocus.settings import Settings, setting, shown
 from overfocus.sweep.settings import HeatMapSettings
 from overfocus_cli.from_settings import from_settings, require_checkpoint, require_run
-from overfocus_cli.output import Ablations, AsJson, print_json
+from overfocus_cli.output import Ablations, AsJson, print_json, say
 
 Format = Literal["pdf", "svg", "png"]
 
@@ -150,4 +148,4 @@ def _print_paths(paths: Sequence[Path], as_json: bool) -> None:
     if as_json:
         print_json([str(path) for path in paths])
     else:
-        typer.echo("\n".join(map(str, paths)))
+        say("\n".join(map(str, paths)))

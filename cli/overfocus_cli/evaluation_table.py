@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-import typer
+from overfocus.text import LONGEST_LINE
+from overfocus_cli.output import cell, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ def print_segmentation(evaluation: "Evaluation") -> None:
     lines += [f"note: {note}" for note in summary["notes"]]
     if summary["data"]["skipped"]:
         lines.append(f"note: pictures left out because they could not be read: {summary['data']['skipped']}")
-    typer.echo("\n".join([*lines, f"run: {evaluation.path}\n"]))
+    say("\n".join([*lines, f"run: {evaluation.path}\n"]))
 
 
 def _classes(values: dict[str, float | None]) -> list[str]:
@@ -115,16 +116,15 @@ def _percent(value: float | None) -> str:
 def print_ablation(found: "Ablation") -> None:
     """The answer in words, then a table per version of the images: what is left without k patches of each choice."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from overfocus.statistics.ablation import CHOICES
     from overfocus.statistics.wording import decimal, variant_label
 
     console = Console(highlight=False)
-    console.print(f"\n[bold]{escape(found.model)}[/bold], {found.images} images\n")
+    console.print(f"\n[bold]{cell(found.model)}[/bold], {found.images} images\n")
     for sentence in found.sentences:
-        console.print(sentence, markup=False)
+        console.print(cell(sentence, LONGEST_LINE))
     classes = found.table["agreement"].notna().any()
     quantities = {"agreement": "same class"} if classes else {}
     quantities |= {"output_cosine": "output cosine"}

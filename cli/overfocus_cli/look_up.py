@@ -14,7 +14,7 @@ from overfocus.limits import CheckSettings
 from overfocus.settings import Settings, did_you_mean, setting, shown
 from overfocus.sweep.settings import InspectSettings
 from overfocus_cli.from_settings import from_settings
-from overfocus_cli.output import AsJson, cell, new_table, print_json
+from overfocus_cli.output import AsJson, cell, new_table, print_json, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,7 +160,7 @@ def check(settings: CheckSettings, *, as_json: AsJson = False) -> None:
         print_json({"passed": not broken, "limits": rows})
     else:
         for limit in limits:
-            typer.echo(f"{'ok  ' if limit.kept else 'FAIL'}  {limit.sentence}")
+            say(f"{'ok  ' if limit.kept else 'FAIL'}  {limit.sentence}")
     if broken:
         raise typer.Exit(1)
 
@@ -190,9 +190,9 @@ def list_names(settings: ListSettings, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        typer.echo(f"no {what} match {shown(pattern)}{did_you_mean(pattern, names)}")
+        say(f"no {what} match {shown(pattern)}{did_you_mean(pattern, names)}")
     elif what == "models":
-        typer.echo("\n".join(row["name"] for row in rows))
+        say("\n".join(row["name"] for row in rows))
     else:
         _print_table(rows)
 

@@ -13,7 +13,7 @@ from overfocus.settings import Settings
 from overfocus.sweep.settings import AblateSettings, AnalyzeSettings, CompareSettings, EvaluateSettings
 from overfocus.training.settings import TrainSettings
 from overfocus_cli.from_settings import from_settings, require_checkpoint
-from overfocus_cli.output import Ablations, AsJson, print_json
+from overfocus_cli.output import Ablations, AsJson, print_json, say
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -60,7 +60,7 @@ def analyze(
         print_json({"run": str(run.path), "report": str(report) if report else None, **summary_as_json(summary)})
     else:
         print_summary(summary)
-        typer.echo(f"\nrun: {run.path}" + (f"\nreport: {report}" if report else ""))
+        say(f"\nrun: {run.path}" + (f"\nreport: {report}" if report else ""))
 
 
 class Format(StrEnum):
@@ -114,7 +114,7 @@ def compare(
         from overfocus_cli.comparison_table import print_comparison
 
         print_comparison(comparison)
-        typer.echo(f"\ncomparison: {folder}" + (f"\nreport: {report}" if report else ""))
+        say(f"\ncomparison: {folder}" + (f"\nreport: {report}" if report else ""))
     else:
         typer.echo(comparison.to_markdown() if format is Format.MARKDOWN else comparison.to_latex(), nl=False)
 
@@ -152,7 +152,7 @@ def ablate(
         from overfocus_cli.evaluation_table import print_ablation
 
         print_ablation(found)
-        typer.echo(f"\nablation: {folder}")
+        say(f"\nablation: {folder}")
 
 
 @from_settings(EvaluateSettings)
@@ -180,7 +180,7 @@ def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
         else:
             from overfocus_cli.evaluation_table import describe_evaluation
 
-            typer.echo(describe_evaluation(entry))
+            say(describe_evaluation(entry))
 
 
 @from_settings(TrainSettings)
@@ -204,10 +204,10 @@ def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
         print_json({"checkpoint": str(training.checkpoint), **last})
         return
     for note in training.info["notes"]:
-        typer.echo(note)
+        say(note)
     from overfocus.training.log import describe_row
 
-    typer.echo(f"{describe_row(last)}\ncheckpoint: {training.checkpoint}\nlog: {training.path / 'log.csv'}")
+    say(f"{describe_row(last)}\ncheckpoint: {training.checkpoint}\nlog: {training.path / 'log.csv'}")
 
 
 def _text(checkpoint: object) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overfocus.text import LONGEST_NAME, json_text, printable, shows_unicode
+from overfocus.text import LONGEST_LINE, LONGEST_NAME, json_text, printable, shows_unicode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +27,11 @@ Ablations = Annotated[
 def print_json(value: Any) -> None:
     """Print JSON that can be read back whatever the terminal shows."""
     typer.echo(json_text(value, ascii_only=not shows_unicode(sys.stdout)))
+
+
+def say(text: str) -> None:
+    """Print lines for people, in which no name of a file acts on the terminal; `--json` says the names as they are."""
+    typer.echo("\n".join(printable(line, LONGEST_LINE) for line in text.split("\n")))
 
 
 def cell(text: object, limit: int = LONGEST_NAME) -> str:

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from overfocus.text import LONGEST_LINE
 from overfocus_cli.output import cell, new_table
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def print_summary(summary: "Summary") -> None:
     if summary.lenient:
         console.print(f"[bold]Measured leniently: this may be another network.[/bold] {cell(summary.notes[0])}\n")
     for sentence in summary.sentences:
-        console.print(sentence, markup=False)
+        console.print(cell(sentence, LONGEST_LINE))
     for note in summary.notes[summary.lenient :]:
         console.print(f"note: {cell(note)}")
 

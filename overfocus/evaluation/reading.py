@@ -45,7 +45,10 @@ class LabelledReader:
             image = portion.images.image(place.index)
         except ImageError as error:
             return Sample(item, reason=str(error))
-        clean = preprocess.resize(image)
+        try:
+            clean = preprocess.resize(image)
+        except ImageError as error:
+            return Sample(item, reason=f"{portion.images.name(place.index)}: {error}")
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         own = portion.variant != CLEAN_VARIANT
         pixels = [

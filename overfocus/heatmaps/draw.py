@@ -74,7 +74,7 @@ class HeatMaps:
         known = self.class_names is not None and target is not None and target < len(self.class_names)
         of_class = "" if target is None else f" for class {target}" + (f" ({self.class_names[target]})" if known else "")  # type: ignore[index]
         with styled():
-            heading = f"{self.name} · {describe(self.request)}{of_class}"
+            heading = f"{printable(self.name)} · {describe(self.request)}{of_class}"
             return heat_map_sheet(
                 self.pictures, [variant.label for variant in self.variants], self.maps, heading, counted(self.request)
             )

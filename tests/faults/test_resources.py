@@ -143,9 +143,10 @@ def test_out_of_memory_while_loading(name: str, failing: Callable[..., None]) ->
 
 @pytest.mark.parametrize("name", ["analyze", "compare", "ablate", "evaluate"])
 def test_out_of_memory_in_a_corruption(name: str, failing: Callable[..., None]) -> None:
+    from overfocus.evaluation import reading as reading_data
     from overfocus.sweep import reading
 
-    failing(reading, "corrupt", MemoryError())
+    failing(reading_data if name == "evaluate" else reading, "corrupt", MemoryError())
     complaint(run(name), "memory", "try")
 
 
