@@ -13,37 +13,36 @@ from overfocus.version import __version__
 
 if TYPE_CHECKING:
     from overfocus import losses, metrics, models
-    from overfocus.ablation.ablate import ablate
-    from overfocus.ablation.ablation import Ablation
-    from overfocus.analysis.analyze import analyze
-    from overfocus.attention import AttentionMap
+    from overfocus.ablation import ablate
+    from overfocus.analysis import analyze
+    from overfocus.attention import AttentionMap, attention_rollout
     from overfocus.capturing import capture
     from overfocus.checkpoints.load import load_model
     from overfocus.checkpoints.loaded import LoadedModel, wrap
     from overfocus.corruptions import corrupt
     from overfocus.evaluation.evaluate import evaluate
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
     from overfocus.heatmaps import heatmap
     from overfocus.inspection import inspect
     from overfocus.monitoring import monitor
+    from overfocus.results.ablation import Ablation
     from overfocus.results.compare import compare
     from overfocus.results.comparison import Comparison
-    from overfocus.rollout import attention_rollout
     from overfocus.run import Run
     from overfocus.training.train import Training, train
     from overfocus.verification import verify
 
 _HOME = {
-    "Ablation": "overfocus.ablation.ablation",
+    "Ablation": "overfocus.results.ablation",
     "AttentionMap": "overfocus.attention",
     "Comparison": "overfocus.results.comparison",
-    "Evaluation": "overfocus.evaluation.evaluation",
+    "Evaluation": "overfocus.evaluation.results",
     "LoadedModel": "overfocus.checkpoints.loaded",
     "Run": "overfocus.run",
     "Training": "overfocus.training.train",
-    "attention_rollout": "overfocus.rollout",
-    "ablate": "overfocus.ablation.ablate",
-    "analyze": "overfocus.analysis.analyze",
+    "attention_rollout": "overfocus.attention",
+    "ablate": "overfocus.ablation",
+    "analyze": "overfocus.analysis",
     "capture": "overfocus.capturing",
     "compare": "overfocus.results.compare",
     "corrupt": "overfocus.corruptions",
@@ -97,9 +96,9 @@ __all__ = [
 
 
 def _figures() -> object:
-    from overfocus.figures import notebook
+    from overfocus.figures import draw
 
-    return notebook
+    return draw
 
 
 _notebook.figures = _figures

@@ -28,6 +28,10 @@ class ImageError(OverfocusError):
     """An image or a set of images cannot be read."""
 
 
+class ChangedImageError(ImageError):
+    """An image in memory is another one than when it was read first."""
+
+
 class CorruptionError(OverfocusError, ValueError):
     """A corruption or severity does not exist."""
 

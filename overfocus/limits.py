@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -61,6 +61,8 @@ class Limit:
     """None for metrics of predictions."""
     module: str | None
     head: int | None
+    others: "tuple[Limit, ...]" = ()
+    """Every other layer, head and variant that breaks the limit, the worst first."""
 
     @property
     def kept(self) -> bool:
@@ -69,14 +71,14 @@ class Limit:
 
     @property
     def sentence(self) -> str:
-        """In words: "top_share 0.412 is above 0.3, in layer 7 (blocks.7.attn) under fog 5"."""
+        """In words: "top_share 0.412 is above 0.3 in layer 7 (blocks.7.attn) under fog 5"."""
         place = "" if self.layer is None else f" in layer {self.layer} ({self.module})"
         head = "" if self.head is None else f", head {self.head},"
         variant = f"under {self.corruption} {self.severity}" if self.severity else f"on {self.corruption} images"
         if math.isnan(self.value):
             return f"{self.metric} is undefined{place}{head} {variant}, so it cannot be said to keep within {self.limit:g}"
         relation = {"max": ("at most", "above"), "min": ("at least", "below")}[self.kind][not self.kept]
-        return f"{self.metric} {self.value:.4g} is {relation} {self.limit:g}, at worst{place}{head} {variant}"
+        return f"{self.metric} {self.value:.4g} is {relation} {self.limit:g}{place}{head} {variant}"
 
 
 @takes(CheckSettings)
@@ -105,10 +107,10 @@ def _compared(run: "Run", settings: CheckSettings, name: str, kind: Literal["max
     rows = list(_values(run, settings, name))
     if not rows:
         raise RunError(f"{run.path}: {name} was not measured under {', '.join(settings.corruptions or ['any variant'])}")
-    undefined = [row for row in rows if math.isnan(row["value"])]
-    pick = max if kind == "max" else min
-    worst = undefined[0] if undefined else pick(rows, key=lambda row: row["value"])
-    return Limit(name, kind, float(limit), **worst)
+    sign = -1 if kind == "max" else 1
+    rows.sort(key=lambda row: -math.inf if math.isnan(row["value"]) else sign * row["value"])
+    worst, *others = (Limit(name, kind, float(limit), **row) for row in rows)
+    return replace(worst, others=tuple(other for other in others if not other.kept))
 
 
 def _values(run: "Run", settings: CheckSettings, name: str) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,9 @@ with overfocus.monitor(model, images, every=500) as watch:
 print(watch.rows[-1])
 """
 
-import csv
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,23 +25,17 @@ from torch import Tensor, nn
 from overfocus.attention import TOKEN_KINDS, AttentionMap
 from overfocus.capturing import capture
 from overfocus.corruptions import check_severity, corrupt, resolve_corruptions
-from overfocus.errors import CaptureError, ImageError, RunError
-from overfocus.files import atomic_file
-from overfocus.images.reading import read_image
+from overfocus.curves import ATTENTION, GROUPS, QUANTITIES, Log, read_log
+from overfocus.errors import CaptureError, ImageError, RunError, explain
+from overfocus.images.sources import read_image
 from overfocus.metrics import measure
 from overfocus.preprocessing import Preprocess
-from overfocus.text import csv_cell
+from overfocus.text import printable
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
 
-GROUPS = ("early", "middle", "late")
-"""Thirds of the layers by depth."""
-QUANTITIES = ("top_share", "effective_tokens", "row_entropy", "largest_logit", "retained")
-"""What is measured in each group: three metrics of the clean images (means over images and layers); the largest product of a
-query and a key, scaled, before the softmax (NaN where a model makes its weights itself); and what is left under corruption of
-js_divergence, 1 − D/D of another image (NaN without corrupted images, or with one image)."""
-COLUMNS = tuple(f"{quantity}_{group}" for quantity in QUANTITIES for group in GROUPS)
+_LOSS = "the loss"
 _PRIMARY = "js_divergence"
 _PROBED_LOGITS = 2**24
 """Products of queries and keys in one block."""
@@ -50,7 +44,8 @@ _PROBED_LOGITS = 2**24
 class Monitor:
     """Watches one model; `monitor` makes one. Call it once a step, after the optimiser's step, with the loss if it is at hand.
 
-    Every process of a distributed training must make the same calls: under FSDP a forward is a joint effort. Under
+    Every process of a distributed training must make the same calls: under FSDP a forward is a joint effort, and so one is made
+    only where all processes make it, in `begin` and every `every` steps, never because one of them saw NaN. Under
     DistributedDataParallel the module inside is run, so nothing is communicated.
     """
 
@@ -63,86 +58,138 @@ class Monitor:
         every: int,
         log: Callable[[dict[str, float]], object] | None,
         log_images: Callable[[str, UInt8[np.ndarray, "height width 3"], int], object] | None,
+        quiet: bool = False,
     ) -> None:
         self.model = model
         self.every = every
         self.rows: list[dict[str, float]] = []
-        """What was measured: step and the columns of `COLUMNS`; the newest last."""
+        """What was measured: step and the columns `overfocus.curves.ATTENTION`; the newest last."""
         self.first_nan: tuple[int, str] | None = None
-        """Step and module where attention first held NaN or infinity, as far as was seen."""
+        """Step and attention module whose output was the first with NaN or infinity, as far as was seen."""
         self._inputs = clean if corrupted is None else torch.cat([clean, corrupted])
         self._images = len(clean)
         self._log = log
         self._log_images = log_images
-        self._steps = 0
-        self._seconds = 0.0
-        self._began = time.perf_counter()
+        self._quiet = quiet
+        self._steps: int | None = None
+        self._measuring = 0.0
+        self._elapsed = 0.0
+        self._began: float | None = None
+        """When watching began, on the performance counter; None before and after."""
         self._watched: list[Any] = []
         self._sums: list[tuple[str, Tensor]] = []
         """Sums of the outputs of the watched modules in the forwards since the last call."""
         self._names: list[str] = []
         self._broken: Tensor | None = None
         """(number among `_names`, step) of the first output with NaN; number −1 where there was none."""
+        self._told = False
+        """Whether it was said where NaN came from."""
         self._paused = False
         self._received: list[tuple[str, Tensor]] = []
 
     def __enter__(self) -> "Monitor":
-        self._began = time.perf_counter()
+        self.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def begin(self) -> None:
+        """Find the attention modules by one forward, and note from now on whether their outputs hold NaN.
+
+        The first call does it, too; before it a NaN can only be looked for afterwards, when all weights may hold it.
+
+        Raises:
+            CaptureError: the model has no attention over tokens.
+        """
+        if self._began is not None:
+            return
+        self._began = time.perf_counter()
+        layers = self._observe()
+        self._note_broken(layers)
+        inner = self._inner
+        if inner is self.model or isinstance(self.model, nn.parallel.DistributedDataParallel):  # not into a compiled graph
+            modules = dict(inner.named_modules())
+            for name in dict.fromkeys(name for name, _ in layers):
+                if name in modules:
+                    self._watched.append(modules[name].register_forward_hook(self._noted(name)))
+        self._measuring += time.perf_counter() - self._began
+
     def __call__(self, loss: Tensor | float | None = None, *, step: int | None = None) -> dict[str, float] | None:
         """Count a step, and measure if it is due; returns the row that was measured, or None.
 
         Args:
-            loss: of this step; where it is NaN or infinite, the layer whose attention was so first is looked for. Looking at it
-                waits for the GPU, so it is looked at every `every` steps unless it is a number already.
-            step: number of the step, where it is not the number of calls.
+            loss: of this step; where it is NaN or infinite, the layer whose attention was so first is named. Looking at it
+                waits for the GPU, so there it is looked at every `every` steps only.
+            step: number of the step, where it is not the number of calls. The same number again, as under accumulation of
+                gradients, is not measured again.
         """
-        self._steps = self._steps + 1 if step is None else step
-        due = self._steps % self.every == 0
-        loss = loss.detach() if isinstance(loss, Tensor) else loss
-        known = loss is not None and (due or not isinstance(loss, Tensor) or loss.device.type == "cpu")
-        failed = known and not math.isfinite(float(loss))  # type: ignore[arg-type]  # None is not known
+        before = self._steps if self._steps is not None else max(0, (step or 1) - 1)
+        self._steps = before + 1 if step is None else step
+        if self._steps < before:  # begun again
+            before = self._steps - 1
+        self.begin()
+        began = time.perf_counter()
+        due = self._steps // self.every > before // self.every
+        if loss is not None:
+            value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+            self._sums.append((_LOSS, value.sum(dtype=torch.float32)))
         self._take_in_sums()
-        if failed:
+        if due or (self._broken is not None and self._broken.device.type == "cpu"):
             self.find_nan()
-        return self.measure() if due or (failed and not self.rows) else None
+        self._measuring += time.perf_counter() - began
+        return self.measure() if due else None
 
     def measure(self) -> dict[str, float]:
-        """Measure now: one row, logged."""
+        """Measure now: one row, logged. All processes of a training must do it together.
+
+        Raises:
+            CaptureError: the model has no attention over tokens.
+        """
         began = time.perf_counter()
         layers = self._observe()
-        row = {"step": float(self._steps)} | _summarise(layers, self._images)
-        if not self._watched:
-            self._watch([name for name, _ in layers])
-        broken = [name for name, values in layers if values is None]
-        if broken and self.first_nan is None:
-            self.first_nan = self._steps, broken[0]
+        self._note_broken(layers)
+        row = {"step": float(self._steps or 0)} | _summarise(layers, self._images)
         self.rows.append(row)
         if self._log is not None:
             self._log(row)
         if self._log_images is not None and self.draws:
-            self._log_images("attention received", self.heat_maps(), self._steps)
-        self._seconds += time.perf_counter() - began
+            self._log_images("attention received", self.heat_maps(), self._steps or 0)
+        self._measuring += time.perf_counter() - began
         return row
 
     def find_nan(self) -> str | None:
-        """The module whose attention was first to hold NaN or infinity: in the last forward of the training, or in one now."""
-        if self.first_nan is None:
-            self._take_in_sums()
-            if self._broken is not None and int(self._broken[0]) >= 0:
-                self.first_nan = int(self._broken[1]), self._names[int(self._broken[0]) % len(self._names)]
-            else:
-                broken = [name for name, values in self._observe() if values is None]
-                if broken:
-                    self.first_nan = self._steps, broken[0]
+        """The attention module whose output was the first with NaN or infinity in the forwards of the training; None: none was.
+
+        Where the modules are not watched, as in a compiled model, a forward now answers, unless there are several processes.
+        """
+        self._take_in_sums()
+        if not self._told and self._broken is not None and int(self._broken[0]) >= 0:
+            self._name_nan(self._names[int(self._broken[0])], int(self._broken[1]))
+        if self.first_nan is None and not self._watched and _processes() == 1:
+            self._note_broken(self._observe())
         return None if self.first_nan is None else self.first_nan[1]
 
+    def _note_broken(self, layers: Sequence[tuple[str, object]]) -> None:
+        """Name the first layer whose attention could not be measured since it held NaN, unless something came before it."""
+        broken = [name for name, values in layers if values is None]
+        if broken and self.first_nan is None and not (self._told and self._watched):
+            self._name_nan(broken[0], self._steps or 0)
+
+    def _name_nan(self, name: str, step: int) -> None:
+        self._told = True
+        if name == _LOSS:
+            self._say(f"the loss became NaN or infinite at step {step}, while every attention layer gave finite numbers")
+            return
+        self.first_nan = step, name
+        self._say(f"NaN or infinity at step {step}: {name} is the first attention layer that gave it")
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            print(f"overfocus: {text}", file=sys.stderr, flush=True)
+
     def heat_maps(self) -> UInt8[np.ndarray, "height width 3"]:
-        """Received attention of the last measurement as a picture: a row for each clean image, a column for each group of layers.
+        """Received attention of the last measurement as an image: a row for each clean image, a column for each third of layers.
 
         Colours are multiples of uniform attention from 1/4 to 16 on a logarithmic scale.
         """
@@ -165,17 +212,24 @@ class Monitor:
     @property
     def overhead(self) -> float:
         """Share of the time since the beginning that was spent measuring."""
-        return self._seconds / max(time.perf_counter() - self._began, 1e-9)
+        running = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self._measuring / max(self._elapsed + running, 1e-9)
 
     def close(self) -> None:
-        """Stop watching; what was measured stays."""
+        """Stop watching, and say what share of the time it took; what was measured stays."""
         for handle in self._watched:
             handle.remove()
         self._watched.clear()
         self._sums.clear()
+        if self._began is None:
+            return
+        self._elapsed += time.perf_counter() - self._began
+        self._began = None
+        if _process() == 0:
+            self._say(f"attention was measured {len(self.rows)} times, {self.overhead:.2%} of {self._elapsed:.0f} s")
 
     def lightning_callback(self) -> Any:
-        """A callback for Lightning's `Trainer`: measures after every step and logs to the trainer's loggers."""
+        """A callback for Lightning's `Trainer`: measures after every step, logs rows and heat maps to the trainer's loggers."""
         try:
             from lightning.pytorch import Callback
         except ModuleNotFoundError:
@@ -185,20 +239,29 @@ class Monitor:
         class OverfocusCallback(Callback):  # type: ignore[misc]
             """Watches attention."""
 
+            def on_train_start(self, _trainer: Any, _module: Any) -> None:
+                watch.begin()
+
             def on_train_batch_end(self, trainer: Any, _module: Any, outputs: Any, _batch: Any, _number: int) -> None:
                 loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-                row = watch(loss, step=int(trainer.global_step))
+                step = int(trainer.global_step)
+                row = watch(loss if isinstance(loss, Tensor) else None, step=step)
                 if row is not None:
                     for logger in trainer.loggers:
-                        logger.log_metrics(_named(row), step=int(trainer.global_step))
+                        logger.log_metrics(_named(row), step=step)
+                        _show(logger, watch, step)
 
             def on_train_end(self, _trainer: Any, _module: Any) -> None:
                 watch.close()
 
         return OverfocusCallback()
 
-    def transformers_callback(self) -> Any:
-        """A callback for the `Trainer` of transformers: measures after every step; the rows also enter `state.log_history`."""
+    def transformers_callback(self, trainer: Any = None) -> Any:
+        """A callback for the `Trainer` of transformers: measures after every step; rows enter `trainer.state.log_history`.
+
+        Given the trainer, rows also go where it reports to (TensorBoard, W&B, …). Its setting `logging_nan_inf_filter`, on by
+        default, hides a loss that is NaN; the layer is named all the same, when the next measurement is due.
+        """
         from transformers import TrainerCallback
 
         watch = self
@@ -206,20 +269,36 @@ class Monitor:
         class OverfocusCallback(TrainerCallback):  # type: ignore[misc]
             """Watches attention."""
 
-            def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+                watch.begin()
+
+            def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
                 row = watch(step=int(state.global_step))
-                if row is not None:
+                if row is None:
+                    return
+                if trainer is None:
                     state.log_history.append(_named(row) | {"step": int(state.global_step)})
+                else:
+                    due = control.should_log  # the trainer's own row of this step, which logging ours would take for done
+                    trainer.log(_named(row))
+                    control.should_log = due
 
             def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-                loss = (logs or {}).get("loss")
-                if isinstance(loss, float) and not math.isfinite(loss):
+                values = [value for value in ((logs or {}).get(name) for name in ("loss", "grad_norm")) if value is not None]
+                if not all(math.isfinite(float(value)) for value in values):
                     watch.find_nan()
 
             def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
                 watch.close()
 
         return OverfocusCallback()
+
+    @property
+    def _inner(self) -> nn.Module:
+        """The model inside DistributedDataParallel and torch.compile."""
+        inner = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+        inside: nn.Module = getattr(inner, "_orig_mod", inner)
+        return inside
 
     def _observe(self) -> list[tuple[str, dict[str, Tensor] | None]]:
         """The metrics of each attention layer by name, in call order; None for one that held NaN."""
@@ -251,8 +330,7 @@ class Monitor:
             values["largest_logit"] = largest_logit(attention)
             found.append((attention.module, {name: value.detach().float().cpu() for name, value in values.items()}))
 
-        inner = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
-        inner = getattr(inner, "_orig_mod", inner)
+        inner = self._inner
         place = next(inner.parameters())
         self._inputs = self._inputs.to(place.device, place.dtype if place.dtype.is_floating_point else torch.float32)
         self._paused = True
@@ -269,31 +347,29 @@ class Monitor:
         self._received = [entry for entry in last.values() if entry is not None]
         return found
 
-    def _watch(self, names: Sequence[str]) -> None:
-        """Have each attention module note the sum of its output, which is NaN where the output is; nothing waits for the GPU."""
-        modules = dict(self.model.named_modules())
-        inner = {name.removeprefix("module.").removeprefix("_orig_mod."): module for name, module in modules.items()}
-        for name in dict.fromkeys(names):
-            if name in inner:
-                self._watched.append(inner[name].register_forward_hook(self._noted(name)))
-
     def _take_in_sums(self) -> None:
         """Note which module was first to give NaN in the forwards of this step, unless one did before; on the model's device."""
         if not self._sums:
             return
-        self._names = [name for name, _ in self._sums]
-        wrong = ~torch.isfinite(torch.stack([total for _, total in self._sums]))
+        wrong = ~torch.isfinite(torch.stack([total.to(self._sums[0][1].device) for _, total in self._sums]))
+        places = torch.tensor([self._number(name) for name, _ in self._sums], device=wrong.device)
         self._sums.clear()
-        here = torch.where(wrong.any(), wrong.int().argmax(), -1)
-        found = torch.stack([here, torch.full_like(here, self._steps)])
+        here = torch.where(wrong.any(), places[wrong.int().argmax()], -1)
+        found = torch.stack([here, torch.full_like(here, self._steps or 0)])
         self._broken = found if self._broken is None else torch.where(self._broken[0] < 0, found, self._broken)
+
+    def _number(self, name: str) -> int:
+        if name not in self._names:
+            self._names.append(name)
+        return self._names.index(name)
 
     def _noted(self, name: str) -> Callable[..., None]:
         def note(module: nn.Module, _inputs: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple | list) and output else output
-            if module.training and not self._paused and isinstance(tensor, Tensor) and tensor.is_floating_point():
+            trains = (module.training or torch.is_grad_enabled()) and not self._paused
+            if trains and isinstance(tensor, Tensor) and tensor.is_floating_point():
                 with torch.no_grad():
-                    self._sums.append((name, tensor.detach().float().sum()))
+                    self._sums.append((name, tensor.detach().sum(dtype=torch.float32)))
 
         return note
 
@@ -309,6 +385,7 @@ def monitor(
     seed: int = 0,
     log: Callable[[dict[str, float]], object] | str | Path | None = None,
     log_images: Callable[[str, UInt8[np.ndarray, "height width 3"], int], object] | None = None,
+    quiet: bool = False,
 ) -> Monitor:
     """Watch the attention of a model in training on a few fixed images, clean and under one corruption.
 
@@ -330,13 +407,15 @@ def monitor(
         corruption: a name of `overfocus list corruptions`; None for none.
         severity: 1 (weak) to 5 (strong).
         seed: of the corruption.
-        log: called with each row, or a CSV file to write the rows to.
-        log_images: called with a title, a picture of the received attention (uint8) and the step, as
-            `lambda title, picture, step: writer.add_image(title, picture, step, dataformats="HWC")` for TensorBoard.
+        log: called with each row in the first process, or a CSV file for the rows; `overfocus curves FILE` draws it. A training
+            that goes on with `step=` keeps the rows of earlier steps.
+        log_images: called in the first process with a title, an image of the received attention (uint8) and the step, as
+            `lambda title, image, step: writer.add_image(title, image, step, dataformats="HWC")` for TensorBoard.
+        quiet: print neither the layer that gave NaN first nor, in the end, the share of the time that watching took.
 
     Raises:
         ImageError: an image cannot be read, or there is none.
-        RunError: `every` is below 1, or images are given without `preprocess`.
+        RunError: `every` is below 1, images are given without `preprocess`, or the file of `log` is something else.
         CorruptionError: there is no such corruption or severity.
     """
     from overfocus.checkpoints.load import LoadedModel
@@ -351,40 +430,31 @@ def monitor(
     check_severity(severity)
     name = None if corruption is None else resolve_corruptions(corruption)[0]
     clean, corrupted = _inputs(images, preprocess, name, severity, seed)
+    if _process() > 0:
+        log = log_images = None
     if isinstance(log, str | Path):
-        log = CsvLog(Path(log))
-    return Monitor(model, clean, corrupted, every=every, log=log, log_images=log_images)
+        log = _CsvLog(Path(log))
+    return Monitor(model, clean, corrupted, every=every, log=log, log_images=log_images, quiet=quiet)
 
 
-class CsvLog:
-    """Writes rows to a CSV file, which is whole after each of them."""
+class _CsvLog:
+    """Rows into a CSV file; a file that cannot be written does not end the training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: list[dict[str, float]] = []
+        self._log: Log | None = None
+        if path.exists():
+            read_log(path)
+        elif not path.parent.is_dir():
+            raise RunError(f"{printable(path)}: there is no such folder; make it, or choose another file")
 
     def __call__(self, row: dict[str, float]) -> None:
-        """Add a row.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
-        self._rows.append(row)
         try:
-            with atomic_file(self.path) as file:
-                names = ["step", *COLUMNS]
-                text = _Lines()
-                csv.writer(text).writerow(names)
-                csv.writer(text).writerows([csv_cell(row[name]) for name in names] for row in self._rows)
-                file.write("".join(text).encode())
+            if self._log is None:
+                self._log = Log(self.path, int(row["step"]) - 1, ("step", *ATTENTION))
+            self._log.add(row)
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror or error}); choose another file") from error
-
-
-class _Lines(list[str]):
-    """What csv.writer writes to."""
-
-    write = list.append
+            print(f"overfocus: {printable(self.path)}: cannot be written ({explain(error)})", file=sys.stderr, flush=True)
 
 
 def _inputs(
@@ -424,7 +494,12 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     makes in the block are not kept: they would stand without gradients for those of the training.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what must stay
     device = next((parameter.device.type for parameter in model.parameters()), "cpu")
     with ExitStack() as stack:
@@ -440,7 +515,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # a forward may have put another one there
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
             random.setstate(states[0])
@@ -502,6 +578,26 @@ def _of_layer(quantity: str, values: Mapping[str, Tensor], images: int) -> float
 def _grouped(count: int) -> list[tuple[int, Literal["early", "middle", "late"]]]:
     """Each layer's number and its third by relative depth, (number + ½) / count."""
     return [(number, GROUPS[min(2, int(3 * (number + 0.5) / count))]) for number in range(count)]  # type: ignore[misc]
+
+
+def _process() -> int:
+    """Number of this process of a distributed training, from 0."""
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+
+def _show(logger: Any, watch: Monitor, step: int) -> None:
+    """Give the heat maps to a logger of Lightning that takes images: W&B's, or one with TensorBoard's writer."""
+    if not watch.draws or _process() > 0:
+        return
+    experiment = getattr(logger, "experiment", None)
+    if hasattr(logger, "log_image"):
+        logger.log_image("overfocus/attention received", [watch.heat_maps()], step=step)
+    elif hasattr(experiment, "add_image"):
+        experiment.add_image("overfocus/attention received", watch.heat_maps(), step, dataformats="HWC")
 
 
 def _named(row: Mapping[str, float]) -> dict[str, float]:

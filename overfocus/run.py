@@ -1,5 +1,8 @@
 """A run folder that `analyze` or `evaluate` wrote, read back as tables and maps; an unfinished run reads as far as it got."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +14,16 @@ from jaxtyping import Float, Int, UInt8
 from overfocus.errors import RunError
 from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
+from overfocus.runs.folder import read_arrays, read_table
 from overfocus.runs.notebook import NotebookMethods
-from overfocus.runs.tables import read_arrays, read_table
+from overfocus.text import source_name
 from overfocus.variants import CLEAN, Variant, sort_variants
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     import pandas as pd
+
 
 CLASS_SHARE_COLUMNS = {
     "image": "int64", "name": "string", "corruption": "string", "severity": "int32", "layer": "int32", "module": "string",
@@ -36,7 +41,8 @@ class DisplayedImage:
     pictures: UInt8[np.ndarray, "variants height width 3"]
     """The model's input before normalisation."""
     attention: dict[int, Float[np.ndarray, "variants windows queries keys"]]
-    """Weights averaged over heads, by layer; layers of more than 1024 queries are left out."""
+    """Weights averaged over heads, by layer; of layers of more than 1024 queries the means over blocks of patches, at most 256 a
+    side (`overfocus.metrics.pooling.block_side`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +186,7 @@ class Run(NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.statistics.layers import summarise_table
+        from overfocus.statistics.panel import summarise_table
 
         return summarise_table(self.table)
 
@@ -309,3 +315,39 @@ def _empty_table() -> "pd.DataFrame":
     kinds |= {"layer": "int32", "module": "object", "kind": "object"}
     kinds |= {metric.name: "float64" for metric in BUILT_IN if metric.per_layer}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+
+
+def display_names(runs: Sequence["Run"]) -> tuple[str, ...]:
+    """Names that tell runs apart: their architectures, else the names of the checkpoint files, else those of the run folders.
+
+    Where none of these differ for all runs, the architectures are numbered.
+    """
+    checkpoints = [run.description.checkpoint for run in runs]
+    return distinct_names(
+        [checkpoint.name for checkpoint in checkpoints],
+        [checkpoint.source for checkpoint in checkpoints],
+        [run.path.absolute().name for run in runs],
+    )
+
+
+def distinct_names(architectures: Sequence[str], sources: Sequence[str], folders: Sequence[str] = ()) -> tuple[str, ...]:
+    """The first of architectures, names of the checkpoint files and folders that differ for all; else numbered: a, a (2)."""
+    for names in (architectures, [source_name(source) for source in sources], folders):
+        if len(set(names)) == len(architectures) and all(names):
+            return tuple(names)
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in architectures:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(unique)
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Names of the run folders: those given without what a file system may not take; all numbered where two are the same.
+
+    >>> folder_names(["vit", "vit (2)"]), folder_names(["m", "m-3", "m"])
+    (['vit', 'vit_(2)'], ['0_m', '1_m-3', '2_m'])
+    """
+    plain = [re.sub(r"[^\w.()+=-]+", "_", name).strip("._") or "model" for name in names]
+    return plain if len(set(plain)) == len(plain) else [f"{number}_{name}" for number, name in enumerate(plain)]

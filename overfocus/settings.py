@@ -185,6 +185,9 @@ class _NotImported(type):
     def __getattr__(cls, name: str) -> Any:
         return _NotImported(name, (), {})
 
+    def __getitem__(cls, _item: Any) -> Any:
+        return cls
+
 
 def _resolved(owner: type[Settings], name: str) -> tuple[Any, bool]:
     """The type of a field, and whether all that it names is imported."""
@@ -236,6 +239,8 @@ def _described(kind: Any) -> str:
         return _listed(list(map(str, get_args(kind))))
     if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
         return f"{len(get_args(kind))} numbers"
+    if get_origin(kind) is Callable:
+        return "a function"
     if (inner := element(kind)) is not None:
         plural = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
         return f"a list of {' or '.join(plural.get(part, 'values') for part in members(inner))}"
@@ -262,6 +267,8 @@ def _fitted_one(kind: Any, value: Any) -> tuple[bool, Any]:
         return value in get_args(kind), value
     if kind in (bool, int, float):
         return _number(kind, value)
+    if get_origin(kind) is Callable:
+        return callable(value), value
     if kind is Path:
         return isinstance(value, str | os.PathLike), Path(value) if isinstance(value, str | os.PathLike) else value
     if (inner := element(kind)) is not None:

@@ -8,6 +8,8 @@ import codecs
 import json
 import sys
 import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import IO, Any
 
 LONGEST_NAME = 200
@@ -33,6 +35,8 @@ _ASCII = str.maketrans(
         "\xa0": " ",
     }
 )
+_ENDINGS = (".tar", ".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".gz")
+_GENERAL = frozenset({"best", "checkpoint", "checkpoint_best", "last", "model", "model_best", "pytorch_model", "weights"})
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet reads as the start of a formula."""
 
@@ -80,6 +84,26 @@ def json_bytes(value: Any) -> bytes:
         ValueError: a number in it is NaN or infinite, which JSON cannot say.
     """
     return storable(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False), "\\").encode()
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three names and how many more there are."""
+    if not names:
+        return "none"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def source_name(source: str | PurePath) -> str:
+    """A file's name without its endings; where that says nothing (`model.safetensors`), the name of its folder.
+
+    >>> source_name("runs/tap/model.safetensors"), source_name("deit.pth.tar"), source_name("vit_tiny_patch16_224.augreg_in21k")
+    ('tap', 'deit', 'vit_tiny_patch16_224.augreg_in21k')
+    """
+    path = PurePath(source)
+    name = path.name
+    while name.endswith(_ENDINGS):
+        name = name.rpartition(".")[0]
+    return path.parent.name or name if name in _GENERAL else name
 
 
 def json_text(value: Any, *, ascii_only: bool = False) -> str:

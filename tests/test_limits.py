@@ -38,6 +38,18 @@ def test_the_worst_layer_and_variant_count(make_run: MakeRun) -> None:
     assert not limit.kept
     assert "top_share" in limit.sentence
     assert f"in layer {limit.layer} (blocks.{limit.layer}.attn)" in limit.sentence
+    assert not limit.others
+
+
+def test_every_layer_and_variant_that_fails_is_listed(make_run: MakeRun) -> None:
+    run = make_run()
+    means = run.table[run.table["corruption"] != "other image"].groupby(["corruption", "severity", "layer"])["gini"].mean()
+    middle = float(means.median())
+    (limit,) = check(run, maximum={"gini": middle})
+    broken = means[means > middle].sort_values(ascending=False)
+    found = [(row.corruption, row.severity, row.layer) for row in (limit, *limit.others)]
+    assert sorted(found) == sorted(broken.index)
+    assert [row.value for row in (limit, *limit.others)] == pytest.approx(broken.tolist())
 
 
 def test_what_compares_with_the_clean_image_is_looked_at_under_corruption_only(make_run: MakeRun) -> None:
@@ -114,6 +126,11 @@ def test_the_command(make_run: MakeRun) -> None:
     assert not answer["passed"]
     assert [row["kept"] for row in answer["limits"]] == [False, True]
     assert answer["limits"][0]["metric"] == "top_share"
+    assert all(row["value"] > 0.01 and not row["kept"] for row in answer["limits"][0]["others"])
+    assert answer["limits"][1]["others"] == []
+    words = CliRunner().invoke(app, ["check", str(run.path), "--max", "top_share=0.01"])
+    others = len(answer["limits"][0]["others"])
+    assert len(words.stdout.splitlines()) == 1 + min(others, 10) + (others > 10)
     wrong = CliRunner().invoke(app, ["check", str(run.path), "--max", "top_share"])
     assert wrong.exit_code == 2
     assert "expected NAME=VALUE" in wrong.stderr

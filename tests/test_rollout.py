@@ -7,8 +7,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import overfocus
-from overfocus.metrics.norms import high_norm_tokens
-from overfocus.rollout import attention_rollout, fuse_heads, token_row
+from overfocus.attention import attention_rollout, fuse_heads, token_row
+from overfocus.metrics.formulas import high_norm_tokens
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from overfocus.errors import ImageError
 from overfocus.files import atomic_file, remove_unfinished, require_regular_file
-from overfocus.text import csv_cell, json_text, make_streams_printable, one_line, printable
+from overfocus.text import csv_cell, json_text, make_streams_printable, one_line, printable, source_name
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,20 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_kep
     assert not leftover.exists()
     assert living.exists()
     assert foreign.exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("runs/deit_ti.pth", "deit_ti"),
+        ("tapadl_fan_base.pth.tar", "tapadl_fan_base"),
+        (Path("trained/tap/model.safetensors"), "tap"),
+        ("trained/tap/model_best.pth.tar", "tap"),
+        ("best.pth", "best"),
+        ("hub/dinov2-small", "dinov2-small"),
+        ("vit_base_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg_in21k"),
+        ("weights-0.5.ckpt", "weights-0.5"),
+    ],
+)
+def test_names(source: str | Path, name: str) -> None:
+    assert source_name(source) == name

@@ -17,11 +17,12 @@ def print_comparison(comparison: "Comparison") -> None:
     """Print the verdicts, the overview of differences, and which metrics tell best which predictions flip."""
     from rich.console import Console
 
-    from overfocus.results.overview import cells
+    from overfocus.results.comparison import cells
+    from overfocus.statistics.differences import OVERVIEW
     from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
     from overfocus.statistics.panel import EVERY
     from overfocus.statistics.retained import NOT_MEASURED
-    from overfocus.statistics.wording import decimal, interval_text, measure_title
+    from overfocus.statistics.verdicts import decimal, interval_text, measure_title
 
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])
@@ -48,9 +49,10 @@ def print_comparison(comparison: "Comparison") -> None:
                 table.add_row(cell(metric), mean, other, *own, difference, interval, p_value)
             console.print()
             console.print(table)
-    tests = int(rows["p_value"].notna().sum())
+    overview = comparison.table[comparison.table["family"] == OVERVIEW]
+    tests = int(overview["p_value"].notna().sum())
     control = "the same metric between two different clean images" if comparison.controlled else NOT_MEASURED
-    console.print(f"p after Holm over the {tests} tests of these tables; control: {control}")
+    console.print(f"p after Holm over {tests} tests, every metric over all layers, clean and corrupted; control: {control}")
 
     found = comparison.fragility.dropna(subset=["auroc"])
     within = found[(found["layers"] == "all") & (found["corruption"] == EVERY)]
@@ -80,6 +82,8 @@ def print_comparison(comparison: "Comparison") -> None:
         if told.row_count:
             console.print()
             console.print(told)
+    if len(within):
+        console.print("of each model, the metrics farthest from 0.5 are shown; intervals are not adjusted for that choice")
 
 
 def flips_of(found: "pd.DataFrame", name: str) -> str:

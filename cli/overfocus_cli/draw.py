@@ -1,14 +1,17 @@
-"""The commands that draw: `overfocus report`, `figure` and `heatmap`."""
+"""The commands that draw: `overfocus report`, `figure`, `heatmap` and `curves`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from overfocus.settings import Settings, setting, shown
 from overfocus.sweep.settings import HeatMapSettings
 from overfocus_cli.from_settings import from_settings, require_checkpoint, require_run
 from overfocus_cli.output import Ablations, AsJson, print_json, say
+
+if TYPE_CHECKING:
+    from overfocus.figures.style import PlainFigure
 
 Format = Literal["pdf", "svg", "png"]
 
@@ -24,7 +27,7 @@ class ReportSettings(Settings):
     """What `overfocus report` takes."""
 
     folders: Sequence[Path] = setting(
-        help="What `overfocus analyze` or `overfocus compare` wrote.", argument=True, metavar="FOLDER…"
+        help="What `overfocus analyze`, `compare` or `ablate` wrote.", argument=True, metavar="FOLDER…"
     )
 
 
@@ -36,9 +39,9 @@ class FigureSettings(Settings):
         RunError: a value is unknown, or the file's ending is that of no format or of another one.
     """
 
-    kind: Literal["columns", "stability", "layers", "matrix"] = setting(
+    kind: Literal["columns", "stability", "layers", "matrix", "ablation"] = setting(
         help="columns: attention matrices, clean and corrupted; stability: metrics against severity; layers: metrics over "
-        "depth; matrix: layer × corruption.",
+        "depth; matrix: layer × corruption; ablation: what `overfocus ablate` measured.",
         argument=True,
         metavar="KIND",
     )
@@ -68,6 +71,8 @@ class FigureSettings(Settings):
         if self.output is not None and not self.output.name:
             self.refuse("output", f"must name a file such as {self.kind}.pdf, got {shown(str(self.output))}")
         formats = [self.format] if self.format else get_args(Format)
+        if self.kind == "ablation" and (len(self.runs) > 1 or len(self.metrics or ()) > 1):
+            self.refuse("runs", "must be one ablation, drawn with one metric; draw one figure for each")
         ending = self.path.suffix.lstrip(".").lower()
         if ending not in formats:
             self.refuse("output", f"must end in {' or '.join(f'.{known}' for known in formats)}, got .{ending}")
@@ -83,7 +88,7 @@ class FigureSettings(Settings):
 
 @from_settings(ReportSettings)
 def report(settings: ReportSettings, *, ablation: Ablations = None, as_json: AsJson = False) -> None:
-    """Draw the report of saved runs and comparisons again.
+    """Draw the report of saved runs, comparisons and ablations again.
 
     Writes figures and report.html into each folder; neither the models nor the images are needed.
 
@@ -92,17 +97,20 @@ def report(settings: ReportSettings, *, ablation: Ablations = None, as_json: AsJ
     for folder in settings.folders:
         require_run(folder)
 
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import is_comparison, read_comparison
     from overfocus.run import Run
-    from overfocus_reports import draw_comparison, draw_report
+    from overfocus_reports import draw_ablation, draw_comparison, draw_report
 
     ablations = [Ablation(path) for path in ablation or []]
-    pages = [
-        draw_comparison(read_comparison(folder), ablations) if is_comparison(folder) else draw_report(Run(folder))
-        for folder in settings.folders
-    ]
-    _print_paths(pages, as_json)
+
+    def page(folder: Path) -> Path:
+        if is_comparison(folder):
+            return draw_comparison(read_comparison(folder), ablations)
+        run = Run(folder)
+        return draw_ablation(Ablation(folder)) if run.description.kind == "ablation" else draw_report(run)
+
+    _print_paths([page(folder) for folder in settings.folders], as_json)
 
 
 @from_settings(FigureSettings)
@@ -113,11 +121,14 @@ def figure(settings: FigureSettings, *, as_json: AsJson = False) -> None:
 
     Example: overfocus figure layers overfocus-run/* --metric gini --width 3.3in --output gini.pdf
     """
-    from overfocus.figures.publication import draw
+    from overfocus.figures.draw import draw
     from overfocus.figures.style import paper, save_figure
-    from overfocus.run import Run
-    from overfocus.runs.names import display_names
+    from overfocus.run import Run, display_names
 
+    if settings.kind == "ablation":
+        with paper():
+            _print_paths([save_figure(_ablation(settings), settings.path)], as_json)
+        return
     for folder in settings.runs:
         require_run(folder)
     runs = [Run(folder) for folder in settings.runs]
@@ -126,6 +137,16 @@ def figure(settings: FigureSettings, *, as_json: AsJson = False) -> None:
     }
     with paper():
         _print_paths([save_figure(draw(settings.kind, runs, display_names(runs), **about), settings.path)], as_json)
+
+
+def _ablation(settings: FigureSettings) -> "PlainFigure":
+    """The figure of one ablation; call inside `paper()`."""
+    from overfocus.figures.ablation import ablation_figure
+    from overfocus.results.ablation import Ablation
+
+    found = Ablation(settings.runs[0])
+    score = settings.metrics[0] if settings.metrics else None
+    return ablation_figure(found.table, found.differences, found.how, score=score, width=settings.width)
 
 
 @from_settings(HeatMapSettings)
@@ -141,6 +162,37 @@ def heatmap(settings: HeatMapSettings, *, as_json: AsJson = False) -> None:
     from overfocus.heatmaps import draw_heat_maps
 
     _print_paths(draw_heat_maps(settings), as_json)
+
+
+@dataclass(frozen=True)
+class CurvesSettings(Settings):
+    """What `overfocus curves` takes.
+
+    Raises:
+        RunError: the page or image to write has another ending.
+    """
+
+    log: Path = setting(
+        help="log.csv of `overfocus train` or of `overfocus.monitor`, or the folder of a training.", argument=True, metavar="LOG"
+    )
+    output: Path | None = setting(None, "Page (.html) or image (.png).", none="curves.html there", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is not None and self.output.suffix.lower() not in (".html", ".png"):
+            self.refuse("output", f"must end in .html or .png, got {shown(self.output.name)}")
+
+
+@from_settings(CurvesSettings)
+def curves(settings: CurvesSettings, *, as_json: AsJson = False) -> None:
+    """Draw the curves of a training, also while it runs.
+
+    Example: overfocus curves attention.csv --output attention.html
+    """
+    from overfocus.curves import write_curves
+
+    log = settings.log / "log.csv" if settings.log.is_dir() else settings.log
+    _print_paths([write_curves(log, settings.output or log.with_name("curves.html"))], as_json)
 
 
 def _print_paths(paths: Sequence[Path], as_json: bool) -> None:

@@ -8,8 +8,8 @@ from overfocus_cli.output import cell, say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from overfocus.ablation.ablation import Ablation
-    from overfocus.evaluation.evaluation import Evaluation
+    from overfocus.evaluation.results import Evaluation
+    from overfocus.results.ablation import Ablation
 
 _WIDTH = 24
 _CLASSES_IN_A_LINE = 4
@@ -119,7 +119,7 @@ def print_ablation(found: "Ablation") -> None:
     from rich.table import Table
 
     from overfocus.statistics.ablation import CHOICES
-    from overfocus.statistics.wording import decimal, variant_label
+    from overfocus.statistics.verdicts import decimal, variant_label
 
     console = Console(highlight=False)
     console.print(f"\n[bold]{cell(found.model)}[/bold], {found.images} images\n")

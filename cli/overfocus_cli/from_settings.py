@@ -241,7 +241,7 @@ def require_checkpoint(checkpoint: object, images: object = None, *, command: st
 
 def require_run(folder: Path) -> None:
     """Raise a `RunError` that names the runs in the folder unless the folder is one itself."""
-    names = ("run.json", "comparison.json", "ablation.json")
+    names = ("run.json", "comparison.json")
     if any((folder / name).is_file() for name in names) or not folder.is_dir():
         return
     inside = sorted({path.parent for name in names for path in folder.glob(f"*/{name}")})

@@ -19,8 +19,12 @@ from overfocus_cli.output import AsJson, cell, new_table, print_json, say
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from overfocus.limits import Limit
+
 _SHOWN_KEYS = 5
 _SHOWN_CLASSES = 10
+_SHOWN_BROKEN = 10
+"""Further rows that break a limit, in words."""
 _HEADINGS = {"high": "a high value means"}
 
 
@@ -143,8 +147,8 @@ def _keys(keys: list[str]) -> str:
 def check(settings: CheckSettings, *, as_json: AsJson = False) -> None:
     """Check that a run keeps within limits; exit status 1 if not.
 
-    What counts is the mean over images in the worst layer under the worst variant; an undefined value fails. What is retained of
-    a metric of stability against the control is retained.METRIC.
+    What counts is the mean over images in the worst layer under the worst variant; an undefined value fails. Every layer and
+    variant that fails is printed. What is retained of a metric of stability against the control is retained.METRIC.
 
     Example: overfocus check overfocus-run/vit-3f2a1c --max top_share=0.3 --min retained.js_divergence=0.5 --min agreement=0.8
     """
@@ -153,16 +157,22 @@ def check(settings: CheckSettings, *, as_json: AsJson = False) -> None:
     limits = check_run(**settings.arguments())
     broken = [limit for limit in limits if not limit.kept]
     if as_json:
-        rows = [
-            dataclasses.asdict(limit) | {"value": None if math.isnan(limit.value) else limit.value, "kept": limit.kept}
-            for limit in limits
-        ]
-        print_json({"passed": not broken, "limits": rows})
+        print_json({"passed": not broken, "limits": [_row(limit) for limit in limits]})
     else:
         for limit in limits:
             say(f"{'ok  ' if limit.kept else 'FAIL'}  {limit.sentence}")
+            for other in limit.others[:_SHOWN_BROKEN]:
+                say(f"      {other.sentence}")
+            if len(limit.others) > _SHOWN_BROKEN:
+                say(f"      and {len(limit.others) - _SHOWN_BROKEN} more; --json lists all")
     if broken:
         raise typer.Exit(1)
+
+
+def _row(limit: "Limit") -> dict[str, Any]:
+    value = None if math.isnan(limit.value) else limit.value
+    others = [_row(other) for other in limit.others]
+    return dataclasses.asdict(dataclasses.replace(limit, others=())) | {"value": value, "kept": limit.kept, "others": others}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from overfocus.processes import is_main_process, speaks
 from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
-from overfocus_cli.draw import figure, heatmap, report
+from overfocus_cli.draw import curves, figure, heatmap, report
 from overfocus_cli.look_up import check, inspect_checkpoint, list_names
 from overfocus_cli.measure import ablate, analyze, compare, evaluate, train
 
@@ -114,6 +114,7 @@ app.command("inspect")(inspect_checkpoint)
 app.command("figure")(figure)
 app.command("heatmap")(heatmap)
 app.command("train")(train)
+app.command("curves")(curves)
 app.command("evaluate")(evaluate)
 app.command("list")(list_names)
 

@@ -96,7 +96,7 @@ def compare(
     names = [name or None for name in models]
 
     import overfocus
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
 
     ablations = [Ablation(path) for path in ablation or []]
     asked = {"output": folder, "model": names if len(names) > 1 else names[0]}
@@ -124,12 +124,13 @@ def ablate(
     settings: AblateSettings,
     *,
     output: Annotated[str | None, _output("overfocus-ablation", "ablation")] = None,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove or corrupt the most attended patches.
 
     For comparison the same is done to as many random patches, as many least attended ones, and random ones of equal received
-    mass. The same command continues an interrupted ablation.
+    mass. The folder gets tables and report.html; the same command continues an interrupted ablation.
 
     Example: overfocus ablate checkpoint.pth --images photos/ --corruption noise --how corrupt
     """
@@ -141,18 +142,29 @@ def ablate(
     found = overfocus.ablate(**settings.arguments() | {"output": folder})
     if not is_main_process():
         return
+    report = None
+    if not no_report:
+        from overfocus_reports import draw_ablation
+
+        report = draw_ablation(found)
     if as_json:
         tables = {
             name: json.loads(table.to_json(orient="records", double_precision=15))
             for name, table in (("table", found.table), ("differences", found.differences))
         }
-        answer = {"ablation": str(folder), "model": found.model, "images": found.images, "sentences": found.sentences}
+        answer = {
+            "ablation": str(folder),
+            "report": str(report) if report else None,
+            "model": found.model,
+            "images": found.images,
+            "sentences": found.sentences,
+        }
         print_json(answer | tables)
     else:
         from overfocus_cli.evaluation_table import print_ablation
 
         print_ablation(found)
-        say(f"\nablation: {folder}")
+        say(f"\nablation: {folder}" + (f"\nreport: {report}" if report else ""))
 
 
 @from_settings(EvaluateSettings)
@@ -203,9 +215,9 @@ def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"checkpoint": str(training.checkpoint), **last})
         return
-    for note in training.info["notes"]:
+    for note in training.info.notes:
         say(note)
-    from overfocus.training.log import describe_row
+    from overfocus.training.folder import describe_row
 
     say(f"{describe_row(last)}\ncheckpoint: {training.checkpoint}\nlog: {training.path / 'log.csv'}")
 
@@ -232,7 +244,7 @@ def default_output(root: str, settings: Settings, *checkpoints: str | None) -> P
     """
     from hashlib import sha256
 
-    from overfocus.checkpoints.source_name import source_name
+    from overfocus.text import source_name
 
     named = {"checkpoint", "sources"}
     measured = {

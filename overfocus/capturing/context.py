@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from overfocus.attention import AttentionMap
+from overfocus.attention import AttentionMap, TokenNorms
 from overfocus.capturing.coverage import Site
-from overfocus.capturing.norms import TokenNorms
 from overfocus.capturing.tracer import Tracer
 from overfocus.errors import CaptureError
 

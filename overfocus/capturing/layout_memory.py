@@ -3,19 +3,19 @@
 A later forward is checked cheaply: the model's own settings must be those of the forward that was traced, and the functions
 that move tokens (rolls, flips, permutations, slices) the same with the same arguments. Where they are not, a map stays
 unlabelled and the next forward is traced anew; where the order of tokens follows the input's values, every forward is traced.
-The first two are traced in any case: models fill caches (masks, embeddings of positions) in the first, which moves tensors too.
+Where the first forward moved tensors that do not come from the input, the second is traced as well: models fill caches then
+(masks, embeddings of positions).
 """
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from overfocus.capturing.functions import tensors_in
 from overfocus.capturing.layout import (
     Layout,
     UnclearAxesError,
@@ -29,15 +29,18 @@ from overfocus.capturing.layout import (
 )
 from overfocus.capturing.positions import PositionTracker
 from overfocus.capturing.sources import MaterialisedWeights, WeightSource
+from overfocus.capturing.watching import tensors_in
 
 TokenPositions = tuple[Tensor | None, Tensor | None]
 """Positions of queries and of keys or values, (…, tokens, width)."""
 
 _PACKED = ("packed",)
-_ARGUMENTS_COUNT = frozenset(
+_ORDERING = frozenset(
     "roll flip fliplr flipud rot90 permute transpose swapaxes swapdims movedim moveaxis select unbind channel_shuffle".split()
 )
 _SLICES = frozenset("__getitem__ index slice narrow".split())
+COUNTED_MOVES = _ORDERING | _SLICES
+"""Functions that move tokens, whose arguments must be those of the forward that was traced."""
 _PLAIN = (int, float, str, bool, type(None))
 _HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head", "nhead")
 
@@ -77,7 +80,7 @@ _TRACED = 2
 class LayoutMemory:
     """Layouts of one model, by the shapes of its inputs, the module and how often it has run in this forward."""
 
-    def __init__(self, model: nn.Module, constants: frozenset[int]) -> None:
+    def __init__(self, model: nn.Module, modules: Sequence[nn.Module], constants: frozenset[int]) -> None:
         self.positions = PositionTracker(constants)
         self.tracing = False
         """Whether positions are followed in this forward, because its layouts are not known yet."""
@@ -92,9 +95,10 @@ class LayoutMemory:
         self._found: dict[tuple[Any, ...], Layout] = {}
         """Layouts of this forward by the positions that gave them: most layers have the same."""
         self._moves = 0
+        self._cached = False
+        """Whether tensors were moved that do not come from the input: a cache, maybe, that later forwards find filled."""
         self._whole = False
         """Whether the last module that was called from outside has come back."""
-        modules = list(model.modules())
         self._structure = hash(tuple(type(module).__qualname__ for module in modules))
         changing = self._book.changing
         self._settings = [
@@ -106,14 +110,21 @@ class LayoutMemory:
         self._sequences = not any(isinstance(module, nn.MultiheadAttention) and not module.batch_first for module in modules)
 
     def judge(
-        self, name: str, weights: MaterialisedWeights, judgement: Callable[[MaterialisedWeights], tuple[bool, bool]]
+        self,
+        name: str,
+        weights: MaterialisedWeights,
+        judgement: Callable[[MaterialisedWeights], tuple[bool, bool]],
+        *,
+        changed: bool,
     ) -> tuple[bool, bool]:
-        """What a judgement says of the weights that module `name` has just made.
+        """What a judgement says of the weights that module `name` has just made, `changed` or not since their softmax.
 
-        On an accelerator the answer would have to be waited for: there, what it said in the forward that was traced stays.
+        Weights as a softmax left them are judged in the forward that is traced only: it may have run along another axis. On an
+        accelerator the answer would have to be waited for: there, what was said in that forward stays for changed ones too.
         """
         key = name, self._calls[name]
-        if self.tracing or weights.weights.device.type == "cpu" or key not in self._page.judged:
+        again = changed and weights.weights.device.type == "cpu"
+        if self.tracing or again or key not in self._page.judged:
             self._page.judged[key] = judgement(weights)
         return self._page.judged[key]
 
@@ -124,6 +135,7 @@ class LayoutMemory:
         self._calls.clear()
         self._found.clear()
         self._moves = 0
+        self._cached = False
         self.started = False
 
     def enter(self) -> None:
@@ -150,7 +162,7 @@ class LayoutMemory:
     def finish(self) -> None:
         """No more of the forward comes."""
         if self.tracing and self._whole:
-            self._page.traced += 1
+            self._page.traced += 1 if self._cached else _TRACED
         self.tracing = False
 
     def start(self, name: str, args: tuple[Any, ...]) -> None:
@@ -197,10 +209,12 @@ class LayoutMemory:
                 self.positions.start(tensor)
 
     def moved(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A function that moves tokens has run."""
-        if name in _ARGUMENTS_COUNT:
+        """One of the `COUNTED_MOVES` has run."""
+        if self.tracing and not self._cached:
+            self._cached = all(self.positions.get(tensor) is None for tensor in tensors_in(args or tuple(kwargs.values())))
+        if name in _ORDERING:
             self._moves = hash((self._moves, name, _fixed(args[1:]), _fixed(tuple(kwargs.values()))))
-        elif name in _SLICES:
+        else:
             self._moves = hash((self._moves, _slices(args[1:])))
 
     def find(
@@ -282,11 +296,11 @@ class LayoutMemory:
 
 def _plain_settings(module: nn.Module) -> list[str]:
     """Names of settings of a module that may decide how its tokens are moved."""
-    return [name for name, value in vars(module).items() if not name.startswith("_") and _is_plain(value)]
+    return [name for name, value in vars(module).items() if name[0] != "_" and _is_plain(value)]
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+    return type(value) in _PLAIN or isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def _fixed(value: Any) -> Any:
@@ -311,7 +325,7 @@ def _listed_images(value: Any) -> list[Tensor]:
     """Images (c, h, w) of a list, which may each have a size of their own."""
     if not isinstance(value, (list, tuple)):
         return []
-    items = list(tensors_in(value))
+    items = tensors_in(value)
     return items if items and all(item.ndim == 3 and item.shape[0] in (1, 3, 4) for item in items) else []
 
 

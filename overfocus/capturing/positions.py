@@ -10,14 +10,15 @@ belongs to no place (class, distillation, register and pooling tokens) and −2 
 nothing tells. A batch that grows inside the model (several crops, flips) has more images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import (
+from overfocus.capturing.watching import (
+    PRODUCTS,
     Operands,
     TensorNotes,
     argument,
@@ -50,6 +51,9 @@ _UNRELATED = frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
     "new_tensor sort topk argsort argmax argmin msort unique nonzero bernoulli multinomial size stride numel dim".split()
 )
+_COPYING = frozenset("expand repeat tile broadcast_to expand_as".split())
+_COPIES = _COPYING | frozenset("view reshape contiguous to type".split())
+_PLAIN = (int, str, bool, float)
 _GROWING = frozenset("cat stack repeat tile repeat_interleave index_select __getitem__ index vstack expand".split())
 
 
@@ -119,6 +123,8 @@ class PositionTracker:
         """Whether tokens were put in an order that this input's values may tell: the next forward may have another."""
         self._constants = constants
         self._copies: TensorNotes[bool] = TensorNotes()
+        self._calls: dict[Hashable, tuple[list[Positions | None], list[Positions]]] = {}
+        """Positions of what calls returned, and of what they were given, so that these stay apart from later ones."""
         self._roots = 0
         self._lists: dict[int, int] = {}
 
@@ -196,27 +202,85 @@ class PositionTracker:
         if name == "__setitem__":
             self._written(args)
             return
-        tracked = [(tensor, known) for tensor in tensors_in((args, kwargs)) if (known := self.get(tensor)) is not None]
-        outputs = list(tensors_in(result))
+        get = self.notes.get
+        tracked = [(tensor, known) for tensor in tensors_in((args, kwargs)) if (known := get(tensor)) is not None]
+        outputs = tensors_in(result)
         if not tracked:
-            self._copied(name, args, outputs)
+            if name in _COPIES:
+                self._copied(name, args, outputs)
             return
+        key = self._call(name, args, kwargs, outputs)
+        if key is not None and key in self._calls:
+            found = self._calls[key][0]
+        else:
+            before = len(self.origins), len(self.grids)
+            found = self._found(func, name, args, kwargs, tracked, outputs)
+            if key is not None and before == (len(self.origins), len(self.grids)):
+                self._calls[key] = found, [known for _, known in tracked]
+        for output, positions in zip(outputs, found, strict=True):
+            if positions is not None and get(output) is not positions:
+                self.notes[output] = positions
+
+    def _found(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tracked: list[tuple[Tensor, Positions]],
+        outputs: list[Tensor],
+    ) -> list[Positions | None]:
+        """Positions of what a function returned; None where they are unknown."""
         if name in MOVES:
             moved = self._move(func, name, args, kwargs, tracked)
             if moved is not None and [ids.shape for ids in moved] == [output.shape for output in outputs]:
                 raw = all(known.raw for _, known in tracked)
-                for output, ids in zip(outputs, moved, strict=True):
-                    self.notes[output] = Positions(ids, raw)
-                return
-        for output in outputs:
-            found = self._reduced(args, kwargs, output) if name in _REDUCTIONS else None
-            found = (
-                found
-                or self._product(name, args, kwargs, output)
-                or self._computed(name, [known for _, known in tracked], output)
-            )
-            if found is not None and self.get(output) is not found:
-                self.notes[output] = found
+                return [Positions(ids, raw) for ids in moved]
+        return [
+            (self._reduced(args, kwargs, output) if name in _REDUCTIONS else None)
+            or (self._product(name, args, kwargs, output) if name in PRODUCTS else None)
+            or self._computed(name, [known for _, known in tracked], output)
+            for output in outputs
+        ]
+
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]) -> Hashable:
+        """What the positions that a call gives depend on, since blocks repeat each other's calls; None where it is too much.
+
+        That is the function, the positions of its tensors, its other arguments and the shapes of what it returned.
+        """
+        if name.endswith("_") and name[:2] != "__":
+            return None
+        parts: list[Hashable] = [name, *(output.shape for output in outputs)]
+        seen: dict[int, int] = {}
+        known = self._parts(args, parts, seen) and (not kwargs or self._parts(tuple(kwargs.items()), parts, seen))
+        return tuple(parts) if known else None
+
+    def _parts(self, values: Sequence[Any], parts: list[Hashable], seen: dict[int, int]) -> bool:
+        """Append what is said of arguments; False where one of them can not be said. `seen` numbers the tensors."""
+        for value in values:
+            if isinstance(value, Tensor):
+                known = self.notes.get(value)
+                if known is not None:
+                    parts.append((id(known), seen.setdefault(id(value), len(seen))))
+                elif value.is_floating_point():
+                    parts.append((value.shape, self._copies.get(value)))
+                else:
+                    return False  # numbers that may be an order
+            elif value is None or type(value) in _PLAIN:
+                parts.append(value)
+            elif isinstance(value, slice):
+                parts.append("slice")
+                if not self._parts((value.start, value.stop, value.step), parts, seen):
+                    return False
+            elif isinstance(value, (tuple, list)):
+                parts.append(len(value))
+                if not self._parts(value, parts, seen):
+                    return False
+            elif value is Ellipsis or isinstance(value, (torch.dtype, torch.device)):
+                parts.append(value)
+            else:
+                return False
+        return True
 
     def size(self, grid: int) -> tuple[int, ...] | None:
         """(rows, columns) or (frames, rows, columns) of a grid."""
@@ -226,6 +290,7 @@ class PositionTracker:
         """Forget the forward that was followed."""
         self.notes.clear()
         self._copies.clear()
+        self._calls.clear()
         self.grids.clear()
         self.origins.clear()
         self._lists.clear()
@@ -256,14 +321,12 @@ class PositionTracker:
     def _copied(self, name: str, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
         """Note tensors whose tokens are one token over and over: mask tokens, not the prefix that a model learns."""
         source = args[0] if args else None
-        if name not in ("expand", "repeat", "tile", "broadcast_to", "expand_as", "view", "reshape", "contiguous", "to", "type"):
-            return
         if not isinstance(source, Tensor) or not outputs or outputs[0].ndim < 3:
             return
         output = outputs[0]
         if self._copies.get(source) and output.shape == source.shape:
             self._copies[output] = True
-        elif name in ("expand", "repeat", "tile", "broadcast_to", "expand_as"):
+        elif name in _COPYING:
             before = (1,) * (output.ndim - source.ndim) + tuple(source.shape)
             if before[-2] == 1 < output.shape[-2] and before[-1] == output.shape[-1]:
                 self._copies[output] = True
@@ -305,7 +368,7 @@ class PositionTracker:
             elif name.endswith("_"):
                 moved = list(tensors_in(func(swapped[0].contiguous().clone(), *swapped[1:], **named)))
             else:
-                moved = list(tensors_in(func(*swapped, **named)))
+                moved = tensors_in(func(*swapped, **named))
         except (TypeError, ValueError, IndexError, NotImplementedError):
             return None
         except RuntimeError as error:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from overfocus.capturing.functions import (
+from overfocus.capturing.sources import HIDDEN
+from overfocus.capturing.watching import (
     Operands,
     Permuted,
     TensorNotes,
@@ -23,13 +24,19 @@ from overfocus.capturing.functions import (
     product_operands,
     tensors_in,
 )
-from overfocus.capturing.sources import HIDDEN
 
 # What leaves every weight as it was, only elsewhere or in another type.
 _KEEPING = frozenset(
     "view reshape permute transpose swapaxes movedim flatten unflatten squeeze unsqueeze expand contiguous clone to type type_as "
     "float half bfloat16 double detach dropout T.__get__ mT.__get__ T mT t alias cpu cuda _to_copy".split()
 )
+# What cuts scores, puts them together or puts them elsewhere.
+_REARRANGING = frozenset(
+    "__getitem__ index slice narrow select index_select gather take_along_dim chunk split split_with_sizes tensor_split unbind "
+    "cat stack hstack vstack pad roll flip repeat repeat_interleave tile expand_as view_as reshape_as swapdims moveaxis unfold "
+    "diagonal scatter scatter_ index_put index_put_ as_strided".split()
+)
+_LAYERS = frozenset("linear conv1d conv2d conv3d layer_norm batch_norm group_norm instance_norm rms_norm".split())
 _SHRINKING = frozenset("mean sum amax amin max min argmax argmin topk size dim norm std var all any isnan".split())
 _HIDING = frozenset("masked_fill masked_fill_ where add add_ __add__ __iadd__ __radd__".split())
 _SQUASHING = {
@@ -67,6 +74,8 @@ class Weighting:
     """Numbers of the softmaxes behind the weights, no gating once these turn out to be attention."""
     masked: bool = False
     """Whether scores were hidden before the softmax."""
+    handed_on: bool = False
+    """Whether a module has returned it to the one around it."""
     squashed: str | None = None
     """What scores went through instead of a softmax."""
 
@@ -85,10 +94,11 @@ class ProductTracker:
     """Follows scores and weights through the functions of one forward.
 
     `squeezed` gives a view of a tensor without some of its axes of size 1, with everything that is known of the tensor;
-    `constants` are the parameters and buffers, whose products with activations are layers.
+    `constants` are the parameters and buffers, whose products with activations are layers; modules in which something began are
+    put into `awaited`: `left` has to hear of them.
     """
 
-    def __init__(self, constants: frozenset[int], squeezed: Callable[[Tensor, Sequence[int]], Tensor]) -> None:
+    def __init__(self, constants: frozenset[int], squeezed: Callable[[Tensor, Sequence[int]], Tensor], awaited: set[str]) -> None:
         self.notes: TensorNotes[Weighting] = TensorNotes()
         self.outer: TensorNotes[tuple[Tensor, Tensor]] = TensorNotes()
         """Elementwise products of two tensors that are stretched to each other's size."""
@@ -97,7 +107,7 @@ class ProductTracker:
         self._constants = constants
         self._squeezed = squeezed
         self._softmaxes = 0
-        self._modules: set[str] = set()
+        self._modules = awaited
 
     def clear(self) -> None:
         """Forget the forward that was followed."""
@@ -116,7 +126,7 @@ class ProductTracker:
                 if id(tensor) not in returned or not note.from_product or tensor.ndim < 3 or module == parent:
                     return None
                 self._modules.add(parent)
-                return replace(note, module=parent)
+                return replace(note, module=parent, handed_on=True)
 
             self.notes.change(kept)
 
@@ -149,8 +159,10 @@ class ProductTracker:
             if isinstance(result, Tensor):
                 self.softmax(tensor, result, module, whole=False)
             return None
+        if note.stage == "scores" and not _stays_scores(name, tensor, result, handed_on=note.handed_on):
+            return None
         if len(tracked) > 1:
-            notes = [other for _, other in tracked]
+            notes = [other for _, other in tracked if (other.stage == "scores") == (note.stage == "scores")]
             note = replace(
                 note,
                 from_product=any(other.from_product for other in notes),
@@ -223,8 +235,11 @@ class ProductTracker:
             elif note.squashed is not None and self._use(operands, side, note, result) is not None:
                 self.other[module] = f"no softmax: weights are scores after {note.squashed}"
             if use is None and _mixes_heads(operands, side):
-                self.notes[result] = replace(note, changed=True, undropped=None)
+                if note.stage != "scores" or operands.output[-2:] == operands.letters[side][-2:] or result.ndim > 3:
+                    self.notes[result] = replace(note, changed=True, undropped=None)
                 return None
+        if use is not None:  # what a softmax has weighted is no score, whatever the softmax was over
+            return use
         left, right = operands.tensors
         if id(left) in self._constants or id(right) in self._constants:
             return use
@@ -255,6 +270,20 @@ class ProductTracker:
             ordered(result, operands.output, [*shared, "".join(free), *last]),
             note,
         )
+
+
+def _stays_scores(name: str, scores: Tensor, result: Any, *, handed_on: bool) -> bool:
+    """Whether what a function returned for scores (…, queries, keys) still is scores.
+
+    A layer on the last axis of three mixes channels, and so does one behind the module that made the product: what that gave
+    were no scores but tokens, on their way to whatever follows. Functions that compute keep queries and keys where they are;
+    heads may be mixed.
+    """
+    if name in _KEEPING or name in _REARRANGING or not isinstance(result, Tensor):
+        return True
+    if name in _LAYERS and (handed_on or scores.ndim < 4):
+        return False
+    return name == "linear" or result.shape[-2:] == scores.shape[-2:]
 
 
 def _hides(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:

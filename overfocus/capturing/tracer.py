@@ -7,32 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overfocus.attention import AttentionMap, row_tolerance
+from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_tolerance
 from overfocus.capturing.coverage import Site, SiteLog
-from overfocus.capturing.functions import PRODUCTS, SDPA_ARGUMENTS, Permuted, first_argument, function_name
 from overfocus.capturing.layout import Layout, is_channel_map
-from overfocus.capturing.layout_memory import LayoutMemory, TokenPositions
-from overfocus.capturing.multihead import MultiheadCall, function_call, layer_call, module_call, nested_call, stands_aside
-from overfocus.capturing.norms import BlockTokens, TokenNorms
-from overfocus.capturing.positions import MOVES, NOWHERE, Positions, representative
+from overfocus.capturing.layout_memory import COUNTED_MOVES, LayoutMemory, TokenPositions
+from overfocus.capturing.positions import NOWHERE, Positions, representative
 from overfocus.capturing.products import ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
     FlexWeights,
     MaterialisedWeights,
+    MultiheadCall,
     QueryKeyWeights,
     WeightSource,
     for_heads,
+    function_call,
     hidden_keys,
+    layer_call,
+    module_call,
+    nested_call,
+    stands_aside,
 )
-from overfocus.capturing.watching import CaptureMode, ModuleStack, in_backward
+from overfocus.capturing.watching import (
+    PRODUCTS,
+    SDPA_ARGUMENTS,
+    CaptureMode,
+    ModuleStack,
+    Permuted,
+    first_argument,
+    in_backward,
+)
 
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
 LOCAL_ATTENTION = frozenset({"OutlookAttention"})
 
 _ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
 # The functions that attention begins with; all others matter only while something is being followed.
-_BEGINNINGS = {"softmax", "softmin", "gumbel_softmax", "mul", "sum", *_ATTENTION, *PRODUCTS}
+_BEGINNINGS = frozenset({"softmax", "softmin", "gumbel_softmax", "mul", "sum", *_ATTENTION, *PRODUCTS})
+_OBSERVED = _BEGINNINGS | COUNTED_MOVES
 _TRANSFORMED = "not captured: it ran inside a transform of torch.func (vmap, grad), where weights cannot be read"
 _SOFTMAXES = frozenset({"softmax", "softmin", "gumbel_softmax"})
 
@@ -50,7 +62,6 @@ class Tracer:
         norms: bool = False,
     ) -> None:
         self.stack = ModuleStack(model)
-        self.mode = CaptureMode(self.observe)
         self.norms: list[TokenNorms] = []
         self.without_gradient: set[str] = set()
         """Modules whose maps have no gradient though their parameters want one: an activation checkpoint hid them."""
@@ -59,12 +70,19 @@ class Tracer:
         self._gradients = gradients
         self._verify = verify
         self._norms = norms
-        constants = frozenset(id(tensor) for tensor in (*model.parameters(), *model.buffers()))
-        self._memory = LayoutMemory(model, constants)
-        self._products = ProductTracker(constants, self._squeezed)
+        modules = [module for _, module in self.stack.modules]
+        constants = frozenset(
+            id(tensor)
+            for module in modules
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        )
+        self._memory = LayoutMemory(model, modules, constants)
+        self._products = ProductTracker(constants, self._squeezed, self.stack.awaited)
+        self.mode = CaptureMode(self.observe, _OBSERVED, self._products.notes)
         self._entry: str | None = None
         self._wants_gradients = False
-        self._aside = {id(module) for module in model.modules() if stands_aside(module)}
+        self._aside = {id(module) for module in modules if stands_aside(module)}
         self._ran: set[str] = set()
         """Multi-head modules that have run themselves since the layer around them began."""
         self._blocks: dict[str, BlockTokens] = {}
@@ -99,10 +117,10 @@ class Tracer:
         except Exception as error:
             self._failed(error)
 
-    def observe(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def observe(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A torch function has run."""
         try:
-            self._observe(func, args, kwargs, result)
+            self._observe(func, name, args, kwargs, result)
         except Exception as error:
             self._failed(error)
 
@@ -129,6 +147,9 @@ class Tracer:
             self._memory.start(name, args)
         elif self._memory.tracing and running:
             self._memory.start_later(args)
+        self.mode.everything = self._memory.tracing
+        self.stack.leaves = bool(self._aside)
+        self.stack.enters = bool(self._aside) or self._memory.tracing or not self._memory.started
         if self._aside:
             self._ran.discard(_attention_of(name))
             self.mode.active(id(module) not in self._aside)
@@ -155,15 +176,15 @@ class Tracer:
                     self._sites.add(Site(site, "gating", shape, reason="a softmax over something else than query-key products"))
                 self._gated.clear()
 
-    def _observe(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _observe(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         memory, products = self._memory, self._products
         running = bool(self.stack.running)
-        if not running and not len(memory.positions.notes) and not len(products.notes):
+        scores = products.notes.entries
+        if not running and not memory.positions.notes.entries and not scores:
             return
-        name = function_name(func)
-        if running and name in MOVES:
+        if running and name in COUNTED_MOVES:
             memory.moved(name, args, kwargs)
-        idle = not memory.tracing and not len(products.notes)
+        idle = not memory.tracing and not scores
         if (idle and name not in _BEGINNINGS) or in_backward():
             return
         if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -271,10 +292,9 @@ class Tracer:
         deviation = self._deviation(weights, use.values.tensor, use.output.tensor)
         if weights.weights.ndim == 2:
             self._pieces.setdefault(self.stack.site, []).append((weights.weights, positions, deviation))
+            self.stack.awaited.add(self.stack.site)
             return True
-        # in the forward that is traced rows are always looked at: a softmax may have run along another axis
-        judged = use.weighting.changed or self._memory.tracing
-        normalised, hidden_rows = self._memory.judge(self.stack.site, weights, _row_sums) if judged else (True, False)
+        normalised, hidden_rows = self._memory.judge(self.stack.site, weights, _row_sums, changed=use.weighting.changed)
         self._record(
             self.stack.site,
             weights,
@@ -459,7 +479,9 @@ class Tracer:
             self._note_missing_gradient(name)
         block = BlockTokens.around(attention) if self._norms else None
         if block is not None:
-            self._blocks[name.rpartition(".")[0]] = block
+            around = name.rpartition(".")[0]
+            self._blocks[around] = block
+            self.stack.awaited.add(around)
         # What `reduce` saves for its backward pass is none of what an activation checkpoint around the layer saved and counts.
         with (
             torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()),

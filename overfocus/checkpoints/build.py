@@ -1,9 +1,16 @@
-"""Build the model that a state dict belongs to, with timm's own conversion of foreign names and position tables."""
+"""Build the model that a state dict belongs to, account for every tensor of both, and put the values in.
+
+timm's own conversion (foreign names, position tables, patch sizes) is kept and used for each architecture.
+"""
 
 import contextlib
+import difflib
 import inspect
+import io
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,9 +21,10 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from overfocus.checkpoints.fit import trunk
-from overfocus.checkpoints.messages import first_line
-from overfocus.errors import CheckpointError, OverfocusError
+from overfocus.checkpoints.arguments import trunk
+from overfocus.checkpoints.index import is_table, is_tap, is_tap_predictor
+from overfocus.errors import CheckpointError, OverfocusError, first_line
+from overfocus.text import some
 
 Convert = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 UNREGISTERED = "VisionTransformer"
@@ -58,6 +66,14 @@ def is_architecture(name: str) -> bool:
 
     backbone = name.removesuffix(SEGFORMER)
     return name == UNREGISTERED or bool(timm.is_model(name)) or (backbone != name and is_architecture(backbone))
+
+
+def require_known(name: str) -> None:
+    """Raise a `CheckpointError` that lists the nearest names unless timm or overfocus knows the architecture."""
+    if not is_architecture(name.partition(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
+        nearest = f"the nearest are {', '.join(near)}" if near else "`overfocus list models` lists them"
+        raise CheckpointError(f"{name!r} is no file, and no architecture of timm {timm.__version__} or overfocus; {nearest}")
 
 
 def create(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
@@ -169,3 +185,193 @@ def _recorded_conversion() -> Iterator[list[Convert | None]]:
             yield recorded
         finally:
             timm_builder.load_pretrained = original
+
+
+def tap_branches(tensors: Mapping[str, Tensor]) -> int | None:
+    """Number of branches (K) of the TAP predictors in a state dict, None where there are none."""
+    for name, tensor in tensors.items():
+        if is_tap_predictor(name) and tensor.ndim == 4:
+            return tensor.shape[0]
+    return None
+
+
+def added_tap(tensors: Mapping[str, Tensor], outline: nn.Module) -> dict[str, Any] | None:
+    """Arguments of `add_tap` that give an architecture without TAP the TAP that a state dict has; None where it has none."""
+    from overfocus.models.add_tap import find_sites
+
+    branches = tap_branches(tensors)
+    if branches is None or tap_branches(outline.state_dict()) is not None:
+        return None
+    names = {module: name for name, module in outline.named_modules()}
+    blocks = {name.partition(".dilation_predictor.")[0] for name in tensors if is_tap_predictor(name)}
+    layers = [number for number, site in enumerate(find_sites(outline)) if names[site.block] in blocks]
+    marks = {name.rpartition(".")[2] for name in tensors if is_tap(name) and not is_tap_predictor(name)}
+    pooling = "learned" if "kernels" in marks else next(iter(marks), "average")
+    return {"branches": branches, "layers": layers, "pooling": pooling} if layers else None
+
+
+_HARMLESS = re.compile(
+    r"(^|\.)(relative_position_index|rel_pos_index|relative_coords_table|attn_mask|attention_bias_idxs|num_batches_tracked"
+    r"|rope\.freqs_(cos|sin)|freqs_(cos|sin)|inv_freq|periods|bias_mask|position_ids|(dino_|ibot_|\w*_)?mask_tokens?|masked_embed"
+    r"|rope_embed\.\w+|rope\.periods|n_averaged|k_bias)$"
+    r"|^(decoder(_\w+)?|decode_head|auxiliary_head|mask_decoder|prompt_encoder|lm_head|mim_head|\w*predictor|projector|projection"
+    r"|projection_head|proj_head|contrastive_head|prototypes|dino_head|ibot_head|bbox_head|rpn_head|roi_head|sem_seg_head|text"
+    r"|text_model|text_encoder|token_embedding|logit_scale|logit_bias|local_cls_norm|cls_pt_layers|neck|outer_tokens|criterion|loss\w*)(\.|$)"
+)
+"""What cannot change an encoder's output for an unmasked image: heads of other tasks, mask tokens, computable buffers."""
+_CLASSIFIER = re.compile(r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits)\.")
+_ALIGNMENT = 64
+_COMPUTED = re.compile(r"running_(mean|var)$")
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a tensor cannot change what the encoder computes for an unmasked image."""
+    return _HARMLESS.search(name) is not None
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a harmless tensor is one that a model computes for itself, of which nothing need be said."""
+    return "." in name and not re.match(r"\w*(decoder|head|predictor|project|prototypes|text)", name)
+
+
+def is_head(name: str, classifiers: tuple[str, ...]) -> bool:
+    """Whether a tensor belongs to a classifier, the model's own or another."""
+    if name.startswith(tuple(f"{layer}." for layer in classifiers)):
+        return True
+    return _CLASSIFIER.match(name) is not None and not re.match(r"head\.(norm|mlp|attn)", name)
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """What becomes of the tensors of a file in a model."""
+
+    missing: list[str]
+    """Tensors of the model's trunk that the file does not have."""
+    unexpected: list[str]
+    """Tensors of the file's trunk that the model does not have."""
+    unfit: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Tensors of the trunk that have another shape: (the file's, the model's)."""
+    heads: list[str]
+    """Tensors of classifiers that have no place in the model."""
+    harmless: list[str]
+    """Tensors of the file without part in the encoder: a decoder, a mask token, a buffer."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every tensor of the trunk has its place, in both directions."""
+        return not (self.missing or self.unexpected or self.unfit)
+
+    @property
+    def faults(self) -> str:
+        """What does not match, in words."""
+        parts = []
+        if self.unfit:
+            name, (got, expected) = next(iter(self.unfit.items()))
+            more = f" and {len(self.unfit) - 1} more" if len(self.unfit) > 1 else ""
+            parts.append(f"{name} has shape {got}, expected {expected}{more}")
+        if self.unexpected:
+            parts.append(f"no place for {some(self.unexpected)}")
+        if self.missing:
+            parts.append(f"missing {some(self.missing)}")
+        return "; ".join(parts)
+
+
+def convert_tensors(model: nn.Module, tensors: Mapping[str, Tensor], convert: Convert, path: object) -> dict[str, Tensor]:
+    """The tensors in the form that timm gives them for this model (names, position tables).
+
+    Raises:
+        CheckpointError: timm's conversion, which indexes into whatever it is given, fails on them.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # some conversions print
+            converted = convert(dict(tensors), model)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit {type(model).__name__} ({first_line(error)}); try another --model"
+        ) from error
+    return {name: tensor for name, tensor in converted.items() if isinstance(tensor, Tensor)}
+
+
+def account(
+    model: nn.Module, tensors: Mapping[str, Tensor], converted: Mapping[str, Tensor], classifiers: tuple[str, ...]
+) -> Accounts:
+    """Compare a model with the tensors of a file, before (`tensors`) and after (`converted`) timm's conversion."""
+    ours = model.state_dict()
+    needed = {name for name, _ in model.named_parameters()} | {name for name in ours if _COMPUTED.search(name)}
+    given = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
+    unfit = {}
+    for name, tensor in converted.items():
+        before = tensors.get(name)
+        expected = tuple(ours[name].shape) if name in ours else None
+        if expected is not None and tuple(tensor.shape) != expected:
+            unfit[name] = (tuple(tensor.shape), expected)
+        elif expected is not None and before is not None and before.numel() != tensor.numel() and not is_table(name):
+            resampled = tensor.untyped_storage()._cdata not in given
+            unfit |= {name: (tuple(before.shape), expected)} if resampled else {}
+    lost, buffers = _swallowed(tensors, converted)
+    left = [name for name in converted if name not in ours] + lost + buffers
+    heads = [name for name in left if is_head(name, classifiers)]
+    harmless = [name for name in left if name not in heads and is_harmless(name)]
+    return Accounts(
+        missing=[name for name in ours if name in needed and name not in converted and not is_head(name, classifiers)],
+        unexpected=[name for name in left if name not in heads and name not in harmless],
+        unfit={name: shapes for name, shapes in unfit.items() if not is_head(name, classifiers)},
+        heads=heads + [name for name in unfit if is_head(name, classifiers)],
+        harmless=harmless,
+    )
+
+
+def _swallowed(tensors: Mapping[str, Tensor], converted: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Tensors that a conversion left out, and the harmless ones among them.
+
+    Neither their name nor their memory is in its result, nor, where it joined some, their number of values.
+    """
+    kept = {tensor.untyped_storage()._cdata for tensor in converted.values()}
+    lost = [name for name, t in tensors.items() if name not in converted and t.untyped_storage()._cdata not in kept]
+    given = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
+    made = sum(t.numel() for name, t in converted.items() if t.untyped_storage()._cdata not in given and name not in tensors)
+    harmless = [name for name in lost if is_harmless(name)]
+    lost = [name for name in lost if name not in harmless]
+    return ([] if made and made == sum(tensors[name].numel() for name in lost) else lost), harmless
+
+
+def fill(model: nn.Module, converted: Mapping[str, Tensor], path: object) -> None:
+    """Make the tensors those of the model; values are not copied where type and memory are right already.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite, or a weight is quantised or complex.
+    """
+    ours = model.state_dict()
+    landing: dict[str, Tensor] = {}
+    for name, tensor in converted.items():
+        if name not in ours or ours[name].shape != tensor.shape:
+            continue
+        if ours[name].is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2):
+            raise CheckpointError(
+                f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, a quantised or complex weight; "
+                "save the model dequantised, as float32, float16 or bfloat16"
+            )
+        if not _finite(tensor):
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinite values; the training that wrote it diverged, take an earlier one"
+            )
+        value = tensor.detach().to(ours[name].dtype).contiguous()
+        part_of_larger = value.untyped_storage().nbytes() > value.numel() * value.element_size()
+        aligned = value.data_ptr() % _ALIGNMENT == 0  # kernels may round differently on memory that is not
+        landing[name] = value.clone() if part_of_larger or not aligned else value
+    model.load_state_dict(landing, strict=False, assign=True)
+
+
+def resampled_note(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """What was resampled to the image size, in words."""
+    names = [n for n, t in after.items() if is_table(n) and n in before and before[n].shape != t.shape]
+    if not names:
+        return []
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    first = names[0]
+    return [f"position tables resampled: {first} {tuple(before[first].shape)} → {tuple(after[first].shape)}{others}"]
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether every value is finite; the sum says it at a tenth of the cost, but may overflow."""
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())

@@ -1,23 +1,44 @@
-"""What a checkpoint says about itself beside its weights: architecture, arguments, preprocessing, class names.
+"""What a checkpoint says about itself beside its weights, read and written.
 
 Three writers are understood: trainers that save `arch`, `args` or `hyper_parameters`; timm's `config.json` of a hub folder;
-and the metadata of a safetensors file in the format of `overfocus.checkpoints.save`.
+and the metadata of a safetensors file as `save_checkpoint` writes it. That metadata is a table of texts; each key but
+`architecture` is optional and holds JSON:
+
+    architecture    a name that timm or overfocus.models registers, or "VisionTransformer" for a model that
+                    `timm.models.vision_transformer.VisionTransformer(**model_args)` makes and no name stands for
+    model_args      arguments of that function, e.g. {"img_size": 32, "patch_size": 4, "in_chans": 1, "embed_dim": 96}
+    tap             arguments of `overfocus.models.add_tap`, where TAP was added to the architecture afterwards
+    class_names     list of names, one per class
+    class_colours   list of [red, green, blue] of 0 … 255, one per class, for images of segmentations
+    input_size      [channels, height, width]
+    mean, std       one value per channel, of pixels in [0, 1]
+    interpolation   "bicubic", "bilinear" or "nearest"
+    crop_pct        in (0, 1]
+    crop_mode       "center", "squash" or "border"
+
+Other keys (a recipe, an accuracy) are kept and not interpreted. The number of classes, the input channels and the image
+size follow from the weights.
 """
 
 import argparse
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from overfocus.checkpoints.arguments import checked_arguments
-from overfocus.checkpoints.pickles import plain_data
+from overfocus.checkpoints.read import plain_data
 from overfocus.errors import CheckpointError
+from overfocus.files import atomic_file
+from overfocus.preprocessing import Preprocess
+from overfocus.version import __version__
 
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
@@ -101,8 +122,15 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
     )
 
 
+def hints_of_jax(metadata: Mapping[str, str]) -> Hints:
+    """What the arrays of Google's JAX code say: heads have an axis of their own, and inputs are scaled to -1 … 1."""
+    half = (0.5, 0.5, 0.5)
+    note = "mean and std 0.5, as Google's JAX code scales its input"
+    return Hints(preprocessing={"mean": half, "std": half}, heads=int(metadata["num_heads"]), notes=(note,))
+
+
 def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
-    """What the metadata of a safetensors file says (format: `overfocus.checkpoints.save`)."""
+    """What the metadata of a safetensors file says (format: `overfocus.checkpoints.hints`)."""
     values: dict[str, Any] = {}
     for key in (*PREPROCESSING, "input_size", "model_args", "class_names", "class_colours", "tap"):
         if key in metadata:
@@ -240,3 +268,54 @@ def _colours(value: object) -> tuple[tuple[int, int, int], ...] | None:
 
 def _numbered(names: Mapping[Any, Any]) -> bool:
     return all(str(key).isdigit() for key in names)
+
+
+_RESERVED = ("format", "architecture", "model_args", "tap", "class_names", "class_colours", "input_size", "overfocus")
+
+
+def save_checkpoint(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    architecture: str,
+    model_args: Mapping[str, Any] | None = None,
+    tap: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    class_colours: Sequence[Sequence[int]] | None = None,
+    preprocess: Preprocess | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> Path:
+    """Save a model's weights so that `load_model(path)` builds it again without being told anything.
+
+    The file is written whole (temporary name, then rename). `extra` goes into the metadata as it is.
+
+    Raises:
+        ValueError: `extra` uses a key that has a meaning here.
+        TypeError: an argument is not of the kinds that JSON holds.
+    """
+    metadata = {"format": "pt", "overfocus": __version__, "architecture": architecture}
+    described: dict[str, Any] = {"model_args": model_args, "tap": tap, "class_names": class_names}
+    described["class_colours"] = class_colours
+    if preprocess is not None:
+        described |= {
+            "input_size": preprocess.input_size,
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_pct,
+            "crop_mode": preprocess.crop_mode,
+        }
+    metadata |= {key: json.dumps(_listed(value)) for key, value in described.items() if value is not None}
+    clashes = sorted(set(extra or {}) & {*_RESERVED, *metadata})
+    if clashes:
+        raise ValueError(f"expected keys without a meaning of their own in extra, got {', '.join(clashes)}")
+    metadata |= extra or {}
+    target = Path(path)
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in model.state_dict().items()}
+    with atomic_file(target) as file:
+        save_file(tensors, file.name, metadata=metadata)
+    return target
+
+
+def _listed(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else value

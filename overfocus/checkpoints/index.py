@@ -1,15 +1,207 @@
-"""Look a state dict up in the index of architectures by its shapes; no model is built."""
+"""Look a state dict up in the index of architectures by what its names and shapes say; no model is built.
+
+A parameter becomes a *feature*: its name with layer numbers replaced by `*`, and its shape, for example
+`blocks.*.attn.qkv.weight 576x192`. A fingerprint counts the features. Left out or left open are the classifier, position
+tables (absolute and relative), the number of input channels and the branches of a TAP predictor, so that a model
+fine-tuned to other classes, sizes, channels or branches still has the fingerprint of its architecture.
+
+What shapes do not show (heads, strides, activations, constants, windows and shifts) is a *fact*: every plain attribute of
+every module of a built model, gathered under the module's name (`blocks.*.attn:num_heads`). Two architectures with equal
+shapes and equal facts compute the same attention. Left out is what does not change it: the classifier and its pooling,
+training options, and what follows from the image size.
+"""
 
 import functools
 import gzip
+import hashlib
+import inspect
 import json
+import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overfocus.checkpoints.fingerprint import Shape, digest, fingerprint, tables, weight
+import torch
+from torch import nn
+
+Shape = tuple[int, ...]
+
+_CLASSIFIER = re.compile(
+    r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits|decode_head\.(linear_pred|conv_seg))\."
+)
+_ALIASES = {"register_tokens": "reg_token"}
+"""Names that timm changes when it converts weights of others (DINOv2)."""
+_BUFFER = re.compile(
+    r"(^|\.)(relative_position_index|rel_pos_index|attn_mask|attention_bias_idxs|relative_coords_table|num_batches_tracked"
+    r"|mask_token|k_bias|inv_freq|periods|pos_embed_temporal)$"
+)
+_TABLE = re.compile(
+    r"(^|\.)(\w*pos_embed\w*|pixel_pos|patch_pos|rel_pos_[hw]|relative_position_bias_table|attention_biases|att_mask)(\.\d+)?$"
+    r"|(^|\.)(attention_biases|rope)\."
+)
+_TAP_PREDICTOR = re.compile(r"(^|\.)dilation_predictor\.")
+_TAP = re.compile(r"(^|\.)(dilation_predictor|token_pools)\.")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_INPUT_CHANNELS = 4
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a parameter belongs to a classification head."""
+    return _CLASSIFIER.match(name) is not None
+
+
+def is_head(name: str) -> bool:
+    """Whether a parameter belongs to a classification head or to the head of a segmentation model."""
+    return is_classifier(name) or name.startswith("decode_head.")
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor is a position table, the size of which follows the image or window size."""
+    return _TABLE.search(name) is not None
+
+
+def is_tap_predictor(name: str) -> bool:
+    """Whether a parameter belongs to a TAP predictor, the shapes of which follow the number of branches."""
+    return _TAP_PREDICTOR.search(name) is not None
+
+
+def is_tap(name: str) -> bool:
+    """Whether a parameter belongs to TAP, predictor or pooling."""
+    return _TAP.search(name) is not None
+
+
+def pattern(name: str) -> str:
+    """A parameter's name with its layer numbers replaced by `*`."""
+    return _NUMBER.sub("*", name)
+
+
+def feature(name: str, shape: Shape) -> str | None:
+    """One parameter as a feature, or None where it says nothing about the architecture."""
+    name = _ALIASES.get(name, name)
+    if is_classifier(name) or _BUFFER.search(name):
+        return None
+    if is_table(name) or is_tap(name):
+        return f"{pattern(name)} ?"
+    dimensions = list(map(str, shape))
+    if len(shape) == 4 and shape[1] <= _INPUT_CHANNELS:
+        dimensions[1] = "c"
+    return f"{pattern(name)} {'x'.join(dimensions)}"
+
+
+def fingerprint(shapes: Mapping[str, Shape]) -> Counter[str]:
+    """Count the features of a state dict given as name → shape."""
+    features = (feature(name, shape) for name, shape in shapes.items())
+    return Counter(found for found in features if found is not None)
+
+
+def tables(shapes: Mapping[str, Shape]) -> Counter[str]:
+    """Count the position tables with their exact shapes, which tell image and window sizes apart."""
+    found = ((name, shape) for name, shape in shapes.items() if is_table(name) and not _BUFFER.search(name))
+    return Counter(f"{pattern(name)} {'x'.join(map(str, shape))}" for name, shape in found)
+
+
+def weight(text: str) -> int:
+    """Number of values in one tensor of a feature; 1 where its shape is left open."""
+    size = 1
+    for dimension in text.rsplit(" ", 1)[1].split("x"):
+        size *= int(dimension) if dimension.isdigit() else 1
+    return size
+
+
+def digest(features: Mapping[str, int]) -> str:
+    """A short name for a fingerprint."""
+    text = "\n".join(f"{name} {count}" for name, count in sorted(features.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def square_side(number: int) -> int | None:
+    """The side of a square of that many tokens, None where it is no square."""
+    root = math.isqrt(max(number, 0))
+    return root if root > 0 and root * root == number else None
+
+
+def fits_table(shapes: Mapping[str, Shape], prefix: int) -> bool:
+    """Whether the absolute position table without its prefix tokens covers a square patch grid."""
+    shape = shapes.get("pos_embed")
+    return shape is not None and len(shape) == 3 and square_side(shape[1] - prefix) is not None
+
+
+Fact = str | int | float | bool | list["Fact"] | None
+
+# fmt: off
+_WITHOUT_EFFECT = frozenset({
+    "training", "num_classes", "global_pool", "init_values", "drop_prob", "p", "fused_attn", "inplace", "approximate",
+    "grad_checkpointing", "pos_embed_ar_preserving", "scale_by_keep", "momentum", "track_running_stats", "device", "dtype",
+})
+_FROM_IMAGE_SIZE = frozenset({
+    "img_size", "num_patches", "grid_size", "input_resolution", "output_resolution", "feat_size", "feature_size", "feat_shape",
+    "seq_len", "img_size_scaled", "bias_shape", "window_area", "num_relative_distance", "resolution", "target_shift_size",
+})
+# fmt: on
+_READOUT = re.compile(
+    r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits|global_pool|flatten|fc_norm"
+    r"|head_drop|norm_head|head_hidden_size|conv_head)(\.|:|$)"
+)
+_ATTENTION = re.compile(r"attn|attention|mhsa|shsa|shma", re.IGNORECASE)
+_GATES = frozenset({"SplitAttn", "SelectiveKernelAttn", "SpatialAttention", "BilinearAttnTransform", "BatNonLocalAttn"})
+"""Modules of convolutional networks that are called attention and weigh channels or scales, no tokens."""
+_MARKS = ("num_heads", "fused_attn")
+"""Attributes that only attention has, whatever its class is called."""
+_LONGEST = 64
+
+
+def facts(model: nn.Module) -> dict[str, Fact]:
+    """The facts of a model (one built on the meta device will do), a list where they differ from layer to layer."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    gathered: defaultdict[str, list[Fact]] = defaultdict(list)
+    for name, module in model.named_modules():
+        place = pattern(name)
+        gathered[f"{place}:class"].append(type(module).__name__)
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_") or attribute in _WITHOUT_EFFECT | _FROM_IMAGE_SIZE:
+                continue
+            if attribute == "window_size" and grid is not None and _plain(value) == _plain(grid):
+                continue  # BEiT: the window is the whole image
+            plain = _plain(value)
+            if plain is not NotImplemented:
+                gathered[f"{place}:{attribute}"].append(plain)
+    relevant = {key: values for key, values in gathered.items() if not _READOUT.match(key.removeprefix(":"))}
+    return {key: _merged(values) for key, values in relevant.items()}
+
+
+def attends(model: nn.Module) -> bool:
+    """Whether a model has attention between tokens, as far as its modules' names and heads tell."""
+    for module in model.modules():
+        kind = type(module).__name__
+        if (_ATTENTION.search(kind) and kind not in _GATES) or not vars(module).keys().isdisjoint(_MARKS):
+            return True
+    return False
+
+
+def _plain(value: object) -> Fact:
+    """A value as JSON takes it; NotImplemented for tensors, modules and other objects."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return round(value, 9)
+    if isinstance(value, functools.partial):
+        return f"{value.func.__name__}{sorted(value.keywords.items())}"
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return str(value.__name__)
+    if isinstance(value, (tuple, list, torch.Size)) and len(value) < _LONGEST:
+        items = [_plain(item) for item in value]
+        if not any(item is NotImplemented for item in items):
+            return _merged(items)
+    return NotImplemented  # type: ignore[no-any-return]  # no value of its own: None is a fact
+
+
+def _merged(values: list[Fact]) -> Fact:
+    """One value where all are equal: (3, 3) and 3 say the same of a kernel."""
+    return values[0] if values and all(value == values[0] for value in values) else values
+
 
 FORMAT = 1
 INDEX_PATH = Path(__file__).with_name("architectures.json.gz")
@@ -30,6 +222,8 @@ class Candidate:
     """Rows of the absolute position table that belong to prefix tokens."""
     facts: dict[str, Any]
     """What shapes do not show, as far as architectures with these shapes differ in it."""
+    group: str
+    """Of architectures with the same fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +255,7 @@ def look_up(shapes: Mapping[str, Shape]) -> Match:
     return Match(found, None)
 
 
-def look_up_by_sizes(shapes: Mapping[str, Shape], most: int = 4) -> list[Candidate]:
+def look_up_by_sizes(shapes: Mapping[str, Shape], most: int = 8) -> list[Candidate]:
     """The architectures whose tensors agree best in shape whatever they are called, one of each group, the best first."""
     index, (sizes, totals) = read_index(), _sizes()
     wanted = Counter(_size(shape) for shape in shapes.values() if len(shape) > 1)
@@ -72,6 +266,13 @@ def look_up_by_sizes(shapes: Mapping[str, Shape], most: int = 4) -> list[Candida
         shares.append((common / max(given + totals[key] - common, 1), common / max(totals[key], 1), key))
     shares.sort(reverse=True)
     return [member for share, covered, key in shares[:most] for member in _members(index, key, share, covered) if share > 0.4]
+
+
+def candidates_named(names: Sequence[str]) -> list[Candidate]:
+    """Architectures of the index by name, held to be as likely as each other."""
+    index = read_index()
+    groups = [key for key, group in index["groups"].items() if not group["members"].keys().isdisjoint(names)]
+    return [member for key in groups for member in _members(index, key, 0.0, 0.0) if member.name in names]
 
 
 def exact_tables(candidate: Candidate, shapes: Mapping[str, Shape]) -> bool:
@@ -91,7 +292,7 @@ def index_version() -> str:
 
 @functools.lru_cache(maxsize=1)
 def read_index() -> dict[str, Any]:
-    """The index as `overfocus.checkpoints.build_index` wrote it; read once."""
+    """The index as `tests.scripts.build_index` wrote it; read once."""
     index: dict[str, Any] = json.loads(gzip.decompress(INDEX_PATH.read_bytes()))
     return index
 
@@ -99,7 +300,7 @@ def read_index() -> dict[str, Any]:
 def _members(index: dict[str, Any], key: str, share: float, covered: float) -> list[Candidate]:
     features = index["features"]
     return [
-        Candidate(name, share, covered, Counter({features[number]: count for number, count in table}), prefix, facts)
+        Candidate(name, share, covered, Counter({features[number]: count for number, count in table}), prefix, facts, key)
         for name, (table, prefix, facts) in index["groups"][key]["members"].items()
     ]
 

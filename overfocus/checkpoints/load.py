@@ -1,31 +1,221 @@
-"""`load_model`: from a checkpoint, a hub folder or a timm name to a model with its preprocessing."""
+"""`load_model`: from a checkpoint, a folder, a name or a function of the user's own to a model with its preprocessing."""
 
+import contextlib
+import importlib
+import re
+import socket
+import sys
+import urllib.parse
+import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import snapshot_download
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
-from overfocus.checkpoints.arguments import checked_arguments, parse_arguments
-from overfocus.checkpoints.build import SEGFORMER, build, build_empty, is_architecture
-from overfocus.checkpoints.data_config import class_colours_for, class_names_for, preprocess_for
-from overfocus.checkpoints.fit import classifiers
+from overfocus.checkpoints.arguments import checked_arguments, classifiers, parse_arguments, takes_image_size
+from overfocus.checkpoints.build import (
+    SEGFORMER,
+    Accounts,
+    account,
+    build,
+    build_empty,
+    convert_tensors,
+    create,
+    fill,
+    is_architecture,
+    is_buffer,
+    require_known,
+    resampled_note,
+    skeleton,
+)
 from overfocus.checkpoints.formats import find_folder, transformers_folder
-from overfocus.checkpoints.hints import Hints, hints_of_config, hints_of_content, hints_of_metadata
-from overfocus.checkpoints.loaded import LoadedModel, wrap
-from overfocus.checkpoints.messages import some
-from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten
-from overfocus.checkpoints.own_code import is_factory, load_own
-from overfocus.checkpoints.pretrained import fetch_folder, is_hub_name, load_named
+from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
+from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
+from overfocus.checkpoints.names import Reading
+from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
 from overfocus.checkpoints.transformers_models import load_transformers
-from overfocus.checkpoints.weights import Accounts, account, convert_tensors, fill, is_buffer, resampled_note
-from overfocus.errors import CheckpointError
+from overfocus.errors import CheckpointError, OverfocusError, first_line
 from overfocus.samples import sample_checkpoint
+from overfocus.text import some
+
+_HUB_NAME = re.compile(r"(hf[-_]hub:)?[\w.-]{1,96}/[\w.-]{1,96}")
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a source is an id on the Hugging Face hub: owner/name, or hf-hub: before it."""
+    return _HUB_NAME.fullmatch(source) is not None
+
+
+def fetch_folder(source: str) -> Path:
+    """The folder of a model on the Hugging Face hub, fetched or from its cache: configuration and weights, never code.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    name = source.partition(":")[2] or source
+    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "model*.bin"]
+    try:
+        with _hub_as_reachable() as reachable:
+            return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # hub clients raise whatever their network layer does
+        reason = first_line(error) if reachable else "the hub cannot be reached and it is not in its local cache"
+        raise CheckpointError(f"{source}: no file or folder, and no model of the hub that can be had ({reason})") from error
+
+
+def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int | None, pretrained: bool) -> LoadedModel:
+    """Create a timm model; its weights are downloaded unless `pretrained` is False.
+
+    Raises:
+        CheckpointError: the name is unknown, has no trained weights, or they cannot be fetched.
+    """
+    require_known(name)
+    arguments: dict[str, Any] = {"num_classes": num_classes} if num_classes is not None else {}
+    if image_size is not None and takes_image_size(skeleton(name, {})):
+        arguments["img_size"] = image_size
+    model = _create(name, pretrained, arguments)
+    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]  # timm attaches a dict
+    known = {key: value for key, value in config.items() if key in PREPROCESSING and value is not None}
+    preprocess, notes = preprocess_for(model, Hints(preprocessing=known), image_size)
+    if not pretrained:
+        notes = [f"WEIGHTS ARE RANDOM: {name} was made without its trained weights, so its attention means nothing", *notes]
+    return LoadedModel(
+        model=model,
+        preprocess=preprocess,
+        name=name.partition(".")[0],
+        source=name,
+        sha256=None,
+        found_by="name",
+        weights_entry="timm's trained weights" if pretrained else "random",
+        notes=tuple(notes),
+        model_args=arguments,
+        class_names=class_names_for(Hints(), model),
+    )
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        with _hub_as_reachable() as reachable:
+            model = create(name, arguments, pretrained=pretrained)
+    except Exception as error:  # hub clients raise whatever their network layer does
+        if not pretrained:
+            raise CheckpointError(f"{name}: the model cannot be built ({first_line(error)})") from error
+        reason = first_line(error) if reachable else "the hub cannot be reached and they are not in its local cache"
+        raise CheckpointError(
+            f"{name}: its trained weights cannot be had ({reason}); pass a checkpoint file (pretrained=False: random weights)"
+        ) from error
+    return model
+
+
+@contextlib.contextmanager
+def _hub_as_reachable() -> Iterator[bool]:
+    """Whether the hub's address resolves; where it does not, only its cache is asked, without a minute of attempts."""
+    reachable, before = _resolves(hub.ENDPOINT), hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or not reachable
+    try:
+        yield reachable
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def _resolves(address: str) -> bool:
+    if urllib.request.getproxies():
+        return True  # the proxy resolves it
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(address).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+_SPELLING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def is_factory(model: str | None) -> bool:
+    """Whether a `--model` names a function: package.module:factory."""
+    return model is not None and _SPELLING.fullmatch(model) is not None
+
+
+def make(spelling: str) -> LoadedModel:
+    """What the function makes: a module, or one that `overfocus.wrap` was given. The current folder can be imported from.
+
+    Raises:
+        CheckpointError: it cannot be imported, fails, or gives something else.
+    """
+    module_name, _, attribute = spelling.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        found: object = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        made = found() if callable(found) else found
+        return made if isinstance(made, LoadedModel) else wrap(made, name=spelling)  # type: ignore[arg-type]
+    except OverfocusError:
+        raise
+    except Exception as error:  # the user's own code
+        raise CheckpointError(
+            f"--model {spelling}: expected a function without arguments that returns a torch.nn.Module or overfocus.wrap(…), "
+            f"got {type(error).__name__}: {first_line(error)}"
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_ema: bool, lenient: bool) -> LoadedModel:
+    """A module of the user's own code with the weights of a checkpoint, whatever prefix and entry they stand under.
+
+    Raises:
+        CheckpointError: the weights are not those of the module to the last tensor.
+    """
+    made = make(spelling)
+    own = made.model.state_dict()
+    networks = _fronts(flatten(file.content), own)
+    if not networks:
+        raise CheckpointError(f"{file.path}: has none of the tensors of {spelling} ({some(list(own))}); is it another network?")
+    network, notes = choose_network(networks, weights, use_ema, file.path)
+    accounts = account(made.model, network.tensors, network.tensors, ())
+    if not accounts.exact and not lenient:
+        raise CheckpointError(
+            f"{file.path}: its tensors are not those of {spelling}: {accounts.faults}; change the function, or --lenient"
+        )
+    fill(made.model, network.tensors, file.path)
+    said = [f"LENIENT: loaded although it is not {spelling} to the last tensor: {accounts.faults}"] if not accounts.exact else []
+    left = [f"left out, no part of the encoder: {some(accounts.heads)}"] if accounts.heads else []
+    made.source, made.sha256, made.found_by, made.weights_entry = str(file.path), file.sha256, "own code", network.entry
+    made.missing_keys, made.unexpected_keys = accounts.missing, [*accounts.unexpected, *accounts.heads, *accounts.harmless]
+    made.notes, made.lenient = (*said, *notes, *left, *made.notes), not accounts.exact
+    return made
+
+
+def _fronts(tensors: dict[str, Tensor], own: dict[str, Tensor | object]) -> list[Network]:
+    """The networks in a file that have a module's names behind one prefix, those with the most of them."""
+    names = [name for name, value in own.items() if isinstance(value, torch.Tensor)]
+    counts: dict[str, int] = {}
+    for name in names[:: max(1, len(names) // 50)]:
+        for full in tensors:
+            if full == name or full.endswith(f".{name}"):
+                front = full[: len(full) - len(name)]
+                counts[front] = counts.get(front, 0) + 1
+    most = max(counts.values(), default=0)
+    found = []
+    for front, count in counts.items():
+        if count == most:
+            inside = {name.removeprefix(front): tensor for name, tensor in tensors.items() if name.startswith(front)}
+            found.append(Network(inside, front.rstrip(".")))
+    return found
+
 
 __all__ = ["LoadedModel", "Source", "load_model", "resolve_model"]
 
@@ -123,6 +313,8 @@ def _read(path: Path) -> tuple[CheckpointFile, Hints]:
         hints = hints_of_config(config, path / "config.json")
         return read_checkpoint(weights), hints
     file = read_checkpoint(path)
+    if file.metadata.get("origin") == "JAX":
+        return file, hints_of_jax(file.metadata)
     return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(
         file.content, path
     )
@@ -155,6 +347,9 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     said = (
         [f"LENIENT: loaded although it is not {found.name} to the last tensor: {real.faults or some(outside)}"] if lenient else []
     )
+    if found.reading.preprocessing and not hints.preprocessing.keys() & {"mean", "std"}:
+        hints = replace(hints, preprocessing={**hints.preprocessing, **found.reading.preprocessing})
+        said.append(f"mean and std are those of {found.reading.origin}, which the tensors' names show")
     try:
         preprocess, assumed = preprocess_for(
             model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
@@ -163,7 +358,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         raise CheckpointError(f"{path}: {error}; correct it in config.json or in the file's metadata") from None
     lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
-    notes += [*_dropped_notes(real, network), *resampled_note(tensors, converted), *assumed]
+    notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
         model=model,
         preprocess=preprocess,
@@ -195,10 +390,11 @@ def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) ->
     return [f"assumed, as no tensor says them: {', '.join(assumed)} (--model-args num_heads=… sets heads)"]
 
 
-def _dropped_notes(accounts: Accounts, network: Network) -> list[str]:
+def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> list[str]:
     """Heads and other parts of the file that are not measured."""
-    names = [*accounts.heads, *[name for name in accounts.harmless if not is_buffer(name)], *network.beside]
-    parts = list(dict.fromkeys(name.partition(".")[0] if "." in name else name for name in names))
+    beside = [relative_name(name, network) for name in network.beside]
+    names = [*reading.dropped, *accounts.heads, *[name for name in accounts.harmless if not is_buffer(name)], *beside]
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in names))
     return [f"left out, no part of the encoder: {some(parts)}"] if parts else []
 
 

@@ -4,6 +4,7 @@ timm converts most releases itself, once it is told the architecture (`recognise
 is what it does not: layouts that say nothing but names. A spelling that could be read in two ways gives two readings.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,14 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+PARTS = "parts behind prefixes of their own"
+"""Origin of a reading whose parts (patches, blocks, last norm, classifier) stood behind different prefixes."""
+_VIT_PART = re.compile(
+    r"(?<![^.])((patch_embed|blocks)\.|(cls_token|pos_embed|reg_token|dist_token)$|(norm|fc_norm|norm_pre|head)\.(weight|bias)$)"
+)
+_CLIP_PREPROCESSING = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+CLIP = "CLIP"
+"""Origin of OpenAI's CLIP and of OpenCLIP, whose tensors do not say whether the activation is QuickGELU."""
 CHUNKED = "DINO trained in chunks"
 """Origin of a reading whose blocks were numbered by chunks."""
 
@@ -25,7 +34,11 @@ class Reading:
     """The library or release whose names these were; empty for names left as they were."""
     norm_eps: float | None = None
     dropped: tuple[str, ...] = ()
-    """Original names that have no part in the network."""
+    """Names without part in the network: normalisation of stages for other heads, MobileSAM's neck."""
+    architectures: tuple[str, ...] = ()
+    """Names that timm has for what these names belong to, where they say it."""
+    preprocessing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Mean and standard deviation that all models of this origin take."""
 
 
 def readings(tensors: Mapping[str, Tensor]) -> list[Reading]:
@@ -34,16 +47,48 @@ def readings(tensors: Mapping[str, Tensor]) -> list[Reading]:
     found = [Reading(dict(tensors))]
     if plain.keys() != tensors.keys():
         found.append(Reading(plain, CHUNKED))
-    if "register_tokens" in plain and "mask_token" not in plain:  # with a mask token timm renames them itself
-        renamed = {name.replace("register_tokens", "reg_token"): tensor for name, tensor in plain.items()}
-        found.append(Reading(renamed, "DINOv2"))
+    if "register_tokens" in plain:
+        found.append(Reading(_with_registers(plain), "DINOv2"))
     if "blocks.0.gamma_1" in plain and "blocks.0.attn.qkv.bias" in plain:
         renamed = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): tensor for name, tensor in plain.items()}
         found.append(Reading(renamed, "DeiT-III"))
     for mark, read in _DIALECTS:
         if any(re.search(mark, name) for name in tensors):
             found.append(read(dict(tensors)))
+    apart = _without_parts(tensors)
+    if apart is not None:
+        found.append(Reading(apart, PARTS))
     return found
+
+
+def _without_parts(tensors: Mapping[str, Tensor]) -> Tensors | None:
+    """Names cut down to where timm's Vision Transformer begins, for networks whose parts stand behind prefixes of their own.
+
+    None where nothing changes, or where two names become one.
+    """
+    cut: Tensors = {}
+    for name, tensor in tensors.items():
+        match = _VIT_PART.search(name)
+        short = name[match.start() :] if match else name
+        if short in cut:
+            return None
+        cut[short] = tensor
+    return cut if cut.keys() != tensors.keys() else None
+
+
+def _with_registers(tensors: Tensors) -> Tensors:
+    """DINOv2 with registers: its table has a row for the class token, which timm adds to that token; SwiGLU's names."""
+    rules: Rules = [(r"^register_tokens$", "reg_token"), (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")]
+    result = {name: tensor for name, tensor in _renamed(tensors, rules).items() if name != "mask_token"}
+    table, token = result.get("pos_embed"), result.get("cls_token")
+    if (
+        table is not None
+        and token is not None
+        and table.ndim == 3
+        and math.isqrt(max(table.shape[1] - 1, 0)) ** 2 == table.shape[1] - 1
+    ):
+        result |= {"cls_token": token + table[:, :1], "pos_embed": table[:, 1:]}
+    return result
 
 
 def _unchunked(tensors: Tensors) -> Tensors:
@@ -62,7 +107,11 @@ def _unchunked(tensors: Tensors) -> Tensors:
     return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
-def _renamed(tensors: Tensors, rules: list[tuple[str, str]]) -> Tensors:
+Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+
+def _renamed(tensors: Tensors, rules: Rules) -> Tensors:
+    """The tensors with every rule applied to their names, in order."""
     compiled = [(re.compile(old), new) for old, new in rules]
     result: Tensors = {}
     for name, tensor in tensors.items():
@@ -98,7 +147,7 @@ def _clip(tensors: Tensors) -> Reading:
     if projection is not None and projection.ndim == 2:
         result["head.weight"] = projection.T
         result["head.bias"] = torch.zeros(projection.shape[1], dtype=projection.dtype, device=projection.device)
-    return Reading(result, "CLIP", 1e-5)
+    return Reading(result, CLIP, 1e-5, preprocessing=_CLIP_PREPROCESSING)
 
 
 def _torchvision_vit(tensors: Tensors) -> Reading:
@@ -124,7 +173,7 @@ def _torchvision_vit(tensors: Tensors) -> Reading:
 def _openmmlab(tensors: Tensors) -> Reading:
     """Vision Transformers of mmpretrain, mmsegmentation and mmdetection, and their Swin."""
     swin = any(".w_msa." in name for name in tensors)
-    rules = [
+    rules: Rules = [
         (r"^patch_embed\.projection\.", "patch_embed.proj."),
         (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
         (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
@@ -145,15 +194,9 @@ def _openmmlab(tensors: Tensors) -> Reading:
     if not swin:
         return Reading(result, "OpenMMLab", 1e-6)
     dropped = tuple(name for name in result if re.match(r"norm[012]\.", name))
-    result = {name: tensor for name, tensor in result.items() if name not in dropped}
-    moved: Tensors = {}
-    for name, tensor in result.items():  # merging of patches: at a stage's end there, at the start of the next in timm
-        match = re.match(r"layers\.(\d+)\.downsample\.(reduction|norm)\.(.*)", name)
-        if match is None:
-            moved[name] = tensor
-            continue
-        moved[f"layers.{int(match[1]) + 1}.downsample.{match[2]}.{match[3]}"] = _unfolded(tensor)
-    return Reading(moved, "OpenMMLab", None, dropped)
+    merged = re.compile(r"layers\.\d+\.downsample\.(reduction|norm)\.")
+    kept = {name: _unfolded(tensor) if merged.match(name) else tensor for name, tensor in result.items() if name not in dropped}
+    return Reading(kept, "OpenMMLab", None, dropped)
 
 
 def _unfolded(tensor: Tensor) -> Tensor:
@@ -197,9 +240,201 @@ def _packed(tensors: Tensors, parts: tuple[str, str, str]) -> Tensors:
     return result
 
 
+def _torchvision_swin(tensors: Tensors) -> Reading:
+    """Swin and Swin v2 of torchvision: stages and merging in one list; v2 has one bias whose part for the keys counts as zero."""
+    result = _renamed(
+        tensors,
+        [
+            (r"^features\.0\.0\.", "patch_embed.proj."),
+            (r"^features\.0\.2\.", "patch_embed.norm."),
+            (r"^features\.([1357])\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}."),
+            (r"^features\.([246])\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample."),
+            (r"\.mlp\.0\.", ".mlp.fc1."),
+            (r"\.mlp\.3\.", ".mlp.fc2."),
+        ],
+    )
+    second = any("cpb_mlp" in name for name in result)
+    for name in [name for name in result if second and name.endswith(".attn.qkv.bias")]:
+        queries, _, values = result.pop(name).chunk(3)
+        front = name.removesuffix("qkv.bias")
+        result |= {f"{front}q_bias": queries, f"{front}v_bias": values}
+    for name, tensor in result.items():
+        if name.endswith("relative_position_index") and tensor.ndim == 1:
+            side = round(len(tensor) ** 0.5)
+            result[name] = tensor.reshape(side, side)
+    return Reading(result, "torchvision")
+
+
+def _levit(tensors: Tensors) -> Reading:
+    """LeViT of its authors: one list of residual blocks for all stages, `c` for a convolution or linear layer."""
+    numbers = sorted({int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
+    places: dict[int, str] = {}
+    stage = block = 0
+    merging = False
+    for number in numbers:
+        if f"blocks.{number}.kv.c.weight" in tensors:
+            stage, block, merging = stage + 1, 0, True
+            places[number] = f"stages.{stage}.downsample.attn_downsample"
+        elif f"blocks.{number}.m.qkv.c.weight" in tensors:
+            places[number] = f"stages.{stage}.blocks.{block}.attn"
+        else:
+            places[number] = f"stages.{stage}.downsample.mlp" if merging else f"stages.{stage}.blocks.{block}.mlp"
+            block, merging = block + (not merging), False
+    result = _renamed(
+        tensors,
+        [
+            (r"^patch_embed\.(\d)\.", lambda m: f"stem.conv{int(m[1]) // 2 + 1}."),
+            (r"^blocks\.(\d+)\.(m\.)?", lambda m: f"{places[int(m[1])]}."),
+            (r"\.mlp\.0\.", ".mlp.ln1."),
+            (r"\.mlp\.2\.", ".mlp.ln2."),
+            (r"\.(q|proj)\.1\.", r".\1.ln."),
+            (r"^(head|head_dist)\.l\.", r"\1.linear."),
+            (r"\.c\.weight$", ".linear.weight"),
+        ],
+    )
+    return Reading(result, "LeViT")
+
+
+def _tinyvit(tensors: Tensors) -> Reading:
+    """TinyViT of its authors, alone or as MobileSAM's image encoder: merging at a stage's end, there at the start of the next."""
+    result = _renamed(
+        tensors,
+        [
+            (r"^patch_embed\.seq\.(\d)\.", lambda m: f"patch_embed.conv{int(m[1]) // 2 + 1}."),
+            (r"^layers\.(\d)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
+            (r"^layers\.", "stages."),
+            (r"\.c\.weight$", ".conv.weight"),
+            (r"^norm_head\.", "head.norm."),
+            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+        ],
+    )
+    dropped = tuple(name for name in result if name.startswith("neck."))
+    return Reading({name: tensor for name, tensor in result.items() if name not in dropped}, "TinyViT", None, dropped)
+
+
+def _sam(tensors: Tensors) -> Reading:
+    return Reading(_renamed(tensors, [(r"\.mlp\.lin([12])\.", r".mlp.fc\1.")]), "SAM")
+
+
+def _beit(tensors: Tensors) -> Reading:
+    """BEiT before fine-tuning, when all blocks share one table of relative positions."""
+    size = {12: "base", 16: "large"}.get((*tensors["rel_pos_bias.relative_position_bias_table"].shape, 0)[1])
+    return Reading(tensors, "BEiT", architectures=(f"beit_{size}_patch16_224", f"beitv2_{size}_patch16_224") if size else ())
+
+
+_MIT: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
+
+
+def _mix_transformer(tensors: Tensors) -> Reading:
+    """SegFormer's encoder: the layers of a PVT v2, with names of its own and other widths in the MLP."""
+    depths = tuple(len({n.split(".")[1] for n in tensors if n.startswith(f"block{stage}.")}) for stage in (1, 2, 3, 4))
+    size = _MIT.get(depths, 0)
+    narrow = size == 1 and tensors["patch_embed1.proj.weight"].shape[0] == 32
+    result = _renamed(
+        tensors,
+        [
+            (r"^patch_embed1\.", "patch_embed."),
+            (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),
+            (r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+            (r"^norm(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
+            (r"\.dwconv\.dwconv\.", ".dwconv."),
+        ],
+    )
+    return Reading(result, "SegFormer or PVT v2", architectures=(f"pvt_v2_b{0 if narrow else size}",) if size else ())
+
+
 _DIALECTS: tuple[tuple[str, Callable[[Tensors], Reading]], ...] = (
     (r"^class_embedding$", _clip),
     (r"^encoder\.layers\.encoder_layer_\d+\.", _torchvision_vit),
     (r"\.ffn\.layers\.0\.0\.", _openmmlab),
     (r"^encoder\.layer\.\d+\.attention\.attention\.query\.", _transformers_vit),
+    (r"^features\.1\.0\.attn\.qkv\.", _torchvision_swin),
+    (r"^blocks\.0\.m\.qkv\.c\.", _levit),
+    (r"^patch_embed\.seq\.0\.c\.", _tinyvit),
+    (r"\.mlp\.lin1\.", _sam),
+    (r"^rel_pos_bias\.relative_position_bias_table$", _beit),
+    (r"^block1\.0\.attn\.kv\.", _mix_transformer),
 )
+
+# Google's JAX code (ViT, AugReg, SAM; big_vision) keeps trees of kernels: transposed, with an axis of heads, sometimes all
+# blocks in one array.
+
+_JAX_FRONT = re.compile(r"^(.*?)embedding/kernel$")
+
+
+def from_jax(arrays: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]] | None:
+    """The tensors of a Vision Transformer of JAX in timm's names, and what its arrays say beside: `num_heads`, mean and std.
+
+    None where the arrays are not those of one.
+
+    Raises:
+        KeyError, IndexError, RuntimeError: arrays are missing or have other shapes.
+    """
+    fronts = [match[1] for name in arrays if (match := _JAX_FRONT.match(name))]
+    front = next((f for f in fronts if any(name.startswith(f"{f}Transformer/encoderblock") for name in arrays)), None)
+    if front is None or arrays[f"{front}embedding/kernel"].ndim != 4:
+        return None
+    result: Tensors = {}
+    own = {name.removeprefix(front): tensor for name, tensor in arrays.items() if name.startswith(front)}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in own.items():
+        match = re.match(r"Transformer/encoderblock(?:_(\d+))?/(.*)", name)
+        if match is None:
+            parts.setdefault("", {})[name] = tensor
+        elif match[1] is not None:
+            parts.setdefault(match[1], {})[match[2]] = tensor
+        else:
+            for number, slice_ in enumerate(tensor):
+                parts.setdefault(str(number), {})[match[2]] = slice_
+    for place, block in parts.items():
+        result |= _jax_part(block, f"blocks.{place}." if place else "")
+    queries = next(tensor for name, tensor in parts["0"].items() if name.endswith("/query/kernel"))
+    beside = {
+        name.replace("/", "."): tensor for name, tensor in arrays.items() if not name.startswith(front) and tensor.numel() > 1
+    }
+    result = {front.replace("/", ".") + name: tensor for name, tensor in result.items()} | beside
+    return result, {"origin": "JAX", "num_heads": str(queries.shape[1])}
+
+
+_JAX_NAMES: Rules = [
+    (r"^Transformer/posembed_input/pos_embedding$|^pos_embedding$", "pos_embed"),
+    (r"^cls$", "cls_token"),
+    (r"^embedding/", "patch_embed.proj."),
+    (r"^Transformer/encoder_norm/", "norm."),
+    (r"^LayerNorm_0/", "norm1."),
+    (r"^LayerNorm_[12]/", "norm2."),
+    (r"^MAPHead_0/probe$", "attn_pool.latent"),
+    (r"^MAPHead_0/LayerNorm_0/", "attn_pool.norm."),
+    (r"^MAPHead_0/MlpBlock_0/Dense_([01])/", lambda m: f"attn_pool.mlp.fc{int(m[1]) + 1}."),
+    (r"^MlpBlock_\d/Dense_([01])/", lambda m: f"mlp.fc{int(m[1]) + 1}."),
+    (r"^pre_logits/", "pre_logits.fc."),
+    (r"scale$", "weight"),
+    (r"kernel$", "weight"),
+    (r"/", "."),
+]
+
+
+def _jax_part(part: dict[str, Tensor], front: str) -> Tensors:
+    """One block, or what stands outside the blocks: kernels the other way round, queries, keys and values in one."""
+    part, result = dict(part), {}
+    for attention in {name.split("/query/")[0] for name in part if "/query/kernel" in name}:
+        pooling = attention.startswith("MAPHead")
+        place = "attn_pool." if pooling else "attn."
+        for kind, target in (("kernel", "weight"), ("bias", "bias")):
+            flat = []
+            for one in ("query", "key", "value"):
+                tensor = part.pop(f"{attention}/{one}/{kind}")
+                flat.append(tensor.reshape(tensor.shape[0], -1).T if kind == "kernel" else tensor.reshape(-1))
+            out = part.pop(f"{attention}/out/{kind}")
+            result[f"{place}proj.{target}"] = out.reshape(-1, out.shape[-1]).T if kind == "kernel" else out
+            if pooling:
+                result |= {f"{place}q.{target}": flat[0], f"{place}kv.{target}": torch.cat(flat[1:])}
+            else:
+                result[f"{place}qkv.{target}"] = torch.cat(flat)
+    for name, tensor in part.items():
+        kernel = name.endswith("kernel")
+        turned = (
+            tensor.permute(3, 2, 0, 1) if kernel and tensor.ndim == 4 else tensor.T if kernel and tensor.ndim == 2 else tensor
+        )
+        result |= _renamed({name: turned}, _JAX_NAMES)
+    return {front + name: tensor.contiguous() for name, tensor in result.items()}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from overfocus.checkpoints.messages import some
 from overfocus.errors import CheckpointError
+from overfocus.text import some
 
 _DEEPEST = 64
 _MOST_TENSORS = 100_000
@@ -26,6 +26,14 @@ _BESIDE_TRAINING = re.compile(
 )
 _FIRST_PROJECTION = re.compile(r"(patch_embed\w*|pixel_embed|to_patch_embedding|patchifier|patch_generator|embeds)\b.*weight$")
 _AVERAGED = frozenset({"ema", "teacher", "target", "averaged", "swa", "polyak", "shadow"})
+_AUXILIARY = frozenset({"predictor", "decoder"})
+"""Networks that only a training needs, beside the encoder."""
+_LAST_NORM = re.compile(r"(norm|ln|layer_?norm|ln_post|fc_norm|norm_post|final_norm|last_norm|encoder_norm|ln_f)\.(weight|bias)")
+_OWN_HEADS = (
+    (re.compile(r"\.ffn\.layers\.0\.0\.weight$"), "head.", re.compile(r"head\.(?:fc|layers\.head)\.(weight|bias)")),
+    (re.compile(r"\.attention\.attention\.query\.weight$"), "classifier.", re.compile(r"classifier\.(weight|bias)")),
+)
+"""Libraries that keep a classifier beside the encoder: what tells them, its name with the encoder's, its name in the file."""
 _MOMENTUM = frozenset({"momentum", "k"})
 _COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
@@ -94,6 +102,7 @@ def find_networks(content: Mapping[str, object], path: object = "checkpoint") ->
     roots = _roots(tensors)
     if not roots:
         return [Network(_largest(tensors), _largest_path(tensors))]
+    roots = [_with_last_norm(root, roots, tensors) for root in roots]
     networks = []
     for root in roots:
         front = f"{root}." if root else ""
@@ -101,6 +110,9 @@ def find_networks(content: Mapping[str, object], path: object = "checkpoint") ->
         others = tuple(f"{other}." for other in roots)
         base = _entry(content, root)
         around = [name for name in tensors if _within(name, base) and not name.startswith(others)] if root != base else []
+        heads = _own_heads(own, root, around)
+        own |= {target: tensors[name] for name, target in heads.items()}
+        around = [name for name in around if name not in heads]
         networks.append(Network(own, root, tuple(name for name in around if not name.endswith(_COUNTER))))
     return networks
 
@@ -118,6 +130,7 @@ def choose_network(networks: list[Network], weights: str | None, use_ema: bool, 
         if len(exact or inside) != 1:
             raise CheckpointError(f"{path}: expected --weights to name one of {_names(networks)}, got {weights!r}")
         return (exact or inside)[0], []
+    networks = [network for network in networks if not _words(network.path) & _AUXILIARY] or networks
     if len(networks) == 1:
         return networks[0], []
     averaged = [network for network in networks if _words(network.path) & _AVERAGED]
@@ -145,12 +158,18 @@ def choose_network(networks: list[Network], weights: str | None, use_ema: bool, 
 
 def changes_encoder(name: str, network: Network) -> bool:
     """Whether a tensor beside a network may change what the network computes: a prompt, an adapter, a bare parameter."""
-    parts, root = name.split("."), network.path.split(".")
-    while root and len(parts) > 1 and parts[0] == root[0]:
-        parts, root = parts[1:], root[1:]
+    parts = relative_name(name, network).split(".")
     if len(parts) > 1:
         return _CHANGES_INPUT.search(parts[0]) is not None
     return _HARMLESS_PARAMETER.match(parts[0]) is None
+
+
+def relative_name(name: str, network: Network) -> str:
+    """The name of a tensor beside a network as seen from the place where both part."""
+    parts, root = name.split("."), network.path.split(".")
+    while root and len(parts) > 1 and parts[0] == root[0]:
+        parts, root = parts[1:], root[1:]
+    return ".".join(parts)
 
 
 def _roots(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -176,6 +195,25 @@ def _roots(tensors: Mapping[str, Tensor]) -> list[str]:
     outer = [root for root in roots if not any(other != root and _within(root, other) for other in roots)]
     order = {name: number for number, name in enumerate(tensors)}
     return sorted(outer, key=lambda root: next(order[n] for n in tensors if _within(n, root)))
+
+
+def _with_last_norm(root: str, roots: list[str], tensors: Mapping[str, Tensor]) -> str:
+    """The root one level higher where the network's last normalisation stands beside it (torchvision's Swin, own classes)."""
+    above, front = root.rpartition(".")[0], root.rpartition(".")[0] + "." if "." in root else ""
+    if not root or any(other != root and _within(other, above) for other in roots):
+        return root
+    beside = (name for name in tensors if name.startswith(front) and not _within(name, root))
+    return above if any(_LAST_NORM.fullmatch(name.removeprefix(front)) for name in beside) else root
+
+
+def _own_heads(own: Mapping[str, Tensor], root: str, around: list[str]) -> dict[str, str]:
+    """Tensors of a classifier beside an encoder that belong to it, by their names there, and their names with the encoder's."""
+    front = root.rpartition(".")[0] + "." if "." in root else ""
+    for mark, target, expression in _OWN_HEADS:
+        if any(mark.search(name) for name in own) and not any(name.startswith(target) for name in own):
+            found = {name: expression.fullmatch(name.removeprefix(front)) for name in around if name.startswith(front)}
+            return {name: target + match[1] for name, match in found.items() if match}
+    return {}
 
 
 def _within(name: str, root: str) -> bool:

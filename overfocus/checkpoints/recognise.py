@@ -16,21 +16,38 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.arguments import plain_vit, told_by_tensors
-from overfocus.checkpoints.build import is_architecture, outline
-from overfocus.checkpoints.facts import attends
-from overfocus.checkpoints.fingerprint import Shape, fits_table, is_classifier, is_table, is_tap
-from overfocus.checkpoints.fit import classifiers, fitting_arguments
+from overfocus.checkpoints.arguments import classifiers, fitting_arguments, plain_vit, told_by_tensors
+from overfocus.checkpoints.build import (
+    Accounts,
+    account,
+    added_tap,
+    convert_tensors,
+    is_architecture,
+    outline,
+    require_known,
+    tap_branches,
+)
 from overfocus.checkpoints.hints import Hints
-from overfocus.checkpoints.index import Candidate, Match, exact_tables, index_version, look_up, look_up_by_sizes
-from overfocus.checkpoints.messages import some
-from overfocus.checkpoints.names import CHUNKED, Reading, readings
+from overfocus.checkpoints.index import (
+    Candidate,
+    Match,
+    Shape,
+    attends,
+    candidates_named,
+    exact_tables,
+    fits_table,
+    index_version,
+    is_classifier,
+    is_table,
+    is_tap,
+    look_up,
+    look_up_by_sizes,
+)
+from overfocus.checkpoints.names import CHUNKED, CLIP, Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
-from overfocus.checkpoints.pretrained import require_known
-from overfocus.checkpoints.tap import added_tap, tap_branches
-from overfocus.checkpoints.weights import Accounts, account, convert_tensors
 from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN
+from overfocus.text import some
 
 _FOREIGN = (
     (re.compile(r"encoder\.layer\.\d+\.attention\."), "Hugging Face transformers", "pass the folder with its config.json"),
@@ -45,8 +62,16 @@ _FOREIGN = (
         "merge the adapter into its base model (merge_and_unload) and save that",
     ),
     (re.compile(r"transformer\.resblocks\.\d+\."), "CLIP", "try --model vit_base_patch32_clip_224 or the like"),
+    (
+        re.compile(r"layers\.MBconv\."),
+        "torchvision's MaxViT",
+        "write a function that returns overfocus.wrap(torchvision.models.maxvit_t(), input_size=224) and name it with --model "
+        "package.module:factory",
+    ),
 )
 _OWN_CODE = "pass your own code with --model package.module:factory"
+_TOO_MANY = 24
+"""Tensors without a place after which architectures of the same fingerprint are not tried as well."""
 _TELLING = ("num_heads", "window_size", "shift_size", "stride", "padding", "eps", "class")
 """Facts worth telling, the most telling first."""
 
@@ -185,6 +210,8 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         heads = request.arguments.get("num_heads") or hints.heads
         try:
             plain = plain_vit(shapes, heads, path)
+            if plain is not None and reading.origin == CLIP:
+                plain[1].update(_activation(hints, request, path))
         except CheckpointError as error:
             unsaid = error
             continue
@@ -200,12 +227,10 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
     match = _best_match({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     if match.without_attention is not None:
         raise CheckpointError(f"{path}: {_without_attention(match.without_attention)}")
-    near = [(base, candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
-    sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     exact: list[tuple[Fit, Candidate]] = []
-    groups: dict[float, None] = {}
-    for reading, candidate in near + [(base, candidate) for candidate in sizes]:
-        if not is_architecture(candidate.name) or (exact and candidate.share not in groups):
+    hopeless: set[str] = set()
+    for reading, candidate in _near(ways, base, match):
+        if not is_architecture(candidate.name) or candidate.group in hopeless or (exact and candidate.share != exact[0][1].share):
             continue
         try:
             found = fit(candidate.name, "tensors", reading, _stated(hints, candidate.name), hints, request, path)
@@ -214,7 +239,8 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         tried.append(found)
         if found.accounts.exact:
             exact.append((found, candidate))
-            groups[candidate.share] = None
+        elif _faults(found)[0] > _TOO_MANY:
+            hopeless.add(candidate.group)
     if exact:
         chosen, notes = _one_of([candidate for _, candidate in exact], base, hints, path)
         return _noted(next(found for found, candidate in exact if candidate.name == chosen), notes)
@@ -224,6 +250,30 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
     if best is not None and request.lenient and not best.accounts.unfit:
         return best
     raise CheckpointError(f"{path}: {_nothing_fits(tensors, best)}")
+
+
+def _near(ways: list[Reading], base: Reading, match: Match) -> list[tuple[Reading, Candidate]]:
+    """What to try where no architecture has exactly the tensors' names and shapes, the likeliest first."""
+    told = [(reading, candidate) for reading in ways for candidate in candidates_named(reading.architectures)]
+    named = [(base, candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
+    sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
+    return told + named + [(base, candidate) for candidate in sizes]
+
+
+def _activation(hints: Hints, request: Request, path: Path) -> dict[str, Any]:
+    """The activation of a Vision Transformer of CLIP, which no tensor says.
+
+    Raises:
+        CheckpointError: neither the file's origin nor the user says it.
+    """
+    if "act_layer" in request.arguments:
+        return {}
+    if hints.quick_gelu is None:
+        raise CheckpointError(
+            f"{path}: a Vision Transformer of CLIP, which no tensor says the activation of: --model-args act_layer=quick_gelu as "
+            "OpenAI trained them, act_layer=gelu as OpenCLIP does"
+        )
+    return {"act_layer": "quick_gelu"} if hints.quick_gelu else {}
 
 
 def _known(ways: list[Reading], hints: Hints, path: Path) -> tuple[Reading, str, list[str]] | None:

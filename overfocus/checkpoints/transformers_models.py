@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from overfocus.checkpoints.build import is_harmless
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
-from overfocus.checkpoints.messages import first_line, some
-from overfocus.checkpoints.weights import is_harmless
-from overfocus.errors import CheckpointError
+from overfocus.errors import CheckpointError, first_line
 from overfocus.files import read_json
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from overfocus.text import some
 
 _TOWERS = {
     "clip": "CLIPVisionModel", "siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel", "altclip": "AltCLIPVisionModel",

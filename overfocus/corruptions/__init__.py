@@ -1,7 +1,6 @@
 """The 19 image corruptions of ImageNet-C with the constants of ImageNet-C, CIFAR-C and Tiny-ImageNet-C."""
 
-from overfocus.corruptions.apply import corrupt, prepare_corruptions
-from overfocus.corruptions.cache import corrupt_cached
+from overfocus.corruptions.apply import corrupt, corrupt_cached, prepare_corruptions
 from overfocus.corruptions.constants import (
     CONSTANT_SETS,
     CORRUPTIONS,

@@ -8,18 +8,25 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from overfocus.datasets.hub import is_hub_folder, open_hub_split
-from overfocus.datasets.idx import is_idx_folder, open_idx_split
-from overfocus.datasets.splits import SPLITS, refuse_unrecognised_splits, split_folders, subfolders
+from overfocus.datasets.formats import (
+    SPLITS,
+    is_hub_folder,
+    is_idx_folder,
+    open_hub_split,
+    open_idx_split,
+    refuse_unrecognised_splits,
+    split_folders,
+    subfolders,
+)
 from overfocus.errors import ImageError
-from overfocus.images.reading import EXTENSIONS, read_image
-from overfocus.images.sources import ImageSource, find_images
+from overfocus.images.sources import EXTENSIONS, ImageSource, find_images
 
 
 class PictureFiles:
     """Read from the disk picture by picture."""
 
     channels = 3
+    numbering: list[str] | None = None
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
         self._sources = list(sources)
@@ -33,11 +40,24 @@ class PictureFiles:
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(self._sources[index].path)
+        return self._sources[index].read()
 
     def name(self, index: int) -> str:
         """Path below the folder."""
         return self._sources[index].name
+
+
+class LabelledFiles(PictureFiles):
+    """Images whose labels stand in a CSV file, or that are in memory; images without a label have the class −1."""
+
+    def __init__(self, sources: Sequence[ImageSource], numbering: Sequence[str] | None = None) -> None:
+        super().__init__(sources)
+        self.numbering = None if numbering is None else list(numbering)
+        there = {source.label for source in sources if source.label is not None}
+        self.class_names = [*(numbering or ()), *sorted(there - set(numbering or ()))]
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.labels = np.array([numbers.get(source.label or "", -1) for source in sources], np.int64)
+        self.hashes = {source.name: source.sha256 for source in sources if source.sha256 is not None}
 
 
 class UnlabelledImages(PictureFiles):
@@ -87,6 +107,8 @@ class LabelledImages(Protocol):
     class_names: list[str]
     labels: Int[np.ndarray, "images"]
     """Class of each picture, from 0."""
+    numbering: list[str] | None
+    """The names of the classes, where the data set itself numbers them; None where their order is that of folders or texts."""
     channels: int
     """Of what `image` gives: 1 for "L", as grey IDX files are read, 3 for "RGB", as all else is, grey pictures too."""
 
@@ -111,6 +133,7 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     - A folder of class folders: each folder in it is a class, pictures may lie deeper. Where it holds `train` beside `val` or
       `test`, or another of the names in `SPLITS`, or nothing but one of these, they are its splits; otherwise all of it is for
       training.
+    - A CSV file with the names and labels of images, or a folder of images with such a file in it: all of it is for training.
     - IDX files, gzipped or not: a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same of `t10k-`.
     - Without `labelled`, any folder of pictures, with `train` and `val` in it or not.
     - A folder that Hugging Face `datasets` wrote (`save_to_disk`) or reads (parquet files); needs that package.
@@ -121,9 +144,14 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     if split not in SPLITS:
         raise ValueError(f"expected one of the splits {', '.join(SPLITS)}, got {split!r}")
     folder = Path(source)
+    if folder.suffix.lower() == ".csv" and folder.is_file():
+        return LabelledFiles(find_images(folder)) if split == "train" else None
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
-        raise ImageError(f"{folder}: expected a folder of class folders, IDX files or a Hugging Face data set, but {problem}")
+        raise ImageError(
+            f"{folder}: expected a folder of class folders, IDX files or a Hugging Face data set, or a CSV file of labels, but "
+            f"{problem}"
+        )
     if is_idx_folder(folder):
         return open_idx_split(folder, split)
     if is_hub_folder(folder):
@@ -133,6 +161,10 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     one_alone = labelled and any(parts.values()) and len(subfolders(folder)) == 1
     if all(parts.values()) or one_alone:
         return pictures(parts[split][0]) if parts[split] else None
+    if labelled and not subfolders(folder) and any(folder.glob("*.[cC][sS][vV]")):
+        found = find_images(folder)
+        if any(source.label is not None for source in found):
+            return LabelledFiles(found) if split == "train" else None
     if labelled:
         refuse_unrecognised_splits(folder)
     return pictures(folder) if split == "train" else None

@@ -3,27 +3,32 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from overfocus.datasets.cityscapes import (
+from overfocus.datasets.formats import SPLITS, split_folders
+from overfocus.datasets.masks import (
+    CITYSCAPES,
     CONDITIONS,
+    IGNORED,
+    PictureMask,
+    PictureMasks,
     clean_cityscapes,
     corrupted_cityscapes,
+    find_files,
     is_acdc,
     is_cityscapes,
     is_corrupted_cityscapes,
     open_acdc,
     open_cityscapes,
+    read_mask,
 )
-from overfocus.datasets.masks import CITYSCAPES, IGNORED, PictureMask, PictureMasks, read_mask
-from overfocus.datasets.splits import SPLITS, split_folders
 from overfocus.errors import ImageError
 from overfocus.files import read_text
-from overfocus.images.sources import ImageSource, find_images
+from overfocus.images.sources import ImageSource
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -70,18 +75,20 @@ def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
 
 
 def _pair(pictures: Path, masks: Path) -> list[PictureMask]:
-    there = {_stem(source.name): source.path for source in find_images(masks)}
-    sources = find_images(pictures)
-    if missing := [source.name for source in sources if _stem(source.name) not in there]:
+    there = {_name_below(path, masks): path for path in find_files(masks)}
+    files = {path: _name_below(path, pictures) for path in find_files(pictures)}
+    if missing := [path.relative_to(pictures.absolute()) for path, name in files.items() if name not in there]:
         raise ImageError(
-            f"{masks}: no mask for {len(missing)} of {len(sources)} pictures (first: {missing[0]}); "
+            f"{masks}: no mask for {len(missing)} of {len(files)} pictures (first: {missing[0]}); "
             "expected one of the same name, such as PNG, for each"
         )
-    return [PictureMask(source.path, there[_stem(source.name)], source.name) for source in sources]
+    root = pictures.absolute()
+    return [PictureMask(path, there[name], path.relative_to(root).as_posix()) for path, name in files.items()]
 
 
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+def _name_below(path: Path, folder: Path) -> str:
+    """The path below a folder, without the file's ending."""
+    return path.relative_to(folder.absolute()).with_suffix("").as_posix()
 
 
 def _listed(folder: Path) -> list[str] | None:
@@ -227,7 +234,7 @@ def open_segmented_portions(source: str | Path, *, class_names: Sequence[str] | 
     """The parts of a data set to evaluate with: the validation split where there is one, else all of it.
 
     Of ACDC each condition is a part. A Cityscapes-C tree gives one for every corruption and severity, and the clean pictures
-    where they are there; `overfocus.datasets.cityscapes.corrupted_cityscapes` says how it may be nested.
+    where they are there; `overfocus.datasets.masks.corrupted_cityscapes` says how it may be nested.
 
     Raises:
         ImageError: as `open_segmented_images`.
@@ -285,14 +292,14 @@ class MaskedSource(ImageSource):
         return self.images.mask(self.index)
 
 
-def masked_sources(images: str | Path | Sequence[str | Path] | None, loaded: "LoadedModel") -> list[MaskedSource] | None:
+def masked_sources(images: Any, loaded: "LoadedModel") -> list[MaskedSource] | None:
     """The pictures of a data set with masks, its validation split where it has one; None where `images` is something else.
 
     Raises:
         ImageError: the classes of the data set are not the model's, or its pictures are corrupted already.
     """
-    folders = [images] if isinstance(images, str | Path) else list(images or [])
-    found = [Path(folder) for folder in folders if is_segmented(folder)]
+    folders = [images] if isinstance(images, str | Path) else list(images) if isinstance(images, list | tuple) else []
+    found = [Path(folder) for folder in folders if isinstance(folder, str | Path) and is_segmented(folder)]
     if not found:
         return None
     if len(folders) > 1:

@@ -3,14 +3,36 @@
 Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from overfocus.corruptions import GROUPS, ConstantSet, describe_approximations, describe_constants
 from overfocus.evaluation.layouts import TREE
-from overfocus.evaluation.severities import describe_levels, describe_variants
 from overfocus.runs.description import Pixels
+
+
+def describe_levels(levels: Sequence[int]) -> str:
+    """Ascending severities in words.
+
+    >>> describe_levels([1, 2, 3, 4, 5]), describe_levels([2, 4])
+    ('1–5', '2, 4')
+    """
+    whole = len(levels) > 2 and list(levels) == list(range(levels[0], levels[-1] + 1))
+    return f"{levels[0]}–{levels[-1]}" if whole else ", ".join(map(str, levels))
+
+
+def describe_variants(variants: Iterable[tuple[str, int]]) -> str:
+    """Corruptions, each with its severities.
+
+    >>> describe_variants([("fog", 1), ("snow", 2), ("fog", 3)])
+    'fog (1, 3), snow (2)'
+    """
+    levels: dict[str, list[int]] = {}
+    for name, level in variants:
+        levels.setdefault(name, []).append(level)
+    return ", ".join(f"{name.replace('_', ' ')} ({describe_levels(sorted(found))})" for name, found in levels.items())
+
 
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,

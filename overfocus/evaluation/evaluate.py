@@ -1,49 +1,47 @@
 """`evaluate`: how well checkpoints predict labels or masks, and what corruptions leave of it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.checkpoints.source_name import source_name
-from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations, resolve_corruptions
+from overfocus.corruptions import GROUPS, ConstantSet, choose_constants, describe_approximations
+from overfocus.corruptions.custom import CustomCorruption, named_corruptions
 from overfocus.datasets.segmented import is_segmented
 from overfocus.errors import ImageError, RunError
-from overfocus.evaluation.evaluation import Evaluation
+from overfocus.evaluation.corruption_error import describe_variants
 from overfocus.evaluation.layouts import (
     EvaluationData,
     FilmFolders,
     Item,
+    LabelledReader,
+    SegmentedReader,
     add_clean_pictures,
     choose_portions,
     is_imagenet,
     list_items,
     open_evaluation_data,
     open_segmented_data,
+    uncropped,
 )
-from overfocus.evaluation.reading import LabelledReader, SegmentedReader, uncropped
-from overfocus.evaluation.results import errors_of
-from overfocus.evaluation.severities import describe_variants
-from overfocus.evaluation.summary import write_segmented_summary, write_summary
-from overfocus.images.labels import match_labels
+from overfocus.evaluation.results import Evaluation, errors_of, write_segmented_summary, write_summary
+from overfocus.images.labels import Classes, match_labels
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.classes import ScoresProbe
-from overfocus.probes.pixels import SEGMENTATION, WindowsProbe
+from overfocus.probes.predictions import SEGMENTATION, ScoresProbe, WindowsProbe
 from overfocus.probes.probe import Probe
 from overfocus.processes import Processes, join_processes
+from overfocus.run import folder_names
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
-from overfocus.runs.names import folder_names
-from overfocus.segmentation.inference import InferenceSettings, usual_batch
-from overfocus.segmentation.prediction import is_segmentation
+from overfocus.segmentation.inference import InferenceSettings, is_segmentation, usual_batch
 from overfocus.settings import takes
-from overfocus.sweep.opening import describe_checkpoint, open_run
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, choose_workers, describe_pixels
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
-from overfocus.sweep.stopwatch import Stopwatch
-from overfocus.sweep.sweep import Subject, Work, pack_images, sweep
+from overfocus.sweep.sweep import Subject, describe_checkpoint, describe_source, described_size, open_run, place_of, sweep
+from overfocus.text import source_name
 from overfocus.variants import CLEAN_VARIANT, Variant, list_variants
 from overfocus.version import __version__
 
@@ -79,25 +77,31 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         RunError: a setting is out of range, labels or masks do not fit the classes, checkpoints and data are for different tasks,
             a folder holds something else or cannot be written, or memory ran out.
     """
-    sources: list[str | Path] = listed(settings.checkpoints)
+    sources: list[Any] = listed(settings.checkpoints)
     if not sources:
         raise RunError("expected at least one checkpoint to evaluate, got none")
-    data, clean, baseline, limit = Path(settings.data), settings.clean, settings.baseline, settings.limit
+    clean, baseline, limit = settings.clean, settings.baseline, settings.limit
+    data: Any = Path(settings.data) if isinstance(settings.data, str | Path) else settings.data
     levels = settings.chosen_severities(usual=ALL_SEVERITIES)
     _require_task(settings.task, data)
     sizes = [1.0] if settings.scales is None else [float(size) for size in listed(settings.scales)]
     inference = InferenceSettings(settings.window, settings.stride, settings.whole, settings.flip, sizes)
     divisor = None if baseline is None or not _is_run(baseline) else Evaluation(baseline)
     if baseline is not None and divisor is None:
-        sources = [baseline, *(source for source in sources if str(source) != str(baseline))]
+        sources = [baseline, *(source for source in sources if not _is_path(source) or str(source) != str(baseline))]
 
-    processes = join_processes(settings.device)
+    processes = join_processes(place_of(sources[0], settings.device))
     models = [resolve_model(source, device=processes.device, **settings.loading()) for source in sources]
     segmented = _task_of(models, settings.task, data) == SEGMENTATION
     again = settings.tree_geometry == "model"
     _require_options(inference, baseline, clean, segmented=segmented)
-    opened: EvaluationData[Any] = open_segmented_data(data, models[0]) if segmented else open_evaluation_data(data)
-    names = None if settings.corruptions is None else _names(settings.corruptions, tree=opened.corrupted)
+    opened = _open(data, models[0], limit, segmented=segmented)
+    names: list[str] | None = None
+    custom: Mapping[str, CustomCorruption] = {}
+    if settings.corruptions is not None and opened.corrupted:
+        names = named_corruptions(settings.corruptions)
+    elif settings.corruptions is not None:
+        names, custom = settings.chosen_corruptions()
     if opened.corrupted:
         opened = choose_portions(opened, names, levels if settings.severities is not None else None)
         names = list(dict.fromkeys(portion.corruption for portion in opened.portions if portion.severity))
@@ -113,7 +117,7 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     usual = usual_batch(models[0], settings.window) if segmented else USUAL_BATCH
     fitting = _constants(opened, models[0], segmented=segmented) if names and not opened.corrupted else None
     described = RunSettings(
-        images=str(data.absolute()),
+        images=str(data.absolute()) if isinstance(data, Path) else describe_source(data),
         corruptions=names or [],
         severities=levels if names else [],
         constants=fitting and (settings.constants or fitting),
@@ -124,17 +128,19 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         amp=settings.amp,
         device=processes.device.type,
         workers=choose_workers(settings.workers),
-        image_size=settings.image_size,
+        image_size=described_size(settings.image_size),
         clean=None if clean is None else str(Path(clean).absolute()),
         tree_geometry=settings.tree_geometry if opened.corrupted and not segmented else None,
+        class_map=None if settings.class_map is None else str(settings.class_map),
         **(asdict(inference) if segmented else {}),
     )
     items, images = list_items(opened.portions, limit)
     if divisor is not None:
         _require_comparable(divisor, images, described)
-    folders = run_folders(Path(settings.output), sources)
+    called = [source if _is_path(source) else loaded.source for source, loaded in zip(sources, models, strict=True)]
+    folders = run_folders(Path(settings.output), called)
     task_class = _Segmentation if segmented else _Classification
-    plan = task_class(opened, items, images, described, inference)
+    plan = task_class(opened, items, images, described, inference, custom)
     _evaluate_models(models, folders, plan, processes, overwrite=settings.overwrite, progress=settings.progress)
     found = [Evaluation(folder) for folder in folders]
     if divisor is None and len(found) > 1:
@@ -159,12 +165,14 @@ class _Plan:
         images: Sequence[tuple[str, str | None]],
         settings: RunSettings,
         inference: InferenceSettings,
+        custom: Mapping[str, CustomCorruption],
     ) -> None:
         self.data = data
         self.items = items
         self.images = images
         self.settings = settings
         self.inference = inference
+        self.custom = custom
         self.batch_size = settings.batch_size or 1
         self.variants: list[Variant] = (
             [CLEAN_VARIANT] if data.corrupted else list_variants(settings.corruptions, settings.severities)
@@ -176,6 +184,7 @@ class _Plan:
         Raises:
             RunError: the model does not fit the task or the data.
         """
+        hashes = getattr(self.data.portions[0].images, "hashes", {})
         return RunDescription(
             format=FORMAT,
             overfocus=__version__,
@@ -185,7 +194,11 @@ class _Plan:
             parts=[],
             checkpoint=describe_checkpoint(loaded),
             settings=self.settings,
-            images=[ImageEntry(image=number, name=name, label=label) for number, (name, label) in enumerate(self.images)],
+            images=[
+                ImageEntry(image=number, name=name, label=label, sha256=hashes.get(name))
+                for number, (name, label) in enumerate(self.images)
+            ],
+            functions={name: corruption.fingerprint(self.settings.severities) for name, corruption in self.custom.items()},
             **self.described(loaded),
         )
 
@@ -232,17 +245,14 @@ class _Classification(_Plan):
         labels = self.labels
         if loaded.num_classes == 0:
             raise RunError(f"{loaded.source}: expected a classifier, but the checkpoint gives features")
-        classes = match_labels(labels, loaded.class_names, loaded.num_classes)
+        classes = self._classes(loaded)
         if not classes.ids:
             names = ", ".join((classes.names or [])[:3]) or "not named"
             raise RunError(
                 f"{loaded.source}: none of the labels ({', '.join(labels[:3])}) means one of its {loaded.num_classes} classes "
                 f"({names}); name the folders after the classes or by their numbers"
             )
-        unknown = [label for label in labels if label not in classes.ids]
-        notes = (
-            [f"{len(unknown)} of {len(labels)} labels mean no class of the model ({', '.join(unknown[:3])})"] if unknown else []
-        )
+        notes = list(classes.notes)
         if self.data.synsets is not None:
             notes.append(f"{self.data.layout}: predictions are restricted to its {len(self.data.synsets)} classes")
         if self.data.layout == "ImageNet-P":
@@ -250,9 +260,21 @@ class _Classification(_Plan):
         return {
             "pixels": describe_pixels(self._tree(loaded) or loaded.preprocess),
             "class_names": classes.names,
+            "label_classes": classes.ids,
             "imagenet_labels": is_imagenet(labels),
             "notes": notes + self._resized(loaded) + self.approximations(),
         }
+
+    def _classes(self, loaded: LoadedModel) -> Classes:
+        """Which class of the model each label means."""
+        numberings = [portion.images.numbering for portion in self.data.portions]
+        return match_labels(
+            self.labels,
+            loaded.class_names,
+            loaded.num_classes,
+            class_map=self.settings.class_map,
+            numbering=numberings[0] if all(other == numberings[0] for other in numberings) else None,
+        )
 
     def _resized(self, loaded: LoadedModel) -> list[str]:
         """A note where images of a tree are not of the input's size; the first one that can be read stands for all."""
@@ -288,6 +310,7 @@ class _Classification(_Plan):
             loaded.preprocess,
             settings.seed,
             settings.constants,
+            self.custom,
             self._tree(loaded),
         )
         packing = pack_images(len(self.variants), self.batch_size)
@@ -297,7 +320,7 @@ class _Classification(_Plan):
 
     def probe(self, loaded: LoadedModel) -> Probe:
         """The classes of the labels, in the order of the model; films by the portion that they are of."""
-        ids = match_labels(self.labels, loaded.class_names, loaded.num_classes).ids
+        ids = self._classes(loaded).ids
         targets = [ids.get(self.images[item.image][1] or "", -1) for item in self.items]
         allowed = None
         if self.data.synsets is not None:
@@ -353,7 +376,8 @@ class _Segmentation(_Plan):
     def work(self, loaded: LoadedModel) -> Work:
         """As many variants as go through a model at a time."""
         del loaded
-        reader = SegmentedReader(self.items, self.data.portions, self.variants, self.settings.seed, self.settings.constants)
+        settings = self.settings
+        reader = SegmentedReader(self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.custom)
         return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
 
     def probe(self, loaded: LoadedModel) -> Probe:
@@ -406,17 +430,18 @@ def run_folders(output: Path, sources: Sequence[str | Path]) -> list[Path]:
     return [output / name for name in folder_names([source_name(source) for source in sources])]
 
 
-def _names(corruptions: str | Sequence[str], *, tree: bool) -> list[str]:
-    """Names of corruptions, groups resolved; those of a tree may be any."""
-    given = [corruptions] if isinstance(corruptions, str) else list(corruptions)
-    if not tree:
-        return resolve_corruptions(given)
-    return [name for entry in given for name in GROUPS.get(entry, (entry,))]
-
-
 def _constants(data: EvaluationData[Any], loaded: LoadedModel, *, segmented: bool) -> ConstantSet:
     """The set of constants for all images: by the first one's own size for segmentation, else by that of the model's input."""
     return choose_constants(min(data.portions[0].images.size(0) if segmented else loaded.input_size[1:]))
+
+
+def _open(data: Any, loaded: LoadedModel, limit: int | None, *, segmented: bool) -> EvaluationData[Any]:
+    return open_segmented_data(data, loaded) if segmented else open_evaluation_data(data, limit)
+
+
+def _is_path(source: object) -> bool:
+    """Whether something lies on the disk or is a timm name, not in memory."""
+    return isinstance(source, str | Path)
 
 
 def _named(names: Sequence[str] | None) -> bool:
@@ -436,7 +461,7 @@ def _require_options(
         raise RunError("window, stride, whole, flip and scales are for segmentation models, but the checkpoint is a classifier")
 
 
-def _require_task(task: str | None, data: Path) -> None:
+def _require_task(task: str | None, data: Any) -> None:
     """Find out before any model is loaded whether the task exists and the data can be for it.
 
     Raises:
@@ -445,14 +470,18 @@ def _require_task(task: str | None, data: Path) -> None:
     """
     if task is not None and task not in TASKS:
         raise RunError(f"unknown task {task!r}; valid tasks: {', '.join(TASKS)}")
-    if not data.is_dir():
+    if not isinstance(data, Path):
+        if task == SEGMENTATION:
+            raise RunError("segmentation models are evaluated on images with masks in a folder; images in memory have none")
+        return
+    if not data.is_dir() and not (data.suffix.lower() == ".csv" and data.is_file()):
         problem = "it is a file" if data.exists() else "there is no such folder"
         raise ImageError(f"{data}: expected a folder of labelled pictures, or of pictures and masks, but {problem}")
     if task == "classification" and is_segmented(data):
         raise RunError(f"{data}: holds pictures with masks, which classification has no use for; try --task segmentation")
 
 
-def _task_of(models: Sequence[LoadedModel], task: str | None, data: Path) -> str:
+def _task_of(models: Sequence[LoadedModel], task: str | None, data: Any) -> str:
     """What the checkpoints are for: "segmentation" or "classification".
 
     Raises:
@@ -467,7 +496,9 @@ def _task_of(models: Sequence[LoadedModel], task: str | None, data: Path) -> str
             raise RunError(
                 f"{loaded.source}: {what} ({loaded.name}), but {asked}; evaluate checkpoints of one kind with their task"
             )
-    if wanted == "classification" and is_segmented(data):
+    if wanted == SEGMENTATION and not _is_path(data):
+        raise RunError("segmentation models are evaluated on images with masks in a folder; images in memory have none")
+    if wanted == "classification" and _is_path(data) and is_segmented(data):
         raise RunError(
             f"{models[0].source}: {models[0].name} is no segmentation model, but {data} holds pictures with masks; "
             "give labelled pictures, or a segmentation checkpoint"

@@ -1,23 +1,29 @@
-"""What lies in a folder of evaluation data: plain labelled pictures, or a tree of corrupted ones as of ImageNet-C."""
+"""What lies in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.checkpoints.loaded import LoadedModel
-from overfocus.corruptions import CORRUPTIONS
+from overfocus.corruptions import CORRUPTIONS, ConstantSet
+from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets import LabelledImages, open_evaluation_images
-from overfocus.datasets.labelled import ClassFolders
+from overfocus.datasets.labelled import ClassFolders, LabelledFiles
 from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
-from overfocus.errors import ImageError, RunError
+from overfocus.errors import ChangedImageError, CorruptionError, ImageError, RunError
 from overfocus.images.labels import imagenet_classes
-from overfocus.variants import CLEAN, Variant
+from overfocus.images.live import identify, numbering
+from overfocus.images.sources import find_images, spread
+from overfocus.preprocessing import Preprocess
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample, make_variants
+from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
 
 C_BAR = (
     "blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout", "cocentric_sine_waves",
@@ -64,8 +70,8 @@ class EvaluationData(Generic[Images]):
         return any(portion.severity for portion in self.portions)
 
 
-def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
-    """Find out what a folder holds.
+def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationData[LabelledImages]:
+    """Find out what a folder holds, or take images in memory, at most `limit`.
 
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
     levels up (ImageNet-C's archives add noise, blur, weather, digital and extra); it is ImageNet-C or ImageNet-C-bar where its
@@ -75,6 +81,11 @@ def open_evaluation_data(source: str | Path) -> EvaluationData[LabelledImages]:
     Raises:
         ImageError: as `open_images`.
     """
+    if not isinstance(source, str | Path):
+        found = identify(spread(find_images(source), limit))
+        if not any(image.label is not None for image in found):
+            raise ImageError("expected images with labels to evaluate with, got none with one; give (image, label)")
+        return EvaluationData("images", [Portion(CLEAN, 0, LabelledFiles(found, numbering(found)))])
     folder = Path(source)
     if folder.is_dir() and (trees := _corruption_folders(folder)):
         names = {path.name for path in trees}
@@ -207,7 +218,7 @@ def list_items(portions: Sequence[Portion[Any]], limit: int | None) -> tuple[lis
         taken = count if limit is None else min(limit, count)
         for place in range(taken):
             index = place * count // taken
-            label = None if labels is None else portion.images.class_names[int(labels[index])]
+            label = None if labels is None or labels[index] < 0 else portion.images.class_names[int(labels[index])]
             image = images.setdefault((portion.images.name(index), label), len(images))
             items.append(Item(image, number, index))
     return items, list(images)
@@ -225,6 +236,7 @@ class FilmFolders:
         self.class_names = sorted({path.parent.name for path in self._paths})
         self.labels = np.array([self.class_names.index(path.parent.name) for path in self._paths], np.int64)
         self.channels = 3
+        self.numbering: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -279,3 +291,95 @@ def subset(letter: str) -> list[str] | None:
 def _read_synsets(name: str) -> list[str] | None:
     path = files("timm.data") / "_info" / name
     return path.read_text(encoding="utf-8").split() if path.is_file() else None
+
+
+def uncropped(preprocess: Preprocess) -> Preprocess:
+    """For images that were resized and cropped before: one of the input's size stays as it is, another is resized to cover it."""
+    interpolation = "bicubic" if preprocess.transform is not None else preprocess.interpolation
+    return replace(preprocess, crop_pct=1.0, crop_mode="center", interpolation=interpolation, transform=None)
+
+
+@dataclass(frozen=True)
+class LabelledReader:
+    """Reads images at the input size of models, of films all frames."""
+
+    items: Sequence[Item]
+    portions: Sequence[Portion[LabelledImages]]
+    variants: Sequence[Variant]
+    preprocess: Preprocess
+    seed: int
+    constants: ConstantSet | None = None
+    custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
+    tree: Preprocess | None = None
+    """For images that are corrupted on the disk; None: as for the others."""
+
+    def __call__(self, item: int, places: range) -> Sample:
+        place = self.items[item]
+        portion = self.portions[place.portion]
+        size = InputSize.of(self.preprocess)
+        preprocess = self.tree if self.tree is not None and portion.severity else self.preprocess
+        try:
+            if isinstance(portion.images, FilmFolders):
+                frames = np.stack([preprocess.resize(frame) for frame in portion.images.frames(place.index)])
+                return Sample(item, [portion.variant] * len(frames), {size: frames})
+            image = portion.images.image(place.index)
+        except ImageError as error:
+            return Sample(item, reason=str(error), fatal=ChangedImageError if isinstance(error, ChangedImageError) else None)
+        try:
+            clean = preprocess.resize(image)
+        except ImageError as error:
+            return Sample(item, reason=f"{portion.images.name(place.index)}: {error}")
+        variants = _variants(portion.variant, [self.variants[number] for number in places])
+        return _sample(item, clean, variants, self, {"size": image.size}, at=size, own=portion.variant != CLEAN_VARIANT)
+
+
+@dataclass(frozen=True)
+class SegmentedReader:
+    """Reads images with their masks at their own size."""
+
+    items: Sequence[Item]
+    portions: Sequence[Portion[SegmentedImages]]
+    variants: Sequence[Variant]
+    seed: int
+    constants: ConstantSet | None = None
+    custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
+
+    def __call__(self, item: int, places: range) -> Sample:
+        place = self.items[item]
+        portion = self.portions[place.portion]
+        try:
+            clean = np.asarray(portion.images.image(place.index).convert("RGB"))
+        except ImageError as error:
+            return Sample(item, reason=str(error))
+        try:
+            mask = portion.images.mask(place.index)
+        except ImageError as error:
+            return Sample(item, reason=str(error), fatal=ImageError)
+        variants = _variants(portion.variant, [self.variants[number] for number in places])
+        height, width = clean.shape[:2]
+        about = {"size": (width, height), "mask": mask}
+        return _sample(item, clean, variants, self, about, at=OWN_SIZE, own=portion.variant != CLEAN_VARIANT)
+
+
+def _sample(
+    item: int,
+    clean: UInt8[np.ndarray, "height width 3"],
+    variants: list[Variant],
+    reader: LabelledReader | SegmentedReader,
+    about: Mapping[str, Any],
+    *,
+    at: InputSize,
+    own: bool,
+) -> Sample:
+    """An image in its variants; `own` marks one that is what it is on the disk."""
+    if own:
+        return Sample(item, variants, {at: np.stack([clean] * len(variants))}, **about)
+    try:
+        return Sample(item, variants, {at: make_variants(clean, variants, reader.seed, reader.constants, reader.custom)}, **about)
+    except CorruptionError as error:
+        return Sample(item, reason=str(error), fatal=CorruptionError)
+
+
+def _variants(own: Variant, made: Sequence[Variant]) -> list[Variant]:
+    """What the images of a portion are made into; those that are corrupted on the disk, or by real weather, are what they are."""
+    return list(made) if own == CLEAN_VARIANT else [own] * len(made)

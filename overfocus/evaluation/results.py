@@ -1,19 +1,29 @@
-"""Accuracy, calibration and IoU from the predictions of an evaluation's run folder."""
+"""What an evaluation gives: accuracy, calibration and IoU from the predictions of its run folder, each beside what it is over."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from overfocus.corruptions import GROUPS
-from overfocus.evaluation.severities import describe_levels
-from overfocus.segmentation.scores import class_iou, mean_iou, pixel_accuracy
-from overfocus.variants import CLEAN_VARIANT
+from overfocus.errors import RunError
+from overfocus.evaluation.corruption_error import corruption_error, describe_levels, describe_tree
+from overfocus.files import atomic_file, read_json
+from overfocus.run import Run
+from overfocus.runs.description import RunDescription
+from overfocus.runs.folder import write_csv
+from overfocus.segmentation import class_iou, mean_iou, pixel_accuracy
+from overfocus.text import json_bytes
+from overfocus.variants import CLEAN, CLEAN_VARIANT
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 CALIBRATION_BINS = 15
 CITYSCAPES_C = (
@@ -29,8 +39,8 @@ def measure_predictions(predictions: "pd.DataFrame") -> "pd.DataFrame":
     """One row per corruption × severity: images, top1, top5, ece, nll.
 
     top1 and top5 (NaN for models of at most five classes) are shares of 0 … 1 of the images whose label is one of the model's
-    classes, nll the mean negative
-    log-likelihood of their class in nats, ece the expected calibration error of the most probable class, 15 bins, 0 … 1.
+    classes, nll the mean negative log-likelihood of their class in nats, ece the expected calibration error of the most
+    probable class, 15 bins, 0 … 1.
     """
     import pandas as pd
     from torchmetrics.functional.classification import binary_calibration_error
@@ -150,3 +160,178 @@ def _average(name: str, label: str, parts: Mapping[str, Sequence[int]], mious: M
         return Average(name, label, None, missing)
     means = [np.mean([mious[corruption, level] for level in levels]) for corruption, levels in parts.items()]
     return Average(name, label, float(np.mean(means)), [])
+
+
+class Evaluation:
+    """Accuracy, calibration and corruption errors of one checkpoint; IoU where it is a segmentation model.
+
+    Raises:
+        RunError: the folder holds no finished evaluation.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.run = Run(path)
+        if self.run.description.kind != "evaluation":
+            raise RunError(f"{path}: expected an evaluation as `overfocus evaluate` writes it, but this is another run")
+
+    @property
+    def path(self) -> Path:
+        """Its run folder."""
+        return self.run.path
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        """One row per corruption × severity; ("clean", 0) without corruption.
+
+        Columns: images, top1, top5, ece, nll; of segmentation images, miou, pixel_accuracy, image_iou, agreement, and "iou …" for
+        each class.
+        """
+        if self.run.segmented:
+            return measure_segmentation(self.run.predictions, self.run.class_names or [])
+
+        return measure_predictions(self.run.predictions)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of evaluation.json: data and how they were corrupted, clean figures, means and what each is over."""
+        return read_json(self.path / "evaluation.json", "the summary of a finished evaluation")
+
+
+PERTURBATIONS = (
+    "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "snow", "brightness", "translate", "rotate", "tilt", "scale",
+)  # fmt: skip
+"""Those that ImageNet-P's mean is over; its archives also hold four to choose a method by, and stronger noise."""
+
+
+def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
+    """Write evaluation.json and evaluation.csv into the run folder.
+
+    evaluation.json: data (path, clean, images, how corruptions were made, skipped), clean and corrupted (means over corruptions
+    and severities of top1, top5, ece, nll; top5 null for models of at most five classes), per_corruption (top-1 means over
+    severities), flips (of films: rates and a note), mce (as `CorruptionError`), notes. Of a film, the figures are those of its
+    first frame. evaluation.csv is `Evaluation.table`.
+    """
+    description, table = evaluation.run.description, evaluation.table
+    corrupted = table[table["severity"] > 0]
+    clean = table[table["severity"] == 0]
+    errors, clean_error = errors_of(table)
+    by = None
+    if baseline is not None:
+        by = (f"the baseline {baseline.path.name}", *errors_of(baseline.table))
+    imagenet = description.checkpoint.num_classes == 1000 and description.imagenet_labels
+    made = description.settings.made or "none"
+    content: dict[str, Any] = {
+        **_subject(description),
+        "clean": _means(clean),
+        "corrupted": _means(corrupted),
+        "per_corruption": {
+            str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["top1"].mean().items()
+        },
+        "flips": _flips(evaluation) if made == "ImageNet-P" else None,
+        "mce": corruption_error(
+            errors,
+            clean_error,
+            made=made,
+            imagenet=imagenet,
+            baseline=by,
+            constants=description.settings.constants,
+            pixels=description.pixels,
+            tree_geometry=description.settings.tree_geometry,
+        ).as_dict()
+        if errors and made != "ImageNet-P"
+        else None,
+        "notes": description.checkpoint.notes + description.notes,
+        "lenient": description.checkpoint.lenient,
+    }
+    _write(evaluation, content)
+
+
+def _flips(evaluation: Evaluation) -> dict[str, Any]:
+    """Flip rate of each perturbation, the mean over ImageNet-P's ten, shares of 0 … 1, and what the mean is and is not.
+
+    The rate of a perturbation is the mean over its films of `flip_rate`. AlexNet's rates, by which the authors divide, are in no
+    table that could be cited, so that nothing is divided by them.
+    """
+    films = evaluation.run.predictions.groupby("corruption", sort=False)["agreement"].mean()
+    rates = {str(name): 1 - float(value) for name, value in films.items()}
+    counted = [name for name in rates if name in PERTURBATIONS] or list(rates)
+    over = f"{len(counted)} of ImageNet-P's ten perturbations" if counted[0] in PERTURBATIONS else "perturbations of no benchmark"
+    geometry = describe_tree(evaluation.run.description.settings.tree_geometry, evaluation.run.description.pixels)
+    return {
+        "mean_flip_rate": sum(rates[name] for name in counted) / len(counted),
+        "perturbations": rates,
+        "note": f"mean over {over}{geometry}; not divided by AlexNet's rates, so not comparable with published mFR or mFP",
+    }
+
+
+def _means(table: Any) -> dict[str, float | None] | None:
+    """Means of the columns, None for one that is not defined."""
+    if not len(table):
+        return None
+    means = {name: float(table[name].mean()) for name in ("top1", "top5", "ece", "nll")}
+    return {name: None if isnan(mean) else mean for name, mean in means.items()}
+
+
+def write_segmented_summary(evaluation: Evaluation) -> None:
+    """Write evaluation.json and evaluation.csv into the run folder.
+
+    evaluation.json: task, data (path, images, how corruptions were made, skipped pictures), inference (in words), clean (miou,
+    pixel_accuracy, image_iou, per_class), conditions (the same for each of ACDC's), per_corruption (mIoU, mean over the
+    severities measured), averages (each with a name, what it is the mean of, the mIoU or null and what is missing for it), notes.
+    evaluation.csv is `Evaluation.table`.
+    """
+    description, table = evaluation.run.description, evaluation.table
+    corrupted = table[table["severity"] > 0]
+    rows = {str(row["corruption"]): row for row in table[table["severity"] == 0].to_dict("records")}
+    clean = rows.pop(CLEAN, None)
+    mious = {
+        (str(name), int(severity)): float(miou)
+        for name, severity, miou in zip(corrupted["corruption"], corrupted["severity"], corrupted["miou"], strict=True)
+    }
+    averages = average_corruptions(mious)
+    if rows:
+        averages += average_conditions(evaluation.run.predictions, {name: float(row["miou"]) for name, row in rows.items()})
+    content: dict[str, Any] = {
+        "task": "segmentation",
+        **_subject(description),
+        "inference": description.inference,
+        "clean": None if clean is None else _scores(clean),
+        "conditions": {name: _scores(row) for name, row in rows.items()} or None,
+        "per_corruption": {
+            str(name): float(value) for name, value in corrupted.groupby("corruption", sort=False)["miou"].mean().items()
+        },
+        "averages": [asdict(average) for average in averages],
+        "notes": description.checkpoint.notes + description.notes,
+        "lenient": description.checkpoint.lenient,
+    }
+    _write(evaluation, content)
+
+
+def _scores(row: dict[Any, Any]) -> dict[str, Any]:
+    """One row of the table; null for classes that do not occur."""
+    scores: dict[str, Any] = {name: float(row[name]) for name in ("miou", "pixel_accuracy", "image_iou")}
+    values = {str(name).removeprefix(IOU): float(value) for name, value in row.items() if str(name).startswith(IOU)}
+    return scores | {"per_class": {name: None if isnan(value) else value for name, value in values.items()}}
+
+
+def _subject(description: RunDescription) -> dict[str, Any]:
+    """Checkpoint, model and data of a run."""
+    settings = description.settings
+    return {
+        "checkpoint": description.checkpoint.source,
+        "model": description.checkpoint.name,
+        "data": {
+            "images": len(description.images),
+            "path": settings.images,
+            "clean": settings.clean,
+            "corruptions": settings.made,
+            "skipped": len(description.skipped),
+        },
+    }
+
+
+def _write(evaluation: Evaluation, content: Mapping[str, Any]) -> None:
+    """Write `content` as evaluation.json and the table as evaluation.csv into the run folder."""
+    with atomic_file(evaluation.path / "evaluation.json") as file:
+        file.write(json_bytes(content))
+    write_csv(evaluation.path / "evaluation.csv", evaluation.table)

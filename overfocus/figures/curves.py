@@ -1,8 +1,7 @@
-"""Metrics over depth: one metric as a card of the page, and several as small multiples for a paper."""
+"""Metrics over depth, as small multiples."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,54 +10,11 @@ import numpy.typing as npt
 from overfocus.figures.style import INK, PlainFigure, legend_below, line_style, model_colour
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import value_range
-from overfocus.statistics.layers import LayerStatistics
+from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-SIZE = (4.3, 2.5)
-"""Inches; about as wide as a card of the page, so that 9-point text stays legible there."""
-
-
-def layer_curves(every: Sequence[LayerStatistics], names: Sequence[str], metric: str, picked: Variant) -> "tuple[Figure, Axes]":
-    """Draw a metric's curves at the severity of `picked`, whose own curve gets a band; call inside `styled()`.
-
-    Of one model all corruptions are drawn; of several the clean curve (dotted) and the picked one, a colour for each model.
-    Groups of the SVG carry names for the page's script: clean-line-<model>, clean-band-<model>, line-<model>-<corruption>,
-    line-<model>-picked, picked-band-<model>, picked-layer.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=SIZE)
-    axes = figure.add_axes((0.62 / SIZE[0], 0.42 / SIZE[1], 1 - 0.72 / SIZE[0], 1 - 0.52 / SIZE[1]))
-    axes.grid(axis="y")
-    relative = is_relative(every)
-    draw_references(axes, every[0], metric, relative=relative)
-    axes.axvline(0, color=INK, alpha=0.35, linewidth=1, linestyle=(0, (1, 2)), gid="picked-layer", visible=True)
-    for number, (statistics, name) in enumerate(zip(every, names, strict=True)):
-        if metric in statistics.values:
-            curves = Curves(axes, statistics, metric, number, positions(statistics, relative=relative))
-            if len(every) == 1:
-                curves.draw_corruptions(picked)
-                curves.draw_clean(INK, "-", 1.8, "clean (band: 95 % interval)")
-            else:
-                curves.draw_picked(picked, model_colour(number), name)
-                curves.draw_clean(model_colour(number), (0, (1, 1.2)), 1.4, f"{name}, clean")
-    last = 1.0 if relative else len(every[0].layers) - 1
-    margin = 0.04 if relative else 0.5
-    axes.set_xlim(-margin, last + margin)
-    limits = np.array([value_limits(one, metric) for one in every if metric in one.values])
-    axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
-    ticks = 5 if relative else min(12, max(1, round(last)))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=not relative, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("relative depth, from input to output" if relative else "layer, from input to output", labelpad=2)
-    axes.set_ylabel(CATALOGUE[metric].unit)
-    return figure, axes
 
 
 def is_relative(every: Sequence[LayerStatistics]) -> bool:
@@ -70,54 +26,6 @@ def positions(statistics: LayerStatistics, *, relative: bool) -> npt.NDArray[np.
     """Where layers stand on the axis: their number, or from 0 at the input to 1 at the output."""
     count = len(statistics.layers)
     return np.arange(count) / (max(1, count - 1) if relative else 1)
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The curves of one model."""
-
-    axes: "Axes"
-    statistics: LayerStatistics
-    metric: str
-    number: int
-    """Of the model."""
-    at: npt.NDArray[np.float64]
-
-    def draw_corruptions(self, picked: Variant) -> None:
-        """Every corruption at the severity of the picked one."""
-        for number, corruption in enumerate(self.statistics.corruptions):
-            variant = Variant(corruption, picked.severity)
-            if variant in self.statistics.variants:
-                colour, dash = line_style(number)
-                chosen = corruption == picked.corruption
-                if chosen:
-                    self.band(variant, colour, 0.22, f"picked-band-{self.number}")
-                width, alpha = (2.0, 1.0) if chosen else (1.1, 0.55)
-                self.line(variant, colour, dash, width, alpha, f"line-{self.number}-{number}", variant.label)
-
-    def draw_picked(self, picked: Variant, colour: str, label: str) -> None:
-        """The picked corruption alone."""
-        if picked.severity:
-            self.band(picked, colour, 0.18, f"picked-band-{self.number}")
-            self.line(picked, colour, "-", 1.8, 1.0, f"line-{self.number}-picked", f"{label}, {picked.label}")
-
-    def draw_clean(self, colour: str, dash: Any, width: float, label: str) -> None:
-        """The clean images, for metrics that they have."""
-        if np.isfinite(self.statistics.values[self.metric]["mean"][0, self.statistics.variants.index(CLEAN_VARIANT)]).any():
-            self.band(CLEAN_VARIANT, colour, 0.18 if colour == INK else 0.1, f"clean-band-{self.number}")
-            self.line(CLEAN_VARIANT, colour, dash, width, 1.0, f"clean-line-{self.number}", label)
-
-    def band(self, variant: Variant, colour: str, alpha: float, gid: str) -> None:
-        """The 95 % interval."""
-        values, row = self.statistics.values[self.metric], self.statistics.variants.index(variant)
-        self.axes.fill_between(
-            self.at, values["low"][0, row], values["high"][0, row], color=colour, alpha=alpha, linewidth=0, gid=gid
-        )
-
-    def line(self, variant: Variant, colour: str, dash: Any, width: float, alpha: float, gid: str, label: str) -> None:
-        """The mean."""
-        row = self.statistics.variants.index(variant)
-        draw_line(self.axes, self.at, self.statistics.values[self.metric]["mean"][0, row], colour, dash, width, alpha, gid, label)
 
 
 def draw_line(
@@ -137,7 +45,7 @@ def draw_line(
     axes.plot(
         at, mean, color=colour, linestyle=dash, linewidth=width, alpha=alpha, gid=gid or None, label=label,
         marker="o" if len(alone) else None, markersize=4, markevery=alone.tolist(), solid_capstyle="round",
-        solid_joinstyle="round",
+        solid_joinstyle="round", clip_on=False,
     )  # fmt: skip
 
 
@@ -176,7 +84,7 @@ def value_limits(statistics: LayerStatistics, metric: str) -> tuple[float, float
     low, high = float(found.min()), float(found.max())
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     lowest, highest = value_range(metric)
-    return max(low - margin, lowest - 0.3 * margin), min(high + margin, highest + 0.3 * margin)
+    return max(low - margin, lowest), min(high + margin, highest)
 
 
 def depth_figure(

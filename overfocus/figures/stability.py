@@ -5,30 +5,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from overfocus.figures.style import (
-    MISSING,
     SEQUENTIAL,
     PlainFigure,
     legend_below,
     line_style,
-    lookup_table,
     model_colour,
     model_dash,
-    reads_dark,
 )
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import Interval, interval_of
-from overfocus.statistics.layers import LayerStatistics, mean_of_known
-from overfocus.statistics.panel import Panel, read_panel
+from overfocus.statistics.panel import LayerStatistics, Panel, mean_of_known, read_panel
 from overfocus.statistics.retained import RETAINED, retained_interval, stable_metrics
-from overfocus.statistics.wording import measure_title
+from overfocus.statistics.verdicts import measure_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from overfocus.run import Run
 
@@ -80,59 +74,6 @@ def scale_of(every: Sequence[LayerStatistics], metric: str) -> Scale:
     found = found[np.isfinite(found)]
     low, high = float(found.min()), float(found.max())
     return Scale(low, high if high > low else low + 1e-6, retained or CATALOGUE[metric].overfocused == "low")
-
-
-def heat_map(
-    values: npt.NDArray[np.float64], rows: list[str], columns: list[str], unit: str, across: str, scale: Scale
-) -> "Figure":
-    """Draw (rows, columns) means with their numbers; call inside `styled()`.
-
-    In the SVG the cells are the children of the group "cells", row by row, and their numbers the groups value-<number>.
-    """
-    import seaborn
-    from matplotlib.figure import Figure
-
-    left = 0.2 + 0.075 * max(len(row) for row in rows)
-    cell = 0.42 if values.size <= 400 else 0.3
-    width = max(left + cell * len(columns) + 1.05, 3.4)
-    height = 0.26 * len(rows) + 0.62
-    if height < 1.7:
-        height = 1.7
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((left / width, 0.46 / height, (width - left - 1.05) / width, (height - 0.54) / height))
-    bar = figure.add_axes(((width - 0.9) / width, 0.46 / height, 0.12 / width, (height - 0.54) / height))
-    seaborn.heatmap(
-        values, ax=axes, cbar_ax=bar, vmin=scale.low, vmax=scale.high, cmap=scale.colour_map,
-        xticklabels=columns, yticklabels=rows, linewidths=0, rasterized=False,
-    )  # fmt: skip
-    axes.collections[0].set_gid("cells")
-    for colours in bar.collections:
-        colours.set_rasterized(True)  # 256 paths otherwise
-    bar.set_ylabel(unit, fontsize=8)
-    bar.tick_params(labelsize=8, length=2)
-    axes.tick_params(length=0, rotation=0)
-    axes.set_xlabel(across, labelpad=2)
-    table = lookup_table(scale.colour_map)
-    size = 8 if len(columns) <= 16 else 6.5
-    for number, value in enumerate(values.ravel()):
-        row, column = divmod(number, len(columns))
-        known = bool(np.isfinite(value))
-        shade = table[int(np.clip(255 * (value - scale.low) / (scale.high - scale.low), 0, 255))] if known else None
-        dark = shade is not None and reads_dark(shade)
-        text = short(value, scale.digits) if known else "–"
-        colour = "#ffffff" if dark else ("#000000" if known else MISSING)
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour, gid=f"value-{number}")
-    return figure
-
-
-def short(value: float, digits: int) -> str:
-    """A mean without the zero before its point.
-
-    >>> short(0.876, 2), short(-0.5, 2), short(1.0, 2)
-    ('.88', '−.50', '1.00')
-    """
-    text = f"{abs(value):.{digits}f}".removeprefix("0")
-    return f"−{text}" if value < 0 and text.strip(".0") else text
 
 
 def matrix_figure(

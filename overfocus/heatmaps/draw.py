@@ -15,17 +15,16 @@ from PIL import Image
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
 from overfocus.errors import CaptureError, ImageError, RunError
-from overfocus.figures.overlay import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
+from overfocus.figures.images import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import save_figure, styled
 from overfocus.heatmaps.maps import HeatMap, heat_maps
-from overfocus.images.reading import to_rgb
-from overfocus.images.sources import ImageSource, find_images
+from overfocus.images.sources import ImageSource, find_images, to_rgb
 from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
 from overfocus.settings import MAX_PIXELS
-from overfocus.sweep.opening import place_of
 from overfocus.sweep.reading import ImageReader, InputSize
 from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings
+from overfocus.sweep.sweep import place_of
 from overfocus.text import printable
 from overfocus.variants import Variant, list_variants
 

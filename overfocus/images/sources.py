@@ -1,33 +1,137 @@
-"""Find the pictures that a user points at, with their labels: a folder, files, a text list, or the bundled samples."""
+"""Find the images that a user points at, with their labels, and read every usual kind of file as 8-bit RGB."""
 
+import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from overfocus.errors import ImageError
 from overfocus.files import read_text, require_regular_file
-from overfocus.images.reading import EXTENSIONS, read_image
+from overfocus.images.tables import read_labels_table
 from overfocus.settings import MAX_PIXELS
-from overfocus.text import storable
+from overfocus.text import printable, storable
+
+EXTENSIONS: dict[str, str] = {
+    ".avif": "AVIF",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".heic": "HEIF",
+    ".jfif": "JPEG",
+    ".jp2": "JPEG2000",
+    ".jpe": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".mpo": "MPO",
+    ".pbm": "PPM",
+    ".pgm": "PPM",
+    ".png": "PNG",
+    ".pnm": "PPM",
+    ".ppm": "PPM",
+    ".tga": "TGA",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+"""File endings that count as images, with Pillow's name of the format; none that Pillow hands to another program (as EPS)."""
+
+_pillow_limit = threading.Lock()
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image as 8-bit RGB, upright.
+
+    The content decides the format, not the file's ending. An EXIF orientation is applied; of an animated or multi-page file
+    the first image is taken; transparent pixels are laid over white; 16-bit grey is scaled from its whole range to 8 bits,
+    floating point from 0…1; palette, grey, CMYK and YCbCr are converted (colour profiles are not applied).
+
+    Raises:
+        ImageError: the file is missing, no image, cut off, or larger than `max_pixels` (told from the header, not loaded).
+    """
+    require_regular_file(path, "an image", ImageError)
+    try:
+        with _no_pillow_limit():
+            opened = Image.open(path, formats=_formats())
+        with opened as image:
+            _check_size(path, image.size, max_pixels)
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: there is no such file; check the path") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{path}: expected an image, but its content is none that Pillow reads; convert it to PNG or JPEG"
+        ) from None
+    except Exception as error:  # Pillow's readers raise a dozen classes on damaged files: OSError, SyntaxError, struct.error, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path}: expected a whole image, reading it failed ({reason}); replace or remove it") from error
+
+
+def _check_size(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{path}: {width}×{height} pixels exceed the limit of {max_pixels:,}; shrink it or raise --max-pixels (max_pixels)"
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB; `convert` alone would clip 16-bit and float images and show what transparency hides."""
+    if image.mode == "I" or image.mode.startswith("I;16"):  # "I" is how older Pillow opens 16-bit PNG
+        scaled = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) + 128) // 257
+        image = Image.fromarray(scaled.astype(np.uint8))
+    elif image.mode == "F":
+        values = np.asarray(image)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("floating-point values expected in 0…1")
+        image = Image.fromarray(np.round(values * 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _formats() -> list[str]:
+    """The formats of `EXTENSIONS` that the installed Pillow and its plugins offer."""
+    Image.init()
+    return sorted(set(EXTENSIONS.values()) & set(Image.OPEN))
+
+
+@contextlib.contextmanager
+def _no_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's own limit, a global, while a header is read; `max_pixels` takes its place."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
 
 LIST_EXTENSIONS = (".txt", ".lst", ".list", ".tsv")
-"""Endings of text files that list pictures."""
+"""Endings of text files that list images."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where one picture is, what it is called in tables, and its label if one is known."""
+    """Where one image is, what it is called in tables, and its label if one is known."""
 
-    path: Path
+    path: Path | None
+    """None for an image that lies in no file of its own."""
     name: str
     """Path relative to the folder that was given, with forward slashes; the file's name where a file was given."""
     label: str | None = None
+    sha256: str | None = None
+    """Of the pixels of an image in memory."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", storable(self.name))
@@ -35,11 +139,12 @@ class ImageSource:
             object.__setattr__(self, "label", storable(self.label))
 
     def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The picture as 8-bit RGB.
+        """The image as 8-bit RGB.
 
         Raises:
             ImageError: it cannot be read, or is larger than `max_pixels`.
         """
+        assert self.path is not None  # others say themselves how they are read
         return read_image(self.path, max_pixels)
 
     def read_mask(self) -> UInt8[np.ndarray, "height width"] | None:
@@ -47,26 +152,24 @@ class ImageSource:
         return None
 
 
-Source = TypeVar("Source", bound=ImageSource)
+def find_images(source: Any = None, input_size: tuple[int, int, int] = (3, 224, 224)) -> list[ImageSource]:
+    """List the images of `source`, in an order that does not depend on the file system.
 
-
-def find_images(
-    source: str | Path | Sequence[str | Path] | None = None, input_size: tuple[int, int, int] = (3, 224, 224)
-) -> list[ImageSource]:
-    """List the pictures of `source`, in an order that does not depend on the file system.
-
-    - a folder: all pictures in it and below, hidden files left out; the first sub-folder on the way to a picture is its label,
-      as in ImageNet's and torchvision's layout, and a picture in the folder itself has none;
-    - a picture file: that one;
+    - a folder: all images in it and below, hidden files left out; the first sub-folder on the way to an image is its label,
+      as in ImageNet's and torchvision's layout. Images in the folder itself have none, or that of a CSV file which lies beside
+      them and names them;
+    - an image file: that one;
     - a text file (.txt, .lst, .list, .tsv): one path a line, relative to the list, with an optional label after a tab or the
       last space; empty lines and lines that start with "#" are left out;
+    - a CSV file: the images that it names, with their labels (`overfocus.images.tables` says how);
+    - an image in memory, a data set or a loader of them (`overfocus.images.live` says which);
     - several of these in a sequence: one after the other;
     - None: the bundled samples that suit a model with input (channels, height, width) `input_size`.
 
     The files are not opened here: one that cannot be read is found out when its turn comes.
 
     Raises:
-        ImageError: the source does not exist or holds no pictures.
+        ImageError: the source does not exist, holds no images, or is of another kind.
     """
     if source is None:
         from overfocus.samples import sample_images
@@ -74,24 +177,62 @@ def find_images(
         source = sample_images(input_size)
     if isinstance(source, str | Path):
         return _find_in(Path(source))
+    if not isinstance(source, list | tuple) or not all(isinstance(part, str | Path) for part in source):
+        from overfocus.images.live import live_images
+
+        return live_images(source, _find_in)
     found = [image for part in source for image in _find_in(Path(part))]
     if not found:
-        raise ImageError("expected at least one picture, got an empty list")
+        raise ImageError("expected at least one image, got an empty list")
     return found
 
 
 def _find_in(source: Path) -> list[ImageSource]:
     if source.is_dir():
-        found = [_in_folder(path, source) for path in _walk(source)]
+        found = [_in_folder(path, source) for path in walk(source)]
         if not found:
-            raise ImageError(f"{source}: no pictures in this folder or below it; looked for {', '.join(EXTENSIONS)}")
+            raise ImageError(f"{source}: no images in this folder or below it; looked for {', '.join(EXTENSIONS)}")
+        if all(image.label is None for image in found):
+            return _with_labels(source.absolute(), found)
         return found
     if not source.exists():
-        raise ImageError(f"{source}: expected a folder, a picture or a text list of pictures, but there is no such file")
+        raise ImageError(f"{source}: expected a folder, an image or a text list of images, but there is no such file")
     require_regular_file(source, "an image or a text list of images", ImageError)
+    if source.suffix.lower() == ".csv":
+        return _in_table(source)
     if source.suffix.lower() in LIST_EXTENSIONS:
         return _in_list(source)
     return [ImageSource(source.absolute(), source.name)]
+
+
+def _with_labels(folder: Path, images: list[ImageSource]) -> list[ImageSource]:
+    """The images of a folder without class folders, with the labels of the CSV file in it that names them, if there is one.
+
+    Raises:
+        ImageError: several do, or one that does leaves images out or cannot be read.
+    """
+    paths = [image.path for image in images if image.path is not None]
+    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".csv" and not path.name.startswith(".")]
+    naming = [(path, rows) for path in tables if (rows := read_labels_table(path, lambda: paths, strict=False)) is not None]
+    if len(naming) > 1:
+        names = " and ".join(printable(path.name) for path, _ in naming[:2])
+        raise ImageError(f"{printable(folder)}: {names} both name the images; give the one with the labels in the folder's place")
+    if not naming:
+        return images
+    path, rows = naming[0]
+    labels = {row.path: row.label for row in rows}
+    if left_out := [image.name for image in images if image.path not in labels]:
+        raise ImageError(
+            f"{printable(folder)}: {len(left_out)} of {len(images)} images are not in {printable(path.name)} (first: "
+            f"{printable(left_out[0])}); add them, or give {printable(path.name)} itself to take those that it names"
+        )
+    return [replace(image, label=labels[image.path]) for image in images if image.path is not None]
+
+
+def _in_table(path: Path) -> list[ImageSource]:
+    root = path.absolute().parent
+    rows = read_labels_table(path, lambda: walk(root)) or []
+    return [ImageSource(row.path, row.name, row.label) for row in rows]
 
 
 def _in_folder(path: Path, folder: Path) -> ImageSource:
@@ -99,8 +240,8 @@ def _in_folder(path: Path, folder: Path) -> ImageSource:
     return ImageSource(path.absolute(), relative.as_posix(), relative.parts[0] if len(relative.parts) > 1 else None)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Pictures in `folder` and below, folder by folder in the order of their names; links are followed once."""
+def walk(folder: Path) -> Iterator[Path]:
+    """Images in `folder` and below, folder by folder in the order of their names; links are followed once."""
     visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -118,7 +259,7 @@ def _in_list(path: Path) -> list[ImageSource]:
     lines = read_text(path, "a text file with one image a line", ImageError).splitlines()
     found = [_in_line(line.strip(), path.parent) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
-        raise ImageError(f"{path}: expected one picture a line, but the list is empty")
+        raise ImageError(f"{path}: expected one image a line, but the list is empty")
     return found
 
 
@@ -128,6 +269,9 @@ def _in_line(line: str, folder: Path) -> ImageSource:
     if not label and Path(front).suffix.lower() in EXTENSIONS and not (folder / name).exists():
         name, label = front.rstrip(), last
     return ImageSource((folder / name).absolute(), Path(name).as_posix(), label.strip() or None)
+
+
+Source = TypeVar("Source", bound=ImageSource)
 
 
 def spread(sources: Sequence[Source], limit: int | None) -> list[Source]:

@@ -1,4 +1,4 @@
-"""The metrics of attention: one formula each, of the sums of a map, and callable on attention weights.
+"""The metrics as formulas: of the sums of attention maps, of the norms of tokens, and of a model's output.
 
 A formula of one map takes `MapSums`, one that compares two takes `PairSums`; both with any axes in front. Decorated, it is a
 function of weights (batch, heads, queries, keys) that returns (batch,), or (batch, heads) with `per_head=True`.
@@ -7,13 +7,14 @@ function of weights (batch, heads, queries, keys) that returns (batch,), or (bat
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from overfocus.metrics.catalogue import BUILT_IN
-from overfocus.metrics.expectation import TOP_FRACTION
+from overfocus.metrics.catalogue import BUILT_IN, TOP_FRACTION
 from overfocus.metrics.sums import MapSums, PairSums, without_background
 from overfocus.metrics.tokens import check_shape, sums_of_pairs, sums_of_weights
 
@@ -310,3 +311,111 @@ METRICS: dict[str, MapMetric] = {
 
 STABILITY: dict[str, PairMetric] = {metric.name: globals()[metric.name] for metric in BUILT_IN if metric.compares}
 """Metrics of a clean and a corrupted map: `function(clean, corrupted, *, prefix_tokens=0, ..., per_head=False)`."""
+
+
+OUTLIER_RATIO = 3.0
+"""A patch token is an outlier from this multiple of the median norm of its image's patch tokens."""
+
+
+@dataclass(eq=False)
+class TokenLengths:
+    """Euclidean norms of the patch tokens that leave a block, and the attention that they receive in it."""
+
+    norms: Float[Tensor, "*images tokens"]
+    received: Float[Tensor, "*images tokens"] | None = None
+    """Sums to 1 per image; None where the tokens of the attention are others."""
+
+    @cached_property
+    def median(self) -> Float[Tensor, "*images 1"]:
+        """Median norm of the image; the mean of both middle ones where their number is even."""
+        ordered, tokens = self.norms.sort(-1).values, self.norms.shape[-1]
+        return ordered[..., (tokens - 1) // 2 : tokens // 2 + 1].mean(-1, keepdim=True)
+
+    @cached_property
+    def outliers(self) -> Bool[Tensor, "*images tokens"]:
+        """Tokens whose norm is more than three times the median."""
+        return self.norms > OUTLIER_RATIO * self.median
+
+
+def high_norm_tokens(norms: Float[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+    """Patch tokens whose norm is more than three times the median of their image's patch tokens.
+
+    >>> high_norm_tokens(torch.tensor([[1.0, 1.0, 1.0, 9.0]])).tolist()
+    [[False, False, False, True]]
+    """
+    return TokenLengths(norms).outliers
+
+
+def token_norm(tokens: TokenLengths) -> Float[Tensor, "*images"]:
+    """Mean norm; at least 0."""
+    return tokens.norms.mean(-1)
+
+
+def norm_ratio(tokens: TokenLengths) -> Float[Tensor, "*images"]:
+    """Largest norm over the median; at least 1."""
+    return tokens.norms.amax(-1) / tokens.median.squeeze(-1)
+
+
+def outlier_share(tokens: TokenLengths) -> Float[Tensor, "*images"]:
+    """Share of the tokens that are outliers, 0 … 1."""
+    return tokens.outliers.float().mean(-1)
+
+
+def outlier_received(tokens: TokenLengths) -> Float[Tensor, "*images"]:
+    """Attention that the outliers receive, 0 … 1; high = the overfocused tokens are the outliers.
+
+    NaN where there is no outlier or the received attention is not known.
+    """
+    undefined = torch.full_like(tokens.norms[..., 0], torch.nan)
+    if tokens.received is None:
+        return undefined
+    return (tokens.received * tokens.outliers).sum(-1).where(tokens.outliers.any(-1), undefined)
+
+
+NORMS: dict[str, Callable[[TokenLengths], Tensor]] = {
+    metric.name: globals()[metric.name] for metric in BUILT_IN if metric.group == "norms"
+}
+"""Metrics of the norms of a block's output tokens: `function(TokenLengths)` -> (batch,)."""
+
+
+def norm_metrics(
+    norms: Float[Tensor, "*images tokens"], received: Float[Tensor, "*images tokens"] | None = None
+) -> dict[str, Float[Tensor, "*images"]]:
+    """Every metric of the norms of the patch tokens that leave a block, and of the attention that the same tokens receive.
+
+    >>> norm_metrics(torch.tensor([[1.0, 1.0, 1.0, 9.0]]))["norm_ratio"].item()
+    9.0
+    """
+    tokens = TokenLengths(norms, received)
+    return {name: function(tokens) for name, function in NORMS.items()}
+
+
+def agreement(clean: Float[Tensor, "batch classes"], corrupted: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch"]:
+    """1 where the corrupted image gets the same top-1 class as the clean one, else 0; both are logits or probabilities.
+
+    >>> agreement(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
+    tensor([0.])
+    """
+    return (clean.argmax(-1) == corrupted.argmax(-1)).float()
+
+
+def confidence_drop(clean: Float[Tensor, "batch classes"], corrupted: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch"]:
+    """Probability of the clean image's top-1 class minus its probability under corruption; both are logits.
+
+    Range −1 … 1; high means that the model has lost its confidence.
+
+    >>> confidence_drop(torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+    tensor([0.5000])
+    """
+    before, after = torch.softmax(clean.float(), -1), torch.softmax(corrupted.float(), -1)
+    predicted = before.argmax(-1, keepdim=True)
+    return (before.gather(-1, predicted) - after.gather(-1, predicted)).squeeze(-1)
+
+
+def correct(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """1 where the top-1 class is the label, else 0.
+
+    >>> correct(torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
+    tensor([1.])
+    """
+    return (logits.argmax(-1) == labels).float()

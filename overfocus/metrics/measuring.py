@@ -16,13 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from overfocus.attention import TOKEN_KINDS, AttentionMap
-from overfocus.capturing.norms import TokenNorms
+from overfocus.attention import TOKEN_KINDS, AttentionMap, TokenNorms
 from overfocus.metrics.blocks import BlockSizes, Gathering, GroupSums, block_sizes, gather_sums, row_shares, sum_waiting
-from overfocus.metrics.catalogue import KEYWORDS, Metric, select_metrics
-from overfocus.metrics.expectation import TOP_FRACTION, top_count
-from overfocus.metrics.formulas import METRICS, STABILITY
-from overfocus.metrics.norms import norm_metrics
+from overfocus.metrics.catalogue import KEYWORDS, TOP_FRACTION, Metric, select_metrics, top_count
+from overfocus.metrics.formulas import METRICS, STABILITY, norm_metrics
 from overfocus.metrics.received import image_profiles
 from overfocus.metrics.sums import MapSums, PairSums
 from overfocus.metrics.tokens import TokenGroup, faults, raise_faults, token_groups

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from overfocus.metrics.expectation import TOP_FRACTION, top_count
+from overfocus.metrics.catalogue import TOP_FRACTION, top_count
 from overfocus.metrics.sums import profile_of, tied
 from overfocus.metrics.tokens import TokenGroup, sums_of_weights
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from overfocus.metrics.expectation import TOP_FRACTION, top_count
+from overfocus.metrics.catalogue import TOP_FRACTION, top_count
 
 NEGLIGIBLE = 1e-12
 """A row with less attention on patch tokens than this has none: its direction and its renormalised form are undefined."""

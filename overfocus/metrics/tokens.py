@@ -13,7 +13,7 @@ from torch import Tensor
 from overfocus.attention import AttentionMap, row_tolerance
 from overfocus.capturing.sources import SameTensor, on_device
 from overfocus.errors import CaptureError
-from overfocus.metrics.expectation import TOP_FRACTION
+from overfocus.metrics.catalogue import TOP_FRACTION
 from overfocus.metrics.sums import (
     NEGLIGIBLE,
     MapSums,

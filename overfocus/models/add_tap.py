@@ -31,8 +31,7 @@ from torch.fx import Proxy
 
 from overfocus.capturing.watching import in_backward
 from overfocus.errors import OverfocusError
-from overfocus.models.layers import held_statistics
-from overfocus.models.registration import register_entry_point
+from overfocus.models.layers import held_statistics, register_entry_point
 from overfocus.models.tap import DilationPredictor, TokenPooling, pool_tokens
 
 INITS = ("default", "identity")

@@ -15,10 +15,19 @@ from timm.models._registry import register_model_deprecations
 from timm.models.xcit import ClassAttentionBlock, ConvPatchEmbed
 from torch import Tensor, nn
 
-from overfocus.models.channel_processing import ChannelProcessing
-from overfocus.models.convnext_stem import HybridEmbedding
-from overfocus.models.layers import Classifier, Grid, Images, Tokens, run_block, to_maps, to_tokens
-from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
+from overfocus.models.blocks import ChannelProcessing, HybridEmbedding
+from overfocus.models.layers import (
+    TAP_BRANCHES,
+    Classifier,
+    Grid,
+    Images,
+    Tokens,
+    pretrained_config,
+    register_architecture,
+    run_block,
+    to_maps,
+    to_tokens,
+)
 from overfocus.models.tap import DilationPredictor, TokenPooling
 
 

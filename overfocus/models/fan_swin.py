@@ -14,9 +14,8 @@ from timm.layers import PatchEmbed, global_pool_nlc, register_notrace_function
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
-from overfocus.models.channel_processing import ChannelProcessing
-from overfocus.models.layers import Classifier, Grid, Images, Tokens, run_block
-from overfocus.models.registration import pretrained_config, register_architecture
+from overfocus.models.blocks import ChannelProcessing
+from overfocus.models.layers import Classifier, Grid, Images, Tokens, pretrained_config, register_architecture, run_block
 from overfocus.models.tap import DilationPredictor, TokenPooling
 
 

@@ -13,9 +13,19 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, global_pool_nlc, register_notrace_function
 from torch import Tensor, nn
 
-from overfocus.models.convnext_stem import HybridEmbedding
-from overfocus.models.layers import Classifier, Grid, Images, Tokens, run_block, to_maps, to_tokens
-from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
+from overfocus.models.blocks import HybridEmbedding
+from overfocus.models.layers import (
+    TAP_BRANCHES,
+    Classifier,
+    Grid,
+    Images,
+    Tokens,
+    pretrained_config,
+    register_architecture,
+    run_block,
+    to_maps,
+    to_tokens,
+)
 from overfocus.models.tap import DilationPredictor, TokenPooling
 
 LINEAR_WIDTH = 768

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from overfocus.models.fan import ARCHITECTURES, Fan
-from overfocus.models.layers import to_maps, to_tokens
-from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
+from overfocus.models.layers import TAP_BRANCHES, pretrained_config, register_architecture, to_maps, to_tokens
 
 UNUSED_CHANNELS = 256
 

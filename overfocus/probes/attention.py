@@ -1,6 +1,8 @@
 """Attention measured layer by layer while the model runs: metrics, received attention, and maps of displayed images."""
 
 import dataclasses
+import hashlib
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,16 +21,19 @@ from overfocus.forward import precision
 from overfocus.memory import malloc_trim
 from overfocus.metrics.catalogue import BUILT_IN, Metric, select_metrics
 from overfocus.metrics.measuring import ForwardMeasurement
+from overfocus.metrics.pooling import averaging, block_numbers, block_side
 from overfocus.metrics.received import class_areas, received_shares
 from overfocus.probes.probe import Array, Batch, Column, Described, ItemResult, Probe, Table, model_device, variant_columns
 from overfocus.run import CLASS_SHARE_COLUMNS
 from overfocus.runs.description import MEASURE_FIELDS, Layer, MeasureEntry, RunDescription, SiteEntry
 from overfocus.sweep.reading import InputSize, Sample
-from overfocus.sweep.stopwatch import Stopwatch
+from overfocus.sweep.recorder import Stopwatch
 from overfocus.variants import CONTROL_VARIANT, Variant
 
 MOST_QUERIES = 1024
-"""Layers with more queries than this are left out of the full maps of displayed images, and leave much to clear away."""
+"""Layers with more queries than this are pooled in the maps of displayed images, and leave much to clear away."""
+ROWS = 256
+"""Queries whose weights are pooled at a time."""
 
 
 class AttentionProbe(Probe):
@@ -275,15 +280,35 @@ class AttentionProbe(Probe):
             return self._kept(attention)
 
     def _kept(self, attention: AttentionMap) -> list[Float[Tensor, "windows queries keys"] | None]:
-        """Mean over heads of the weights of the pictures to show, float16; nothing for layers of too many queries."""
+        """Mean over heads of the weights of the pictures to show, float16; pooled where there are many queries.
+
+        Nothing for layers of so many queries whose patches have no known grid.
+        """
         queries = attention.shape[2]
-        if not any(self._shown) or queries > MOST_QUERIES:
+        if not any(self._shown) or (queries > MOST_QUERIES and attention.grid is None):
             return []
-        kept: list[Tensor | None] = []
-        for place, shown in enumerate(self._shown):
-            rows = attention.rows(0, queries, slice(place, place + 1)).mean(1).to(torch.float16) if shown else None
-            kept.append(rows)
-        return kept
+        read = self._pooled if queries > MOST_QUERIES else _whole
+        return [
+            read(attention, slice(place, place + 1)).to(torch.float16) if shown else None
+            for place, shown in enumerate(self._shown)
+        ]
+
+    @staticmethod
+    def _pooled(attention: AttentionMap, images: slice) -> Float[Tensor, "windows blocks blocks"]:
+        """Means over heads and over pairs of blocks, as `overfocus.metrics.pooling` numbers them."""
+        queries, keys = attention.shape[2:]
+        sides = []
+        for tokens, grid in ((queries, attention.grid), (keys, attention.key_grid or attention.grid)):
+            fits = grid if grid and grid[0] * grid[1] <= tokens else None
+            sides.append(averaging(block_numbers(tokens, fits, block_side(tokens, fits))))
+        total: Tensor | None = None
+        for start in range(0, queries, ROWS):
+            rows = attention.rows(start, min(queries, start + ROWS), images).mean(1)
+            left, right = (torch.from_numpy(side).to(rows.device) for side in (sides[0][:, start : start + ROWS], sides[1]))
+            part = left @ (rows @ right.T)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
 
     def _shares(self, mask: Array, columns: Mapping[str, Column], kept: Sequence[int]) -> list[tuple[int, Array, Array, Array]]:
         """By layer: its number, the classes of the mask, their share of the area and of what each variant's attention gives."""
@@ -338,6 +363,11 @@ class _Attached(AbstractContextManager["_Attached"]):
         self._context.__exit__(*error)
 
 
+def _whole(attention: AttentionMap, images: slice) -> Float[Tensor, "windows queries keys"]:
+    """The mean over heads."""
+    return attention.rows(0, attention.shape[2], images).mean(1)
+
+
 def _describe_map(attention: AttentionMap) -> tuple[dict[str, Any], Tensor | None] | None:
     if attention.kind not in TOKEN_KINDS:
         return None
@@ -378,6 +408,21 @@ def choose_metrics(metrics: Sequence[Any]) -> tuple[Metric, ...]:
         return select_metrics([*_BUILT_IN, *own])
     except ValueError as error:
         raise RunError(str(error)) from None
+
+
+def fingerprint_metric(metric: Metric) -> str:
+    """SHA-256 of what the function of a metric makes of fixed weights, to four digits; "" where they do not suit it."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3, 17, 17, generator=generator).softmax(-1) for _ in range(1 + metric.compares)]
+    known = {"prefix_tokens": 1, "key_prefix_tokens": 1, "grid": (4, 4), "key_grid": (4, 4), "top_fraction": 0.05}
+    assert metric.function is not None
+    try:
+        taken = inspect.signature(metric.function).parameters
+        values = metric.function(*maps, **{name: value for name, value in known.items() if name in taken})
+        text = " ".join(f"{float(value):.3e}" for value in values)
+    except Exception:  # the function is the user's; its run says what is wrong with it
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 _BUILT_IN = [metric.name for metric in BUILT_IN if metric.per_layer]

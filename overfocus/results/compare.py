@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from overfocus.analysis.analyze import analyze_models, run_settings
+from overfocus.analysis import analyze_models, run_settings
 from overfocus.checkpoints.load import resolve_model
+from overfocus.corruptions.custom import named_corruptions
 from overfocus.errors import RunError
 from overfocus.processes import is_main_process, join_processes
 from overfocus.results.comparison import Comparison, require_same_models
-from overfocus.run import Run
-from overfocus.runs.names import display_names, distinct_names, folder_names
+from overfocus.run import Run, display_names, distinct_names, folder_names
 from overfocus.settings import takes
-from overfocus.sweep.opening import place_of
 from overfocus.sweep.settings import CompareSettings
+from overfocus.sweep.sweep import place_of
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -61,14 +61,15 @@ def compare(settings: CompareSettings) -> Comparison:
         runs = [_opened(source) for source in saved]
         return _compare_saved({name: [run] for name, run in zip(display_names(runs), runs, strict=True)}, settings)
     _check_folder(folder, overwrite=settings.overwrite)
-    wanted = run_settings(settings)
+    corruptions, custom = settings.chosen_corruptions()
+    wanted = run_settings(settings, corruptions)
     processes = join_processes(place_of(sources[0], settings.device))
     checkpoints = _load(sources, processes.device, settings)
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
     if not settings.overwrite:
         require_same_models(folder, {name: [path] for name, path in zip(names, folders, strict=True)})
-    runs = analyze_models(checkpoints, folders, wanted, settings, processes)
+    runs = analyze_models(checkpoints, folders, wanted, settings, processes, custom)
     comparison = Comparison(
         {name: [run] for name, run in zip(names, runs, strict=True)}, resamples=settings.resamples, path=folder
     )
@@ -87,7 +88,7 @@ def _compare_saved(groups: Mapping[str, Sequence[Run]], settings: CompareSetting
         require_same_models(folder, {name: [run.path for run in group] for name, group in groups.items()})
     comparison = Comparison(
         groups,
-        corruptions=None if settings.corruptions is None else settings.chosen_corruptions(),
+        corruptions=None if settings.corruptions is None else named_corruptions(settings.corruptions),
         severities=None if settings.severities is None else settings.chosen_severities(),
         resamples=settings.resamples,
         path=folder,

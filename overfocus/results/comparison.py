@@ -1,27 +1,206 @@
-"""Several models on the same images, the first of them the baseline: differences, verdicts and what tells fragility."""
+"""Several models on the same images, the first of them the baseline: differences, verdicts and what tells fragility.
+
+Runs are brought together first: the same images, the same variants of them, made with the same settings.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from overfocus.errors import RunError
 from overfocus.files import atomic_file
-from overfocus.results.alignment import Alignment, align
-from overfocus.run import Run
+from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
-from overfocus.runs.names import display_names
+from overfocus.runs.folder import write_csv
 from overfocus.runs.notebook import NotebookMethods
-from overfocus.runs.tables import write_csv
-from overfocus.statistics.panel import EVERY, Panel
-from overfocus.statistics.verdicts import RULE, Verdict, judge
+from overfocus.statistics.differences import tabulate_differences
+from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability
+from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, ImageKey, Panel, read_panel
+from overfocus.statistics.retained import RETAINED
+from overfocus.statistics.verdicts import (
+    RULE,
+    Verdict,
+    counted,
+    decimal,
+    interval_text,
+    judge,
+    measure_title,
+    probability,
+    variant_label,
+)
 from overfocus.text import json_bytes
+from overfocus.variants import CLEAN, CLEAN_VARIANT, RESERVED, Variant
+from overfocus.version import __version__
 
-if TYPE_CHECKING:
-    import pandas as pd
+GEOMETRY = ("height", "width", "interpolation", "crop_pct", "crop_mode")
+"""What decides which pixels are corrupted; as in a run's `pixels`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """What several runs have in common."""
+
+    panels: list[Panel]
+    """One per run, with the same images and variants in the same order."""
+    normalised: bool
+    """Whether metrics were rescaled because the runs' layers have different numbers of tokens."""
+    notes: list[str]
+    """What was left out, and what differs."""
+
+    @property
+    def images(self) -> list[ImageKey]:
+        """The images of every run."""
+        return self.panels[0].images
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variants of each image, clean first where it is known."""
+        return self.panels[0].variants
+
+
+def align(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] | None = None,
+) -> Alignment:
+    """Match the images of runs by name and label, and their corruptions; keep what all have.
+
+    `corruptions` and `severities` take only these.
+
+    Raises:
+        RunError: the runs have no image or version in common, or their pixels or top tokens were chosen in different ways.
+    """
+    measured = [run for run in runs if len(run.table)]
+    _check_settings(runs, names)
+    normalised = len({_token_counts(run) for run in measured}) > 1
+    notes = _input_notes(runs, names)
+    if normalised:
+        notes.append("the models have different numbers of tokens: metrics whose range depends on it are rescaled to that range")
+    panels = [read_panel(run, normalised=normalised) for run in runs]
+    if measured and panels[0].pixels is not None:
+        notes.append(
+            "a prediction is a class for each pixel: it counts as flipped where more pixels change theirs than in the model's "
+            "median corrupted image"
+        )
+    _require_same_classes(panels, names)
+    images, missing = _common_images(panels, names)
+    variants, absent = _common_variants(panels, names, corruptions, severities)
+    return Alignment([panel.select(images, variants) for panel in panels], normalised, notes + missing + absent)
+
+
+def pixel_geometry(run: Run) -> dict[str, Any]:
+    """How a run's images were resized and cropped before they were corrupted; as much of it as the run says."""
+    pixels = run.description.pixels
+    if pixels is not None:
+        return {name: getattr(pixels, name) for name in GEOMETRY if getattr(pixels, name) is not None}
+    _, height, width = run.description.checkpoint.input_size
+    return {"height": height, "width": width}
+
+
+def _check_settings(runs: Sequence[Run], names: Sequence[str]) -> None:
+    first, settings = runs[0], runs[0].description.settings
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        other = run.description.settings
+        which = ["seed", "constants", *(["top_fraction"] if len(run.table) and len(first.table) else [])]
+        for setting in which:
+            here, there = getattr(settings, setting), getattr(other, setting)
+            if here != there:
+                raise RunError(
+                    f"{name} was measured with {setting} {there}, {names[0]} with {here}; "
+                    "runs compare with the same settings only: measure one again"
+                )
+        pixels, others = pixel_geometry(first), pixel_geometry(run)
+        different = [key for key in pixels if key in others and pixels[key] != others[key]]
+        if different:
+            ours, theirs = (", ".join(f"{key} {part[key]}" for key in different) for part in (pixels, others))
+            raise RunError(
+                f"{name} was measured on other pixels ({theirs}) than {names[0]} ({ours}), which were corrupted otherwise; "
+                "give `overfocus compare` the checkpoints, and it shows all models the same"
+            )
+
+
+def _require_same_classes(panels: Sequence[Panel], names: Sequence[str]) -> None:
+    """Raise `RunError` where only some models predict pixels, or not the same number of classes."""
+    classes = [0 if panel.pixels is None else panel.pixels.shape[-1] for panel in panels]
+    for name, count in zip(names[1:], classes[1:], strict=True):
+        if count != classes[0]:
+            ours, theirs = (
+                f"{number} classes of pixels" if number else "one class for an image" for number in (count, classes[0])
+            )
+            raise RunError(f"{name} predicts {ours}, {names[0]} {theirs}; runs compare only where they answer the same question")
+
+
+def _input_notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    notes = []
+    for run, name in zip(runs, names, strict=True):
+        geometry, (_, height, width) = pixel_geometry(run), run.description.checkpoint.input_size
+        whole = isinstance(geometry["height"], str)  # images at their own size, not at the model's
+        if not whole and (geometry["height"], geometry["width"]) != (height, width):
+            notes.append(
+                f"{name} takes {height}×{width} pixels: images were corrupted at {geometry['height']}×{geometry['width']} "
+                "and resized for it"
+            )
+        if not run.complete:
+            notes.append(f"the run of {name} is not finished: what it has is compared")
+    return notes
+
+
+def _token_counts(run: Run) -> tuple[tuple[int, tuple[int, int] | None], ...]:
+    return tuple(sorted({(layer.tokens, layer.grid) for layer in run.description.layers}, key=str))
+
+
+def _common_images(panels: Sequence[Panel], names: Sequence[str]) -> tuple[list[ImageKey], list[str]]:
+    held = [set(panel.images) for panel in panels]
+    common = set.intersection(*held)
+    if not common:
+        name, label, _ = panels[0].images[0]
+        raise RunError(
+            f"the runs have no image in common: images are matched by name and label, such as {name!r} with label {label!r} "
+            f"of {names[0]}; measure the same images"
+        )
+    notes = []
+    for name, keys in zip(names, held, strict=True):
+        if extra := len(keys) - len(common):
+            notes.append(f"{counted(extra)} of {name} left out: not measured for every model")
+    return [key for key in panels[0].images if key in common], notes
+
+
+def _common_variants(
+    panels: Sequence[Panel], names: Sequence[str], corruptions: Sequence[str] | None, severities: Sequence[int] | None
+) -> tuple[list[Variant], list[str]]:
+    common = [variant for variant in panels[0].variants if all(variant in panel.variants for panel in panels)]
+    notes = []
+    for panel, name in zip(panels, names, strict=True):
+        if extra := [variant for variant in panel.variants if variant not in common]:
+            shown = ", ".join(variant.label for variant in extra[:3])
+            notes.append(f"{counted(len(extra), 'variant')} of {name} left out, not measured for every model: {shown}")
+    for asked, there, what in (
+        (corruptions, [name for name, _ in common], "corruption"),
+        (severities, [severity for _, severity in common], "severity"),
+    ):
+        for value in asked or []:
+            if value not in there:
+                known = ", ".join(str(one) for one in dict.fromkeys(there) if one not in (*RESERVED, 0)) or "none"
+                raise RunError(f"the runs have no {what} {value} in common; they share {known}")
+    kept = [
+        Variant(name, severity)
+        for name, severity in common
+        if (name, severity) == CLEAN_VARIANT
+        or ((corruptions is None or name in corruptions) and (severities is None or severity in severities))
+    ]
+    if not kept:
+        raise RunError("the runs have no corruption and severity in common; measure the same")
+    return kept, notes
+
 
 DESCRIPTION = "comparison.json"
 
@@ -122,6 +301,12 @@ class Comparison(NotebookMethods):
         return tuple(notes)
 
     @property
+    def identical(self) -> tuple[str, ...]:
+        """The models that agree with the baseline exactly in every row of `table`: the same network, most likely."""
+        same = self.table.assign(same=self.table["difference"].fillna(0) == 0).groupby("model", sort=False)["same"].all()
+        return tuple(name for name in self.names[1:] if same.get(name, False))
+
+    @property
     def rule(self) -> str:
         """The rule in words by which verdicts follow from intervals."""
         return RULE
@@ -132,7 +317,7 @@ class Comparison(NotebookMethods):
         return all(panel.control for side in self._sides for panel in side)
 
     @cached_property
-    def table(self) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
         """One row per metric × layers × corruption × severity × model other than the baseline.
 
         Columns: metric ("retained.METRIC" for what is retained of a metric of stability against the control); layers ("all",
@@ -143,8 +328,6 @@ class Comparison(NotebookMethods):
         of the same difference, p_adjusted (Holm, over the rows of the same family) and family; effect_size (Cohen's d_z); count
         of images.
         """
-        from overfocus.statistics.differences import tabulate_differences
-
         return tabulate_differences(self._sides, self.names, resamples=self.resamples)
 
     @cached_property
@@ -156,7 +339,7 @@ class Comparison(NotebookMethods):
         return judge(self.table, self.baseline, self.names[1:], {name: number for name, number in classes.items() if number})
 
     @cached_property
-    def fragility(self) -> "pd.DataFrame":
+    def fragility(self) -> pd.DataFrame:
         """Whether a metric tells which predictions flip: per model × metric × layers × corruption × severity.
 
         Columns: model, metric, layers, corruption ("all": the mean within strata of corruption × severity; "pooled": all
@@ -165,18 +348,14 @@ class Comparison(NotebookMethods):
         that hold both. Metrics of one map are those of the clean image. The rows "corruption alone" and "clean confidence" are
         what is known without looking at attention.
         """
-        from overfocus.statistics.fragility import tabulate_fragility
-
         return tabulate_fragility(self._sides, self.names)
 
     @cached_property
-    def reliability(self) -> "pd.DataFrame":
+    def reliability(self) -> pd.DataFrame:
         """Share of flipped predictions in groups of corrupted images with rising value of a metric within their stratum.
 
         Columns: model, metric, layers, bin, value (mean of the metric), flip_rate with low and high (95 %), flipped, count.
         """
-        from overfocus.statistics.fragility import tabulate_reliability
-
         return tabulate_reliability(self._sides, self.names)
 
     def write(self, folder: str | Path) -> Path:
@@ -200,28 +379,20 @@ class Comparison(NotebookMethods):
             ) from error
         return folder
 
-    def overview(self) -> "pd.DataFrame":
+    def overview(self) -> pd.DataFrame:
         """The rows of `table` that fit on a page: all layers, clean images and all corruptions together."""
-        from overfocus.results.overview import choose_overview
-
         return choose_overview(self.table)
 
-    def to_markdown(self, rows: "pd.DataFrame | None" = None) -> str:
+    def to_markdown(self, rows: pd.DataFrame | None = None) -> str:
         """Rows of `table` (the overview where none are given) as a Markdown table."""
-        from overfocus.results.overview import markdown
-
         return markdown(self.overview() if rows is None else rows)
 
-    def to_latex(self, rows: "pd.DataFrame | None" = None) -> str:
+    def to_latex(self, rows: pd.DataFrame | None = None) -> str:
         """Rows of `table` (the overview where none are given) as a LaTeX table; it needs the package booktabs."""
-        from overfocus.results.overview import latex
-
         return latex(self.overview() if rows is None else rows)
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as plain values for JSON; NaN as None."""
-        from overfocus.version import __version__
-
         return {
             "format": FORMAT,
             "kind": "comparison",
@@ -298,7 +469,97 @@ def _distinct(classes: np.ndarray[Any, Any]) -> int:
     return len(np.unique(classes[classes >= 0]))
 
 
-def _records(table: "pd.DataFrame") -> list[dict[str, Any]]:
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dictionaries; NaN as None."""
     records: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
     return records
+
+
+HEADINGS = (
+    "Metric",
+    "Layers",
+    "Corruption",
+    "Model",
+    "Mean",
+    "Baseline",
+    "Control",
+    "Difference",
+    "95 % interval",
+    "p (Holm)",
+    "d_z",
+    "Images",
+)
+TEXT_COLUMNS = 4
+"""The first columns hold words, the others numbers."""
+_LATEX_SIGNS = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "|": "$|$", "−": "$-$",
+    "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def choose_overview(table: pd.DataFrame) -> pd.DataFrame:
+    """All layers only: what speaks of one map and the accuracy on clean images, the rest over all corruptions together.
+
+    What is retained of a metric of stability stands behind the metric. Effective tokens under corruption stand before the
+    top-k overlap: where attention is flat, the overlap means little.
+    """
+    metric = table["metric"].str.removeprefix(RETAINED)
+    clean = table["corruption"] == CLEAN
+    every = table["corruption"] == EVERY
+    paired = metric.map(lambda name: name not in CATALOGUE or CATALOGUE[name].group in ("stability", "prediction"))
+    whole = table["layers"].isin([LAYER_GROUPS[0], OUTPUT])
+    beside = metric == "effective_tokens"
+    chosen = table[whole & (clean | (every & (paired | beside)))]
+    place = {name: number for number, name in enumerate(dict.fromkeys(metric))}
+    shown = metric.where(~beside | clean, "top_overlap")[chosen.index].map(place)
+    return chosen.loc[shown.sort_values(kind="stable").index]
+
+
+def cells(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The text of each row under `HEADINGS`."""
+    return [
+        (
+            measure_title(str(row["metric"])),
+            str(row["layers"]),
+            variant_label(str(row["corruption"]), int(row["severity"])),
+            str(row["model"]),
+            decimal(row["mean"]),
+            decimal(row["baseline_mean"]),
+            f"{decimal(row['control'])} / {decimal(row['baseline_control'])}" if row["control"] == row["control"] else "",
+            decimal(row["difference"], sign=True),
+            interval_text(row["low"], row["high"]),
+            probability(row["p_adjusted"]),
+            decimal(row["effect_size"], sign=True, places=2),
+            str(int(row["count"])),
+        )
+        for row in rows.to_dict("records")
+    ]
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """A table in GitHub's Markdown."""
+    ruler = "|" + " --- |" * TEXT_COLUMNS + " ---: |" * (len(HEADINGS) - TEXT_COLUMNS)
+    headings, *lines = (
+        _joined(line, lambda text: re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text), "| ", " | ", " |")
+        for line in (HEADINGS, *cells(rows))
+    )
+    return "\n".join([headings, ruler, *lines]) + "\n"
+
+
+def latex(rows: pd.DataFrame) -> str:
+    """A table for the package booktabs, without a float around it."""
+    columns = "l" * TEXT_COLUMNS + "r" * (len(HEADINGS) - TEXT_COLUMNS)
+    headings = _joined(HEADINGS, lambda text: "$d_z$" if text == "d_z" else escape_latex(text), "", " & ", r" \\")
+    lines = [_joined(line, escape_latex, "", " & ", r" \\") for line in cells(rows)]
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", headings, r"\midrule", *lines, r"\bottomrule", end]) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Text that stands for itself in LaTeX."""
+    return "".join(_LATEX_SIGNS.get(sign, sign) for sign in text)
+
+
+def _joined(line: Sequence[str], escape: Callable[[str], str], begin: str, between: str, end: str) -> str:
+    return begin + between.join(escape(" ".join(text.split())) for text in line) + end

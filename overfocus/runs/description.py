@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from overfocus.errors import OverfocusError, RunError, TrainingError
 from overfocus.files import read_bytes
-from overfocus.metrics.catalogue import BUILT_IN, Metric
-from overfocus.metrics.expectation import top_count
+from overfocus.metrics.catalogue import BUILT_IN, Metric, top_count
 from overfocus.text import json_bytes, one_line, printable
 
 FORMAT = 2
@@ -149,6 +148,8 @@ class ImageEntry:
     path: str | None = None
     """Where it was read from; None for images that lie in no file, and in evaluations."""
     label: str | None = None
+    sha256: str | None = None
+    """Of the pixels of an image that was given in memory."""
     width: int | None = None
     """In pixels; None until it is read."""
     height: int | None = None
@@ -184,6 +185,8 @@ class RunSettings:
     images: str | list[str] | None = None
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] = field(default_factory=list)
+    class_map: str | None = None
+    """How the classes of labels were chosen: "number", "natural", "sorted" or a file; None for the usual rule."""
     constants: Literal["cifar-c", "tiny-imagenet-c", "imagenet-c"] | None = None
     """The set of corruption constants; None where nothing was corrupted here, and in runs of overfocus 0.1.0."""
     seed: int = 0
@@ -270,6 +273,8 @@ class RunDescription:
     images: list[ImageEntry]
     skipped: list[SkippedEntry] = field(default_factory=list)
     class_names: list[str] | None = None
+    label_classes: dict[str, int] = field(default_factory=dict)
+    """The class of each label that means one."""
     task: Literal["segmentation"] | None = None
     """None for classifiers and models that give features."""
     class_colours: list[list[int]] | None = None
@@ -282,6 +287,8 @@ class RunDescription:
     noise: dict[str, list[float | None]] = field(default_factory=dict)
     """By metric of stability, for each of `layers`: the distance between the same clean image at two places of a batch."""
     measures: list[MeasureEntry] = field(default_factory=list)
+    functions: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of what each function of the user, a corruption or metric, makes of a fixed input."""
     notes: list[str] = field(default_factory=list)
     imagenet_labels: bool = False
     inference: str | None = None
@@ -321,6 +328,38 @@ class RunDescription:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArchitectureEntry:
+    """The network of a training, as `save_checkpoint` is told."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    tap: dict[str, Any] | None = None
+    """Arguments of `overfocus.models.add_tap`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEntry:
+    """Everything that the result of a training depends on."""
+
+    recipe: dict[str, Any]
+    """Of `overfocus.training.settings.Recipe`, as JSON holds it."""
+    architecture: ArchitectureEntry
+    task: str = "classification"
+    objective: str = "supervised"
+    init: str | None = None
+    """Digest or name of the weights that it started from."""
+    seed: int
+    images: int
+    """Images of the data set that are used."""
+    class_names: list[str] = field(default_factory=list)
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    input_size: tuple[int, int, int]
+    """(channels, height, width)."""
+    processes: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingDescription:
     """The content of training.json."""
 
@@ -331,7 +370,7 @@ class TrainingDescription:
     overfocus: str
     created: str = ""
     status: Status
-    settings: dict[str, Any]
+    settings: TrainingEntry
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 figures: Callable[[], Any] | None = None
-"""Gives the module that draws (`overfocus.figures.notebook`)."""
+"""Gives the module that draws (`overfocus.figures.draw`)."""
 
 Names = str | Sequence[str] | None
 """One name, several, or None for the usual ones."""

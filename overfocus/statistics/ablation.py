@@ -4,9 +4,12 @@ Patches are removed from attention, or corrupted in the image. Those that receiv
 random ones (`random`), as many of those that receive least (`bottom`), and as many or more random ones that together receive as
 much (`mass`). Random choices are drawn several times and averaged for each image first.
 
-- Is more lost with the top than with as many random ones? Else predictions cannot be told to depend on the most attended patches.
-- Is more lost than with random ones of equal mass, too? Then it depends on what these patches show: the same attention on other
-  patches matters less. Else it depends on the attention: whatever receives as much is missed as much.
+1. Is more lost with the top patches than with as many random ones? Else predictions cannot be told to depend on the most attended
+   patches.
+2. Is more lost than with random ones of equal mass, too? Then predictions depend on what the top patches show: the same
+   attention on other patches matters less.
+3. Else, where the interval of that difference leaves less than half of the loss of question 1 open, predictions depend on the
+   attention: whatever receives as much is missed about as much. Where it leaves more open, the two cannot be told apart.
 """
 
 from dataclasses import dataclass
@@ -16,11 +19,9 @@ import numpy as np
 import pandas as pd
 
 from overfocus.statistics.differences import paired_differences
-from overfocus.statistics.intervals import mean_interval, rate_interval
-from overfocus.statistics.layers import mean_of_known
-from overfocus.statistics.significance import holm
-from overfocus.statistics.verdicts import FEWEST_IMAGES, LEVEL
-from overfocus.statistics.wording import counted, decimal, interval_text, probability, variant_label
+from overfocus.statistics.intervals import holm, mean_interval, rate_interval
+from overfocus.statistics.panel import mean_of_known
+from overfocus.statistics.verdicts import FEWEST_IMAGES, LEVEL, counted, decimal, interval_text, probability, variant_label
 from overfocus.variants import CLEAN
 
 Array = np.ndarray[Any, Any]
@@ -117,21 +118,24 @@ def _sentence(rows: pd.DataFrame, table: pd.DataFrame, quantity: str, model: str
     found = table[here & (table["k"] == first["k"])].set_index("choice")[quantity]
     variant = "clean images" if first["corruption"] == CLEAN else variant_label(first["corruption"], first["severity"])
     done = "removed" if how == "remove" else "corrupted"
-    kept = "keep their class" if quantity == "agreement" else "is the cosine of the outputs"
+    measured = "the share of images that keep their class" if quantity == "agreement" else "the mean cosine with the usual output"
     numbers = "; ".join(
-        f"with {CHOICE_WORDS[str(choice)]} {decimal(found[choice])} (difference {decimal(row['difference'], sign=True)}, 95 % "
-        f"interval {interval_text(row['low'], row['high'])}, p {probability(row['p_adjusted'])} after Holm over {len(rows)})"
+        f"{decimal(found[choice])} with {CHOICE_WORDS[str(choice)]} (difference {decimal(row['difference'], sign=True)}, 95 % "
+        f"interval {interval_text(row['low'], row['high'])}, p {probability(row['p_adjusted'])} after Holm over {len(rows)}"
+        f"{'' if row['count'] == first['count'] else ', ' + counted(int(row['count']))})"
         for choice, row in rows.iterrows()
     )
+    patches = f"the top {first['k']} patches" if first["k"] > 1 else "the top patch"
     return (
-        f"On {variant}, {model}: {_claim(rows, int(first['count']))}. With the top {first['k']} patches "
-        f"({100 * first['fraction']:.0f} %) {done} {decimal(found['top'])} {kept}; {numbers}."
+        f"On {variant}, {model}: {_claim(rows, int(first['count']))}. With {patches} ({100 * first['fraction']:.0f} %) {done}, "
+        f"{measured} is {decimal(found['top'])}; it is {numbers}."
     )
 
 
 def _claim(rows: pd.DataFrame, images: int) -> str:
     if images < FEWEST_IMAGES:
-        return f"{counted(images)} are too few to tell what predictions depend on, at least {FEWEST_IMAGES} are needed"
+        few = "is" if images == 1 else "are"
+        return f"{counted(images)} {few} too few to tell what predictions depend on, at least {FEWEST_IMAGES} are needed"
     if "random" not in rows.index:
         return "what predictions depend on cannot be told without random patches beside the most attended ones"
     if _sure(rows, "random", 1):
@@ -139,12 +143,20 @@ def _claim(rows: pd.DataFrame, images: int) -> str:
     if not _sure(rows, "random", -1):
         return "predictions cannot be told to depend more on the most attended patches than on random ones"
     if "mass" not in rows.index or int(rows["count"]["mass"]) < FEWEST_IMAGES:  # often the others receive too little
-        return "predictions depend on the most attended patches"
+        return (
+            "predictions depend on the most attended patches; whether on their attention or on what they show cannot be told, "
+            "because in too few images the others together receive as much"
+        )
     if _sure(rows, "mass", -1):
         return "predictions depend on what the most attended patches show: other patches of equal attention are missed less"
     if _sure(rows, "mass", 1):
-        return "predictions depend on the attention, and less on the most attended patches than on others of equal attention"
-    return "predictions depend on the attention: other patches that receive as much cannot be told to be missed less"
+        return "predictions depend on the attention: other patches that receive as much, more in number, are missed even more"
+    if rows["low"]["mass"] > rows["difference"]["random"] / 2:
+        return "predictions depend on the attention: other patches that receive as much are missed about as much"
+    return (
+        "predictions depend on the most attended patches; whether on their attention or on what they show cannot be told from "
+        f"{counted(images)}"
+    )
 
 
 def _sure(rows: pd.DataFrame, against: str, sign: int) -> bool:

@@ -15,26 +15,30 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from overfocus.metrics.catalogue import CATALOGUE
-from overfocus.segmentation.scores import mean_iou
+from overfocus.segmentation import mean_iou
 from overfocus.statistics.intervals import (
     CONFIDENCE,
+    holm,
     is_rate,
+    mcnemar_test,
     mean_and_error,
     mean_interval,
     rate_difference_interval,
     ratio_difference_interval,
+    ratio_swap_test,
     resample_counts,
+    sign_flip_test,
     widened_quantiles,
 )
-from overfocus.statistics.layers import mean_of_known
-from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, Panel, masked_jointly, over_layers, with_every
+from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, Panel, masked_jointly, mean_of_known, over_layers, with_every
 from overfocus.statistics.retained import RETAINED, control_of, distances, mean_noise, stable_metrics, undefined_control
-from overfocus.statistics.significance import holm, mcnemar_test, ratio_swap_test, sign_flip_test
 from overfocus.variants import CLEAN
 
 Array = np.ndarray[Any, Any]
 MEAN_IOU = "mean_iou"
 """What the mIoU of a whole set is called in tables."""
+_ROUNDING = 1e-12
+"""What double precision leaves of a difference that is exactly zero, relative to the values."""
 OVERVIEW = "overview"
 """Family of the tests that are read together first: all layers, on clean images and over all corruptions."""
 COLUMNS = (
@@ -112,7 +116,7 @@ def paired_differences(
     `rates` says that the values are outcomes 0 or 1, or shares of `trials` such outcomes of an image.
     """
     *_, first, second = _masked(ours, theirs)
-    differences = first - second
+    differences = _rounded(first - second, first)
     mean, error, count = mean_and_error(differences)
     whole = np.ones(differences.shape, np.int64) if trials is None else trials
     if rates:
@@ -156,7 +160,7 @@ def retained_differences(
             moved = (top - ratio[:, None] * bottom) / below[:, None]
         over_runs.append(1 - ratio)
         influence.append(1 - ratio.mean(0) - moved.mean(0))
-    differences = influence[0] - influence[1]
+    differences = _rounded(influence[0] - influence[1], influence[0])
     mean, error, count = mean_and_error(differences)
     if len(distance) == len(other_distance) == 1:
         parts = other_distance[0], other_control[0], distance[0], control[0]
@@ -165,7 +169,8 @@ def retained_differences(
     else:
         low, high = mean_interval(differences)
         with np.errstate(invalid="ignore", divide="ignore"):
-            p_value = np.asarray(2 * stats.t.sf(np.abs(mean) / error, count - 1))
+            student = 2 * stats.t.sf(np.abs(mean) / error, count - 1)
+        p_value = np.where(error > 0, student, np.where(count > 1, 1.0, np.nan))
     with np.errstate(invalid="ignore", divide="ignore"):
         effect_size = np.where(error > 0, mean / (error * np.sqrt(count)), np.nan)
     low, high, p_value = _with_runs(mean, error, count, low, high, p_value, over_runs)
@@ -275,6 +280,11 @@ def _retained(
 
 def _sides(arrays: Sequence[Array], ours: int) -> tuple[Array, Array]:
     return np.stack(arrays[:ours]), np.stack(arrays[ours:])
+
+
+def _rounded(differences: Array, values: Array) -> Array:
+    """Differences with 0 for what is only rounding of means of equal values."""
+    return np.where(np.abs(differences) <= _ROUNDING * np.maximum(np.abs(values), 1), 0.0, differences)
 
 
 def _masked(ours: Array, theirs: Array) -> tuple[Array, Array, Array, Array]:

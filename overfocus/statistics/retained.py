@@ -15,8 +15,7 @@ from jaxtyping import Float
 
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.statistics.intervals import Interval, mean_interval, ratio_difference_interval
-from overfocus.statistics.layers import RunTables, mean_of_known
-from overfocus.statistics.panel import EVERY, Panel, masked_jointly, over_layers, read_panel, with_every
+from overfocus.statistics.panel import EVERY, Panel, RunTables, masked_jointly, mean_of_known, over_layers, read_panel, with_every
 from overfocus.variants import Variant
 
 Array = np.ndarray[Any, Any]

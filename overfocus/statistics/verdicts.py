@@ -1,18 +1,131 @@
-"""Answers in words to the three questions that a comparison asks, derived from intervals by written rules."""
+"""Answers in words, each by a written rule: does one model overfocus, and what does it do otherwise than the baseline.
+
+Does a model overfocus? The rule was fixed before the networks were measured that `tests/scripts/overfocusing_rule.py` reports on:
+
+1. Take the layers in which patches attend patches (kinds global, window and pooled), and of each the mean of `effective_tokens`
+   over clean images: the share of the patches that attention effectively reaches, 1 where attention is uniform.
+2. Of the most concentrated third of these layers (at least one), the lowest ones, take the mean E.
+3. E below 0.5: it overfocuses strongly, fewer than half of the patches are in use. E from 0.5 and below 0.8: mildly. From 0.8 on:
+   no. From 0.95 on attention is nearly uniform, as in an untrained network.
+
+A third of the layers, because attention of most networks is even in some depths and concentrated in others, and one layer alone
+may be chance. Concentration may be judged from a single image; the interval says how far images differ.
+
+The three questions of a comparison, and how their answers follow from intervals, stand in `RULE`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 
-from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT
+from overfocus.metrics.catalogue import PATCH_KINDS, title_of
+from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
+from overfocus.statistics.intervals import Interval, holm, interval_of
+from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, RunTables
 from overfocus.statistics.retained import NOISE_MARGIN, NOT_MEASURED, RETAINED
-from overfocus.statistics.significance import holm
-from overfocus.statistics.wording import counted, decimal, interval_text, measure_title, probability
 from overfocus.variants import CLEAN
+
+_GUESSES = {CORRUPTION_ALONE: "Which corruption it is, alone", CLEAN_CONFIDENCE: "Confidence on the clean image"}
+
+
+def measure_title(name: str) -> str:
+    """Name for people of a metric, of what is retained of one, or of a plain guess.
+
+    >>> measure_title("retained.attention_cosine")
+    'Retained: attention cosine'
+    """
+    if name.startswith(RETAINED):
+        return f"Retained: {_within(title_of(name.removeprefix(RETAINED)))}"
+    return _GUESSES.get(name) or title_of(name)
+
+
+def _within(title: str) -> str:
+    """A title within a sentence: names keep their capitals."""
+    return title if title[1:2].isupper() or title.startswith(("Jensen", "Gini")) else title[:1].lower() + title[1:]
+
+
+def variant_label(corruption: str, severity: int) -> str:
+    """A variant in words: "clean", "fog 3", "all corruptions"."""
+    words = corruption.replace("_", " ")
+    if severity:
+        return f"{words} {severity}"
+    return {EVERY: "all corruptions", POOLED: "all corruptions, pooled"}.get(corruption, words)
+
+
+def decimal(number: float, *, sign: bool = False, places: int = 3) -> str:
+    """With three places after the point, fewer for numbers from 100 on; "–" where undefined."""
+    if math.isnan(number):
+        return "–"
+    places = places if abs(number) < 100 else 1
+    number = round(number, places) or 0.0  # no minus in front of zeros
+    return format(number, f"{'+' if sign and number else ''}.{places}f").replace("-", "−")
+
+
+def probability(number: float) -> str:
+    """A p-value; "< 0.001" for smaller ones."""
+    return "–" if math.isnan(number) else "< 0.001" if number < 0.001 else f"{number:.3f}"
+
+
+def interval_text(low: float, high: float, *, sign: bool = True, places: int = 3) -> str:
+    """The ends of an interval: "−0.200 … −0.100"."""
+    return f"{decimal(low, sign=sign, places=places)} … {decimal(high, sign=sign, places=places)}"
+
+
+def counted(number: int, what: str = "image") -> str:
+    """A number of things.
+
+    >>> counted(1), counted(20)
+    ('1 image', '20 images')
+    """
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+STRONG = 0.5
+"""Effective tokens below which a model overfocuses strongly."""
+MILD = 0.8
+"""Effective tokens below which it overfocuses mildly; from here on it does not, and the order of its tokens is mostly noise."""
+NEARLY_UNIFORM = 0.95
+"""Effective tokens from which attention is called nearly uniform."""
+METRIC = "effective_tokens"
+
+
+@dataclass(frozen=True)
+class Overfocusing:
+    """The answer for one run."""
+
+    answer: Literal["strongly", "mildly", "no"] | None
+    """None where concentration is undefined in every layer."""
+    effective: Interval
+    """Mean over images of the effective tokens of the most concentrated third of the layers; uniform attention has 1."""
+    layers: tuple[int, ...]
+    """Numbers of these layers, in the order of the model."""
+
+    @property
+    def nearly_uniform(self) -> bool:
+        """Whether attention is spread as evenly as in an untrained network."""
+        return self.effective.mean >= NEARLY_UNIFORM
+
+
+def judge_overfocusing(run: RunTables) -> Overfocusing:
+    """Apply the rule of this module to the clean images of a run."""
+    kinds = {layer.number: layer.kind for layer in run.description.layers}
+    table = run.table
+    rows = table[(table["corruption"] == CLEAN) & table["layer"].map(kinds).isin(PATCH_KINDS)]
+    if METRIC not in table or not rows[METRIC].notna().any():
+        return Overfocusing(None, interval_of(pd.Series(dtype=float), METRIC), ())
+    by_layer = rows.groupby(["image", "layer"])[METRIC].mean().unstack()
+    means = by_layer.mean().dropna().sort_values(kind="stable")
+    lowest = means.index[: max(1, math.ceil(len(means) / 3))]
+    effective = interval_of(by_layer[lowest].mean(axis=1), METRIC)
+    answer: Literal["strongly", "mildly", "no"] = (
+        "strongly" if effective.mean < STRONG else "mildly" if effective.mean < MILD else "no"
+    )
+    return Overfocusing(answer, effective, tuple(sorted(int(number) for number in lowest)))
+
 
 Answer = Literal["yes", "no", "mixed", "can't tell"]
 
@@ -62,6 +175,8 @@ PREDICTIONS = Question(
     "predictions", "Do its predictions survive?", "keeps its predictions better than", "keeps its predictions worse than",
     {"agreement": 1, "confidence_drop": -1, "correct": 1}, OUTPUT, EVERY, "under corruption",
 )  # fmt: skip
+RIGHT = replace(PREDICTIONS, better="is right more often than", worse="is right less often than", quantities={"correct": 1})
+"""What is asked where a model predicts one class for every clean image: that one cannot change."""
 _FEATURES = {"output_cosine": 1}
 """Decides on the predictions where neither model has a classifier."""
 
@@ -124,22 +239,21 @@ def _overfocus(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, i
 
 
 def _predictions(table: pd.DataFrame, baseline: str, model: str, clean_classes: Mapping[str, int]) -> Verdict | None:
-    there = _rows(table, PREDICTIONS, [*PREDICTIONS.quantities, *_FEATURES])
-    signs = PREDICTIONS.quantities if "agreement" in set(there["metric"]) else _FEATURES
     constant = [name for name in (model, baseline) if clean_classes.get(name) == 1]
-    why = ""
+    there = _rows(table, PREDICTIONS, [*PREDICTIONS.quantities, *_FEATURES])
+    question, signs = PREDICTIONS, PREDICTIONS.quantities if "agreement" in set(there["metric"]) else _FEATURES
     if constant:
-        signs = {"correct": 1}
-        told = f"{' and '.join(constant)} predict{'s' if len(constant) == 1 else ''} one class for every clean image"
-        why = f"{told}, which cannot change; only accuracy would tell, and labels are not known"
-    rows = _rows(table, PREDICTIONS, list(signs))
+        question, signs = RIGHT, RIGHT.quantities
+    rows = _rows(table, question, list(signs))
     if rows.empty and not constant:
         return None
     if rows.empty:
+        told = f"{' and '.join(constant)} predict{'s' if len(constant) == 1 else ''} one class for every clean image"
+        why = f"{told}, which cannot change; only accuracy would tell, and labels are not known"
         rows = _rows(table, PREDICTIONS, ["agreement", "confidence_drop"])
         return _verdict(PREDICTIONS, baseline, model, rows, "can't tell", [], [], why) if len(rows) else None
     better, worse = _sides(rows, signs, SMALLEST_DIFFERENCE)
-    return _verdict(PREDICTIONS, baseline, model, rows, _majority(len(rows), better, worse), better, worse)
+    return _verdict(question, baseline, model, rows, _majority(len(rows), better, worse), better, worse)
 
 
 def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, int]) -> Verdict | None:
@@ -151,7 +265,7 @@ def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, i
         return _verdict(STABILITY, baseline, model, raw, "can't tell", [], [], NOT_MEASURED)
     primary = rows[rows["metric"] == PRIMARY]
     if primary.empty or primary["difference"].isna().all():
-        why = "what is retained of the Jensen–Shannon divergence is undefined: the control is no more than numerical noise"
+        why = "what is retained of the Jensen–Shannon divergence is undefined: the control cannot be told from numerical noise"
         return _verdict(STABILITY, baseline, model, rows, "can't tell", [], [], why)
     better, worse = _sides(rows, STABILITY.quantities, 0.0)
     if better and worse:
@@ -162,7 +276,7 @@ def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, i
         opposed = [name for name in (better or worse) if name.removeprefix(RETAINED) in (raw_worse if better else raw_better)]
         if opposed:
             way = ("more", "less") if better else ("less", "more")
-            names = ", ".join(measure_title(name.removeprefix(RETAINED)) for name in opposed)
+            names = ", ".join(_subject(name.removeprefix(RETAINED)) for name in opposed)
             why = f"it retains {way[0]} of {names} against another image, while the raw value says {way[1]} stable"
             return _verdict(STABILITY, baseline, model, rows, "can't tell", [], [], why)
     return _verdict(STABILITY, baseline, model, rows, answer, better, worse)
@@ -209,7 +323,10 @@ def _verdict(
 ) -> Verdict:
     images = int(rows["count"].min())
     if images < FEWEST_IMAGES:
-        answer, why = "can't tell", f"a difference is judged from at least {FEWEST_IMAGES} images"
+        few = f"a difference is judged from at least {FEWEST_IMAGES} images{images_needed(rows, question)}"
+        answer, why = "can't tell", f"{why}, and {few}" if why else few
+    elif answer == "can't tell" and not why:
+        why = f"too few of the differences are sure and on one side{images_needed(rows, question)}"
     sentence = _claim(question, answer, rows, baseline, model, better, worse, why)
     return Verdict(question.name, question.asked, model, answer, f"{sentence} {_numbers(rows)}.", rows)
 
@@ -233,28 +350,41 @@ def _claim(
         )
     if answer != "can't tell":
         return f"{model} {question.better if answer == 'yes' else question.worse} {baseline} {question.where}, on {images}:"
-    needed = "" if why else images_needed(rows)
-    reason = why or "too few of the differences are sure and on one side"
-    return f"Whether {model} {question.better} {baseline} {question.where} cannot be told from {images}: {reason}{needed}."
+    return f"Whether {model} {question.better} {baseline} {question.where} cannot be told from {images}: {why}."
 
 
 def _subject(metric: str) -> str:
     """A quantity within a sentence."""
-    title = measure_title(metric.removeprefix(RETAINED))
+    title = _within(title_of(metric.removeprefix(RETAINED)))
     return f"what is retained of {title}" if metric.startswith(RETAINED) else title
 
 
-def images_needed(rows: pd.DataFrame) -> str:
-    """In words, how many images would make the first difference of the size that was seen sure four times in five."""
-    row = rows.iloc[0]
-    half, difference = (float(row["high"]) - float(row["low"])) / 2, abs(float(row["difference"]))
-    if not half > 0 or math.isnan(difference):
+def images_needed(rows: pd.DataFrame, question: Question) -> str:
+    """In words, how many images would tell four times in five, were the differences as large as seen.
+
+    Of stability the primary difference has to be sure, else more than half of them, on one side. Empty where they are not on
+    one side, or no interval is known.
+    """
+    if question is STABILITY:
+        rows = rows[rows["metric"] == PRIMARY]
+    signs = rows["metric"].map(question.quantities).fillna(1).to_numpy("float64")
+    smallest = 0.0 if question is STABILITY else SMALLEST_DIFFERENCE
+    difference = signs * rows["difference"].to_numpy("float64")
+    half = (rows["high"] - rows["low"]).to_numpy("float64") / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        numbers = rows["count"].to_numpy("float64") * (half / difference) ** 2 * _POWERED
+    numbers[np.abs(difference) < smallest] = math.inf
+    wanted = len(rows) // 2 + 1
+    known = (half > 0) & ~np.isnan(numbers)
+    sides = [np.sort(numbers[known & (sign * difference > 0)]) for sign in (1, -1)]
+    number = min((float(side[wanted - 1]) for side in sides if len(side) >= wanted), default=math.nan)
+    if math.isnan(number):
         return ""
-    number = float(row["count"]) * (half / difference) ** 2 * _POWERED if difference else math.inf
-    title = measure_title(str(row["metric"]))
-    if number > _MOST_IMAGES:
-        return f"; more than {_MOST_IMAGES:,} images would be needed for one of this size ({title})"
-    return f"; about {math.ceil(number):,} images would be needed for one of this size ({title})"
+    if math.isinf(number):
+        return f"; differences below {smallest} do not count, however many images there are"
+    number = max(float(FEWEST_IMAGES), number)
+    count = f"more than {_MOST_IMAGES:,}" if number > _MOST_IMAGES else f"about {math.ceil(number):,}"
+    return f"; {count} images would be needed, were the differences as large as seen here"
 
 
 def _numbers(rows: pd.DataFrame) -> str:

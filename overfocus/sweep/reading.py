@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image
 from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import DataLoader, Dataset
 
-from overfocus.corruptions import ConstantSet, corrupt, prepare_corruptions
-from overfocus.errors import ImageError
+from overfocus.corruptions import CORRUPTIONS, ConstantSet, corrupt, prepare_corruptions
+from overfocus.corruptions.custom import CustomCorruption
+from overfocus.errors import ChangedImageError, CorruptionError, ImageError, OverfocusError
 from overfocus.images.sources import ImageSource
 from overfocus.preprocessing import Preprocess
 from overfocus.runs.description import Pixels
@@ -90,8 +92,8 @@ class Sample:
     control: bool = True
     """Whether the control shows another image; False where there is no other that can be read."""
     reason: str | None = None
-    fatal: bool = False
-    """Whether the reason lies in the data set, not in one image, so that the sweep has to stop."""
+    fatal: type[OverfocusError] | None = None
+    """The error that ends the sweep, where the reason lies in the data set or a corruption and not in one image."""
 
 
 class Reader(Protocol):
@@ -112,6 +114,8 @@ class ImageReader:
     others: tuple[InputSize, ...] = ()
     constants: ConstantSet | None = None
     """Whose corruptions are applied; None for those that fit the image's side."""
+    custom: Mapping[str, CustomCorruption] = field(default_factory=dict)
+    """Corruptions of the user by name."""
 
     @property
     def sizes(self) -> list[InputSize]:
@@ -128,24 +132,20 @@ class ImageReader:
         try:
             image, mask = source.read(self.max_pixels), source.read_mask()
         except ImageError as error:
-            return Sample(item, reason=str(error))
+            return Sample(item, reason=str(error), fatal=ChangedImageError if isinstance(error, ChangedImageError) else None)
         try:
             clean = self.preprocess.resize(image)
         except ImageError as error:
             return Sample(item, reason=f"{source.path}: {error}")
         variants = [self.variants[place] for place in places]
         partner = self._partner(item) if CONTROL_VARIANT in variants else None
-        pictures = np.stack([self._picture(clean, partner, variant) for variant in variants])
+        try:
+            images = make_variants(clean, variants, self.seed, self.constants, self.custom, partner)
+        except CorruptionError as error:
+            return Sample(item, reason=str(error), fatal=CorruptionError)
         mask = None if mask is None else self.preprocess.resize_mask(mask)
-        pixels = {size: size.fit(pictures) for size in self.sizes}
+        pixels = {size: size.fit(images) for size in self.sizes}
         return Sample(item, variants, pixels, image.size, mask, control=partner is not None)
-
-    def _picture(
-        self, clean: UInt8[np.ndarray, "height width 3"], partner: UInt8[np.ndarray, "height width 3"] | None, variant: Variant
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        if variant == CONTROL_VARIANT:
-            return clean if partner is None else partner
-        return clean if variant == CLEAN_VARIANT else corrupt(clean, *variant, self.seed, self.constants)
 
     def _partner(self, item: int) -> UInt8[np.ndarray, "height width 3"] | None:
         """The clean image that this one is compared with, the next one of the cycle where that cannot be read."""
@@ -156,6 +156,30 @@ class ImageReader:
                 return self.preprocess.resize(self.sources[other].read(self.max_pixels))
             other = int(cycle[other])
         return None
+
+
+def make_variants(
+    clean: UInt8[np.ndarray, "height width 3"],
+    variants: Sequence[Variant],
+    seed: int,
+    constants: ConstantSet | None,
+    custom: Mapping[str, CustomCorruption],
+    other: UInt8[np.ndarray, "height width 3"] | None = None,
+) -> UInt8[np.ndarray, "variants height width 3"]:
+    """The variants of an image; the control is the `other` image, or without one the clean image.
+
+    Raises:
+        CorruptionError: a corruption of the user fails.
+    """
+    made = []
+    for variant in variants:
+        if not variant.corrupted:
+            made.append(clean if variant == CLEAN_VARIANT or other is None else other)
+        elif variant.corruption in custom:
+            made.append(custom[variant.corruption](clean, variant.severity, seed))
+        else:
+            made.append(corrupt(clean, *variant, seed, constants))
+    return np.stack(made)
 
 
 def partners(images: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -170,6 +194,61 @@ def partners(images: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     partner = np.empty(images, np.int64)
     partner[order] = np.roll(order, -1)
     return partner
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images in their variants are put together."""
+
+    images: int
+    """Images whose variants are read together and go through the model together."""
+    batches: tuple[tuple[int, ...], ...]
+    """Variants of each of these images in each forward."""
+    pieces: tuple[range, ...]
+    """The variants of an image in the parts that are read one after the other; several only where `images` is 1."""
+
+
+def pack_pairs(variants: int, batch_size: int) -> Packing:
+    """Pack images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.
+
+    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean picture
+    repeated. A corrupted picture needs its clean one, so that a forward holds at least two.
+    """
+    if variants <= batch_size:
+        return Packing(batch_size // variants, (tuple(range(variants)),), (range(variants),))
+    room = max(1, batch_size - 1)
+    corrupted = variants - 1
+    number = -(-corrupted // room)
+    ends = [round(corrupted * part / number) for part in range(number + 1)]
+    return Packing(1, tuple((0, *range(1 + start, 1 + stop)) for start, stop in pairwise(ends)), (range(variants),))
+
+
+def pack_images(variants: int, batch_size: int, *, split: bool = False) -> Packing:
+    """Pack images in so many variants whose forwards need no clean counterpart: as many images as fill a batch.
+
+    With `split`, the variants of an image are read a batch at a time: all those of a large image would take gigabytes.
+    """
+    every = tuple(range(variants))
+    size = batch_size if split else variants
+    pieces = tuple(range(start, min(start + size, variants)) for start in range(0, variants, size))
+    return Packing(max(1, batch_size // variants), (every,), pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a sweep reads: the same for all of its models."""
+
+    reader: Reader
+    images: Sequence[int]
+    """Number of the image of each item; the versions of an image in a tree of corruptions share it."""
+    variants: Sequence[Variant]
+    """Made of each item; one where the data say what the images are."""
+    packing: Packing
+    workers: int = 0
+    strict: bool = False
+    """Whether an image that cannot be read ends the sweep."""
+    image_bytes: int = 8 * 2**20
+    """Memory that an image takes in all its variants, about."""
 
 
 class Unit(NamedTuple):
@@ -192,7 +271,8 @@ def load_units(
 ) -> Iterator[list[Sample]]:
     """The samples of each unit, in order, prepared by `workers` processes, each `ahead` units ahead; in this one if 0."""
     workers = min(workers, len(units))
-    prepare_corruptions([variant.corruption for variant in variants if variant.corrupted])  # before workers copy this process
+    built_in = [variant.corruption for variant in variants if variant.corruption in CORRUPTIONS]
+    prepare_corruptions(built_in)  # before workers copy this process
     loader = DataLoader(
         _Units(reader),
         sampler=units,

@@ -1,4 +1,4 @@
-"""What the entry points take that run models over images, in Python and on the command line; imports no torch."""
+"""What `analyze`, `compare`, `evaluate` and `ablate` take, for the Python interface and the command line; without torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -11,11 +11,15 @@ from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, Settings
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.utils.data import DataLoader, Dataset
 
     from overfocus.checkpoints.loaded import LoadedModel
+    from overfocus.corruptions.custom import CustomCorruption
     from overfocus.metrics.catalogue import Metric
     from overfocus.probes.probe import Probe
     from overfocus.run import Run
+
+    Corruption = Callable[..., Any] | tuple[str, Callable[..., Any]]
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
 """One of each group: noise, blur, weather, digital."""
@@ -31,19 +35,51 @@ Query = tuple[int, int] | Literal["class"]
 """(row, column) of a patch, counted from 0, or the class token."""
 
 
+def parse_size(text: str) -> int | tuple[int, int]:
+    """The side of a square or (height, width): "224" or "224x336".
+
+    Raises:
+        ValueError: the text is something else.
+
+    >>> parse_size("224"), parse_size("224x336")
+    (224, (224, 336))
+    """
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isascii() and side.strip().isdecimal() and len(side) < 10 for side in sides):
+        raise ValueError(f"expected pixels, such as 224, or HEIGHTxWIDTH, such as 224x336, got {shown(text)}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def _images() -> Any:
     return setting(
         None,
-        "Folder (class sub-folders give labels), image file or text list of images; several one after the other. For a "
-        "segmentation model also a data set with masks to score against (Cityscapes, ACDC, images/ beside masks/).",
+        "Folder (class sub-folders or a CSV file give labels), image file, text list or CSV file of images; several one after "
+        "the other. For a segmentation model also a data set with masks to score against (Cityscapes, ACDC, images/ beside "
+        "masks/). In Python also PIL images or arrays, a torch Dataset or a DataLoader of (image, label).",
         none="the bundled ones that suit the model",
         spelling=("--images",),
         metavar="PATH",
     )
 
 
+def _class_map() -> Any:
+    return setting(
+        None,
+        "How labels that name no class are matched: number (that of the class, from 0), natural (2 before 10) or sorted (as "
+        "plain text, 10 before 2) for the order of the class folders, or a file with the class of each label (JSON, CSV, or "
+        "one label a line in the order of the classes).",
+        none="numbers, else natural order; it is said where this is not sure",
+        metavar="FILE|sorted|natural|number",
+    )
+
+
 def _corruptions(none: str) -> Any:
-    return setting(None, "Corruption or group (`overfocus list corruptions`).", none=none, metavar="NAME")
+    return setting(
+        None,
+        "Corruption or group (`overfocus list corruptions`); in Python also functions (rgb, severity, generator) -> rgb.",
+        none=none,
+        metavar="NAME",
+    )
 
 
 def _severities(none: str) -> Any:
@@ -72,8 +108,14 @@ class LoadingSettings(Settings):
     use_ema: bool = setting(
         True, "Take the plain weights where the checkpoint also holds averaged (EMA) ones.", spelling=("--no-ema",)
     )
-    image_size: int | None = setting(
-        None, "Side of the model's input in pixels.", none="as trained", least=1, most=LARGEST_SIDE, metavar="PIXELS"
+    image_size: int | tuple[int, int] | None = setting(
+        None,
+        "Side of the model's input in pixels, or HEIGHTxWIDTH.",
+        none="as trained",
+        least=1,
+        most=LARGEST_SIDE,
+        parse=parse_size,
+        metavar="PIXELS",
     )
     model_args: str | None = setting(
         None,
@@ -141,16 +183,16 @@ class SweepSettings(LoadingSettings):
         None, "Whether to show a progress bar.", none="on a terminal", affects_result=False, command_line=False
     )
 
-    def chosen_corruptions(self, usual: Sequence[str] = DEFAULT_CORRUPTIONS) -> list[str]:
-        """Names of the corruptions asked for by name or group, or the usual ones.
+    def chosen_corruptions(self, usual: Sequence[str] = DEFAULT_CORRUPTIONS) -> "tuple[list[str], dict[str, CustomCorruption]]":
+        """Names of the corruptions asked for by name, group or function, or the usual ones; and the functions by name.
 
         Raises:
             CorruptionError: there is no such corruption.
         """
-        from overfocus.corruptions import resolve_corruptions
+        from overfocus.corruptions.custom import choose_corruptions
 
-        names: str | Sequence[str] | None = getattr(self, "corruptions", None)
-        return resolve_corruptions(usual if names is None else names)
+        given = getattr(self, "corruptions", None)
+        return choose_corruptions(usual if given is None else given)
 
     def chosen_severities(self, usual: Sequence[int] = DEFAULT_SEVERITIES) -> list[int]:
         """The severities asked for, rising, or the usual ones."""
@@ -196,6 +238,7 @@ class MeasuringSettings(SweepSettings):
         "Metrics beside the built-in ones: functions of attention weights, or rows of the catalogue (`metrics.Metric`).",
         command_line=False,
     )
+    class_map: str | Path | None = _class_map()
     probes: "Sequence[Probe] | None" = setting(
         None, "What is asked of each batch besides: subclasses of `overfocus.probes.probe.Probe`.", command_line=False
     )
@@ -228,8 +271,8 @@ class AnalyzeSettings(MeasuringSettings):
     """
 
     checkpoint: "str | Path | nn.Module | LoadedModel | None" = _checkpoint()
-    images: str | Path | Sequence[str | Path] | None = _images()
-    corruptions: str | Sequence[str] | None = _corruptions("one of each group")
+    images: "str | Path | Sequence[Any] | Dataset[Any] | DataLoader[Any] | None" = _images()
+    corruptions: "str | Corruption | Sequence[str | Corruption] | None" = _corruptions("one of each group")
     severities: int | Sequence[int] | None = _severities("1, 3 and 5")
     output: str | Path = setting(Path("overfocus-run"), "Folder of the run.", affects_result=False, metavar="FOLDER")
     _: KW_ONLY
@@ -261,8 +304,10 @@ class CompareSettings(MeasuringSettings):
         metavar="NAME=RUN,RUN…",
         parse=lambda text: [run for run in text.split(",") if run],
     )
-    images: str | Path | Sequence[str | Path] | None = _images()
-    corruptions: str | Sequence[str] | None = _corruptions("one of each group; all that saved runs have in common")
+    images: "str | Path | Sequence[Any] | Dataset[Any] | DataLoader[Any] | None" = _images()
+    corruptions: "str | Corruption | Sequence[str | Corruption] | None" = _corruptions(
+        "one of each group; all that saved runs have in common"
+    )
     severities: int | Sequence[int] | None = _severities("1, 3 and 5; all that saved runs have in common")
     output: str | Path = setting(
         Path("overfocus-comparison"), "Folder of the comparison.", affects_result=False, metavar="FOLDER"
@@ -288,8 +333,8 @@ class AblateSettings(SweepSettings):
     """
 
     checkpoint: "str | Path | nn.Module | LoadedModel | None" = _checkpoint()
-    images: str | Path | Sequence[str | Path] | None = _images()
-    corruptions: str | Sequence[str] | None = _corruptions("one of each group")
+    images: "str | Path | Sequence[Any] | Dataset[Any] | DataLoader[Any] | None" = _images()
+    corruptions: "str | Corruption | Sequence[str | Corruption] | None" = _corruptions("one of each group")
     severities: int | Sequence[int] | None = _severities("3")
     output: str | Path = setting(Path("overfocus-ablation"), "Folder of the ablation.", affects_result=False, metavar="FOLDER")
     _: KW_ONLY
@@ -345,13 +390,16 @@ class EvaluateSettings(SweepSettings):
         CorruptionError: there is no such severity.
     """
 
-    checkpoints: str | Path | Sequence[str | Path] = setting(
-        help="Checkpoints, hub folders or timm names.", argument=True, metavar="CHECKPOINT..."
+    checkpoints: "str | Path | nn.Module | LoadedModel | Sequence[str | Path | nn.Module | LoadedModel]" = setting(
+        help="Checkpoints, hub folders or timm names; in Python also modules or loaded models.",
+        argument=True,
+        metavar="CHECKPOINT...",
     )
-    data: str | Path = setting(
-        help="Class folders, IDX files, a Hugging Face data set (their validation split if there is one), ImageNet-A, -R (told "
-        "by the folder's name) or -P, or a tree corruption/severity/class. For segmentation: Cityscapes, Cityscapes-C, ACDC, or "
-        "images/ beside masks/.",
+    data: "str | Path | Sequence[Any] | Dataset[Any] | DataLoader[Any]" = setting(
+        help="Class folders, IDX files, a Hugging Face data set (their validation split if there is one), a CSV file of labels "
+        "or images with one beside them, ImageNet-A, -R (told by the folder's name) or -P, or a tree corruption/severity/class. "
+        "For segmentation: Cityscapes, Cityscapes-C, ACDC, or images/ beside masks/. In Python also images in memory and their "
+        "labels.",
         metavar="FOLDER",
     )
     output: str | Path = setting(
@@ -362,13 +410,14 @@ class EvaluateSettings(SweepSettings):
     )
     _: KW_ONLY
     task: str | None = setting(None, "classification or segmentation.", none="what the checkpoints are for", metavar="NAME")
-    corruptions: str | Sequence[str] | None = setting(
+    corruptions: "str | Corruption | Sequence[str | Corruption] | None" = setting(
         None,
         "Corruption or group to make on the fly, or to take of a tree.",
         none="none; all of a tree",
         metavar="NAME",
     )
     severities: int | Sequence[int] | None = _severities("all")
+    class_map: str | Path | None = _class_map()
     clean: str | Path | None = setting(
         None,
         "The data set that a tree of corruptions was made from, for accuracy without corruption and relative mCE. Not for "

@@ -1,94 +1,151 @@
-"""The one loop: images are read, made into variants, sent through each model, asked by probes, and recorded.
+"""The one loop: images are read, made into variants, sent through each model, asked by probes, and recorded; how it begins.
 
-Which pictures share a forward depends on the list of images alone: not on where a run continues, nor on how many processes
+Which images share a forward depends on the list of images alone: not on where a run continues, nor on how many processes
 share the images. Interrupted at any moment, and continued by as many processes as one likes, a run ends with the same tables.
 """
 
+import importlib.metadata
+import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import groupby, islice, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import nn
 
-from overfocus.errors import ImageError, OverfocusError, RunError
+from overfocus.checkpoints.loaded import LoadedModel, hash_weights
+from overfocus.errors import ChangedImageError, ImageError, OverfocusError, RunError
 from overfocus.forward import output_tensor, precision
+from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
-from overfocus.probes.probe import Batch, Column, ItemResult, Probe
+from overfocus.probes.probe import Array, Batch, Column, ItemResult, Probe
 from overfocus.processes import Processes
-from overfocus.runs.description import RunDescription
+from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription
 from overfocus.runs.folder import RunFolder
-from overfocus.sweep.reading import BYTES_AHEAD, InputSize, Reader, Sample, Unit, load_units
-from overfocus.sweep.recorder import Recorder
-from overfocus.sweep.stopwatch import Stopwatch, progress_bar
+from overfocus.sweep.reading import BYTES_AHEAD, InputSize, Packing, Sample, Unit, Work, load_units
+from overfocus.sweep.recorder import Recorder, Stopwatch, progress_bar
 from overfocus.variants import Variant
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.loaded import LoadedModel
+
+
+_PACKAGES = (
+    "torch", "timm", "numpy", "scipy", "scikit-image", "numba", "opencv-python", "opencv-python-headless",
+    "imagecorruptions-imaug", "pillow", "pandas", "pyarrow",
+)  # fmt: skip
+
+
+def describe_checkpoint(loaded: "LoadedModel") -> CheckpointEntry:
+    """The checkpoint, how it was recognised and what did not match."""
+    return CheckpointEntry(
+        source=loaded.source,
+        sha256=loaded.sha256,
+        weights_sha256=hash_weights(loaded.model),
+        name=loaded.name,
+        found_by=loaded.found_by,
+        weights_entry=loaded.weights_entry,
+        missing_keys=list(loaded.missing_keys),
+        unexpected_keys=list(loaded.unexpected_keys),
+        notes=list(loaded.notes),
+        lenient=loaded.lenient,
+        parameters=loaded.parameters,
+        input_size=loaded.input_size,
+        num_classes=loaded.num_classes,
+        mean=list(loaded.mean),
+        std=list(loaded.std),
+    )
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_images(sources: Sequence[ImageSource]) -> list[ImageEntry]:
+    """The images of a run before any is read."""
+    return [
+        ImageEntry(
+            image=number,
+            name=source.name,
+            path=None if source.path is None else str(source.path),
+            label=source.label,
+            sha256=source.sha256,
+        )
+        for number, source in enumerate(sources)
+    ]
+
+
+def describe_source(images: object) -> str | list[str] | None:
+    """What was given as images."""
+    if images is None or isinstance(images, str | Path):
+        return None if images is None else str(images)
+    if isinstance(images, list | tuple) and all(isinstance(part, str | Path) for part in images):
+        return [str(part) for part in images]
+    return f"{len(images)} images in memory" if isinstance(images, list | tuple) else type(images).__name__
+
+
+def place_of(checkpoint: object, device: str | torch.device | None) -> str | torch.device | None:
+    """The device asked for; else where a loaded model is; None where nothing says."""
+    module = checkpoint if isinstance(checkpoint, nn.Module) else getattr(checkpoint, "model", None)
+    first = next(iter(module.parameters()), None) if device is None and isinstance(module, nn.Module) else None
+    return device if first is None else first.device
+
+
+def described_size(image_size: int | tuple[int, int] | None) -> int | list[int] | None:
+    """The size asked for as run.json has it."""
+    return list(image_size) if isinstance(image_size, tuple) else image_size
+
+
+def choose_displayed(
+    sources: Sequence[ImageSource], displayed: int, max_pixels: int, *, strict: bool
+) -> tuple[list[int], Image.Image]:
+    """Images to show in full, evenly spread over the list, where one cannot be read the next that can; and one of them.
+
+    Raises:
+        ImageError: none can be read; or, if `strict`, one of those tried cannot.
+    """
+    wanted = max(1, min(displayed, len(sources)))
+    chosen: list[int] = []
+    example, problem = None, None
+    for number in range(wanted):
+        start = max(number * len(sources) // wanted, chosen[-1] + 1 if chosen else 0)
+        stop = (number + 1) * len(sources) // wanted if example else len(sources)
+        for place in range(start, stop):
+            try:
+                picture = sources[place].read(max_pixels)
+                sources[place].read_mask()
+            except ImageError as error:
+                if strict or isinstance(error, ChangedImageError):
+                    raise
+                problem = problem or error
+                continue
+            chosen.append(place)
+            example = example or picture
+            break
+    if example is None:
+        raise ImageError(f"none of the {len(sources)} images can be read; the first: {problem}")
+    return chosen[:displayed], example
+
 
 PACKS_PER_ROUND = 4
 """So many packs go through one model before the next one's turn, and before processes bring their results together. The first
 rounds are shorter, so that nobody waits long for the first images."""
 PACKS_AHEAD = 3
 """Packs of images that are prepared ahead of the models."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How images in their variants are put together."""
-
-    images: int
-    """Images whose variants are read together and go through the model together."""
-    batches: tuple[tuple[int, ...], ...]
-    """Variants of each of these images in each forward."""
-    pieces: tuple[range, ...]
-    """The variants of an image in the parts that are read one after the other; several only where `images` is 1."""
-
-
-def pack_pairs(variants: int, batch_size: int) -> Packing:
-    """Pack images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.
-
-    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean picture
-    repeated. A corrupted picture needs its clean one, so that a forward holds at least two.
-    """
-    if variants <= batch_size:
-        return Packing(batch_size // variants, (tuple(range(variants)),), (range(variants),))
-    room = max(1, batch_size - 1)
-    corrupted = variants - 1
-    number = -(-corrupted // room)
-    ends = [round(corrupted * part / number) for part in range(number + 1)]
-    return Packing(1, tuple((0, *range(1 + start, 1 + stop)) for start, stop in pairwise(ends)), (range(variants),))
-
-
-def pack_images(variants: int, batch_size: int, *, split: bool = False) -> Packing:
-    """Pack images in so many variants whose forwards need no clean counterpart: as many images as fill a batch.
-
-    With `split`, the variants of an image are read a batch at a time: all those of a large image would take gigabytes.
-    """
-    every = tuple(range(variants))
-    size = batch_size if split else variants
-    pieces = tuple(range(start, min(start + size, variants)) for start in range(0, variants, size))
-    return Packing(max(1, batch_size // variants), (every,), pieces)
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What a sweep reads: the same for all of its models."""
-
-    reader: Reader
-    images: Sequence[int]
-    """Number of the image of each item; the versions of an image in a tree of corruptions share it."""
-    variants: Sequence[Variant]
-    """Made of each item; one where the data say what the images are."""
-    packing: Packing
-    workers: int = 0
-    strict: bool = False
-    """Whether an image that cannot be read ends the sweep."""
-    image_bytes: int = 8 * 2**20
-    """Memory that an image takes in all its variants, about."""
 
 
 class Subject:
@@ -200,6 +257,59 @@ class Subject:
             with self.stopwatch.on("forward"):
                 outputs.append(owner.forward(batch) if owner is not None else output_tensor(self.loaded.model(batch.inputs)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def open_run(
+    subject: Subject,
+    folder: Path,
+    wanted: RunDescription,
+    work: Work,
+    processes: Processes,
+    *,
+    example: Image.Image | None,
+    overwrite: bool,
+) -> RunDescription:
+    """The run of a model that lies in a folder, or a new one; `example` is an image that probes look at.
+
+    Raises:
+        RunError: the folder holds something else or cannot be written.
+        CaptureError: the model has no attention over tokens.
+    """
+    run_folder = RunFolder(folder)
+
+    def rows(description: RunDescription) -> dict[str, int]:
+        for probe in subject.probes:
+            probe.prepare(description)
+        return rows_of(subject.probes, work.variants)
+
+    def decide() -> RunDescription:
+        there = run_folder.open(wanted, rows, overwrite=overwrite)
+        return there or _begin(run_folder, wanted, subject, example)
+
+    description = processes.decide(decide)
+    subject.begin(run_folder, description, work, main=processes.main)
+    return description
+
+
+def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example: Image.Image | None) -> RunDescription:
+    """Write run.json of a new run: beside what was `wanted`, what the probes say of the model.
+
+    Where the windows of its layers lie is too long for run.json and is written beside the maps.
+    """
+    description = replace(wanted, created=datetime.now(UTC).isoformat(timespec="seconds"), parts=[], versions=describe_versions())
+    arrays: dict[str, Mapping[str, Array]] = {}
+    if example is not None:
+        with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"):
+            picture = subject.loaded.preprocess(example).to(subject.device)
+            inputs = picture.expand(max(2, subject.batch_size), *picture.shape)
+            for probe in subject.probes:
+                described = probe.describe(inputs)
+                description = replace(description, **described.fields)
+                arrays |= dict(described.arrays)
+    folder.write(description)
+    for name, kept in arrays.items():
+        folder.write_arrays(name, kept)
+    return description
 
 
 def rows_of(probes: Sequence[Probe], variants: Sequence[Variant]) -> dict[str, int]:
@@ -341,7 +451,7 @@ def _require_sound(samples: Sequence[Sample], *, strict: bool) -> None:
     """Raise what is wrong with the data, or with one image where that is enough."""
     for sample in samples:
         if sample.reason is not None and (sample.fatal or strict):
-            raise ImageError(sample.reason)
+            raise (sample.fatal or ImageError)(sample.reason)
 
 
 def _whole(results: Sequence[ItemResult]) -> list[ItemResult]:

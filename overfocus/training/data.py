@@ -1,5 +1,11 @@
-"""What a training works with: images, classes, architecture and preprocessing that fit, and the order of the images."""
+"""What a training works with: images, classes, architecture and preprocessing that fit, order of the images, random numbers.
 
+Random numbers depend on the seed and on what they are for, not on what was drawn before: the augmentation of every image and
+the dropout, drop path and mixing of every step start from a seed of their own. So a training that is continued draws what the
+uninterrupted one would have drawn, whatever the number of worker processes.
+"""
+
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from overfocus.checkpoints.arguments import takes_image_size
 from overfocus.checkpoints.build import SEGFORMER
-from overfocus.checkpoints.fit import takes_image_size
+from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.load import LoadedModel
+from overfocus.checkpoints.loaded import preprocess_for
 from overfocus.datasets import Images, is_segmented, open_evaluation_images, open_images, open_segmented_images
 from overfocus.datasets.masks import class_colours
 from overfocus.errors import ImageError, TrainingError
@@ -22,8 +30,34 @@ from overfocus.preprocessing import Preprocess
 from overfocus.sweep.reading import one_opencv_thread, start_worker
 from overfocus.training.architecture import Architecture, choose_architecture, describe_architecture, load_initial
 from overfocus.training.augmentation import measure_statistics
-from overfocus.training.randomness import AUGMENTATION, ORDER, derived_seed, seed_processor
 from overfocus.training.settings import SEGMENTATION
+
+ORDER, AUGMENTATION, STEP = range(3)
+"""What a seed is for: the order of an epoch, the augmentation of one picture, one forward of one process."""
+
+
+def derived_seed(seed: int, *parts: int) -> int:
+    """A number below 2⁶³ that differs with each part."""
+    high, low = np.random.SeedSequence([seed, *parts]).generate_state(2, np.uint32)
+    return (int(high) << 31) ^ int(low)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators, those of GPUs too."""
+    seed_processor(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+
+
+def seed_processor(seed: int) -> None:
+    """Seed the global generators that timm's augmentations draw from: Python's, numpy's and torch's for the processor.
+
+    `torch.manual_seed` would note a stack trace for every kind of device that is not in use yet: half a millisecond, as much as
+    the augmentation of a small picture.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -167,9 +201,6 @@ def _named(images: Images, held_out: Images | None, class_names: Sequence[str] |
 
 def _preprocess(architecture: Architecture, image_size: tuple[int, int] | None, images: Images) -> Preprocess:
     """Of the architecture; mean and standard deviation of the data where none is known."""
-    from overfocus.checkpoints.data_config import preprocess_for
-    from overfocus.checkpoints.hints import Hints
-
     model = architecture.outline()
     preprocess, _ = preprocess_for(model, Hints(), image_size)
     if preprocess.channels == 3 and getattr(model, "pretrained_cfg", {}).get("mean"):

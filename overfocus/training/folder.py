@@ -1,26 +1,30 @@
-"""The folder of a training: what was asked for, the checkpoint, and whether it is new, continued or replaced."""
+"""The folder of a training: what was asked for, the checkpoint, whether it is new, continued or replaced, and its progress."""
 
-import json
 import re
-from dataclasses import asdict, dataclass
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from overfocus.checkpoints.read import check_archive
 from overfocus.errors import TrainingError, explain, first_line
 from overfocus.files import atomic_file, remove_unfinished, require_regular_file
-from overfocus.runs.description import TrainingDescription, encode_description, read_description
+from overfocus.runs.description import TrainingDescription, TrainingEntry, encode_description, read_description
 from overfocus.settings import shown
-from overfocus.text import json_bytes
-from overfocus.training.architecture import Architecture
-from overfocus.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    pass
+
 
 STATE_FORMAT = 1
 """Version of checkpoint.pt."""
 STATE_KEYS = ("step", "state_dict", "state_dict_ema", "optimizer", "scaler", "adl_estimate", "sums")
-_OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|curves\.png|\..*\.unfinished")
+_OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|curves\.(?:png|html)|\..*\.unfinished")
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> TrainingDescription | None:
@@ -128,50 +132,81 @@ def read_state(path: Path) -> dict[str, Any] | None:
     return dict(state)
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Everything that the result depends on."""
-
-    recipe: Recipe
-    architecture: Architecture
-    task: str
-    objective: str
-    init: str | None
-    seed: int
-    images: int
-    """Pictures of the data set that are used."""
-    class_names: list[str]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: tuple[int, int, int]
-    processes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        content: dict[str, Any] = json.loads(json_bytes(asdict(self)))
-        return content
-
-    def require_same(self, there: dict[str, Any], folder: Path) -> None:
-        """Raise a `TrainingError` that says what differs from the settings of the training that lies in the folder."""
-        changed = []
-        for name, value in self.as_dict().items():
-            before = there.get(name)
-            if before == value:
-                continue
-            if isinstance(value, dict) and isinstance(before, dict):
-                changed += [
-                    f"{key} {before.get(key)} there, {entry} asked for"
-                    for key, entry in value.items()
-                    if before.get(key) != entry
-                ]
-            else:
-                changed.append(f"{name} {_short(before)} there, {_short(value)} asked for")
-        if changed:
-            raise TrainingError(
-                f"{folder}: holds another training ({'; '.join(changed)}); choose another output or overwrite (--overwrite)"
-            )
+def require_same(there: TrainingEntry, asked: TrainingEntry, folder: Path) -> None:
+    """Raise a `TrainingError` that says what differs from the settings of the training that the folder holds."""
+    changed = []
+    before = asdict(there)
+    for name, value in asdict(asked).items():
+        if before[name] == value:
+            continue
+        if isinstance(value, dict):
+            changed += [
+                f"{key} {before[name].get(key)} there, {entry} asked for"
+                for key, entry in value.items()
+                if before[name].get(key) != entry
+            ]
+        else:
+            changed.append(f"{name} {_short(before[name])} there, {_short(value)} asked for")
+    if changed:
+        raise TrainingError(
+            f"{folder}: holds another training ({'; '.join(changed)}); choose another output or overwrite (--overwrite)"
+        )
 
 
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}…"
+
+
+@contextmanager
+def progress_display(steps: int, done: int, *, show: bool | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields what to call with each new row of the log.
+
+    `show` None shows a bar where standard error is a terminal; True shows it there and lines elsewhere; False nothing.
+    """
+    began = time.monotonic()
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bar = console.is_terminal and show is not False
+    columns = (
+        SpinnerColumn(),
+        TextColumn("steps"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[state]}"),
+    )
+    with Progress(*columns, console=console, disable=not bar) as progress:
+        task = progress.add_task("steps", total=steps, completed=done, state="")
+
+        def update(row: dict[str, Any]) -> None:
+            progress.update(task, completed=row["step"], state=describe_row(row))
+            if show and not bar and (row["step"] == steps or float(row["epoch"]).is_integer()):
+                left = (time.monotonic() - began) / (row["step"] - done) * (steps - row["step"])
+                told = f"  {left / 60:.1f} min left" if left else ""
+                print(f"epoch {row['epoch']:g}  {describe_row(row)}{told}", file=sys.stderr, flush=True)
+
+        yield update
+
+
+def describe_row(row: dict[str, Any]) -> str:
+    """Loss, ADL, accuracy, learning rate and speed in words."""
+    parts = [f"loss {row['loss']:.3f}"]
+    if row.get("adl") is not None:
+        parts.append(f"ADL {row['adl']:.3f} × {row['adl_weight']:.3g}")
+    if row.get("accuracy") is not None:
+        parts.append(f"accuracy {row['accuracy']:.1%}")
+    parts += [
+        f"rate {row['learning_rate']:.2e}",
+        f"{row['images_per_second']:.0f} images/s",
+    ]
+    if "validation_accuracy" in row:
+        parts.append(f"validation {row['validation_accuracy']:.2%}")
+        if "validation_miou" in row:
+            parts.append(f"mIoU {row['validation_miou']:.2%}")
+    elif "validation_loss" in row:
+        parts.append(f"validation loss {row['validation_loss']:.3f}")
+    return "  ".join(parts)

@@ -1,52 +1,159 @@
-"""One session of a training: assembled, continued where the last one stopped, and its result written."""
+"""One session of a training: accelerator, assembly, continuation where the last one stopped, and its result."""
 
+import importlib.util
 import json
-import sys
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.save import save_checkpoint
+from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
 from overfocus.errors import TrainingError, explain
 from overfocus.files import FolderLock, lock_folder
+from overfocus.forward import output_tensor
 from overfocus.memory import out_of_memory_as
-from overfocus.monitoring import COLUMNS as ATTENTION_COLUMNS
 from overfocus.monitoring import Monitor, monitor
-from overfocus.runs.description import FORMAT, TrainingDescription, read_description
+from overfocus.preprocessing import Preprocess
+from overfocus.runs.description import FORMAT, ArchitectureEntry, TrainingDescription, TrainingEntry, read_description
 from overfocus.segmentation.inference import Inference, only_size, usual_stride
-from overfocus.sweep.opening import describe_versions
 from overfocus.sweep.reading import choose_workers
-from overfocus.training.architecture import fill_from
-from overfocus.training.augmentation import Augmentation
-from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches
-from overfocus.training.diversity import Diversity
-from overfocus.training.folder import TrainingSettings, is_complete, open_folder, read_state, write_info
-from overfocus.training.launch import (
-    make_accelerator,
-    processes_started,
-    share_buffers,
-    start_trackers,
-    synchronise_norms,
-    unused_parameters,
+from overfocus.sweep.sweep import describe_versions
+from overfocus.training.architecture import MaskedAutoencoder, MaskedAutoencoding, fill_from
+from overfocus.training.augmentation import Augmentation, MaskAugmentation
+from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches, seed_all
+from overfocus.training.folder import (
+    is_complete,
+    open_folder,
+    progress_display,
+    read_state,
+    require_same,
+    write_info,
 )
-from overfocus.training.log import COLUMNS, Log, draw_curves, progress_display, read_log
-from overfocus.training.loop import Pace, Trainer, validate
-from overfocus.training.mask_augmentation import MaskAugmentation
-from overfocus.training.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoding
-from overfocus.training.objective import Classification, Objective, Segmentation
-from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.randomness import seed_all
-from overfocus.training.recipe import Recipe
-from overfocus.training.settings import MASKED_AUTOENCODING, SEGMENTATION, SUPERVISED, TrainSettings
+from overfocus.training.loop import LearningRate, Pace, Trainer, make_optimizer, validate
+from overfocus.training.objective import Classification, Diversity, Objective, Segmentation
+from overfocus.training.settings import MASKED_AUTOENCODING, SEGMENTATION, SUPERVISED, Recipe, TrainSettings
 from overfocus.version import __version__
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def make_accelerator(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str | None,
+    trackers: Sequence[str] | None,
+    compiled: bool,
+    has_unused: bool,
+) -> "Accelerator":
+    """An accelerator for one process, or for those that `accelerate launch` or `torchrun` started.
+
+    Raises:
+        TrainingError: there is no such device or tracker, or the device lacks the precision.
+    """
+    import accelerate
+    from accelerate.state import AcceleratorState
+
+    if device not in (None, "cpu", "cuda"):
+        raise TrainingError(f"device must be cpu or cuda, got {device!r}; CUDA_VISIBLE_DEVICES=1 chooses among several GPUs")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device cuda cannot be used: torch finds none; leave --device out to train on the processor")
+    if "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "True":
+        warnings.warn(
+            "accelerate launch --cpu starts one process, however many were asked for; on processors start them by "
+            "torchrun --nproc-per-node N -m overfocus train … --device cpu",
+            stacklevel=2,
+        )
+    # the state of the accelerator before, in the same program, would decide over precision and device
+    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
+    try:
+        return accelerate.Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=_precision(recipe.precision),
+            log_with=_known(trackers) or None,
+            project_dir=folder,
+            dynamo_backend="inductor" if compiled else None,
+            kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=has_unused)],
+        )
+    except ValueError as error:
+        raise TrainingError(f"accelerate cannot start: {str(error).splitlines()[0]}") from error
+
+
+def start_trackers(accelerator: "Accelerator", settings: dict[str, Any], step: int) -> None:
+    """Open the trackers; of TensorBoard's events those after `step`, which a killed training left, are hidden."""
+    flat = {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
+    accelerator.init_trackers("trackers", config=flat, init_kwargs={"tensorboard": {"purge_step": step + 1}})
+
+
+def unused_parameters(model: nn.Module, preprocess: Preprocess) -> bool:
+    """Whether the model has parameters that its output does not depend on; torch must be told so for several processes."""
+    model.eval()
+    torch.autograd.backward(output_tensor(model(torch.zeros(1, *preprocess.input_size))).float().sum())
+    unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    model.zero_grad()
+    return unused
+
+
+def synchronise_norms(model: nn.Module) -> None:
+    """Have batch norms take their statistics over the images of all processes, TAP's predictors excepted, as the paper's do.
+
+    For segmentation, where a GPU holds an image or two. Parameters and their names stay.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+        elif name != "dilation_predictor":
+            synchronise_norms(child)
+
+
+def share_buffers(accelerator: "Accelerator", model: nn.Module) -> None:
+    """Give all processes the first one's running statistics of batch norms, which are those that will be saved."""
+    from accelerate.utils import broadcast
+
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer, from_process=0))
+
+
+def processes_started() -> int:
+    """Processes that train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _known(trackers: Sequence[str] | None) -> list[str]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if trackers is None:
+        return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    installed = [str(name) for name in get_available_trackers()]
+    for name in trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise TrainingError(f"no tracker {name!r}; accelerate has {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}")
+        if name not in installed:
+            raise TrainingError(
+                f"the tracker {name} is not installed; pip install {name}, or choose {' or '.join(installed) or 'none'}"
+            )
+    return list(trackers)
+
+
+def _precision(asked: str) -> str:
+    if asked == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    if asked == "float16" and not torch.cuda.is_available():
+        raise TrainingError("precision float16 needs a GPU; bfloat16 and float32 work on the processor")
+    return _PRECISIONS[asked]
 
 
 _WATCHED = 4
@@ -173,24 +280,32 @@ def _average(model: nn.Module, recipe: Recipe) -> Any:
     return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
 
-def _settings(material: Material, request: TrainSettings, recipe: Recipe, accelerator: "Accelerator") -> TrainingSettings:
-    return TrainingSettings(
-        recipe=recipe,
-        architecture=material.architecture,
+def _settings(material: Material, request: TrainSettings, recipe: Recipe, accelerator: "Accelerator") -> TrainingEntry:
+    architecture = material.architecture
+    return TrainingEntry(
+        recipe=_plain(asdict(recipe)),
+        architecture=ArchitectureEntry(
+            name=architecture.name, arguments=_plain(architecture.arguments), tap=_plain(architecture.tap)
+        ),
         task=request.task,
         objective=request.objective,
         init=None if material.initial is None else material.initial.sha256 or material.initial.source,
         seed=request.seed,
         images=len(material.chosen),
-        class_names=material.class_names,
-        mean=material.preprocess.mean,
-        std=material.preprocess.std,
+        class_names=list(material.class_names),
+        mean=list(material.preprocess.mean),
+        std=list(material.preprocess.std),
         input_size=material.preprocess.input_size,
         processes=accelerator.num_processes,
     )
 
 
-def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwrite: bool) -> FolderLock | None:
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite: bool) -> FolderLock | None:
     """Lock and open the folder for these settings; nothing more to do where their training lies there already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,14 +314,14 @@ def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwr
     lock = lock_folder(folder, TrainingError)
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
-        settings.require_same(there.settings, folder)
+        require_same(there.settings, settings, folder)
         return lock
     info = TrainingDescription(
         format=FORMAT,
         overfocus=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         status="running",
-        settings=settings.as_dict(),
+        settings=settings,
         notes=notes,
         versions=describe_versions(),
     )
@@ -214,19 +329,17 @@ def _enter(folder: Path, settings: TrainingSettings, notes: list[str], *, overwr
     return lock
 
 
-def _take_steps(
-    trainer: Trainer, material: Material, request: TrainSettings, order: StepOrder, settings: TrainingSettings
-) -> None:
+def _take_steps(trainer: Trainer, material: Material, request: TrainSettings, order: StepOrder, settings: TrainingEntry) -> None:
     accelerator = trainer.accelerator
     workers = choose_workers(request.workers)
     augmented = AugmentedImages(material.images, choose_augmentation(material, trainer.recipe), request.seed)
     pin = accelerator.device.type == "cuda"
     batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
     if request.watch_every is not None:
-        trainer.watch = _watched(trainer, material, request.watch_every)
-    columns = COLUMNS if trainer.watch is None else (*COLUMNS, *ATTENTION_COLUMNS)
+        trainer.watch = _watched(trainer, material, request.watch_every, quiet=not request.progress)
+    columns = TRAINING if trainer.watch is None else (*TRAINING, *ATTENTION)
     log = Log(Path(request.output) / "log.csv", trainer.step, columns) if accelerator.is_main_process else None
-    start_trackers(accelerator, settings.as_dict()["recipe"], trainer.step)
+    start_trackers(accelerator, settings.recipe, trainer.step)
 
     def validated(model: nn.Module) -> dict[str, float]:
         images = material.validation
@@ -244,19 +357,17 @@ def _take_steps(
         trainer.run(batches, validated, show, log)
     if trainer.watch is not None:
         trainer.watch.close()
-        if accelerator.is_main_process and request.progress:
-            share = f"{trainer.watch.overhead:.1%} of the time"
-            print(f"attention was measured {len(trainer.watch.rows)} times, {share}", file=sys.stderr, flush=True)
 
 
-def _watched(trainer: Trainer, material: Material, every: int) -> Monitor:
+def _watched(trainer: Trainer, material: Material, every: int, *, quiet: bool) -> Monitor:
     """A monitor of the model that is kept in the end, on images that are spread evenly over the data."""
     source, numbers = (material.images, material.chosen)
     if material.validation is not None:
         source, numbers = material.validation, np.arange(len(material.validation))
     places = [int(numbers[place * len(numbers) // _WATCHED]) for place in range(min(_WATCHED, len(numbers)))]
-    pictures = [source.image(place) for place in dict.fromkeys(places)]
-    return monitor(trainer.objective.network(trainer.bare), pictures, every=every, preprocess=material.preprocess)
+    images = [source.image(place) for place in dict.fromkeys(places)]
+    network = trainer.objective.network(trainer.bare)
+    return monitor(network, images, every=every, preprocess=material.preprocess, quiet=quiet)
 
 
 def build_model(material: Material, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
@@ -309,7 +420,7 @@ class InWindows(nn.Module):
 
 
 def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Path) -> None:
-    """model.safetensors, curves.png, and the status in training.json."""
+    """model.safetensors, curves.png, curves.html, and the status in training.json."""
     log = read_log(folder / "log.csv")
     last = log.iloc[-1]
     described = {
@@ -333,6 +444,7 @@ def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Pat
         preprocess=material.preprocess,
         extra=described,
     )
-    draw_curves(folder / "log.csv", folder / "curves.png", trainer.objective.unit)
+    for name in ("curves.png", "curves.html"):
+        write_curves(folder / "log.csv", folder / name, trainer.objective.unit)
     info = read_description(folder / "training.json", TrainingDescription)
     write_info(folder, replace(info, status="complete"))

@@ -1,13 +1,271 @@
-"""What `train` takes, for the Python interface and the command line."""
+"""How a model is trained, for the Python interface and the command line: the recipe, and what `train` takes besides."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from overfocus.errors import OverfocusError, TrainingError
-from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, Settings, described, setting
-from overfocus.training.recipe import Recipe, load_recipe, recipe_names
+from overfocus.files import read_text
+from overfocus.settings import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    Settings,
+    described,
+    did_you_mean,
+    element,
+    field_type,
+    members,
+    setting,
+)
+from overfocus.text import one_line, printable
+
+_FOLDER = Path(__file__).parent / "recipes"
+_LARGEST_FILE = 1_000_000
+"""Bytes of a recipe file; those here have 800."""
+_MANY = 10**9
+_DEEPEST = 200
+"""Opening brackets in a recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """Every setting of a training that its result depends on, beside the data, the model and the seed.
+
+    Raises:
+        TrainingError: a value is out of range, or two do not go together.
+    """
+
+    error: ClassVar[type[OverfocusError]] = TrainingError
+
+    epochs: int | None = setting(None, "Passes over the data.", least=1, most=1_000_000, metavar="N")
+    iterations: int | None = setting(None, "Steps to take, in place of epochs.", least=1, most=_MANY, metavar="N")
+    batch_size: int = setting(help="Images in one forward of one process.", least=1, most=1_000_000, metavar="N")
+    accumulation: int = setting(
+        1, "Forwards whose gradients are added up for one step of the optimiser.", least=1, most=1_000_000, metavar="N"
+    )
+
+    optimizer: str = setting("adamw", "A name that timm.optim knows.")
+    learning_rate: float = setting(
+        help="The highest learning rate; with a reference_batch, that for so many images a step, scaled in proportion.",
+        above=0,
+        metavar="RATE",
+    )
+    reference_batch: int | None = setting(None, "Images a step that learning_rate is meant for.", least=1, most=_MANY)
+    weight_decay: float = setting(
+        0.05, "Not applied to biases, norms and what the model excepts (class token, position table).", least=0
+    )
+    layer_decay: float | None = setting(
+        None, "Factor on the learning rate from each layer to the one before it, for fine-tuning.", above=0, most=1
+    )
+    head_rate: float = setting(1.0, "Factor on the learning rate of the classifier, or of all of a segmentation head.", above=0)
+    clip_norm: float | None = setting(None, "Longest gradient; longer ones are scaled down.", above=0)
+    schedule: str = setting("cosine", 'A name that timm.scheduler knows, or "none".')
+    power: float = setting(1.0, 'Of the schedule "poly".', above=0)
+    warmup_epochs: float = setting(0.0, "Epochs in which the learning rate rises.", least=0)
+    warmup_iterations: int | None = setting(None, "Steps of the warm-up; in place of warmup_epochs.", least=0, most=_MANY)
+    warmup_rate: float = setting(1e-6, "Learning rate at the first step of the warm-up.", least=0)
+    minimum_rate: float = setting(1e-6, "Lowest learning rate.", least=0)
+    cooldown_epochs: int = setting(0, "Epochs at minimum_rate, after the others.", least=0, most=1_000_000)
+
+    init_ema: bool = setting(
+        True, "Start from the weights averaged over training, where the checkpoint to start from holds them beside others."
+    )
+    drop_path: float = setting(0.0, "Largest probability of leaving out a residual branch.", least=0, most=0.999)
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), "Share of the image's area that a random crop takes.", above=0, most=1)
+    crop_ratio: tuple[float, float] = setting((0.75, 1.3333333), "Width by height of a random crop.", above=0)
+    flip: float = setting(0.5, "Probability of mirroring an image.", least=0, most=1)
+    interpolation: str = setting("random", "Of the crop.")
+    color_jitter: float | None = setting(None, "Largest change of brightness, contrast and saturation.", least=0)
+    auto_augment: str | None = setting(None, 'timm\'s notation, such as "rand-m9-mstd0.5-inc1".')
+    erasing: float = setting(0.0, "Probability of random erasing (filled with noise pixel by pixel).", least=0, most=1)
+    patch_augmentation: bool = setting(False, "RVT's: a second forward on images whose patches are augmented one by one.")
+    repeated_augmentation: int = setting(
+        1, "How often each image occurs in a row, differently augmented; epochs stay as long.", least=1, most=1000
+    )
+    mixup: float = setting(0.0, "α of mixup.", least=0)
+    cutmix: float = setting(0.0, "α of cutmix.", least=0)
+    mix_probability: float = setting(1.0, "Probability of mixing a batch.", least=0, most=1)
+    mix_switch: float = setting(0.5, "Probability of cutmix where both are on.", least=0, most=1)
+    label_smoothing: float = setting(0.0, "Share of the target spread over all classes.", least=0, most=0.999)
+
+    resize_scale: tuple[float, float] = setting(
+        (0.5, 2.0), "Segmentation: factor on the image's size, before a crop of the model's input size.", above=0, most=16
+    )
+    largest_share: float = setting(
+        0.75, "Segmentation: crops are tried until no class takes more of the pixels than this, ten at most.", above=0, most=1
+    )
+    photometric: bool = setting(False, "Segmentation: change brightness, contrast, saturation and hue.")
+
+    ema_decay: float | None = setting(
+        None,
+        "Decay of the moving average of the weights per step; the averaged ones are then validated and saved.",
+        above=0,
+        most=0.9999999,
+    )
+    ema_warmup: bool = setting(False, "Let the decay rise from 0, for short trainings.")
+    masking: float = setting(0.75, "Masked autoencoder: share of the patches that it does not see.", above=0, most=0.999)
+    decoder_width: int = setting(
+        128,
+        "Masked autoencoder: width of the decoder.",
+        least=32,
+        most=16_384,
+        check=lambda width: f"must be a multiple of 32, got {width}" if width % 32 else None,
+    )
+    decoder_depth: int = setting(2, "Masked autoencoder: blocks of the decoder.", least=1, most=1000)
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Of the computation; auto is bfloat16 on a GPU that has it, else float32."
+    )
+
+    adl: float | Literal["auto"] = setting(
+        0.0,
+        "Weight λ of the attention diversification loss (the paper: 1), or auto, which keeps its gradient at adl_share of the "
+        "task's.",
+        least=0,
+        metavar="WEIGHT|auto",
+    )
+    adl_threshold: float = setting(2.0, "τ of the paper: attention above so many times the mean is left out.", above=0)
+    adl_layers: tuple[int, ...] | None = setting(None, "Only these layers, e.g. 3,4,-1.", none="all", metavar="N,N,…")
+    adl_warmup: float = setting(0.0, "Epochs in which λ rises from 0.", least=0, metavar="EPOCHS")
+    adl_share: float = setting(0.1, "What auto keeps the gradient of ADL at, as a share of the task's.", above=0, most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crop_scale", "crop_ratio", "resize_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                self.refuse(name, f"must go from small to large, got {low} to {high}")
+        if (self.epochs is None) == (self.iterations is None):
+            raise TrainingError("expected either epochs or iterations in a recipe")
+        if self.head_rate != 1 and self.schedule == "none":
+            raise TrainingError("head_rate needs a schedule; constant keeps the learning rates as they are")
+        if self.mixed and self.batch_size % 2:
+            raise TrainingError(
+                f"mixup and cutmix pair the images of a batch; expected an even batch_size, got {self.batch_size}"
+            )
+        timed = self.epochs is not None and self.warmup_iterations is None and self.schedule != "none"
+        if timed and self.warmup_epochs >= (self.epochs or 0):
+            raise TrainingError(
+                f"a warm-up of {self.warmup_epochs:g} epochs leaves nothing of {self.epochs}; lower warmup_epochs or train longer"
+            )
+
+    @property
+    def mixed(self) -> bool:
+        """Whether images are blended with others."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def diversified(self) -> bool:
+        """Whether the attention diversification loss takes part."""
+        return self.adl == "auto" or float(self.adl) > 0
+
+    def rate(self, images_per_step: int) -> float:
+        """The highest learning rate with this many images a step."""
+        return self.learning_rate * (images_per_step / self.reference_batch if self.reference_batch else 1)
+
+    def changed(self, changes: Mapping[str, Any]) -> "Recipe":
+        """A recipe with some settings replaced; texts are read as in a recipe file.
+
+        Raises:
+            TrainingError: there is no such setting, or its value makes no sense.
+        """
+        given = {name: _value(name, value) for name, value in changes.items()}
+        if given.get("epochs") is not None and given.get("iterations") is not None:
+            raise TrainingError("expected either epochs or iterations, got both; leave one out")
+        for one, other in _ALTERNATIVES:  # what is asked for takes the place of what the recipe had
+            if given.get(one) is not None and other not in given:
+                given[other] = None if other != "warmup_epochs" else 0.0
+        return replace(self, **given)
+
+
+_ALTERNATIVES = (
+    ("epochs", "iterations"), ("iterations", "epochs"),
+    ("warmup_epochs", "warmup_iterations"), ("warmup_iterations", "warmup_epochs"),
+)  # fmt: skip
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe that comes with the package by its name, or a YAML file.
+
+    Raises:
+        TrainingError: there is no such recipe, or its file is none.
+    """
+    shown = printable(name)
+    path = _FOLDER / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
+    if not path.exists():
+        near = did_you_mean(str(name), recipe_names())
+        raise TrainingError(f"no recipe {shown!r}; expected {', '.join(recipe_names())} or a YAML file{near}")
+    text = read_text(path, "a recipe in YAML", TrainingError, most=_LARGEST_FILE)
+    try:
+        content = _yaml(text)
+    except ValueError as error:
+        raise TrainingError(f"{shown}: expected a recipe in YAML, got {one_line(error, 120)}") from None
+    if not isinstance(content, dict):
+        raise TrainingError(f"{shown}: expected settings such as `epochs: 10`, got {type(content).__name__}")
+    missing = [key for key in ("batch_size", "learning_rate") if key not in content]
+    if not {"epochs", "iterations"} & set(content):
+        missing = ["epochs (or iterations)", *missing]
+    if missing:
+        raise TrainingError(
+            f"{shown}: expected epochs, batch_size and learning_rate in a recipe, {', '.join(missing)} is missing"
+        )
+    try:
+        return Recipe(**{str(key): _value(str(key), value) for key, value in content.items()})
+    except TrainingError as error:
+        raise TrainingError(f"recipe {shown}: {error}") from error
+
+
+def _value(name: str, value: Any) -> Any:
+    """The value of a setting, a text read as YAML where the setting is no text.
+
+    Raises:
+        TrainingError: there is no such setting, or the text is no YAML.
+    """
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    if name not in known:
+        near = did_you_mean(name, known).removeprefix("; ")
+        raise TrainingError(f"no setting {printable(name, 80)!r} in a recipe; {near and near + ' '}There are {', '.join(known)}")
+    kinds = members(field_type(Recipe, name))
+    if str in kinds or not isinstance(value, str):
+        return value
+    try:
+        value = _yaml(value)
+    except ValueError as error:
+        raise TrainingError(f"{name} cannot be read: {one_line(error, 120)}") from None
+    if isinstance(value, str) and any(kind in (int, float) or element(kind) for kind in kinds):
+        try:
+            return float(value)  # YAML reads 1e-3 as text for want of a dot
+        except ValueError:
+            return value
+    return value
+
+
+def _yaml(text: str) -> Any:
+    """What a YAML text says, which may not refer to itself: a few such lines can stand for gigabytes.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
+    import yaml
+
+    if any(text.count(opening) > _DEEPEST for opening in "[{"):
+        raise ValueError("lists nested too deeply")
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("an alias (*), which a recipe may not have")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("lists nested too deeply") from None
+
 
 CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
 SUPERVISED, MASKED_AUTOENCODING = "supervised", "mae"
@@ -140,7 +398,7 @@ class TrainSettings(Settings):
     )
     watch_every: int | None = setting(
         None,
-        "Steps between two measurements of the attention on four fixed images, into log.csv, curves.png and the trackers; they "
+        "Steps between two measurements of the attention on four fixed images, into log.csv, the curves and the trackers; they "
         "do not change the training.",
         none="never",
         least=1,

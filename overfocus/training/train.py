@@ -1,9 +1,9 @@
 """`train`: from a data set and a recipe to a checkpoint that `analyze` takes."""
 
 import importlib.util
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from overfocus.errors import TrainingError
 from overfocus.runs.description import TrainingDescription, read_description
@@ -28,19 +28,19 @@ class Training:
 
     @property
     def log(self) -> "pd.DataFrame":
-        """One row every few steps and one at the end of each epoch; the columns are those of `overfocus.training.log`."""
-        from overfocus.training.log import read_log
+        """One row every few steps and one at the end of each epoch; the columns are explained in `overfocus.curves`."""
+        from overfocus.curves import read_log
 
         return read_log(self.path / "log.csv")
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> TrainingDescription:
         """The content of training.json: settings, status, versions, notes.
 
         Raises:
             TrainingError: it is missing or damaged.
         """
-        return asdict(read_description(self.path / "training.json", TrainingDescription))
+        return read_description(self.path / "training.json", TrainingDescription)
 
 
 @takes(TrainSettings)

@@ -1,5 +1,7 @@
-"""What the page shows of single images: their pixels and maps, and the images on which attention changed most."""
+"""What the page shows of single images: pixels, maps and matrices, as fine as the page has room for, and encoded as text."""
 
+import base64
+import io
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,15 +10,71 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
-from overfocus.figures.overlay import ReceivedMaps, top_places
+from overfocus.figures.images import ReceivedMaps, top_places
 from overfocus.metrics.catalogue import CATALOGUE
+from overfocus.metrics.pooling import Weights, averaging, block_numbers, block_side
 from overfocus.runs.description import Layer
 from overfocus.variants import OTHER_IMAGE, Variant, middle_severity
-from overfocus_reports.encoding import Codes, picture_uri, png
 
 if TYPE_CHECKING:
     from overfocus.run import Run
+
+
+FLOOR = -6.0
+"""Log2 of the smallest value, in multiples of uniform attention, that is told apart from none."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Byte 0 is "less than the floor"; byte b is 2^(FLOOR + (b − 1) / per_octave) times uniform attention."""
+
+    per_octave: int
+
+    def encode(self, multiples: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+        """Multiples of uniform attention to bytes."""
+        with np.errstate(divide="ignore"):
+            octaves = np.log2(multiples.astype(np.float32))
+        return np.clip(np.round((octaves - FLOOR) * self.per_octave) + 1, 0, 255).astype(np.uint8)
+
+    def decode(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Bytes to multiples of uniform attention; 0 for byte 0."""
+        values: npt.NDArray[np.float64] = np.exp2(FLOOR + (codes.astype(np.float64) - 1) / self.per_octave)
+        return np.where(codes == 0, 0.0, values)
+
+
+def png(codes: npt.NDArray[np.uint8]) -> str:
+    """Bytes of any shape ending in (rows, columns) as a base64 greyscale PNG, leading axes stacked downwards."""
+    return base64_of(Image.fromarray(codes.reshape(-1, codes.shape[-1])), "PNG", optimize=True)
+
+
+def picture_uri(pixels: npt.NDArray[np.uint8], longest: int, quality: int) -> str:
+    """A photograph (height, width, 3) as a data URI, at most `longest` pixels a side; PNG where it is tiny."""
+    picture = Image.fromarray(pixels)
+    if max(picture.size) <= 96:
+        return "data:image/png;base64," + base64_of(picture, "PNG", optimize=True)
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return "data:image/jpeg;base64," + base64_of(picture, "JPEG", quality=quality, optimize=True)
+
+
+def base64_of(picture: Image.Image, kind: str, **options: object) -> str:
+    """An encoded picture as text."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def number(value: float, digits: int = 4) -> float | None:
+    """A number as it travels in JSON: short, and null where undefined."""
+    return None if not math.isfinite(value) else float(f"{value:.{digits}g}")
+
+
+def numbers(values: npt.NDArray[np.floating[Any]]) -> object:
+    """An array as nested lists of such numbers."""
+    if values.ndim == 0:
+        return number(float(values))
+    return [numbers(part) for part in values]
 
 
 RECEIVED = Codes(per_octave=18)
@@ -176,3 +234,177 @@ def mean_over_layers(values: Array) -> Array:
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How finely a layer's matrices are kept."""
+
+    query_block: int
+    """Side of the blocks of queries that are averaged, in units of the least one of the shape."""
+    key_block: int
+    per_octave: int
+    """Steps of the values per doubling."""
+
+
+LADDER = (
+    Detail(1, 1, 16),
+    Detail(1, 1, 4),
+    Detail(2, 1, 8),
+    Detail(2, 1, 4),
+    Detail(3, 1, 4),
+    Detail(4, 1, 4),
+    Detail(4, 2, 4),
+    Detail(4, 4, 4),
+    None,
+)
+"""From the finest detail to none at all; blocks are in units of those that a matrix has to be pooled by in any case. Queries
+give way before keys: neighbours attend alike, and it is the columns of the keys that overfocusing is seen in."""
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """Tokens of a layer's matrix: prefix tokens at the front, then the patches of a grid."""
+
+    queries: int
+    keys: int
+    query_grid: tuple[int, int] | None
+    key_grid: tuple[int, int] | None
+
+    @property
+    def least(self) -> tuple[int, int]:
+        """Side of the blocks of queries and of keys that any matrix of this shape is pooled by."""
+        return block_side(self.queries, self.query_grid), block_side(self.keys, self.key_grid)
+
+    def encode(self, weights: Weights, detail: Detail) -> npt.NDArray[np.uint8]:
+        """Weights (windows, queries, keys) as bytes of the multiples of uniform attention, blocks averaged.
+
+        Weights that were pooled before, as runs keep those of long sequences, are pooled further.
+        """
+        sides = (self.queries, self.query_grid, detail.query_block), (self.keys, self.key_grid, detail.key_block)
+        pooled = weights.astype(np.float32)
+        for (tokens, grid, coarser), least in zip(sides, self.least, strict=True):
+            pooled = self._pooled(pooled, tokens, grid, least, coarser).swapaxes(-1, -2)
+        return Codes(detail.per_octave).encode(pooled * self.keys)
+
+    @staticmethod
+    def _pooled(weights: Weights, tokens: int, grid: tuple[int, int] | None, least: int, coarser: int) -> Weights:
+        """Rows averaged over blocks; each row counts as often as it stands for tokens."""
+        blocks = block_numbers(tokens, grid, least * coarser)
+        if weights.shape[-2] == tokens:
+            return averaging(blocks) @ weights if blocks.max() + 1 < tokens else weights
+        kept = block_numbers(tokens, grid, least)
+        if coarser == 1:
+            return weights
+        sizes = np.bincount(kept)
+        first = np.unique(kept, return_index=True)[1]
+        share = averaging(blocks)[:, first] * sizes
+        result: Weights = share.astype(np.float32) @ weights
+        return result
+
+    def describe(self, detail: Detail) -> dict[str, Any]:
+        """For the page's script."""
+        return {
+            "queries": self.queries,
+            "keys": self.keys,
+            "queryGrid": self.query_grid,
+            "keyGrid": self.key_grid,
+            "queryBlock": self.least[0] * detail.query_block,
+            "keyBlock": self.least[1] * detail.key_block,
+            "perOctave": detail.per_octave,
+        }
+
+
+Sample = tuple[MatrixShape, Weights]
+
+
+def shape_of(layer: Layer) -> MatrixShape:
+    """Where the patches lie in the matrix of a layer."""
+    query_grid = None if layer.kind == "class" else fitting(layer.grid, layer.queries)
+    return MatrixShape(layer.queries, layer.keys, query_grid, fitting(layer.key_grid or layer.grid, layer.keys))
+
+
+def fitting(grid: tuple[int, int] | None, tokens: int) -> tuple[int, int] | None:
+    """The grid, if that many tokens can hold it."""
+    return grid if grid and grid[0] * grid[1] <= tokens else None
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices that the page holds."""
+
+    described: list[dict[str, Any] | None]
+    """Per layer, what the script has to know to read them; None where the page has none."""
+    encoded: dict[int, dict[int, list[str | None]]]
+    """Image → variant → one PNG per layer; the matrices of a layer of windows lie one below the other."""
+
+
+def matrices_of(displayed: Displayed, room: int) -> Matrices:
+    """The matrices of the displayed images in about `room` characters of base64.
+
+    Of every shown variant where each key still gets a column of its own; else only of the middle severities, as fine as
+    they fit.
+    """
+    images, numbers = displayed.run.displayed, displayed.shown
+    samples = sample_matrices(displayed)
+    known: dict[tuple[int, int], float] = {}
+    details = choose_details(samples, len(images) * len(numbers), room, known)
+    if any(sample and (detail is None or detail.key_block > 1) for sample, detail in zip(samples, details, strict=True)):
+        numbers = displayed.middle
+        details = choose_details(samples, len(images) * len(numbers), room, known)
+    shapes = [sample[0][0] if sample else None for sample in samples]
+    described = [shape.describe(detail) if shape and detail else None for shape, detail in zip(shapes, details, strict=True)]
+    encoded: dict[int, dict[int, list[str | None]]] = {}
+    for image in images:
+        attention = displayed.run.maps(image).attention
+        encoded[image] = {
+            number: [
+                png(shape.encode(attention[layer.number][number], detail)) if shape and detail else None
+                for layer, shape, detail in zip(displayed.layers, shapes, details, strict=True)
+            ]
+            for number in numbers
+        }
+    return Matrices(described, encoded)
+
+
+def sample_matrices(displayed: Displayed) -> list[list[Sample]]:
+    """Two matrices of the first image per layer, whose size stands for all; none for a layer whose matrices were not kept."""
+    if not displayed.run.displayed:
+        return [[] for _ in displayed.layers]
+    attention = displayed.run.maps(displayed.run.displayed[0]).attention
+    chosen = (displayed.shown[0], displayed.shown[-1])
+    return [
+        [(shape_of(layer), attention[layer.number][number]) for number in chosen] if layer.number in attention else []
+        for layer in displayed.layers
+    ]
+
+
+def choose_details(
+    samples: list[list[Sample]], matrices_per_layer: int, room: int, known: dict[tuple[int, int], float] | None = None
+) -> list[Detail | None]:
+    """The finest detail of each layer with which all matrices together take at most `room` characters of base64.
+
+    The layer that takes most gives way first, one step of the ladder at a time. `known` keeps the sizes found, by layer and
+    step, for another choice from the same samples.
+    """
+    known = {} if known is None else known
+
+    def size(layer: int, step: int) -> float:
+        if (layer, step) not in known:
+            known[layer, step] = sample_size(samples[layer], LADDER[step])
+        return known[layer, step]
+
+    steps = [0 if kept else len(LADDER) - 1 for kept in samples]
+    sizes = [size(layer, step) for layer, step in enumerate(steps)]
+    while sum(sizes) * matrices_per_layer > room:
+        heaviest = int(np.argmax(sizes))
+        steps[heaviest] += 1
+        sizes[heaviest] = size(heaviest, steps[heaviest])
+    return [LADDER[step] for step in steps]
+
+
+def sample_size(samples: list[Sample], detail: Detail | None) -> float:
+    """Mean length of the encoded samples."""
+    if detail is None or not samples:
+        return 0.0
+    return sum(len(png(shape.encode(weights, detail))) for shape, weights in samples) / len(samples)

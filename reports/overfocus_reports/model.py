@@ -1,16 +1,105 @@
-"""One model on the page: its run with everything that panels ask of it, computed once."""
+"""One model on the page: its run, restricted to what several runs share, with everything that panels ask of it, computed once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from overfocus.run import Run
-from overfocus.runs.description import Layer
-from overfocus.statistics.layers import LayerStatistics, layer_statistics
-from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
+import numpy as np
+
+from overfocus.run import ClassMaps, DisplayedImage, Run
+from overfocus.runs.description import ImageEntry, Layer
+from overfocus.statistics.panel import LayerStatistics, image_keys, layer_statistics
+from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant, middle_severity
 from overfocus_reports.displayed import Displayed, ImageValues, image_values
 from overfocus_reports.sentences import summarise
 from overfocus_reports.summary import Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from overfocus.figures.images import Profile
+
+
+class SharedRun(Run):
+    """Part of a run under the image numbers of the first one."""
+
+    def __init__(self, run: Run, numbers: dict[int, int], variants: list[Variant], displayed: list[int]) -> None:
+        """`numbers` maps the shared numbers to the run's own; `displayed` are shared numbers."""
+        asked = list(dict.fromkeys(variant.corruption for variant in variants if variant.severity))
+        self.path = run.path
+        self.description = replace(run.description, settings=replace(run.description.settings, corruptions=asked))
+        self.run = run
+        self.numbers = numbers
+        self.variants = variants
+        self._displayed = displayed
+
+    @property
+    def images(self) -> list[ImageEntry]:
+        """The shared images under their shared numbers."""
+        own = self.run.images
+        return [replace(own[number], image=shared) for shared, number in self.numbers.items()]
+
+    @property
+    def displayed(self) -> list[int]:
+        """Shared numbers of the images whose maps all runs kept."""
+        return self._displayed
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        """Rows of the shared images and variants."""
+        return self._shared(self.run.table)
+
+    @cached_property
+    def predictions(self) -> "pd.DataFrame":
+        """Rows of the shared images and variants."""
+        return self._shared(self.run.predictions)
+
+    def received(self, image: int, corruption: str = "clean", severity: int = 0) -> "list[Profile | None]":
+        """As `Run.received`, by shared number."""
+        return self.run.received(self.numbers[image], corruption, severity)
+
+    def maps(self, image: int, layers: "Collection[int] | None" = None) -> DisplayedImage:
+        """As `Run.maps`, by shared number, with the shared variants in their order."""
+        kept = self.run.maps(self.numbers[image], layers)
+        places = [kept.variants.index(variant) for variant in self.variants]
+        attention = {layer: weights[places] for layer, weights in kept.attention.items()}
+        return DisplayedImage([kept.variants[place] for place in places], kept.pictures[places], attention)
+
+    @cached_property
+    def attention_by_class(self) -> "pd.DataFrame":
+        """Rows of the shared images and variants."""
+        return self._shared(self.run.attention_by_class)
+
+    def class_maps(self, image: int) -> ClassMaps:
+        """As `Run.class_maps`, by shared number, with the shared variants in their order."""
+        kept = self.run.class_maps(self.numbers[image])
+        places = [kept.variants.index(variant) for variant in self.variants]
+        return ClassMaps([kept.variants[place] for place in places], kept.predicted[places], kept.truth)
+
+    def _shared(self, table: "pd.DataFrame") -> "pd.DataFrame":
+        shared_of = {number: shared for shared, number in self.numbers.items()}
+        known = {*self.variants, CONTROL_VARIANT}
+        pairs = list(zip(table["corruption"], table["severity"], strict=True))
+        kept = table[table["image"].isin(list(shared_of)) & np.fromiter((pair in known for pair in pairs), bool, len(pairs))]
+        return kept.assign(image=kept["image"].map(shared_of))
+
+
+def shared_runs(runs: Sequence[Run]) -> list[Run]:
+    """Each run restricted to the images and versions that all have; a single run as it is."""
+    if len(runs) < 2:
+        return list(runs)
+    keys = [image_keys(run) for run in runs]
+    common = [key for key in keys[0] if all(key in others for others in keys)]
+    every = [run.variants for run in runs]
+    variants = [variant for variant in every[0] if all(variant in others for others in every)]
+    shown = [key for key in common if all(of_run[key] in run.displayed for run, of_run in zip(runs, keys, strict=True))]
+    displayed = [keys[0][key] for key in shown]
+    return [
+        SharedRun(run, {keys[0][key]: of_run[key] for key in common}, variants, displayed)
+        for run, of_run in zip(runs, keys, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -44,6 +133,17 @@ class Model:
     def focus(self) -> Layer:
         """The layer to show first: the most overfocused one."""
         return self.summary.ranked[0].layer if self.summary.ranked else self.statistics.layers[0]
+
+    @property
+    def most_damaging(self) -> Variant | None:
+        """The variant under which least attention is retained, or most moves where the control was not measured."""
+        known = [row for row in self.summary.survival if row.stability["received_shift"]]
+        kept = [
+            row for row in known if "js_divergence" in row.retained and not math.isnan(row.retained["js_divergence"].retained)
+        ]
+        if kept:
+            return min(kept, key=lambda row: row.retained["js_divergence"].retained).variant
+        return max(known, key=lambda row: row.stability["received_shift"].mean).variant if known else None
 
     @property
     def classified(self) -> bool:

@@ -6,24 +6,38 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
+from overfocus.datasets.masks import IGNORED
 from overfocus.errors import OverfocusError
-from overfocus.figures.overlay import LOWEST, ReceivedMaps, highest
+from overfocus.figures.images import LOWEST, ReceivedMaps, highest
 from overfocus.figures.stability import scale_of, shows_retained
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, line_style, lookup_table, model_colour
-from overfocus.images.reading import read_image
+from overfocus.images.sources import read_image
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import Layer
-from overfocus.statistics.layers import LayerStatistics
+from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
-from overfocus_reports.displayed import RANKED_BY, RECEIVED, Displayed, ImageValues
-from overfocus_reports.encoding import FLOOR, number, numbers, picture_uri, png
+from overfocus_reports.displayed import (
+    FLOOR,
+    RANKED_BY,
+    RECEIVED,
+    Displayed,
+    ImageValues,
+    base64_of,
+    number,
+    numbers,
+    picture_uri,
+    png,
+)
 from overfocus_reports.model import Model
-from overfocus_reports.segmentation import segmentation_payload
+from overfocus_reports.summary import set_scores
 
 if TYPE_CHECKING:
     from overfocus.run import Run
+    from overfocus_reports.displayed import Displayed
 
 
 SIZE = 4
@@ -277,3 +291,91 @@ def attention_scale(models: Sequence[Model]) -> dict[str, float]:
 def hexadecimal(name: str) -> str:
     """A colour map as 256 times six hexadecimal digits."""
     return lookup_table(name).tobytes().hex()
+
+
+CLASS_MAP_PIXELS = 512
+"""Longest side of the class maps on the page; counts are those of all pixels."""
+
+Classes = npt.NDArray[np.uint8]
+
+
+def segmentation_payload(run: "Run", displayed: "Displayed") -> dict[str, Any] | None:
+    """Names and colours of the classes, and every displayed image; None for other models."""
+    if not run.segmented or run.class_colours is None:
+        return None
+    colours = run.class_colours
+    names = run.class_names or [f"class {place}" for place in range(len(colours))]
+    scores = set_scores(run)
+    return {
+        "names": names,
+        "colours": colours,
+        "set": [number(float(scores.get((variant.corruption, variant.severity), np.nan))) for variant in displayed.variants],
+        "images": {image: image_payload(run, displayed, image, len(colours)) for image in run.displayed},
+    }
+
+
+def image_payload(run: "Run", displayed: "Displayed", image: int, classes: int) -> dict[str, Any]:
+    """Maps of one image, and counts by variant; classes that no map holds are left out of "present"."""
+    kept = run.class_maps(image)
+    places = [kept.variants.index(variant) for variant in displayed.variants]
+    shares = np.stack([class_shares(kept.predicted[place], classes) for place in places])
+    truth = None if kept.truth is None else class_shares(kept.truth, classes)
+    there = shares.sum(0) + (0 if truth is None else truth)
+    rows = run.predictions[run.predictions["image"] == image].set_index(["corruption", "severity"])
+    order = [(variant.corruption, variant.severity) for variant in displayed.variants]
+    clean = kept.predicted[places[0]]
+    return {
+        "maps": {variant: class_png(kept.predicted[places[variant]]) for variant in displayed.shown},
+        "truth": None if kept.truth is None else class_png(kept.truth),
+        "present": np.flatnonzero(there > 0).tolist(),
+        "predictedShares": numbers(shares),
+        "trueShares": None if truth is None else numbers(truth),
+        "flips": [flips(clean, kept.predicted[place], kept.truth) for place in places],
+        "iou": numbers(rows["image_iou"].reindex(pd.MultiIndex.from_tuples(order)).to_numpy("float64")),
+        "attention": attention_shares(run.attention_by_class, image, displayed.variants, classes),
+    }
+
+
+def class_shares(classes: Classes, count: int) -> npt.NDArray[np.float64]:
+    """Share of the pixels that each class covers."""
+    return np.bincount(classes.ravel(), minlength=IGNORED + 1)[:count] / classes.size
+
+
+def flips(clean: Classes, corrupted: Classes, truth: Classes | None) -> list[float | None]:
+    """Shares of the pixels that change their class; and, where the truth is known, that leave the right class, that come to it,
+    and that go from one wrong class to another. Ignored pixels do not count.
+    """
+    changed = clean != corrupted
+    if truth is None:
+        return [number(float(changed.mean())), None, None, None]
+    counted = truth != IGNORED
+    changed &= counted
+    lost, gained = changed & (clean == truth), changed & (corrupted == truth)
+    parts = [changed, lost, gained, changed & ~lost & ~gained]
+    pixels = max(1, int(counted.sum()))
+    return [number(float(part.sum() / pixels)) for part in parts]
+
+
+def attention_shares(table: "pd.DataFrame", image: int, variants: list[Variant], classes: int) -> dict[int, Any] | None:
+    """Share of the received attention that lands on each class of the mask, (variants, classes) by layer; None without a mask."""
+    rows = table[table["image"] == image]
+    if rows.empty:
+        return None
+    place = {(variant.corruption, variant.severity): number for number, variant in enumerate(variants)}
+    at = [place.get(pair, -1) for pair in zip(rows["corruption"], rows["severity"], strict=True)]
+    found: dict[int, Any] = {}
+    for layer in rows["layer"].unique():
+        values = np.full((len(variants), classes), np.nan)
+        part = rows[rows["layer"] == layer]
+        values[np.array(at)[rows["layer"] == layer], part["class"]] = part["received_share"]
+        found[int(layer)] = numbers(values)
+    return found
+
+
+def class_png(classes: Classes) -> str:
+    """A class map as a base64 PNG whose red is the number of the class; a palette keeps it small."""
+    picture = Image.fromarray(classes)
+    picture.thumbnail((CLASS_MAP_PIXELS, CLASS_MAP_PIXELS), Image.Resampling.NEAREST)
+    picture = Image.fromarray(np.asarray(picture), "P")
+    picture.putpalette([value for grey in range(IGNORED + 1) for value in (grey, grey, grey)])
+    return base64_of(picture, "PNG", optimize=True)

@@ -1,19 +1,27 @@
-"""Draws reports: report.html, one file that opens offline, and figures/*.png beside it."""
+"""Draws reports: report.html, one file that loads nothing and opens offline, and figures beside it."""
 
+import base64
+import hashlib
+import json
+import math
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+from markupsafe import Markup
+
 from overfocus.errors import RunError, explain
-from overfocus.figures.overlay import LOWEST
+from overfocus.figures.images import LOWEST
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
 from overfocus.files import atomic_file, remove_unfinished
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
 from overfocus.variants import Variant
-from overfocus_reports.figures import Figures, draw_figures, draw_images
-from overfocus_reports.matrices import matrices_of
-from overfocus_reports.model import Model, first_picked
-from overfocus_reports.page import json_for_html, render
+from overfocus_reports.ablation import ablation_parts, figure_tables
+from overfocus_reports.displayed import matrices_of
+from overfocus_reports.figures import Figures, draw_figures, draw_images, pair_of
+from overfocus_reports.model import Model, first_picked, shared_runs
 from overfocus_reports.payload import (
     hexadecimal,
     images_payload,
@@ -25,24 +33,90 @@ from overfocus_reports.payload import (
 )
 from overfocus_reports.sections import (
     Reading,
-    ablation_parts,
     checkpoint_rows,
     differences_payload,
     fragility_part,
+    heads_part,
     reading_of,
     settings_rows,
     version_rows,
 )
-from overfocus_reports.shared_run import shared_runs
+from overfocus_reports.sentences import percent, verdict_line
 
 if TYPE_CHECKING:
-    from overfocus.ablation.ablation import Ablation
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 
 
-def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -> dict[str, Any]:
-    """For the templates; those of the parts that only a comparison has find `comparison` None."""
+STYLES = ("base.css", "controls.css", "panels.css", "explorer.css", "segmentation.css", "comparison.css", "print.css")
+SCRIPTS = (
+    "data.js", "state.js", "colour.js", "decode.js", "download.js", "tables.js", "pickers.js", "curves.js", "heatmaps.js",
+    "tokens.js", "canvas.js", "explorer.js", "token_listening.js", "side.js", "matrix.js", "gallery.js", "segmentation.js",
+    "segmentation_download.js", "predictions.js", "differences.js", "theme.js", "start.js",
+)  # fmt: skip
+"""In the order in which they stand in the page."""
+
+
+def render(context: dict[str, Any], payload: dict[str, Any]) -> str:
+    """The page from what the templates show and what the script works on."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("overfocus_reports", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "short": short, "value": exact}
+    script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in SCRIPTS) + "\n})();"
+    return environment.get_template("page.html.jinja").render(
+        **context,
+        style=Markup("\n".join(asset(name) for name in STYLES)),
+        script=Markup(script),
+        policy=policy(script),
+        data=Markup(json_for_html(payload)),
+    )
+
+
+def asset(name: str) -> str:
+    """A file of the folder assets."""
+    return resources.files("overfocus_reports").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def policy(script: str) -> str:
+    """A content-security policy under which the page loads nothing and runs this one script, told by its hash."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def json_for_html(payload: object) -> str:
+    """JSON that can stand inside a `<script>` element, whatever names it holds."""
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def short(value: object) -> str:
+    """A cell of a table for people: three digits of a number, a dash for none."""
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+    return "–" if value is None else str(value)
+
+
+def exact(value: object) -> str:
+    """A cell of a table for sorting and for CSV."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def template_context(models: Sequence[Model], drawn: Figures, picked: Variant, high: float) -> dict[str, Any]:
+    """For the templates; those of the parts that only a comparison has find `comparison` None. `high` ends the colour scale."""
+    heads = [part for number, model in enumerate(models) if (part := heads_part(model.run, number))]
     readings = {metric: first_reading(models, metric) for metric in metrics_of(models)}
     grouped = {
         heading: [reading for metric, reading in readings.items() if CATALOGUE[metric].group == group]
@@ -50,7 +124,9 @@ def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -
     }
     return {
         "title": models[0].name,
-        "models": [shown_model(model, number) for number, model in enumerate(models)],
+        "models": [shown_model(model, number) | {"pair": pair_of(model, high)} for number, model in enumerate(models)],
+        "heads": heads,
+        "head_tables": {part["name"]: part["table"] for one in heads for part in one["maps"]},
         "statistics": models[0].statistics,
         "displayed": models[0].run.displayed,
         "picked": picked,
@@ -61,6 +137,7 @@ def template_context(models: Sequence[Model], drawn: Figures, picked: Variant) -
         "labelled": is_labelled(models),
         "segmented": any(model.run.segmented for model in models),
         "comparison": None,
+        "ablations": [],
     }
 
 
@@ -80,9 +157,9 @@ def shown_model(model: Model, number: int) -> dict[str, Any]:
         "run": model.run,
         "summary": model.summary,
         "classified": model.classified,
-        "checkpoint": checkpoint_rows(model.run),
-        "settings": settings_rows(model.run),
-        "versions": version_rows(model.run),
+        "checkpoint": checkpoint_rows(model.run.description),
+        "settings": settings_rows(model.run.description),
+        "versions": version_rows(model.run.description),
     }
 
 
@@ -166,7 +243,8 @@ def page_of(models: Sequence[Model], folder: Path, room: int, context: dict[str,
     draw_images(models, picked, folder, shared["scale"]["high"])
     parts = [model_payload(model) for model in models]
     payload = shared | {"models": parts, "images": images_payload(models, parts)} | payload
-    context = template_context(models, drawn, picked) | context
+    context = template_context(models, drawn, picked, shared["scale"]["high"]) | context
+    payload |= {"figureTables": context.pop("head_tables") | payload.get("figureTables", {})}
     spent = len(render(context, payload))
     share = SEGMENTED_SHARE if context["segmented"] else PICTURES_SHARE
     pictures(models, parts, round(share * (room - spent)))
@@ -207,7 +285,12 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
         ablated = ablation_parts(ablations, folder)
     except OSError as error:
         raise unwritable(path, error) from error
-    verdicts = {model: [verdict for verdict in comparison.verdicts if verdict.model == model] for model in comparison.names[1:]}
+    verdicts = []
+    for model in comparison.names[1:]:
+        found = [verdict for verdict in comparison.verdicts if verdict.model == model]
+        same = model in comparison.identical
+        line = verdict_line(model, found, comparison.baseline, identical=same)
+        verdicts.append({"model": model, "line": line, "verdicts": [] if same else found})
     context = {
         "title": " against ".join([", ".join(comparison.names[1:]), comparison.names[0]]),
         "comparison": {
@@ -219,18 +302,34 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
             "colours": colours,
             "controlled": comparison.controlled,
             "fragility": fragility,
-            "ablations": ablated,
         },
+        "ablations": ablated,
     }
     payload = {
         "differences": differences_payload(comparison.table, colours),
-        "figureTables": {part["figure_name"]: [part["columns"], *part["rows"]] for part in ablated}
-        | ({"reliability": fragility["table"]} if fragility else {}),
+        "figureTables": figure_tables(ablated) | ({"reliability": fragility["table"]} if fragility else {}),
     }
     if models:
         room = room_of(models) if megabytes is None else megabytes
         return write_page(models, path, room, context, payload)
     return write_text(path, render(without_models() | context, bare_payload() | payload))
+
+
+def draw_ablation(ablation: "Ablation") -> Path:
+    """Write figures/ablation-0.png and report.html into the ablation's folder and return the path of the page.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = ablation.path / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = ablation_parts([ablation], folder)
+    except OSError as error:
+        raise unwritable(ablation.path, error) from error
+    context: dict[str, Any] = {"title": f"{parts[0]['title']}, patches {'removed' if parts[0]['removed'] else 'corrupted'}"}
+    context |= {"comparison": None, "ablations": parts}
+    return write_text(ablation.path, render(without_models() | context, bare_payload() | {"figureTables": figure_tables(parts)}))
 
 
 def without_models() -> dict[str, Any]:

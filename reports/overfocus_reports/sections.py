@@ -1,7 +1,7 @@
 """What single sections of the page show: differences, fragility, ablations, how to read a metric, where a run came from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from overfocus.figures.stability import shows_retained
-from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, save_figure, styled
+from overfocus.figures.stability import Scale, shows_retained
+from overfocus.figures.style import PlainFigure, save_figure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
-from overfocus.runs.names import distinct_names
-from overfocus.statistics.ablation import CHOICE_WORDS
+from overfocus.runs.description import RunDescription
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
-from overfocus.statistics.layers import LayerStatistics
-from overfocus.statistics.panel import EVERY, OUTPUT
-from overfocus.statistics.retained import RETAINED
-from overfocus.statistics.wording import measure_title
-from overfocus.variants import Variant
-from overfocus_reports.encoding import numbers
-from overfocus_reports.figures import inline_svg
+from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics, mean_of_known
+from overfocus.statistics.retained import RETAINED, distances, undefined_control
+from overfocus.statistics.verdicts import MILD, STRONG, counted, measure_title
+from overfocus.variants import CLEAN, OTHER_IMAGE
+from overfocus_reports.displayed import numbers
+from overfocus_reports.figures import Table, Values, heat_map, inline_svg
+from overfocus_reports.sentences import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from overfocus.ablation.ablation import Ablation
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 
@@ -96,9 +94,9 @@ MOST_ITEMS = 8
 """Of a list, such as missing keys, before the rest is only counted."""
 
 
-def checkpoint_rows(run: "Run") -> list[tuple[str, str]]:
+def checkpoint_rows(run: RunDescription) -> list[tuple[str, str]]:
     """The checkpoint: what it is, how it was recognised, what of it did not fit."""
-    known = run.description.checkpoint
+    known = run.checkpoint
     size = known.input_size
     rows = {
         "architecture": known.name,
@@ -117,17 +115,16 @@ def checkpoint_rows(run: "Run") -> list[tuple[str, str]]:
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
-def settings_rows(run: "Run") -> list[tuple[str, str]]:
+def settings_rows(run: RunDescription) -> list[tuple[str, str]]:
     """What was asked for."""
-    rows = {name.replace("_", " "): value for name, value in asdict(run.description.settings).items() if value is not None}
+    rows = {name.replace("_", " "): value for name, value in asdict(run.settings).items() if value is not None}
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
-def version_rows(run: "Run") -> list[tuple[str, str]]:
+def version_rows(run: RunDescription) -> list[tuple[str, str]]:
     """What it ran with, when, and how long it took."""
-    known = run.description
-    rows: dict[str, Any] = {"overfocus": known.overfocus, "started": known.created} | known.versions
-    rows |= {name.replace("_", " "): value for name, value in known.timing.items()}
+    rows: dict[str, Any] = {"overfocus": run.overfocus, "started": run.created} | run.versions
+    rows |= {name.replace("_", " "): value for name, value in run.timing.items()}
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
@@ -168,12 +165,17 @@ def differences_payload(table: pd.DataFrame, colours: "Mapping[str, str]") -> di
         "columns": columns,
         "names": names,
         "titles": [measure_title(metric) for metric in names["metric"]],
-        "directions": [
-            "low" if metric.startswith(RETAINED) else CATALOGUE[metric].overfocused if metric in CATALOGUE else "neither"
-            for metric in names["metric"]
-        ],
+        "directions": [direction_of(metric) for metric in names["metric"]],
         "colours": [colours[model] for model in names["model"]],
     }
+
+
+def direction_of(metric: str) -> str:
+    """Which values of a row's metric are worse: "high", "low" or "neither", as those of raw stability, which needs a control."""
+    if metric.startswith(RETAINED):
+        return "low"
+    known = CATALOGUE.get(metric)
+    return "neither" if known is None or known.group == "stability" else known.overfocused
 
 
 PLOTTED = ("top_share", "effective_tokens", "token_cosine", "js_divergence", "received_shift", "attention_cosine")
@@ -233,8 +235,8 @@ def sentence_of(model: str, rows: pd.DataFrame, table: pd.DataFrame) -> str:
     title = title_of(str(best["metric"]))
     return (
         f"{seen}. Within a corruption and severity, {title} tells them best: {way} where predictions flip, AUROC "
-        f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); {len(sure)} of {len(metrics)} "
-        f"metrics exclude 0.5. {guesses}"
+        f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); it is the most extreme of "
+        f"{len(metrics)} metrics, of which {len(sure)} have an interval that excludes 0.5. {guesses}"
     )
 
 
@@ -242,10 +244,12 @@ def plain_guesses(table: pd.DataFrame) -> str:
     """What tells flips apart without attention."""
     corruption = auroc_of(table, CORRUPTION_ALONE, OUTPUT, POOLED)
     confidence = auroc_of(table, CLEAN_CONFIDENCE, OUTPUT, EVERY)
-    found = f"To know which corruption it is, alone, has AUROC {corruption:.2f} pooled"
+    found = []
+    if not math.isnan(corruption):
+        found.append(f"to know only the corruption and severity gives {corruption:.2f} pooled")
     if not math.isnan(confidence):
-        found += f"; the confidence on the clean image has {confidence:.2f} within a corruption and severity"
-    return found + "."
+        found.append(f"the confidence on the clean image gives {confidence:.2f} within a corruption and severity")
+    return f"Without attention, {'; '.join(found)}." if found else ""
 
 
 def auroc_of(table: pd.DataFrame, metric: str, layers: str, corruption: str) -> float:
@@ -283,66 +287,94 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
     return figure
 
 
-CHOICES = {"top": (OKABE_ITO[0], "-"), "random": (INK, "--"), "bottom": (OKABE_ITO[1], ":"), "mass": (OKABE_ITO[2], "-.")}
-"""Colour and dash of the curves of each choice of patches."""
-SCORES = ("agreement", "confidence_drop", "output_cosine")
-MOST_PANELS = 4
+HEADS = ("effective_tokens", "js_divergence")
+"""What the maps of layers by heads show: concentration on clean images, and what is retained under corruption."""
 
 
-def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[str, Any]]:
-    """For the template, one per ablation; the figures go into `folder` too."""
-    found = []
-    titles = distinct_names(
-        [ablation.model for ablation in ablations],
-        [ablation.description.checkpoint.source for ablation in ablations],
-        [ablation.path.absolute().name for ablation in ablations],
-    )
-    for number, (ablation, title) in enumerate(zip(ablations, titles, strict=True)):
-        table = ablation.table
-        score = next((name for name in SCORES if table[name].notna().any()), SCORES[-1])
-        name = f"ablation-{number}"
-        with styled():
-            done = "removed" if ablation.how == "remove" else "corrupted"
-            figure = ablation_figure(table, score, done)
-            save_figure(figure, folder / f"{name}.png")
-            svg = inline_svg(figure, name, f"{title_of(score)} when patches are {done}, {title}")
-        found.append(
-            {
-                "name": title,
-                "sentences": ablation.sentences,
-                "figure": svg,
-                "figure_name": name,
-                "table_name": f"{name}-table",
-                "columns": [str(column).replace("_", " ") for column in table.columns],
-                "rows": table.astype(object).where(table.notna(), None).to_numpy().tolist(),
-            }
+@dataclass(frozen=True)
+class HeadValues:
+    """Means over images as (layers, heads); NaN where a layer has fewer heads or nothing was measured."""
+
+    layers: list[int]
+    effective: Values
+    """Effective tokens of clean images."""
+    retained: Values | None
+    """Of Jensen–Shannon divergence over all corruptions, against the control; None where that was not measured."""
+
+
+def head_values(run: "Run") -> HeadValues | None:
+    """The values of single heads; None where the run kept none."""
+    table, (concentration, stability) = run.table, HEADS
+    if "head" not in table or concentration not in table:
+        return None
+    by = ["layer", "head"]
+    clean = table[table["corruption"] == CLEAN].groupby(by)[concentration].mean().unstack()
+    retained = None
+    corrupted = table[~table["corruption"].isin([CLEAN, OTHER_IMAGE])]
+    control = table[table["corruption"] == OTHER_IMAGE]
+    if stability in table and len(corrupted) and len(control):
+        of_images = [
+            rows.groupby(["image", *by])[stability].mean().unstack(by).reindex(columns=clean.stack().index)
+            for rows in (corrupted, control)
+        ]
+        both = of_images[0].index.intersection(of_images[1].index)
+        found, against = (distances(stability, part.loc[both].to_numpy("float64")) for part in of_images)
+        share = 1 - mean_of_known(found, 0) / mean_of_known(against, 0)
+        share = np.where(undefined_control(against, np.nan), np.nan, share)
+        retained = pd.Series(share, of_images[0].columns).unstack().reindex_like(clean).to_numpy("float64")
+    return HeadValues([int(layer) for layer in clean.index], clean.to_numpy("float64"), retained)
+
+
+def heads_part(run: "Run", number: int) -> dict[str, Any] | None:
+    """Maps of layers by heads, and in words which heads overfocus; None where the run kept no heads. `number` is the model's."""
+    found = head_values(run)
+    if found is None:
+        return None
+    rows, columns = [str(layer) for layer in found.layers], [str(head) for head in range(found.effective.shape[1])]
+    shown = [("heads-concentration", found.effective, title_of(HEADS[0]), "share of the patches; uniform attention: 1")]
+    if found.retained is not None:
+        shown.append(
+            ("heads-retained", found.retained, measure_title(RETAINED + HEADS[1]), "1: as if not corrupted, 0: another image")
         )
-    return found
+    maps = []
+    for base, values, title, note in shown:
+        known = values[np.isfinite(values)]
+        if not len(known):
+            continue
+        name = f"{base}-{number}" if number else base
+        low, high = float(known.min()), float(known.max())
+        scale = Scale(low, high if high > low else low + 1e-6, reverse=True)
+        table = Table(values, [f"layer {layer}" for layer in rows], columns, "head")
+        svg = heat_map(
+            table, "effective tokens" if base == "heads-concentration" else "retained", scale, name, f"{title}, layer by head"
+        )
+        numbers = [["layer", *(f"head {head}" for head in columns)]]
+        numbers += [[row, *line] for row, line in zip(rows, np.where(np.isfinite(values), values, None).tolist(), strict=True)]
+        maps.append({"name": name, "title": title, "note": note, "svg": svg, "table": numbers})
+    return {"number": number, "sentences": head_sentences(found), "maps": maps} if maps else None
 
 
-def ablation_figure(table: pd.DataFrame, score: str, done: str) -> PlainFigure:
-    """One panel per version of the images: the score against the share of patches `done`, "removed" or "corrupted"."""
-    variants = [
-        Variant(str(name), int(severity)) for name, severity in table[["corruption", "severity"]].drop_duplicates().to_numpy()
-    ]
-    shown = variants[:MOST_PANELS]
-    figure = PlainFigure(figsize=(2.7 * len(shown) + 0.3, 2.5), layout="constrained")
-    axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for panel, variant in zip(axes, shown, strict=True):
-        of_variant = table[(table["corruption"] == variant.corruption) & (table["severity"] == variant.severity)]
-        for choice, (colour, dash) in CHOICES.items():
-            rows = of_variant[of_variant["choice"] == choice].sort_values("fraction")
-            if rows.empty:
-                continue
-            middle = rows[score].to_numpy("float64")
-            ends = [middle - rows[f"{score}_low"].to_numpy("float64"), rows[f"{score}_high"].to_numpy("float64") - middle]
-            panel.errorbar(
-                100 * rows["fraction"], middle, yerr=np.nan_to_num(np.clip(ends, 0, None)), color=colour, linestyle=dash,
-                marker="o", markersize=3, linewidth=1.3, elinewidth=0.8, capsize=2, label=CHOICE_WORDS[choice],
-            )  # fmt: skip
-        panel.set_xlabel(f"% of patches {done}, {variant.label}", fontsize=8)
-        panel.tick_params(labelsize=8)
-        panel.grid(axis="y")
-    axes[0].set_ylabel(title_of(score).lower(), fontsize=8)
-    axes[0].legend(fontsize=8, frameon=False)
-    return figure
+def head_sentences(found: HeadValues) -> list[str]:
+    """Which heads overfocus by the rule for layers, which is most concentrated, and which retains least."""
+    known = np.isfinite(found.effective)
+    strong = np.argwhere(known & (found.effective < STRONG))
+    mild = int((known & (found.effective >= STRONG) & (found.effective < MILD)).sum())
+    by_layer: dict[int, list[str]] = {}
+    for layer, head in strong:
+        by_layer.setdefault(found.layers[layer], []).append(str(head))
+    total = counted(int(known.sum()), "head")
+    below = f"effective tokens below {percent(STRONG)}"
+    if by_layer:
+        named = "; ".join(f"layer {layer}: {', '.join(heads)}" for layer, heads in by_layer.items())
+        many = len(strong)
+        first = f"{many} of {total} overfocus{'es' if many == 1 else ''} strongly ({below}) and {mild} mildly. Strongly: {named}."
+    else:
+        first = f"No head of {total} overfocuses strongly ({below}); {mild} do{'es' if mild == 1 else ''} mildly."
+    place = np.unravel_index(int(np.nanargmin(found.effective)), found.effective.shape)
+    second = f"The most concentrated is head {place[1]} of layer {found.layers[place[0]]}: "
+    second += f"{percent(float(found.effective[place]))} of the patches are effectively in use"
+    if found.retained is not None and np.isfinite(found.retained).any():
+        least = np.unravel_index(int(np.nanargmin(found.retained)), found.retained.shape)
+        kept = percent(float(found.retained[least])).replace("-", "−")
+        second += f"; head {least[1]} of layer {found.layers[least[0]]} retains least under corruption, {kept}"
+    return [first, second + "."]

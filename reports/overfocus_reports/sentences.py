@@ -1,17 +1,27 @@
 """The summary in words. Each sentence states numbers of the run; none judges by a threshold that nobody measured."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from overfocus.metrics.catalogue import title_of
 from overfocus.statistics.intervals import Interval
-from overfocus.statistics.overfocusing import MILD, STRONG, Overfocusing
 from overfocus.statistics.retained import NOT_MEASURED
-from overfocus.statistics.verdicts import FEWEST_IMAGES
-from overfocus.statistics.wording import counted
-from overfocus_reports.summary import KeyFigure, LayerSummary, Summary, Survival, summary_numbers
+from overfocus.statistics.verdicts import (
+    FEWEST_IMAGES,
+    MILD,
+    OVERFOCUS,
+    PREDICTIONS,
+    RIGHT,
+    STABILITY,
+    STRONG,
+    Overfocusing,
+    Verdict,
+    counted,
+    images_needed,
+)
+from overfocus_reports.summary import Answer, KeyFigure, LayerSummary, Summary, Survival, summary_numbers
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -27,7 +37,89 @@ def summarise(run: "Run") -> Summary:
         RunError: the run holds no rows yet.
     """
     summary = summary_numbers(run)
-    return replace(summary, sentences=tuple(sentences_of(summary)), key_figures=tuple(key_figures_of(summary)))
+    words = {"sentences": sentences_of, "answers": answers_of, "key_figures": key_figures_of}
+    return replace(summary, **{name: tuple(write(summary)) for name, write in words.items()})  # type: ignore[arg-type]
+
+
+def answers_of(summary: Summary) -> list[Answer]:
+    """The three questions with their answers, each with its reason in one sentence."""
+    found = [overfocusing_answer(summary.overfocusing)]
+    if not summary.survival:
+        reason = "No corruption was applied; add --corruption gaussian_noise to measure it."
+        return [*found, Answer("Does attention survive corruption?", "not measured", reason)]
+    return [*found, retained_answer(summary), *prediction_answer(summary)]
+
+
+def overfocusing_answer(judged: Overfocusing) -> Answer:
+    """Does attention overfocus."""
+    asked = "Does attention overfocus?"
+    if judged.answer is None:
+        return Answer(asked, "undefined", "No layer has more than one patch token, so concentration is undefined.")
+    effective = judged.effective
+    interval = f" ({between(effective.low, effective.high)})" if effective.count > 1 else ""
+    third = " third" if len(judged.layers) > 1 else ""
+    layers = f"In {spans(list(judged.layers))}, the most concentrated{third}, attention"
+    reason = (
+        f"{layers} effectively reaches {percent(effective.mean)} of the patches{interval}; uniform attention reaches all of them"
+    )
+    reason += ", as nearly does that of an untrained network" if judged.nearly_uniform else ""
+    return Answer(asked, judged.answer, reason + ".")
+
+
+def retained_answer(summary: Summary) -> Answer:
+    """How much of its attention an image keeps under corruption, against the control."""
+    asked = "How much attention is retained under corruption?"
+    kept = summary.retained.get(PRIMARY)
+    if kept is None:
+        shift = mean_of(summary, _stability("received_shift"))
+        moved = f"{percent(shift)} of the attention moves to other patches, but " if not math.isnan(shift) else ""
+        reason = (
+            f"{moved}the control, another image, was not measured, so we cannot tell how much of what stays is the image's own."
+        )
+        return Answer(asked, "not known", reason[0].upper() + reason[1:])
+    if math.isnan(kept.retained):
+        reason = "Two different images differ by no more than numerical noise, so attention does not depend on the image."
+        return Answer(asked, "undefined", reason)
+    known = [row for row in summary.survival if not math.isnan(row.retained[PRIMARY].retained)]
+    harshest = min(known, key=lambda row: row.retained[PRIMARY].retained, default=None)
+    least = ""
+    if harshest and len(known) > 1:
+        least = f"; {harshest.variant.words} leaves least, {percent(harshest.retained[PRIMARY].retained)}".replace("-", "−")
+    few = f"; {counted(kept.count)} are too few to judge by, {FEWEST_IMAGES} are needed" if kept.count < FEWEST_IMAGES else ""
+    reason = (
+        "On a scale from 0\u00a0% (no more alike than two different images, the control) to 100\u00a0% (as if not corrupted), "
+        f"{between(kept.low, kept.high, cut=False)}{least}{few}."
+    )
+    return Answer(asked, percent(kept.retained), reason)
+
+
+def prediction_answer(summary: Summary) -> list[Answer]:
+    """Whether predictions change with it."""
+    asked = "Do predictions survive?"
+    known = [row for row in summary.survival if row.prediction["agreement"]]
+    if not known:
+        cosine = mean_of(summary, lambda row: row.prediction["output_cosine"])
+        if math.isnan(cosine):
+            return []
+        reason = "The model has no classifier; this is the mean cosine between its clean and its corrupted output."
+        return [Answer("Does the output survive?", f"{cosine:.2f}", reason)]
+    if summary.one_class:
+        return [Answer(asked, "not known", "The model predicts one class for every clean image, so nothing can change.")]
+    same = mean_of(summary, lambda row: row.prediction["agreement"])
+    worst = min(known, key=lambda row: row.prediction["agreement"].mean)
+    agreement, right = worst.prediction["agreement"], worst.prediction["correct"]
+    reason = "Share of pixels that keep their class" if summary.segmented else "Share of predictions that stay the same"
+    if len(known) > 1:
+        reason += f", on average over corruptions; under {worst.variant.words}, the harshest, {percent(agreement.mean)}"
+    else:
+        reason += f" under {worst.variant.words}"
+    if right and summary.clean_accuracy and not summary.segmented:
+        reason += f"; accuracy falls from {percent(summary.clean_accuracy.mean)} to {percent(right.mean)}"
+        if right.mean >= summary.clean_accuracy.mean:
+            reason = reason.replace("falls from", "goes from")
+    elif summary.segmented and not math.isnan(worst.set_iou):
+        reason += f"; mIoU goes from {percent(summary.clean_iou)} to {percent(worst.set_iou)}"
+    return [Answer(asked, percent(same), reason + ".")]
 
 
 def sentences_of(summary: Summary) -> list[str]:
@@ -40,6 +132,52 @@ def sentences_of(summary: Summary) -> list[str]:
     else:
         found.append("No corruption was applied, so nothing is said about stability; add --corruption gaussian_noise for that.")
     return found
+
+
+def verdict_line(model: str, verdicts: "Sequence[Verdict]", baseline: str, *, identical: bool) -> str:
+    """What a comparison says of one model, in one line."""
+    if identical:
+        return f"{model} is identical to {baseline}: every number measured on the same images agrees exactly."
+    known = [clause_of(verdict, baseline) for verdict in verdicts]
+    told = [clause for verdict, clause in zip(verdicts, known, strict=True) if verdict.answer != "can't tell"]
+    open_ones = [clause for verdict, clause in zip(verdicts, known, strict=True) if verdict.answer == "can't tell"]
+    if not open_ones:
+        return f"{model} {listed(told)}." if told else f"Nothing can be compared between {model} and {baseline}."
+    needed = [number for verdict in verdicts if verdict.answer == "can't tell" and (number := needed_images(verdict))]
+    doubt = f"whether it {listed(open_ones, 'or')}" if told else f"whether {model} {listed(open_ones, 'or')}"
+    most = max(needed, key=lambda words: int("".join(filter(str.isdigit, words))), default="")
+    hint = f" ({most} would be needed)" if most else ""
+    images = counted(min(int(verdict.rows["count"].min()) for verdict in verdicts))
+    if told:
+        return f"{model} {listed(told)}; from {images} we cannot tell {doubt}{hint}."
+    return f"From {images} we cannot tell {doubt}{hint}."
+
+
+def clause_of(verdict: "Verdict", baseline: str) -> str:
+    """The answer to one question as the end of a sentence; of an open question what would be so if the answer were yes."""
+    question = {known.name: known for known in (OVERFOCUS, STABILITY, PREDICTIONS)}[verdict.question]
+    if verdict.question == RIGHT.name and set(verdict.rows["metric"]) == set(RIGHT.quantities):
+        question = RIGHT
+    if verdict.answer == "mixed":
+        about = {"overfocus": "overfocusing", "stability": "stability of attention", "predictions": "predictions"}
+        return f"is better by some measures of {about[verdict.question]} and worse by others than {baseline}"
+    return f"{question.worse if verdict.answer == 'no' else question.better} {baseline} {question.where}"
+
+
+def needed_images(verdict: "Verdict") -> str:
+    """How many images would answer an open question, as "about 210 images"; empty where none would or nobody knows."""
+    question = {known.name: known for known in (OVERFOCUS, STABILITY, PREDICTIONS)}[verdict.question]
+    text = images_needed(verdict.rows, question)
+    return text.removeprefix("; ").partition(" would be needed")[0] if "would be needed" in text else ""
+
+
+def listed(parts: list[str], last: str = "and") -> str:
+    """A list in words.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return f" {last} ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
 def overfocusing_sentence(judged: Overfocusing) -> list[str]:
@@ -96,13 +234,14 @@ def norm_sentence(summary: Summary) -> list[str]:
             "No patch token leaves a layer with an outlying norm (more than 3 times the median); the largest is "
             f"{ratio:.1f} times the median on average, in layer {largest.layer.number}."
         ]
-    found = (
-        f"Tokens of outlying norm (more than 3 times the median) are most frequent behind layer {worst.layer.number}: "
-        f"{percent(share.mean)} of the patches on average over images"
-    )
+    frequent = f"Tokens of outlying norm (more than 3 times the median) are most frequent after layer {worst.layer.number}"
     if not received:
-        return [found + "."]
-    return [f"{found}. On average over the same images such tokens receive {percent(received.mean)} of its attention."]
+        return [f"{frequent}: {percent(share.mean)} of the patches on average over {counted(share.count)}."]
+    there = share.mean * share.count / received.count  # what they receive is defined in the images that have any
+    return [
+        f"{frequent}: {received.count} of {counted(share.count)} {'has' if received.count == 1 else 'have'} any; there they are "
+        f"{percent(there)} of the patches on average and receive {percent(received.mean)} of the attention."
+    ]
 
 
 def survival_sentences(summary: Summary) -> list[str]:
@@ -137,8 +276,8 @@ def overall_sentence(summary: Summary) -> str:
     primary = summary.retained[PRIMARY]
     if math.isnan(primary.retained):
         return (
-            "What attention retains under corruption is undefined: two different images differ by no more than numerical noise, "
-            "so attention does not follow the image at all."
+            "What attention retains under corruption is undefined: the difference between two different images cannot be told "
+            "from numerical noise."
         )
     interval = between(primary.low, primary.high, cut=False)
     claim = (
@@ -173,8 +312,9 @@ def flat_sentence(summary: Summary) -> list[str]:
     if not flat:
         return []
     return [
-        f"In {spans(flat)} attention is nearly flat (effective tokens above {percent(MILD)}): there the order is "
-        "noise and top-k overlap falls although little moved; judge them by what Jensen–Shannon divergence retains."
+        f"In {spans(flat)} attention is spread widely (effective tokens above {percent(MILD)}): many patches receive nearly "
+        "the same there, so that top-k overlap can fall although little moves; judge these layers by what is retained of "
+        "Jensen–Shannon divergence."
     ]
 
 
@@ -200,7 +340,7 @@ def prediction_sentences(summary: Summary) -> list[str]:
     found = f"Predictions change {most}under {worst.variant.words}: for {changed} of {agreement.count} images"
     right = worst.prediction["correct"]
     if right and summary.clean_accuracy:
-        found += f"; {percent(summary.clean_accuracy.mean)} of them are classified right when clean, {percent(right.mean)} then"
+        found += f"; accuracy is {percent(summary.clean_accuracy.mean)} on clean images, {percent(right.mean)} then"
     found += "."
     if summary.one_class:
         found += " One class is predicted for every clean image, so that this says nothing of whether predictions survive."

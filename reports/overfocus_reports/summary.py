@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from overfocus.evaluation.results import measure_segmentation
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.runs.description import Layer, MeasureEntry
 from overfocus.statistics.intervals import Interval, interval_of
-from overfocus.statistics.overfocusing import Overfocusing, judge_overfocusing
 from overfocus.statistics.panel import EVERY, read_panel
 from overfocus.statistics.retained import retained_by_variant
+from overfocus.statistics.verdicts import Overfocusing, judge_overfocusing
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
-from overfocus_reports.segmentation import set_scores
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -96,6 +96,17 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of the questions that a run answers, as it stands on the first screen of the page."""
+
+    question: str
+    answer: str
+    """In a word or a number."""
+    reason: str
+    """In one sentence."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in a few numbers and sentences."""
 
@@ -108,7 +119,7 @@ class Summary:
     """In the order that was asked for, severities rising."""
     clean_accuracy: Interval
     overfocusing: Overfocusing
-    """Does it overfocus, by the rule of `overfocus.statistics.overfocusing`."""
+    """Does it overfocus, by the rule of `overfocus.statistics.verdicts`."""
     retained: dict[str, Retained]
     """Over all corruptions and severities together; empty where nothing was corrupted or the control was not measured."""
     one_class: bool = False
@@ -119,6 +130,8 @@ class Summary:
     """Of segmentation: mIoU of all clean images together; NaN without masks."""
     sentences: tuple[str, ...] = ()
     """What the run says, in words."""
+    answers: tuple[Answer, ...] = ()
+    """The same in three lines: does attention overfocus, what is retained under corruption, do predictions follow."""
     key_figures: tuple[KeyFigure, ...] = ()
     """The few numbers to look at first."""
     custom: tuple[CustomMeasure, ...] = ()
@@ -225,3 +238,9 @@ def prediction_intervals(predictions: pd.DataFrame, variant: Variant) -> dict[st
     rows = predictions[(predictions["corruption"] == variant.corruption) & (predictions["severity"] == variant.severity)]
     found = {name: rows[name] if name in rows else pd.Series(np.nan, rows.index) for name in PREDICTION}
     return {name: interval_of(pd.to_numeric(values).astype("Float64"), name) for name, values in found.items()}
+
+
+def set_scores(run: "Run") -> "pd.Series[float]":
+    """The mIoU of all images together by (corruption, severity); NaN without masks."""
+    names = [str(place) for place in range(len(run.class_colours or []))]
+    return measure_segmentation(run.predictions, names).set_index(["corruption", "severity"])["miou"]

@@ -10,8 +10,7 @@ import overfocus
 from overfocus import Ablation, RunError
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.ablation import choose_counts
-from overfocus.probes.key_masking import find_key_sites, hide_keys, ranks
+from overfocus.probes.ablation import choose_counts, find_key_sites, hide_keys, ranks
 from overfocus.run import read_run
 from overfocus.sweep.sweep import Subject
 

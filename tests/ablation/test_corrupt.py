@@ -15,8 +15,7 @@ from overfocus import CaptureError, RunError, corrupt
 from overfocus.capturing import capture
 from overfocus.checkpoints.loaded import LoadedModel
 from overfocus.preprocessing import Preprocess
-from overfocus.probes.ablation import Job, PatchChoice, image_profile
-from overfocus.probes.key_masking import find_key_sites
+from overfocus.probes.ablation import Job, PatchChoice, find_key_sites, image_profile
 from overfocus.sweep.sweep import Subject
 
 SHARES = torch.arange(1.0, 17) / 136

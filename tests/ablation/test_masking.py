@@ -9,7 +9,7 @@ import torch
 import overfocus
 from overfocus import CaptureError
 from overfocus.capturing.sources import Arrangement
-from overfocus.probes.key_masking import KeySite, find_key_sites, hide_keys, ranks
+from overfocus.probes.ablation import KeySite, find_key_sites, hide_keys, ranks
 
 FAMILIES = ["vit", "swin", "cait", "beit", "encoder", "spelled"]
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import overfocus
-from overfocus.sweep.sweep import pack_pairs
+from overfocus.sweep.reading import pack_pairs
 from overfocus.variants import list_variants
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from skimage import data
 
 from overfocus.corruptions import CORRUPTIONS, corrupt, prepare_corruptions
-from overfocus.corruptions.apply import FROM_PACKAGE, _from_package, _random_words
+from overfocus.corruptions.apply import FROM_PACKAGE, _from_package, random_words
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def ours(image: np.ndarray, name: str, severity: int) -> np.ndarray:
 
 def package(image: np.ndarray, name: str, severity: int) -> np.ndarray:
     """What imagecorruptions makes of it with the same random numbers."""
-    return _from_package(image, name, severity, _random_words(image, name, severity, 0))
+    return _from_package(image, name, severity, random_words(image, name, severity, 0))
 
 
 def timed(function: Callable[[np.ndarray, str, int], np.ndarray], image: np.ndarray, name: str) -> float:

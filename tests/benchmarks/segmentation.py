@@ -20,8 +20,7 @@ from side_by_side import measure, median, median_ratio, peak_memory
 from torch import Tensor, nn
 
 import overfocus.models  # noqa: F401  registers the models
-from overfocus.segmentation.inference import Inference, window_starts
-from overfocus.segmentation.prediction import class_map
+from overfocus.segmentation.inference import Inference, class_map, window_starts
 
 MODEL = "tap_fan_tiny_8_p4_hybrid_segformer"
 HEIGHT, WIDTH, CROP, STRIDE = 1024, 2048, 1024, 768

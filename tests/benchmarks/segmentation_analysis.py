@@ -24,7 +24,7 @@ from PIL import Image
 
 import overfocus
 from overfocus.corruptions import resolve_corruptions
-from overfocus.sweep.sweep import pack_pairs
+from overfocus.sweep.reading import pack_pairs
 
 MODELS = (
     "tap_fan_tiny_8_p4_hybrid_segformer",

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfocus.models.channel_processing import ChannelProcessing, DepthwiseMlp
-from overfocus.models.convnext_stem import ChannelNorm, ConvNeXtBlock, PixelMlp
+from overfocus.models.blocks import ChannelNorm, ChannelProcessing, ConvNeXtBlock, DepthwiseMlp, PixelMlp
 from overfocus.models.fan import Fan, FanBlock, TokenMixing
 
 

@@ -21,18 +21,16 @@ import torch
 from PIL import Image
 from side_by_side import CLOCKS, measure, median, median_ratio
 
-from overfocus.checkpoints.save import save_checkpoint
+from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.evaluation.evaluate import evaluate
 from overfocus.models import add_tap
 from overfocus.preprocessing import Preprocess
 from overfocus.samples import sample_images
 from overfocus.training.data import Batch
-from overfocus.training.diversity import Diversity
-from overfocus.training.launch import make_accelerator
-from overfocus.training.loop import Pace, Trainer
-from overfocus.training.objective import Classification
-from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.recipe import load_recipe
+from overfocus.training.loop import LearningRate, Pace, Trainer, make_optimizer
+from overfocus.training.objective import Classification, Diversity
+from overfocus.training.session import make_accelerator
+from overfocus.training.settings import load_recipe
 from overfocus.training.train import train
 
 VARIANTS = {"baseline": (None, 0.0), "TAP": (4, 0.0), "ADL": (None, 1.0), "TAP + ADL": (4, 1.0)}

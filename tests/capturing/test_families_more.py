@@ -16,7 +16,8 @@ SMALL = {"img_size": 64, "depth": 2}
 @pytest.mark.parametrize(
     ("name", "size", "settings", "kinds"),
     [
-        ("csatv2", 128, {}, {"global": 4}),
+        # its spatial attention multiplies (images, tokens) by (tokens, images): there images attend images
+        ("csatv2", 128, {}, {"global": 4, "unlabelled": 14}),
         ("shvit_s1", 128, {}, {"global": 9}),
         ("iformer_t", 128, {}, {"global": 5}),
         ("mobilenetv4_hybrid_medium", 128, {}, {"pooled": 4, "global": 4}),

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from overfocus import CheckpointError, load_model
-from overfocus.checkpoints.pickles import plain_data
+from overfocus.checkpoints.read import plain_data
 
 State = dict[str, Tensor]
 

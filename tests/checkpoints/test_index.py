@@ -7,9 +7,8 @@ import pytest
 import timm
 
 import overfocus.models  # noqa: F401  registers our architectures
-from overfocus.checkpoints.build_index import describe, index_of
-from overfocus.checkpoints.fingerprint import digest
-from overfocus.checkpoints.index import INDEX_PATH, index_names, index_version, read_index
+from overfocus.checkpoints.index import INDEX_PATH, digest, index_names, index_version, read_index
+from tests.scripts.build_index import describe, index_of
 
 SAMPLE = [
     "test_vit",
@@ -21,7 +20,7 @@ SAMPLE = [
     "cait_xxs24_224",
 ]
 OURS = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("overfocus.")]
-REBUILD = "the index is stale: run python -m overfocus.checkpoints.build_index"
+REBUILD = "the index is stale: run python -m tests.scripts.build_index"
 
 
 def assert_current(name: str) -> None:

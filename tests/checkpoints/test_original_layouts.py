@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from overfocus import load_model
+from overfocus import CheckpointError, load_model
 from tests.scripts.layouts import FACTS, compare_outputs, read_facts, save_checkpoint
+from tests.scripts.layouts_made import MAKERS
 
 QUICK = ["pvtv2_b0"]
 CASES = sorted(path.stem for path in FACTS.glob("*.json"))
@@ -29,3 +30,24 @@ def test_equals_the_original(case: str, tmp_path: Path) -> None:
     assert not loaded.lenient
     assert not loaded.missing_keys
     torch.manual_seed(0)
+
+
+REFUSED = {"torchvision, MaxViT": "torchvision.models.maxvit_t"}
+LARGE = (
+    "BEiT", "MoCo", "TNT", "SAM, image", "Swin", "torchvision, Swin", "torchvision, MaxViT", "mmpretrain, Swin", "DeiT, distilled"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n.startswith(LARGE) else ()) for n in MAKERS])
+def test_equals_the_model_it_was_made_from(name: str, tmp_path: Path) -> None:
+    """Whatever library wrote it, by its own names."""
+    made = MAKERS[name](tmp_path)
+    if name in REFUSED:
+        with pytest.raises(CheckpointError, match=REFUSED[name]):
+            load_model(made.path)
+        return
+    loaded = load_model(made.path)
+    assert made.difference is not None
+    assert made.difference(loaded.model) < 1e-4
+    assert not loaded.lenient
+    assert not loaded.missing_keys

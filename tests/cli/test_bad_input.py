@@ -83,7 +83,7 @@ def test_unknown_architecture_suggests_the_nearest(overfocus: Program, checkpoin
 
 def test_empty_folder(overfocus: Program, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no pictures" in complaint(overfocus("analyze", checkpoint, "--images", "empty"))
+    assert "no images" in complaint(overfocus("analyze", checkpoint, "--images", "empty"))
 
 
 def test_missing_images(overfocus: Program, checkpoint: Path) -> None:

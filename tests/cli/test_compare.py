@@ -73,7 +73,16 @@ def test_ablation(overfocus: Program, checkpoint: Path, photos: Path) -> None:
     assert "On clean images, test_vit: 3 images are too few" in " ".join(result.stdout.split())
     assert "10 (10 %)" in result.stdout
     (folder,) = Path("overfocus-ablation").iterdir()
-    assert f"ablation: {folder}" in result.stdout
+    assert f"ablation: {folder}\nreport: {folder / 'report.html'}" in result.stdout
+    page = (folder / "report.html").read_text()
+    assert "3 images are too few" in page
+    figure = overfocus("figure", "ablation", folder, "--width", "5in")
+    assert (figure.exit_code, figure.stdout, Path("ablation.pdf").read_bytes()[:5]) == (0, "ablation.pdf\n", b"%PDF-")
+    assert overfocus("figure", "ablation", folder, folder).exit_code == 2
+    (folder / "report.html").unlink()
+    drawn = overfocus("report", folder)
+    assert (drawn.exit_code, drawn.stdout) == (0, f"{folder / 'report.html'}\n")
+    assert (folder / "report.html").read_text() == page
     again = overfocus(*command)  # a finished run is shown at once
     assert (again.exit_code, again.stdout) == (0, result.stdout)
     found = json.loads(overfocus(*command, "--overwrite", "--json").stdout)
@@ -82,8 +91,21 @@ def test_ablation(overfocus: Program, checkpoint: Path, photos: Path) -> None:
 
 
 def test_ablation_by_corruption(overfocus: Program, checkpoint: Path, photos: Path) -> None:
-    command = ["ablate", checkpoint, "--images", photos, "--how", "corrupt", "--draws", 2, "--workers", 0, "--output", "out"]
-    command += ["--fraction", 0.1, "--fraction", 0.9]
+    command = [
+        "ablate",
+        checkpoint,
+        "--images",
+        photos,
+        "--how",
+        "corrupt",
+        "--draws",
+        2,
+        "--workers",
+        0,
+        "--output",
+        "out",
+    ]
+    command += ["--fraction", 0.1, "--fraction", 0.9, "--no-report"]
     result = overfocus(*command, "--corruption", "fog")
     assert result.exit_code == 0, result.stderr
     assert "fog 3, patches corrupted" in result.stdout

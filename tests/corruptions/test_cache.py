@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from overfocus import CorruptionError
-from overfocus.corruptions import cache, corrupt, corrupt_cached
+from overfocus.corruptions import apply, corrupt, corrupt_cached
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def test_second_call_reads_what_the_first_wrote(image, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("corrupted again")
 
-    monkeypatch.setattr(cache, "corrupt", never)
+    monkeypatch.setattr(apply, "corrupt", never)
     np.testing.assert_array_equal(corrupt_cached(image, "fog", 2, 3, folder=tmp_path), first)
     np.testing.assert_array_equal(corrupt_cached(image, "fog", 2, 3, "cifar-c", folder=tmp_path), first)  # None chose this set
 

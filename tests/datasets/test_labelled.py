@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from overfocus.datasets import open_evaluation_images, open_images
-from overfocus.datasets.idx import read_idx
+from overfocus.datasets.formats import read_idx
 from overfocus.errors import ImageError
 
 

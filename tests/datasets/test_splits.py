@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from overfocus.datasets import open_evaluation_images, open_images, open_segmented_images
-from overfocus.datasets.splits import SPLITS, split_names
+from overfocus.datasets.formats import SPLITS, split_names
 from overfocus.errors import ImageError
 
 

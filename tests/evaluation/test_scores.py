@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from overfocus.corruptions import GROUPS
 from overfocus.evaluation.corruption_error import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, corruption_error
 from overfocus.evaluation.results import errors_of, measure_predictions
-from overfocus.probes.classes import PREDICTION, SCORES, score
+from overfocus.probes.predictions import PREDICTION, SCORES, score
 from overfocus.runs.description import Pixels
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import overfocus
 from overfocus.evaluation.evaluate import evaluate
 from overfocus.evaluation.layouts import FilmFolders, open_evaluation_data
-from overfocus.probes.classes import flip_rate
+from overfocus.probes.predictions import flip_rate
 from overfocus_cli.main import app
 
 

@@ -1,4 +1,5 @@
-"""How the attention of trained models behaves: how concentrated it is, what of it stays under corruption, what tells flips."""
+"""How the attention of trained models behaves: how concentrated it is, what is retained under corruption, what predicts flips,
+and whether the most attended patches are those that predictions depend on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ import pandas as pd
 from common import Job
 from PIL import Image
 
-from overfocus import analyze
+from overfocus import ablate, analyze
+from overfocus.results.ablation import Ablation
 from overfocus.run import Run
-from overfocus.statistics.association import auroc
+from overfocus.statistics.fragility import auroc
 from overfocus.statistics.intervals import mean_interval
 from overfocus.statistics.panel import Panel, over_layers, read_panel
 from overfocus.statistics.retained import retained_interval
@@ -18,6 +20,8 @@ from overfocus.statistics.retained import retained_interval
 SEVERITY = 3
 STABILITY = "attention_cosine"
 """The metric of stability that is reported."""
+ABLATED, SHARE = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression"), 0.1
+"""One corruption of each group, and the share of the patches that get it."""
 
 
 def write_images(folder: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
@@ -28,11 +32,26 @@ def write_images(folder: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
         Image.fromarray(image).save(path)
 
 
-def analyze_one(job: Job, output: Path, device: str) -> None:
-    """Measure one model on the images under the 15 common corruptions; it goes on where it was stopped."""
+def measure_one(job: Job, output: Path, device: str) -> None:
+    """Measure one model on the images under the 15 common corruptions, then corrupt single patches; resumable."""
+    checkpoint, images = output / "trainings" / job.name / "model.safetensors", output / "attention" / "images"
+    ablate(
+        checkpoint,
+        images,
+        ABLATED,
+        SEVERITY,
+        output / "attention" / "ablations" / job.name,
+        how="corrupt",
+        draws=3,
+        fractions=[SHARE],
+        batch_size=64,
+        workers=0,
+        device=device,
+        progress=False,
+    )
     analyze(
-        output / "trainings" / job.name / "model.safetensors",
-        output / "attention" / "images",
+        checkpoint,
+        images,
         "common",
         SEVERITY,
         output / "attention" / "runs" / job.name,
@@ -80,3 +99,17 @@ def _describe(panels: Sequence[Panel]) -> dict[str, float]:
         "flipped": int(flipped.sum()),
         "count": flipped.size,
     }
+
+
+def tabulate_ablations(output: Path, jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row for each model, corruption and choice of patches that the most attended ones are compared with.
+
+    Columns: arm, seed, and those of `Ablation.differences` for agreement: below 0 where corrupting the most attended tenth of
+    the patches changes more predictions than corrupting as many random ones, the least attended, or random ones that receive
+    as much attention together ("mass").
+    """
+    tables = []
+    for job in jobs:
+        table = Ablation(output / "attention" / "ablations" / job.name).differences
+        tables.append(table[table["quantity"] == "agreement"].assign(arm=job.arm, seed=job.seed))
+    return pd.concat(tables)[["arm", "seed", "corruption", "against", "k", "difference", "low", "high", "p_value", "count"]]

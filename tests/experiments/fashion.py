@@ -29,7 +29,8 @@ A fourth, *too little augmentation* as in FAN's recipe, is the group "augmentati
 
 **Also reported:** of every comparison the difference that it could have detected with a power of 0.8; by `--attention N`, for
 three seeds of each arm on N test images, how concentrated attention is, how much of its stability is left over the control
-"another image", and how well moved attention tells flipped predictions within strata.
+"another image", how well moved attention tells flipped predictions within strata, and whether predictions change more where
+the most attended tenth of the patches is corrupted than random patches (`ablate --how corrupt`).
 
 What is done is not done again: the same command goes on. Tables: OUTPUT/results.
 """
@@ -42,7 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attention import analyze_one, tabulate, write_images
+from attention import measure_one, tabulate, tabulate_ablations, write_images
 from common import ARMS, BASELINE, Job, is_done, predict, run_jobs, save_predictions, write_corrupted, write_tables
 from PIL import Image
 
@@ -125,15 +126,15 @@ def run_one(job: Job, data: Path, output: Path, device: str, limit: int | None) 
     save_predictions(output, job, predictions, training_seconds=seconds)
 
 
-def choose_images(data: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` / 10 test images of each class, uint8 RGB (images, 32, 32, 3), and their classes."""
+def choose_images(data: Path, count: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` / 10 test images of each class, uint8 RGB (images, side, side, 3), and their classes."""
     from overfocus.datasets import open_images
 
     images = open_images(data, "validation")
     if images is None:
         raise SystemExit(f"{data}: no test images; expected t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz")
     chosen = np.sort(np.concatenate([(images.labels == label).nonzero()[0][: count // 10] for label in range(10)]))
-    resized = [images.image(int(index)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for index in chosen]
+    resized = [images.image(int(index)).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for index in chosen]
     return np.stack([np.asarray(image) for image in resized]), images.labels[chosen]
 
 
@@ -158,11 +159,12 @@ def main() -> None:
     if options.attention:
         measured = [job for job in jobs if job.group == MAIN and job.seed < 3]
         write_images(options.output / "attention" / "images", *choose_images(options.data, options.attention))
-        whole = run_jobs(analyze_one, measured, options.jobs, options.minutes, options.output, options.device)
+        whole = run_jobs(measure_one, measured, options.jobs, options.minutes, options.output, options.device)
         if whole:
             (options.output / "results").mkdir(exist_ok=True)
-            table = tabulate(options.output, measured)
-            table.to_csv(options.output / "results" / "attention.csv", index=False, float_format="%.4f")
+            for name, make in (("attention", tabulate), ("ablations", tabulate_ablations)):
+                table = make(options.output, measured)
+                table.to_csv(options.output / "results" / f"{name}.csv", index=False, float_format="%.4f")
         sys.exit(0 if whole else 1)
     pixels, labels = choose_images(options.data, options.images)
     write_corrupted(options.output / "corrupted", pixels, constants="cifar-c", channels=1, processes=options.processes)

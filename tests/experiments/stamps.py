@@ -8,17 +8,20 @@ Written before any model of it was trained (27 November 2026):
 
 **Images.** 48 × 48 pixels in colour: one photographed cut-out of Debian's `tuxpaint-stamps-default` on a part of one of scikit-
 image's photographs; the class is the cut-out's kind, of seven. Every fourth cut-out of a kind and the right third of each
-photograph are kept for the test, so that no pixel is in both parts. 8,000 training images; in the test each held-out cut-out
-occurs 8 times.
+photograph are kept for the test, so that no pixel is in both parts. 5,000 training images; in the test each held-out cut-out
+occurs 4 times.
 
-**Models.** FAN's blocks as the paper uses them (token attention with TAP in front, then channel processing) at stride 4: 144
-tokens, 6 token blocks and 2 class attention blocks of width 96, 4 heads. Baseline, +TAP (4 branches), +ADL (λ = 1, τ = 2),
-+TAP+ADL, trained by `overfocus.train` for 15 passes.
+**Models.** FAN's blocks as the paper uses them (token attention with TAP in front, then channel processing) at stride 6: 64
+tokens, 3 token blocks and 2 class attention blocks of width 48, 4 heads. Baseline, +TAP (4 branches), +ADL (λ = 1, τ = 2),
++TAP+ADL, trained by `overfocus.train` for 2 passes: small enough that 20 models fit into about an hour of one core.
 
 **Outcome.** The error over the 15 common corruptions × 5 severities with CIFAR-C's constants (the set for sides up to 48), mean
 over the test images. **Primary comparison:** TAP+ADL against the baseline, 5 seeds, two-sided at the 5 % level by a t-test of
 the differences within a seed. The interval is for other seeds and other cut-outs, since images of the same cut-out are alike.
 TAP and ADL alone, the clean error, and each arm × corruption (Holm over the 45) are secondary.
+
+**Pilot** (`--pilot`, at commit f7eb510): the baseline of seed 0 has an error of 50.0 % on clean and 57.8 % on corrupted images,
+where chance has 86 %: it has learned, and neither cell is at an end of the scale. Nothing was changed after it.
 
 **What it can see.** With differences that deviate by 2 points between seeds, five seeds find 3.4 points with a power of 0.8;
 the table says what it was. It is the smaller of the two experiments and is not put together with the other.
@@ -41,7 +44,7 @@ from torch import Tensor, nn
 
 from overfocus.files import atomic_file
 from overfocus.models.fan import Fan
-from overfocus.models.registration import TAP_BRANCHES, pretrained_config, register_architecture
+from overfocus.models.layers import TAP_BRANCHES, pretrained_config, register_architecture
 
 KINDS = {
     "bird": ("animals/birds",),
@@ -62,15 +65,22 @@ PHOTOGRAPHS = (
 TRAINED = 2 / 3
 """The left part of each photograph is for training, the rest for the test."""
 SIDE = 48
-TRAINING_IMAGES, EACH = 8000, 8
+TRAINING_IMAGES, EACH = 5000, 4
 """EACH: test images of one cut-out."""
-RECIPE = {"epochs": 15, "batch_size": 64, "learning_rate": 1.5e-3, "warmup_epochs": 1.0, "precision": "float32"}
+RECIPE = {
+    "epochs": 2,
+    "batch_size": 32,
+    "optimizer": "muon",
+    "learning_rate": 1e-2,
+    "warmup_epochs": 0.2,
+    "precision": "float32",
+}
 """Changes to the recipe `small`."""
-MODEL = "fan_stamps"
+MODEL, WIDTH = "fan_stamps", 48
 
 
 class Stem(nn.Module):
-    """Two convolutions of stride 2: (batch, 3, height, width) → tokens (batch, height · width / 16, channels) and their grid."""
+    """Convolutions of stride 2 and 3: (batch, 3, height, width) → tokens (batch, height · width / 36, channels), grid."""
 
     def __init__(self, in_chans: int, channels: int) -> None:
         super().__init__()
@@ -78,7 +88,7 @@ class Stem(nn.Module):
             nn.Conv2d(in_chans, channels // 2, 3, 2, 1, bias=False),
             nn.BatchNorm2d(channels // 2),
             nn.GELU(),
-            nn.Conv2d(channels // 2, channels, 3, 2, 1, bias=False),
+            nn.Conv2d(channels // 2, channels, 3, 3, bias=False),
             nn.BatchNorm2d(channels),
         )
 
@@ -88,14 +98,14 @@ class Stem(nn.Module):
 
 
 class SmallFan(Fan):
-    """FAN at stride 4."""
+    """FAN at stride 6: 64 tokens of 48 × 48 pixels."""
 
     def __init__(self, num_scales: int | None = None, in_chans: int = 3, **arguments: object) -> None:
-        super().__init__((96,), (6,), (4,), num_scales=num_scales, in_chans=in_chans, **arguments)
-        self.patch_embed = Stem(in_chans, 96)
+        super().__init__((WIDTH,), (3,), (4,), num_scales=num_scales, in_chans=in_chans, **arguments)
+        self.patch_embed = Stem(in_chans, WIDTH)
 
 
-_CONFIG = pretrained_config(crop_pct=1.0, input_size=(3, SIDE, SIDE))
+_CONFIG = pretrained_config(crop_pct=1.0, first_conv="patch_embed.proj.0", input_size=(3, SIDE, SIDE))
 register_architecture(__name__, MODEL, SmallFan, _CONFIG)
 register_architecture(__name__, f"tap_{MODEL}", partial(SmallFan, num_scales=TAP_BRANCHES), _CONFIG)
 
@@ -214,9 +224,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that corrupt the test images")
     parser.add_argument("--minutes", type=float, help="begin no model after so many minutes")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pilot", action="store_true", help="the baseline of the first seed alone")
     parser.add_argument("--limit", type=int, help="train on so many images only, to try the script")
     options = parser.parse_args()
-    jobs = [Job("stamps", arm, seed) for seed in range(options.seeds) for arm in ARMS]
+    jobs = [Job("stamps", arm, seed) for seed in range(options.seeds) for arm in ARMS][: 1 if options.pilot else None]
     data = options.output / "data"
     write_images(options.stamps, data, TRAINING_IMAGES)
     from overfocus.datasets import open_images

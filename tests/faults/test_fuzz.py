@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from overfocus.checkpoints.data_config import class_names_for, preprocess_for
 from overfocus.checkpoints.hints import hints_of_config, hints_of_content, hints_of_metadata
+from overfocus.checkpoints.loaded import class_names_for, preprocess_for
 from overfocus.checkpoints.read import read_checkpoint
 from overfocus.errors import CheckpointError, OverfocusError, RunError, TrainingError
 from overfocus.runs.description import (
@@ -28,8 +28,8 @@ from overfocus.runs.description import (
     decode_description,
     encode_description,
 )
-from overfocus.runs.tables import read_arrays, read_table
-from overfocus.training.recipe import Recipe, load_recipe
+from overfocus.runs.folder import read_arrays, read_table
+from overfocus.training.settings import Recipe, load_recipe
 
 AMOUNTS = [pytest.param(25, id="few"), pytest.param(1500, id="many", marks=pytest.mark.slow)]
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=30) | st.sampled_from(
@@ -116,7 +116,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory, synthetic_run: Callable[...,
     return synthetic_run(tmp_path_factory.mktemp("fuzz") / "run", images=2, layers=2, displayed=1)
 
 
-TRAINING = {"format": 2, "overfocus": "0.2.0", "created": "", "status": "running", "settings": {"seed": 0}, "notes": ["a"]}
+TRAINING = {"format": 2, "overfocus": "0.2.0", "created": "", "status": "running", "notes": ["a"]}
+SETTINGS = {"recipe": {"epochs": 1}, "architecture": {"name": "test_vit"}, "seed": 0, "images": 4, "class_names": ["a", "b"]}
+TRAINING |= {"settings": SETTINGS | {"input_size": [3, 32, 32], "processes": 1}}
 MODELS = [{"name": "a", "run": "runs/a"}, {"name": "b", "run": "../b"}]
 COMPARISON = {"format": 2, "overfocus": "0.2.0", "baseline": "a", "models": MODELS, "images": 3, "resamples": 10}
 COMPARISON |= {

@@ -143,7 +143,7 @@ def test_out_of_memory_while_loading(name: str, failing: Callable[..., None]) ->
 
 @pytest.mark.parametrize("name", ["analyze", "compare", "ablate", "evaluate"])
 def test_out_of_memory_in_a_corruption(name: str, failing: Callable[..., None]) -> None:
-    from overfocus.evaluation import reading as reading_data
+    from overfocus.evaluation import layouts as reading_data
     from overfocus.sweep import reading
 
     failing(reading_data if name == "evaluate" else reading, "corrupt", MemoryError())

@@ -8,9 +8,9 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 import overfocus
+from overfocus.attention import attention_rollout
 from overfocus.errors import CaptureError
 from overfocus.heatmaps import HeatMapRequest, heat_maps
-from overfocus.rollout import attention_rollout
 
 
 def small_vit(**options):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from overfocus import ImageError
-from overfocus.images.reading import read_image
+from overfocus.images.sources import read_image
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_content_decides_not_the_ending(tmp_path, gradient):
 
 def test_text_named_jpg(tmp_path):
     (tmp_path / "note.jpg").write_text("this is not a picture")
-    with pytest.raises(ImageError, match=r"note\.jpg: expected a picture, but its content is none"):
+    with pytest.raises(ImageError, match=r"note\.jpg: expected an image, but its content is none"):
         read_image(tmp_path / "note.jpg")
 
 
@@ -144,7 +144,7 @@ def test_truncated(tmp_path, ending):
     Image.fromarray(noise).save(tmp_path / f"a.{ending}")
     content = (tmp_path / f"a.{ending}").read_bytes()
     (tmp_path / f"a.{ending}").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ImageError, match=rf"a\.{ending}: expected a (whole )?picture") as raised:
+    with pytest.raises(ImageError, match=rf"a\.{ending}: expected an? (whole )?image") as raised:
         read_image(tmp_path / f"a.{ending}")
     assert "\n" not in str(raised.value)
 
@@ -166,7 +166,7 @@ def test_huge_picture_is_refused_from_its_header(tmp_path):
     with pytest.raises(ImageError, match=r"huge\.png: 30000×30000 pixels exceed the limit of 100,000,000.*max_pixels"):
         read_image(tmp_path / "huge.png")
     assert before == Image.MAX_IMAGE_PIXELS
-    with pytest.raises(ImageError, match="expected a whole picture"):  # with the limit raised it is loaded, and found cut off
+    with pytest.raises(ImageError, match="expected a whole image"):  # with the limit raised it is loaded, and found cut off
         read_image(tmp_path / "huge.png", max_pixels=30_000 * 30_000)
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from overfocus.metrics import CATALOGUE, METRICS, STABILITY, Metric, chance_level, select_metrics, uniform_value
-from overfocus.metrics.catalogue import BUILT_IN, HEADINGS
-from overfocus.metrics.expectation import Level, TokenCounts, mean_distance, top_count
+from overfocus.metrics.catalogue import BUILT_IN, HEADINGS, Level, TokenCounts, mean_distance, top_count
 
 
 def test_every_metric_is_described():

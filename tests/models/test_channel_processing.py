@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from overfocus.models.channel_processing import ChannelProcessing, DepthwiseMlp
-from overfocus.models.convnext_stem import ChannelNorm, HybridEmbedding, PixelMlp, by_pixels
+from overfocus.models.blocks import ChannelNorm, ChannelProcessing, DepthwiseMlp, HybridEmbedding, PixelMlp, by_pixels
 
 GRID = (5, 3)
 HEADS, CHANNELS = 4, 12

@@ -8,7 +8,7 @@ import torch
 
 import overfocus
 from overfocus.models import FanSwin
-from overfocus.models.channel_processing import ChannelProcessing
+from overfocus.models.blocks import ChannelProcessing
 from overfocus.models.fan_swin import ARCHITECTURES
 
 

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import overfocus.models  # noqa: F401  registers the models
 from overfocus.capturing.sources import ArrangedWeights, Arrangement, QueryKeyWeights
 from overfocus.losses import AttentionDiversificationLoss
-from overfocus.losses.row_alignment import row_alignment
+from overfocus.losses.attention_diversification import row_alignment
 from overfocus.models import DilationPredictor, TapEncoderLayer, TokenAwareAveragePooling, add_tap
-from overfocus.models.channel_processing import ChannelProcessing
+from overfocus.models.blocks import ChannelProcessing
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 FAN: dict[str, Any] = {"embed_dims": (32,), "depths": (2,), "num_heads": (4,)}

@@ -1,15 +1,20 @@
 """The panel of an ablation: what it draws and says is what was measured."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
-from overfocus.ablation.ablation import Ablation
+from overfocus.errors import RunError
+from overfocus.figures.ablation import ablation_figure
+from overfocus.results.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
-from overfocus_reports.sections import ablation_figure, ablation_parts
+from overfocus_reports import draw_ablation
+from overfocus_reports.ablation import ablation_parts
 
 
 @pytest.fixture
@@ -43,26 +48,98 @@ def ablation(tmp_path):
     return Ablation(folder)
 
 
-def test_curves_are_the_table(ablation):
-    figure = ablation_figure(ablation.table, "agreement", "removed")
-    table = ablation.table[(ablation.table["corruption"] == "fog") & (ablation.table["choice"] == "top")]
-    top = next(line for line in figure.axes[1].lines if len(line.get_xdata()) == 3)
-    np.testing.assert_allclose(top.get_ydata(orig=False), table.sort_values("fraction")["agreement"])
-    np.testing.assert_allclose(top.get_xdata(orig=False), [0, 5, 20])
-    assert [container.get_label() for container in figure.axes[0].containers] == list(CHOICE_WORDS.values())
+def test_curves_are_the_tables(ablation):
+    figure = ablation_figure(ablation.table, ablation.differences, "remove")
+    clean, fog, below_clean, below_fog = figure.axes
+    for upper, lower, corruption in ((clean, below_clean, "clean"), (fog, below_fog, "fog")):
+        rows = ablation.table.query(f"corruption == {corruption!r}")
+        assert [container.get_label() for container in upper.containers] == list(CHOICE_WORDS.values())
+        for container, choice in zip(upper.containers, CHOICES, strict=True):
+            _is_drawn(container, rows[rows["choice"] == choice], "agreement", "agreement_low", "agreement_high")
+        rows = ablation.differences.query(f"corruption == {corruption!r} and quantity == 'agreement'")
+        for container, choice in zip(lower.containers, CHOICES[1:], strict=True):
+            _is_drawn(container, rows[rows["against"] == choice], "difference", "low", "high")
+    assert clean.get_ylim() == fog.get_ylim()
+    assert below_fog.get_xlabel() == "% of patches removed"
+    assert "fog 3" in fog.get_title()
+
+
+def _is_drawn(container, rows, middle, low, high):
+    """The curve and its bars are these columns."""
+    rows = rows.sort_values("fraction")
+    line, _, (bars,) = container
+    np.testing.assert_allclose(line.get_xdata(orig=False), 100 * rows["fraction"])
+    np.testing.assert_allclose(line.get_ydata(orig=False), rows[middle])
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(ends, rows[[low, high]], atol=1e-12)
+
+
+def test_many_variants_go_into_rows(ablation):
+    names = [f"noise {number}" for number in range(6)]
+    table, differences = (
+        pd.concat([part[part["corruption"] == "clean"].assign(corruption=name, severity=1) for name in names])
+        for part in (ablation.table, ablation.differences)
+    )
+    figure = ablation_figure(table, differences, "corrupt")
+    assert [panel.get_title() for panel in figure.axes if panel.get_title()] == [f"{name} 1" for name in names]
+
+
+def test_a_model_without_classes_is_drawn_by_its_output(ablation):
+    table = ablation.table.assign(agreement=np.nan, confidence_drop=np.nan)
+    assert ablation_figure(table, ablation.differences, "remove").axes[0].get_ylabel() == "output cosine"
+
+
+def test_a_score_that_was_not_measured_is_named(ablation):
+    with pytest.raises(RunError, match="the ablation has no 'gini'; there is agreement, confidence_drop, output_cosine"):
+        ablation_figure(ablation.table, ablation.differences, "remove", score="gini")
 
 
 def test_part_of_the_page(ablation, tmp_path):
     (part,) = ablation_parts([ablation], tmp_path)
     assert part["sentences"] == ablation.sentences
-    assert len(part["rows"]) == len(ablation.table)
+    assert [len(table["rows"]) for table in part["tables"]] == [len(ablation.table), len(ablation.differences)]
     assert "<img" not in part["figure"]
     assert (tmp_path / "ablation-0.png").stat().st_size > 3000
 
 
 def test_ablations_of_one_architecture_are_told_apart(ablation, tmp_path):
-    names = [part["name"] for part in ablation_parts([ablation, ablation], tmp_path)]
+    names = [part["title"] for part in ablation_parts([ablation, ablation], tmp_path)]
     assert len(set(names)) == 2
+
+
+def test_a_page_of_its_own(ablation):
+    page = draw_ablation(ablation)
+    assert page == ablation.path / "report.html"
+    text = page.read_text()
+    assert "<h1>&lt;img src=x onerror=alert(1)&gt;, patches removed</h1>" in text
+    assert "<img src=x" not in text
+    assert "20 images" in text
+    for sentence in ablation.sentences:
+        assert str(escape(sentence)) in text
+    assert (ablation.path / "figures" / "ablation-0.png").is_file()
+
+
+def test_a_page_that_cannot_be_written(ablation):
+    (ablation.path / "figures").write_text("")
+    with pytest.raises(RunError, match="the report cannot be written there"):
+        draw_ablation(ablation)
+
+
+@pytest.mark.slow
+def test_the_page_of_its_own_opens(ablation, browser):
+    tab = browser.new_page()
+    complaints = []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(draw_ablation(ablation).as_uri())
+    tab.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+    assert tab.locator("#ablation figcaption").text_content() == "<img src=x onerror=alert(1)>"
+    assert tab.locator("#ablation-0 svg").count() == 1
+    assert tab.locator("#ablation-0-differences tbody tr").count() == len(ablation.differences)
+    with tab.expect_download() as download:
+        tab.locator("[data-download=csv][data-figure=ablation-0]").click()
+    assert Path(download.value.path()).read_bytes().count(b"\r\n") == 1 + len(ablation.table)
+    assert complaints == []
+    tab.close()
 
 
 @pytest.mark.slow

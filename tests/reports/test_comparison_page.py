@@ -101,6 +101,8 @@ def test_differences_are_those_of_the_table(data, comparison):
     assert sent["names"]["metric"][sent["columns"]["metric"][row]] == "gini"
     assert sent["columns"]["difference"][row] == pytest.approx(table["difference"][row], rel=1e-3)
     assert sent["directions"][sent["names"]["metric"].index("effective_tokens")] == "low"
+    assert sent["directions"][sent["names"]["metric"].index("js_divergence")] == "neither"  # raw, it says nothing by itself
+    assert sent["directions"][sent["names"]["metric"].index("retained.js_divergence")] == "low"
 
 
 def test_every_column_of_the_differences_travels(comparison):
@@ -125,5 +127,5 @@ def test_a_comparison_needs_a_folder(comparison):
 
 
 def test_figures_lie_beside_the_page(compared):
-    names = {path.name for path in (compared.parent / "figures").glob("*.png")}
-    assert {"layers-gini.png", "top_overlap-by-severity.png", "image-0.png", "reliability.png"} <= names
+    names = {path.name for path in (compared.parent / "figures").iterdir()}
+    assert {"layers-gini.svg", "top_overlap-by-severity.svg", "image-0.png", "reliability.png"} <= names

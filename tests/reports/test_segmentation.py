@@ -17,7 +17,7 @@ from overfocus.results.comparison import Comparison
 from overfocus.run import Run
 from overfocus_reports import draw_comparison, draw_report, summarise
 from overfocus_reports.model import Model
-from overfocus_reports.segmentation import CLASS_MAP_PIXELS, class_png, class_shares, flips, segmentation_payload
+from overfocus_reports.payload import CLASS_MAP_PIXELS, class_png, class_shares, flips, segmentation_payload
 
 CLASSES = ("</script><img src=x onerror=alert(2)>", '"quoted" & <b>bold</b>', "coffee mug")
 PIXELS = 48

@@ -94,14 +94,14 @@ def test_one_class_for_every_image_keeps_nothing(make_run):
 def test_sentences_on_predictions(make_run):
     text = " ".join(summarise(make_run(labels=True)).sentences)
     assert "Predictions change most often under gaussian noise at severity 1: for 2 of 6 images" in text
-    assert "100\u00a0% of them are classified right when clean, 67\u00a0% then." in text
+    assert "accuracy is 100\u00a0% on clean images, 67\u00a0% then." in text
 
 
 def test_flat_layers_are_named_with_a_warning(run):
     summary = summarise(run)
     flat = [row.layer.number for row in summary.layers if row.concentration["effective_tokens"].mean > 0.8]
     assert flat
-    assert any(f"In {spans(flat)} attention is nearly flat" in sentence for sentence in summary.sentences)
+    assert any(f"In {spans(flat)} attention is spread widely" in sentence for sentence in summary.sentences)
 
 
 def test_heads_count_once_per_image(make_run):
@@ -171,8 +171,17 @@ def with_norms(run, shares, received, ratios):
 def test_tokens_of_outlying_norm_are_told_with_what_they_receive(make_run):
     run = with_norms(make_run(), (0.0, 0.0, 0.02, 0.01), (0.0, 0.0, 0.4, 0.7), (1.5, 2.0, 8.0, 7.0))
     text = " ".join(summarise(run).sentences)
-    assert f"most frequent behind layer 2: {percent(0.02)} of the patches on average over images" in text
-    assert f"On average over the same images such tokens receive {percent(0.4)} of its attention." in text
+    words = f"6 of 6 images have any; there they are {percent(0.02)} of the patches on average and receive {percent(0.4)} of the"
+    assert f"most frequent after layer 2: {words} attention." in text
+
+
+def test_share_and_attention_of_outlying_tokens_are_of_the_same_images(make_run):
+    """In one image of six 6 % of the patches receive 9 %; over all images these patches are 1 %."""
+    run = with_norms(make_run(), (0.0, 0.0, 0.06, 0.0), (np.nan, np.nan, 0.09, np.nan), (1.5, 2.0, 8.0, 1.0))
+    without = run.table["image"] != 3
+    run.table.loc[without, "outlier_share"], run.table.loc[without, "outlier_received"] = 0.0, np.nan
+    words = f"1 of 6 images has any; there they are {percent(0.06)} of the patches on average and receive {percent(0.09)} of the"
+    assert f"most frequent after layer 2: {words} attention." in " ".join(summarise(run).sentences)
 
 
 def test_no_outlying_norm_tells_the_largest(make_run):

@@ -1,4 +1,7 @@
-"""Checkpoints compared: one stream of pictures, the numbers of single runs, and interruption at any moment."""
+"""Checkpoints and runs compared: one stream of images, the numbers of single runs, interruption, folders that come back."""
+
+import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -7,7 +10,8 @@ from PIL import Image
 
 import overfocus
 from overfocus import Run, RunError
-from overfocus.runs.names import folder_names
+from overfocus.results.comparison import Comparison, is_comparison, read_comparison
+from overfocus.run import folder_names
 from overfocus.sweep.sweep import Subject
 
 FEW = {"corruptions": ["gaussian_noise"], "severities": [2], "workers": 0, "progress": False, "resamples": 200}
@@ -125,3 +129,34 @@ def test_bad_input(models, photos, tmp_path, make_loaded):
 def test_names_of_folders():
     assert folder_names(["vit", "vit (2)", "a/b c"]) == ["vit", "vit_(2)", "a_b_c"]
     assert folder_names(["..", "a:b", "a?b"]) == ["0_model", "1_a_b", "2_a_b"]
+
+
+@pytest.fixture
+def written(tmp_path, synthetic_run):
+    folder = tmp_path / "comparison"
+    runs = [Run(synthetic_run(folder / "runs" / name, images=4, layers=2 + number)) for number, name in enumerate(("one", "two"))]
+    return Comparison(runs, ["a", "b"], corruptions=["fog"], severities=[3], resamples=50).write(folder)
+
+
+def test_the_same_table_comes_back(written):
+    found = read_comparison(written)
+    assert is_comparison(written)
+    assert (found.names, found.path, found.resamples) == (("a", "b"), written, 50)
+    pd.testing.assert_frame_equal(found.table, pd.read_parquet(written / "comparison.parquet"))
+
+
+def test_moved_with_its_runs(written, tmp_path):
+    moved = shutil.move(written, tmp_path / "moved")
+    assert [run.path.parent.parent.name for run in read_comparison(moved).runs] == ["moved", "moved"]
+
+
+def test_no_comparison(tmp_path, written):
+    assert not is_comparison(tmp_path)
+    with pytest.raises(RunError, match="expected the description of a comparison"):
+        read_comparison(tmp_path)
+    (written / "comparison.json").write_text("[]")
+    with pytest.raises(RunError, match="cannot be read"):
+        read_comparison(written)
+    (written / "comparison.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(RunError, match="upgrade overfocus"):
+        read_comparison(written)

@@ -129,7 +129,7 @@ def test_only_corruptions_asked_for(pair):
 def test_versions_that_only_one_run_has_are_named(write_run):
     more = (("clean", 0), ("fog", 2), ("fog", 4), ("snow", 1))
     comparison = Comparison([write_run("a"), write_run("b", variants=more)])
-    assert comparison.notes == ("1 variants of b left out, not measured for every model: snow 1",)
+    assert comparison.notes == ("1 variant of b left out, not measured for every model: snow 1",)
 
 
 @pytest.mark.parametrize(

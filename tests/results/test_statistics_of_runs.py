@@ -1,11 +1,14 @@
-"""What comparisons compute from runs whose tables are known: controls, joint masks, groups of seeds, strata."""
+"""What comparisons compute from runs whose tables are known: controls, joint masks, groups of seeds, strata, mIoU of a set."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from overfocus import Comparison, RunError
+from overfocus.statistics.differences import paired_differences, set_differences
 from overfocus.statistics.fragility import CORRUPTION_ALONE, POOLED
+from overfocus.statistics.intervals import resample_counts, widened_quantiles
 from overfocus.statistics.retained import tabulate_retained
 
 
@@ -121,6 +124,40 @@ def test_groups_take_in_images_and_runs(write_run):
     assert kept["low"] < kept["difference"] < kept["high"]
 
 
+def test_two_runs_against_two_by_hand():
+    """Three images: their differences have mean 5/3 and error 1/3, means of runs vary by 1 + 4/9; both arms in quadrature."""
+    ours = np.array([[1.0, 2, 3], [3, 4, 5]])[:, :, None]
+    theirs = np.array([[0.0, 1, 1], [0, 1, 5]])[:, :, None]
+    found = paired_differences(ours, theirs)
+    assert (found.mean[0], found.baseline_mean[0], found.difference[0]) == pytest.approx((3, 4 / 3, 5 / 3))
+    of_images = stats.t.ppf(0.975, 2) / 3
+    runs = 1 + 4 / 9  # variance 2 over two runs, and (4/3)² / 2 over two
+    of_runs = stats.t.ppf(0.975, runs**2 / (1 + (4 / 9) ** 2)) * runs**0.5
+    half = (of_images**2 + of_runs**2) ** 0.5
+    assert (found.low[0], found.high[0]) == pytest.approx((5 / 3 - half, 5 / 3 + half))
+    total = 1 / 9 + runs
+    freedom = total**2 / ((1 / 9) ** 2 / 2 + 1 + (4 / 9) ** 2)
+    assert found.p_value[0] == pytest.approx(2 * stats.t.sf(5 / 3 / total**0.5, freedom))
+    assert found.count[0] == 3
+
+
+def test_a_model_of_one_run_adds_no_spread_of_runs():
+    ours = np.random.default_rng(0).normal(size=(3, 25, 4))
+    theirs = np.random.default_rng(1).normal(size=(1, 25, 4))
+    found = paired_differences(ours, theirs)
+    arm = stats.t.ppf(0.975, 24) * (ours.mean(0) - theirs[0]).std(0, ddof=1) / 5
+    of_runs = stats.t.ppf(0.975, 2) * ours.mean(1).std(0, ddof=1) / 3**0.5
+    np.testing.assert_allclose(found.high - found.difference, np.hypot(arm, of_runs))
+
+
+def test_equal_groups_do_not_differ(write_run):
+    """Not even by rounding: what is retained is a ratio."""
+    groups = {"A": [write_run(f"a{n}") for n in range(3)], "B": [write_run(f"b{n}") for n in range(2)]}
+    table = Comparison(groups, resamples=50).table
+    assert table["difference"].abs().max() < 1e-12
+    assert set(table["p_value"].dropna()) == {1.0}
+
+
 def test_groups_are_written_and_read(write_run, tmp_path):
     from overfocus.results.comparison import read_comparison
 
@@ -179,7 +216,7 @@ def test_another_baseline_does_not_replace_a_comparison(write_run, tmp_path):
 
 def test_images_of_one_name_in_two_folders_are_all_kept_and_read_alike(write_run):
     """A name that stands twice counts among all that was asked for, read or not, in the comparison as in the report."""
-    from overfocus_reports.shared_run import shared_runs
+    from overfocus_reports.model import shared_runs
 
     twice = ["x.png", "x.png", "y.png"]
     runs = [write_run("a", names=twice), write_run("b", names=twice, seed=1)]
@@ -188,3 +225,98 @@ def test_images_of_one_name_in_two_folders_are_all_kept_and_read_alike(write_run
     comparison = Comparison(runs, resamples=300)
     assert comparison.images == ["x.png", "y.png"]
     assert [run.images[0].image for run in shared_runs(runs)] == [1, 1]
+
+
+def pixels(seed, images=12, variants=3, classes=4):
+    """(2, images, variants, classes) of intersections within unions."""
+    random = np.random.default_rng(seed)
+    unions = random.integers(1, 200, (images, variants, classes))
+    return np.stack([(unions * random.random(unions.shape)).astype(np.int64), unions])
+
+
+def miou(counts):
+    """Of (2, classes)."""
+    return np.mean([inter / union for inter, union in counts.T if union > 0])
+
+
+def test_against_a_bootstrap_written_out():
+    ours, theirs = pixels(0), pixels(1)
+    found = set_differences(ours, theirs, [1, 2], resamples=200, seed=5)
+    draws = np.concatenate([*resample_counts(12, 200, 5)]).astype(int)
+    differences = np.empty((200, 4))
+    for number, draw in enumerate(draws):
+        places = np.repeat(np.arange(12), draw)
+        for variant in range(3):
+            differences[number, variant] = np.subtract(*(miou(part[:, places, variant].sum(1)) for part in (ours, theirs)))
+        differences[number, 3] = differences[number, 1:3].mean()
+    low, high = widened_quantiles(differences.T, 12)
+    plain = np.quantile(differences, [0.025, 0.975], axis=0)
+    assert (low < plain[0]).all()
+    assert (high > plain[1]).all()
+    np.testing.assert_allclose(found.low, low, atol=1e-6)
+    np.testing.assert_allclose(found.high, high, atol=1e-6)
+    expected = [miou(ours[:, :, variant].sum(1)) for variant in range(3)]
+    np.testing.assert_allclose(found.mean, [*expected, np.mean(expected[1:])])
+    np.testing.assert_allclose(found.difference, found.mean - found.baseline_mean)
+    assert found.count.tolist() == [12] * 4
+    assert np.isnan(found.p_value).all()
+
+
+def test_a_model_does_not_differ_from_itself():
+    found = set_differences(pixels(0), pixels(0), [1, 2], resamples=50)
+    assert not found.difference.any()
+    assert not found.low.any()
+    assert not found.high.any()
+
+
+def test_images_that_one_model_lacks_count_for_neither():
+    ours, theirs = pixels(0), pixels(1)
+    lacking = theirs.copy()
+    lacking[:, 4, 1] = 0
+    found = set_differences(ours, lacking, [1, 2], resamples=50)
+    without = set_differences(np.delete(ours, 4, 1), np.delete(theirs, 4, 1), [1, 2], resamples=50)
+    assert found.count.tolist() == [12, 11, 12, 11]
+    assert found.mean[1] == pytest.approx(without.mean[1])
+
+
+def test_without_masks_there_is_nothing_to_say():
+    nothing = np.zeros_like(pixels(0))
+    found = set_differences(nothing, nothing, [1, 2], resamples=10)
+    assert found.count.tolist() == [0] * 4
+    assert np.isnan(found.mean).all()
+
+
+def with_pixels(run, counts):
+    """A written run whose predictions are classes of pixels."""
+    (path,) = (run.path / "predictions").glob("*.parquet")
+    table = pd.read_parquet(path)
+    for name, part in zip(("intersections", "unions"), counts, strict=True):
+        table[name] = list(part.reshape(len(table), -1))
+    table["image_iou"] = [np.mean(row[0] / row[1]) for row in zip(table["intersections"], table["unions"], strict=True)]
+    table["agreement"] = np.where(table["severity"] == 0, np.nan, np.random.default_rng(3).random(len(table)))
+    table.to_parquet(path)
+    return type(run)(run.path)
+
+
+def test_a_comparison_of_segmentation_models(write_run):
+    counts = [pixels(seed, images=20) for seed in (0, 1)]
+    runs = [with_pixels(write_run(name, seed=n), part) for n, (name, part) in enumerate(zip("ab", counts, strict=True))]
+    comparison = Comparison(runs, resamples=100)
+    output = comparison.table.query("layers == 'output'").set_index(["metric", "corruption", "severity"])
+    row = output.loc[("mean_iou", "fog", 4)]
+    assert row["mean"] == pytest.approx(miou(counts[1][:, :, 2].sum(1)))
+    assert row["low"] < row["difference"] < row["high"]
+    every = np.mean([miou(counts[1][:, :, variant].sum(1)) for variant in (1, 2)])
+    assert output.loc[("mean_iou", "all", 0), "mean"] == pytest.approx(every)
+    assert output.loc[("image_iou", "clean", 0), "mean"] == pytest.approx((counts[1][0] / counts[1][1])[:, 0].mean())
+    assert {"mean_iou", "image_iou"} <= set(comparison.overview()["metric"])
+    assert "mIoU of the set" in comparison.to_markdown()
+    fragile = comparison.fragility.query("corruption == 'all'")
+    assert (fragile["flipped"] * 2 == fragile["count"]).all()  # above the median is half of them
+    assert any("more pixels change theirs" in note for note in comparison.notes)
+
+
+def test_pixels_and_images_do_not_compare(write_run):
+    first, second = write_run("a"), with_pixels(write_run("b"), pixels(0, images=20))
+    with pytest.raises(RunError, match="b predicts 4 classes of pixels, a one class for an image"):
+        Comparison([first, second])

@@ -113,8 +113,12 @@ def test_no_file(tmp_path):
 
 
 def test_other_descriptions(tmp_path):
-    training = {"format": 1, "overfocus": "0.1.0", "status": "complete", "settings": {"seed": 1}}
-    assert read_description(write(tmp_path, training), TrainingDescription).settings == {"seed": 1}
+    settings = {"recipe": {"epochs": 1}, "architecture": {"name": "vit"}, "seed": 1, "images": 9, "input_size": [3, 8, 8]}
+    training = {"format": 1, "overfocus": "0.1.0", "status": "complete", "settings": settings}
+    assert read_description(write(tmp_path, training), TrainingDescription).settings.input_size == (3, 8, 8)
+    for wrong in ({"seed": "one"}, {"images": -1}, {"input_size": [3, 8]}, {"architecture": {}}, {"recipe": []}):
+        with pytest.raises(TrainingError, match=next(iter(wrong))):
+            read_description(write(tmp_path, training | {"settings": settings | wrong}), TrainingDescription)
     with pytest.raises(TrainingError, match="settings"):
         read_description(write(tmp_path, training | {"settings": 5}), TrainingDescription)
     model = {"name": "a", "run": "runs/a"}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overfocus.errors import OverfocusError, RunError
-from overfocus.runs.tables import read_arrays, read_table, write_arrays, write_table
+from overfocus.runs.folder import read_arrays, read_table, write_arrays, write_table
 
 ARRAYS = {
     "weights": np.arange(60, dtype=np.float32).reshape(3, 4, 5),
@@ -105,7 +105,7 @@ BAD_NPZ = {
 @pytest.mark.parametrize("name", BAD_NPZ)
 def test_npz_files_that_are_damaged_are_named_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("overfocus.runs.tables.MOST_BYTES", 2**20)
+    monkeypatch.setattr("overfocus.runs.folder.MOST_BYTES", 2**20)
     path = tmp_path / "maps.npz"
     path.write_bytes(BAD_NPZ[name])
     with pytest.raises(RunError, match=r"maps\.npz: .*--overwrite") as caught:
@@ -136,7 +136,7 @@ def test_tables_that_are_none(content: bytes, tmp_path: Path) -> None:
 
 def test_a_table_of_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_table(tmp_path / "part.parquet", TABLE)
-    monkeypatch.setattr("overfocus.runs.tables.MOST_CELLS", 100)
+    monkeypatch.setattr("overfocus.runs.folder.MOST_CELLS", 100)
     with pytest.raises(RunError, match=r"1,000 rows of 3 columns"):
         read_table(tmp_path / "part.parquet")
 

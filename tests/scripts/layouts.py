@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import overfocus
+from tests.scripts.layouts_made import MAKERS, Made, behind, of_timm, saved, vit
 
 FACTS = Path(__file__).parents[1] / "data" / "layouts"
 Arrays = dict[str, np.ndarray]
@@ -124,7 +123,6 @@ def _weights(parts: list[dict[str, Any]], network: dict[str, Tensor]) -> dict[st
     return found
 
 
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3, "num_classes": 5}
 PARTS: dict[str, dict[str, Any]] = {
     "plain ViT of width 192": {},
     "LayerScale": {"init_values": 1e-5}, "QK-norm": {"qk_norm": True}, "registers": {"reg_tokens": 4},
@@ -143,52 +141,33 @@ LEFT_OVER = {
 FRONTS = ["module.", "encoder.", "trunk.", "base_model.model.", "_orig_mod.module.", "0.", "visual.trunk.", "student.backbone."]
 
 
-def small_vit(**arguments: Any) -> nn.Module:
-    """A small Vision Transformer with every parameter random."""
-    torch.manual_seed(0)
-    model = VisionTransformer(**(SMALL | arguments))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape) + (parameter.ndim == 1) * 0.5)
-    return model.eval()
-
-
-def layouts() -> Iterator[tuple[str, Callable[[Path], tuple[Path, Callable[[nn.Module], float] | None]]]]:
-    """(name, writer): a writer gives the file and how far a model is from the original; None where a refusal is right."""
+def layouts() -> Iterator[tuple[str, Callable[[Path], Made]]]:
+    """(name, writer): a writer gives the file and what its original computes, or that a refusal is right."""
     for case in sorted(path.stem for path in FACTS.glob("*.json")):
         yield case, lambda folder, case=case: _published(case, folder)
+    for name, maker in MAKERS.items():
+        yield name, maker
     for name, arguments in PARTS.items():
-        yield name, lambda folder, arguments=arguments: _rebuilt(small_vit(**arguments), folder, "")
+        yield name, lambda folder, arguments=arguments: _rebuilt(vit(**arguments), folder, "")
     for front in FRONTS:
-        yield f"names behind {front}", lambda folder, front=front: _rebuilt(small_vit(), folder, front)
+        yield f"names behind {front}", lambda folder, front=front: _rebuilt(vit(), folder, front)
     for name, tensor in LEFT_OVER.items():
         yield f"{name} (must be refused)", lambda folder, tensor=tensor: _left_over(tensor, folder)
     for name in ("beit_base_patch16_224", "swin_tiny_patch4_window7_224", "levit_128s", "xcit_nano_12_p16_224", "pit_ti_224"):
-        yield f"{name} of timm", lambda folder, name=name: _rebuilt(timm.create_model(name).eval(), folder, "")
+        yield f"{name} of timm", lambda folder, name=name: _rebuilt(of_timm(name), folder, "")
 
 
-def _published(case: str, folder: Path) -> tuple[Path, Callable[[nn.Module], float]]:
+def _published(case: str, folder: Path) -> Made:
     facts, arrays = read_facts(case)
-    return save_checkpoint(facts, arrays, folder), lambda model: max(compare_outputs(model, facts, arrays).values())
+    return Made(save_checkpoint(facts, arrays, folder), lambda model: max(compare_outputs(model, facts, arrays).values()))
 
 
-def _rebuilt(original: nn.Module, folder: Path, front: str) -> tuple[Path, Callable[[nn.Module], float]]:
-    path = folder / "weights.pth"
-    torch.save({front + name: tensor for name, tensor in original.state_dict().items()}, path)
-
-    def difference(model: nn.Module) -> float:
-        size = getattr(getattr(original, "patch_embed", None), "img_size", (224, 224))
-        images = torch.randn(2, int(getattr(original, "in_chans", 3)), *size, generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            expected, found = original(images), model(images)
-        return float((expected - found).abs().max() / expected.abs().max()) if expected.shape == found.shape else float("inf")
-
-    return path, difference
+def _rebuilt(original: nn.Module, folder: Path, front: str) -> Made:
+    return saved(folder, behind(original.state_dict(), front), original)
 
 
-def _left_over(name: str, folder: Path) -> tuple[Path, None]:
-    torch.save(small_vit().state_dict() | {name: torch.ones(3)}, folder / "weights.pth")
-    return folder / "weights.pth", None
+def _left_over(name: str, folder: Path) -> Made:
+    return saved(folder, vit().state_dict() | {name: torch.ones(3)}, None)
 
 
 def main() -> int:
@@ -197,14 +176,16 @@ def main() -> int:
     print("| layout | result | found as | largest difference |\n|---|---|---|---|")
     for name, write in layouts():
         with tempfile.TemporaryDirectory() as folder:
-            path, difference = write(Path(folder))
+            made = write(Path(folder))
             try:
-                loaded = overfocus.load_model(path)
+                loaded = overfocus.load_model(made.path)
             except overfocus.OverfocusError as error:
-                said = str(error).replace(str(path), "file").replace("|", "/")[:110]
-                print(f"| {name} | {'refused, as it must be' if difference is None else 'refused'} | {said} … | |", flush=True)
+                said = str(error).replace(folder, "").replace("|", "/")[:110]
+                print(
+                    f"| {name} | {'refused, as it must be' if made.difference is None else 'refused'} | {said} … | |", flush=True
+                )
                 continue
-            far = float("inf") if difference is None else difference(loaded.model)
+            far = float("inf") if made.difference is None else made.difference(loaded.model)
             wrong += far >= 1e-4
             print(f"| {name} | {'right' if far < 1e-4 else 'WRONG'} | {loaded.name} | {far:.0e} |", flush=True)
     return wrong

@@ -1,10 +1,10 @@
-"""What the rule of `overfocus.statistics.overfocusing` says of networks that were not used to set it.
+"""What the rule of `overfocus.statistics.verdicts` says of networks that were not used to set it.
 
-    python tests/scripts/overfocusing_rule.py [CHECKPOINT]... [--images N]
+    python tests/scripts/overfocusing_rule.py [CHECKPOINT]... [--images N] [--sizes N N] [--given-only]
 
-Prints a line per network: the answer, the effective tokens of the most concentrated third of its layers with their interval, and
+Prints a row per network: the answer, the effective tokens of the most concentrated third of its layers with their interval, and
 these layers. Networks: timm architectures of several families with random weights, the two bundled checkpoints, and any
-checkpoints given, at each of --sizes. An untrained network should read "no" and nearly uniform.
+checkpoints given, at each of --sizes. An untrained network should read "no" and nearly uniform. Images are the bundled ones.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import timm
 import torch
 
 import overfocus
-from overfocus.samples import sample_checkpoints, sample_images
-from overfocus.statistics.overfocusing import judge_overfocusing
+from overfocus.samples import sample_checkpoints
+from overfocus.statistics.verdicts import judge_overfocusing
 
 UNTRAINED = (
     "deit_tiny_patch16_224", "vit_small_patch32_224", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0",
@@ -30,33 +30,34 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="*")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--sizes", type=int, nargs="*", default=[])
+    parser.add_argument("--given-only", action="store_true", help="only the checkpoints given")
     arguments = parser.parse_args()
-    for name in UNTRAINED:
+    print("| network | overfocuses | effective tokens (95 % interval) | layers |\n|---|---|---|---|", flush=True)
+    for name in () if arguments.given_only else UNTRAINED:
         torch.manual_seed(0)
         with torch.no_grad():
             report(f"{name}, untrained", overfocus.wrap(timm.create_model(name), name=name), arguments.images)
-    for path in sample_checkpoints():
+    for path in () if arguments.given_only else sample_checkpoints():
         report(path.stem, path, arguments.images)
     for checkpoint in arguments.checkpoints:
         for size in arguments.sizes or [None]:
-            report(f"{Path(checkpoint).stem} at {size or 'its own size'}", checkpoint, arguments.images, image_size=size)
+            path = Path(checkpoint)
+            name = path.stem if path.stem != "model" else path.parent.name
+            report(f"{name}, {size} pixels" if size else name, checkpoint, arguments.images, image_size=size)
 
 
 def report(name: str, model: object, images: int, **options: object) -> None:
     """Print one line."""
     with tempfile.TemporaryDirectory() as folder:
-        photographs = sample_images((3, 224, 224)) if not isinstance(model, Path) else None
         run = overfocus.analyze(
-            model, photographs, corruptions=[], output=Path(folder) / "run", limit=images, displayed=0, progress=False, workers=0,
+            model, corruptions=[], output=Path(folder) / "run", limit=images, displayed=0, progress=False, workers=0,
             **options,
         )  # fmt: skip
         judged = judge_overfocusing(run)
     answer = f"{judged.answer}, nearly uniform" if judged.nearly_uniform else judged.answer
     effective = judged.effective
-    print(
-        f"{name:45} {answer:20} {effective.mean:.3f} ({effective.low:.3f} … {effective.high:.3f}) layers {judged.layers}",
-        flush=True,
-    )
+    numbers = f"{effective.mean:.3f} ({effective.low:.3f} … {effective.high:.3f})"
+    print(f"| {name} | {answer} | {numbers} | {', '.join(map(str, judged.layers))} |", flush=True)
 
 
 if __name__ == "__main__":

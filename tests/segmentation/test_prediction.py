@@ -7,7 +7,7 @@ from scipy.special import softmax
 from timm.models.vision_transformer import VisionTransformer
 
 from overfocus.models.segmentation import segmentation_model
-from overfocus.segmentation.prediction import class_map, is_segmentation, pixel_confidence
+from overfocus.segmentation.inference import class_map, is_segmentation, pixel_confidence
 
 
 def bilinear(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

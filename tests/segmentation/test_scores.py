@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from overfocus.segmentation.scores import class_iou, mean_iou, pixel_accuracy, pixel_scores
+from overfocus.segmentation import class_iou, mean_iou, pixel_accuracy, pixel_scores
 
 
 def random_maps(seed: int, classes: int, ignored: float = 0.2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

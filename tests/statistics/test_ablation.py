@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from overfocus.statistics.ablation import QUANTITIES, describe_ablation, tabulate_ablation
 
@@ -28,9 +29,16 @@ def _made_up(*kept, **options):
 @pytest.mark.parametrize(
     ("top", "random", "mass", "claim"),
     [
-        (5, 28, None, "predictions depend on the most attended patches"),
+        (5, 28, None, "predictions depend on the most attended patches; whether on their attention or on what they show cannot"),
         (5, 28, 27, "predictions depend on what the most attended patches show"),
-        (5, 28, 6, "predictions depend on the attention: other patches that receive as much"),
+        (5, 28, 6, "predictions depend on the attention: other patches that receive as much are missed about as much"),
+        (20, 28, 22, "predictions depend on the most attended patches; whether on their attention or on what they show cannot"),
+        (
+            10,
+            28,
+            1,
+            "predictions depend on the attention: other patches that receive as much, more in number, are missed even more",
+        ),
         (28, 5, None, "predictions depend less on the most attended patches than on random ones"),
         (15, 15, 15, "predictions cannot be told to depend more on the most attended patches than on random ones"),
     ],
@@ -39,7 +47,8 @@ def test_answers(top, random, mass, claim):
     tables = _made_up(top, random, mass)
     (sentence,) = describe_ablation(tables, "vit")
     assert sentence.startswith(f"On clean images, vit: {claim}")
-    assert "With the top 3 patches (5 %) removed" in sentence
+    kept = f"With the top 3 patches (5 %) removed, the share of images that keep their class is {top / 30:.3f}; it is "
+    assert kept + f"{random / 30:.3f} with as many random ones (difference " in sentence
     row = tables.differences.query("quantity == 'agreement' and against == 'random'").iloc[0]
     assert row["difference"] == pytest.approx((top - random) / 30)
     assert row["low"] <= row["difference"] <= row["high"]
@@ -56,7 +65,8 @@ def test_equal_mass_in_few_images_tells_nothing():
     rows = _rows(5, 28, 6)
     rows.loc[(rows["choice"] == "mass") & (rows["image"] >= 10) & (rows["k"] > 0), list(QUANTITIES)] = np.nan
     (sentence,) = describe_ablation(tabulate_ablation(rows), "vit")
-    assert sentence.startswith("On clean images, vit: predictions depend on the most attended patches. ")
+    assert "because in too few images the others together receive as much. With" in sentence
+    assert "after Holm over 3, 10 images)" in sentence
 
 
 def test_draws_are_averaged_for_each_image():
@@ -65,3 +75,39 @@ def test_draws_are_averaged_for_each_image():
         one.table[["choice", "k", "agreement", "count"]], many.table[["choice", "k", "agreement", "count"]]
     )
     assert one.differences["difference"].tolist() == many.differences["difference"].tolist()
+
+
+def test_differences_are_those_of_paired_outcomes():
+    """Eight images that keep their class without the top patches and 26 without random ones: McNemar and Newcombe by hand."""
+    row = _made_up(8, 26).differences.query("quantity == 'agreement' and against == 'random'").iloc[0]
+    assert row["p_value"] == pytest.approx(2 * 0.5**18)  # 18 of 18 images change sides
+    wilson = {kept: stats.binomtest(kept, 30).proportion_ci(method="wilson") for kept in (8, 26)}
+    down, up = 8 / 30 - wilson[8].low, wilson[8].high - 8 / 30
+    other_down, other_up = 26 / 30 - wilson[26].low, wilson[26].high - 26 / 30
+    covariance = 8 / 30 - 8 / 30 * 26 / 30
+    correlation = (covariance - 0.5 / 30) / (8 / 30 * 22 / 30 * 26 / 30 * 4 / 30) ** 0.5
+    below = (down**2 - 2 * correlation * down * other_up + other_up**2) ** 0.5
+    above = (up**2 - 2 * correlation * up * other_down + other_down**2) ** 0.5
+    assert (row["low"], row["high"]) == pytest.approx((-0.6 - below, -0.6 + above))
+
+
+def test_outputs_without_classes_are_compared_by_their_cosine():
+    random = np.random.default_rng(0)
+    rows = _rows(5, 28, 27).assign(agreement=np.nan, confidence_drop=np.nan, clean_agreement=np.nan)
+    rows["output_cosine"] = np.where(rows["choice"] == "top", 0.4, 0.9) + 0.01 * random.normal(size=len(rows))
+    tables = tabulate_ablation(rows)
+    (sentence,) = describe_ablation(tables, "dino")
+    assert "dino: predictions depend on what the most attended patches show" in sentence
+    mean = tables.table.query("choice == 'top' and k == 3")["output_cosine"].iloc[0]
+    assert f"removed, the mean cosine with the usual output is {mean:.3f}; it is 0." in sentence
+
+
+def test_one_image_and_images_that_all_keep_their_class():
+    (sentence,) = describe_ablation(_made_up(1, 1, 1, images=1), "vit")
+    assert "1 image are too few" not in sentence
+    assert "1 image is too few to tell" in sentence
+    tables = _made_up(30, 30, 30)
+    assert "cannot be told to depend more" in describe_ablation(tables, "vit")[0]
+    row = tables.differences.query("quantity == 'agreement'").iloc[0]
+    assert row["low"] < 0 < row["high"]  # never of zero width
+    assert row["p_value"] == 1

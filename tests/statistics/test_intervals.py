@@ -1,4 +1,6 @@
-"""Intervals against scipy, by hand, and their coverage by simulation."""
+"""Intervals and tests of differences against scipy, by hand and by enumeration; their coverage and level by simulation."""
+
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -8,14 +10,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from overfocus.statistics.intervals import (
+    holm,
     interval_of,
+    mcnemar_test,
     mean_interval,
     rate_difference_interval,
     rate_interval,
     ratio_difference_interval,
+    ratio_swap_test,
     resample_counts,
+    sign_flip_test,
     value_range,
 )
+from tests.statistics import simulation
 
 
 def test_mean_and_interval_agree_with_scipy():
@@ -151,68 +158,131 @@ def test_moves_and_stretches_with_the_values(shift, factor, images):
     assert moved_high[0] == pytest.approx(high[0] * factor + shift, abs=tolerance)
 
 
-def _covered(ends, truth):
-    return float(np.mean((ends.low <= truth) & (ends.high >= truth)))
-
-
-def _normal(random, shape):
-    return random.normal(size=shape), 0.0
-
-
-def _exponential(random, shape):
-    return random.exponential(size=shape), 1.0
-
-
 _FAST = 1000
 _FULL = 20_000
 
 
-def _repeats():
+def _samples():
     return [pytest.param(_FAST), pytest.param(_FULL, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("repeats", _repeats())
+@pytest.mark.parametrize("samples", _samples())
 @pytest.mark.parametrize(
     ("draw", "images", "least"),
-    [(_normal, 20, 0.93), (_normal, 50, 0.93), (_normal, 200, 0.93), (_exponential, 20, 0.9), (_exponential, 200, 0.93)],
+    [("normal", 20, 0.93), ("normal", 50, 0.93), ("normal", 200, 0.93), ("exponential", 20, 0.9), ("exponential", 200, 0.93)],
 )
-def test_coverage_of_means(draw, images, least, repeats):
-    """0.950 at every n on normal data; 0.915 and 0.943 on exponential data at 20 and 200."""
-    values, truth = draw(np.random.default_rng(7), (images, repeats))
-    assert least <= _covered(mean_interval(values), truth) < 0.97
+def test_coverage_of_means(draw, images, least, samples):
+    assert least <= simulation.of_means(draw, images, samples) < 0.97
 
 
-@pytest.mark.parametrize("repeats", _repeats())
+@pytest.mark.parametrize("samples", _samples())
 @pytest.mark.parametrize("images", [20, 50, 200])
-def test_coverage_of_rates_and_their_differences(images, repeats):
-    """On average over true values from 0.02 to 0.98; of differences with outcomes that go together not at all, half, mostly."""
-    random = np.random.default_rng(11)
-    repeats //= 8
-    rates, differences, clusters = [], [], []
-    for first in np.linspace(0.02, 0.98, 9):
-        outcomes = (random.random((images, repeats)) < first).astype(float)
-        rates.append(_covered(rate_interval(outcomes), first))
-        spread = random.beta(first * 2, (1 - first) * 2, (images, repeats))  # outcomes of one image resemble each other
-        shares = random.binomial(6, spread) / 6
-        clusters.append(_covered(rate_interval(shares, np.full(shares.shape, 6)), first))
-        for step in (-0.2, 0.0, 0.2):
-            second = float(np.clip(first + step, 0.02, 0.98))
-            for alike in (0.0, 0.5, 0.9):
-                level = random.random((images, repeats))
-                other = np.where(random.random(level.shape) < alike, level, random.random(level.shape))
-                ends = rate_difference_interval((level < first).astype(float), (other < second).astype(float))
-                differences.append(_covered(ends, first - second))
-    for found in (rates, differences, clusters):
-        assert np.mean(found) >= 0.93
+def test_coverage_of_rates_and_their_differences(images, samples):
+    assert min(simulation.of_rates(images, samples // 8)) >= 0.93
 
 
-@pytest.mark.parametrize("repeats", [pytest.param(150), pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [pytest.param(150), pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("images", "least"), [(20, 0.9), (50, 0.91), (200, 0.92)])
-def test_coverage_of_ratios(images, least, repeats):
-    """Skewed distances over normal controls; 0.92 at 20 images and 0.945 at 200, the fast version leaves room for chance."""
-    random = np.random.default_rng(5)
-    control = random.normal(1, 0.2, (images, repeats))
-    distance = 0.4 * random.exponential(size=(images, repeats))
-    ends = ratio_difference_interval(distance, control, resamples=1000)
-    slack = 0.0 if repeats > 1000 else 0.04
-    assert _covered(ends, 0.4) >= least - slack
+def test_coverage_of_ratios(images, least, samples):
+    """The fast version leaves room for chance."""
+    assert simulation.of_ratios(images, samples) >= least - (0.0 if samples > 1000 else 0.04)
+
+
+@pytest.mark.parametrize("samples", [pytest.param(500), pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("retained", [False, True])
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_coverage_of_groups_of_runs(runs, retained, samples):
+    assert simulation.of_groups(runs, 20, samples, retained=retained) >= 0.93
+
+
+def test_four_one_sided_flips():
+    """Of 20 outcomes four change, all to one side: 2 · 2⁻⁴, whichever test is asked."""
+    changed = (np.arange(20) < 4).astype(float)[:, None]
+    nothing = np.zeros((20, 1))
+    assert mcnemar_test(changed, nothing).tolist() == [0.125]
+    assert sign_flip_test(changed).tolist() == [0.125]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(-4, 4), min_size=2, max_size=9))
+def test_few_images_try_every_pattern(values):
+    found = sign_flip_test(np.array(values, float)[:, None])[0]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    assert found == pytest.approx(np.mean(np.array(sums) >= abs(sum(values)) - 1e-9))
+
+
+def test_many_images_agree_with_scipy():
+    random = np.random.default_rng(0)
+    differences = random.normal(0.35, size=(40, 4))
+    differences[10:20, 2] = np.nan
+    found = sign_flip_test(differences)
+    for column in range(4):
+        values = differences[:, column][~np.isnan(differences[:, column])]
+        reference = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1).pvalue
+        assert found[column] == pytest.approx(reference, abs=0.012)
+
+
+def test_what_draws_cannot_resolve_is_students():
+    differences = np.random.default_rng(0).normal(1.0, size=(60, 1))
+    expected = stats.ttest_1samp(differences[:, 0], 0).pvalue
+    assert expected < 1e-4
+    assert sign_flip_test(differences)[0] == pytest.approx(expected)
+    assert sign_flip_test(np.full((20, 1), 0.3))[0] == pytest.approx(2.0**-19)
+
+
+def test_mcnemar_is_the_binomial_test():
+    random = np.random.default_rng(3)
+    first, second = (random.random((2, 50, 6)) < [[[0.5]], [[0.7]]]).astype(float)
+    found = mcnemar_test(first, second)
+    for column in range(6):
+        gained, lost = (first - second)[:, column] > 0, (first - second)[:, column] < 0
+        assert found[column] == pytest.approx(stats.binomtest(int(gained.sum()), int((gained | lost).sum())).pvalue)
+
+
+def test_ratios_swapped_by_hand():
+    """Three images: every swap of the models' numbers, in units of their own mean denominator, written out."""
+    random = np.random.default_rng(4)
+    top, bottom, other_top, other_bottom = random.random((4, 3, 1)) + np.reshape([0.0, 1.0, 0.5, 1.0], (4, 1, 1))
+    top, bottom = top / bottom.mean(), bottom / bottom.mean()
+    other_top, other_bottom = other_top / other_bottom.mean(), other_bottom / other_bottom.mean()
+    observed = abs(top.sum() / bottom.sum() - other_top.sum() / other_bottom.sum())
+    found = []
+    for swap in itertools.product((False, True), repeat=3):
+        swapped = np.array(swap)[:, None]
+        tops = [np.where(swapped, a, b).sum() for a, b in ((other_top, top), (top, other_top))]
+        bottoms = [np.where(swapped, a, b).sum() for a, b in ((other_bottom, bottom), (bottom, other_bottom))]
+        found.append(abs(tops[0] / bottoms[0] - tops[1] / bottoms[1]))
+    expected = np.mean(np.array(found) >= observed - 1e-12)
+    assert ratio_swap_test(top, bottom, other_top, other_bottom)[0] == pytest.approx(expected)
+
+
+def test_no_difference_is_sure_of_nothing():
+    assert sign_flip_test(np.zeros((9, 1))).tolist() == [1.0]
+    assert np.isnan(sign_flip_test(np.array([[1.0], [np.nan]]))).all()
+    assert mcnemar_test(np.ones((9, 1)), np.ones((9, 1))).tolist() == [1.0]
+    same = np.random.default_rng(0).random((30, 1)) + 1
+    assert ratio_swap_test(same, same + 1, same, same + 1).tolist() == [1.0]
+
+
+def test_holm_by_hand():
+    """Sorted 0.01, 0.03, 0.04 times 3, 2, 1, never falling."""
+    assert holm(np.array([0.04, np.nan, 0.01, 0.03])) == pytest.approx([0.06, np.nan, 0.03, 0.06], nan_ok=True)
+    assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("samples", [pytest.param(500), pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("images", [10, 20, 50])
+def test_level(images, samples):
+    """Chance finds a difference in no more than 5 % of samples, save for what chance adds to the estimate."""
+    assert max(simulation.level_of_tests(images, samples).values()) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / samples)
+
+
+def test_ratios_of_different_scales_are_told_apart():
+    """A model whose attention varies a quarter as much, and retains a little more: by its own scale that is sure."""
+    random = np.random.default_rng(0)
+    control, other = random.normal(1, 0.1, (2, 60, 1))
+    shares, others = random.normal(0.4, 0.1, (2, 60, 1))
+    found = ratio_swap_test((shares - 0.08) * control / 4, control / 4, others * other, other)
+    assert found[0] < 0.001

@@ -74,7 +74,7 @@ def test_a_control_of_noise_decides_nothing():
     nan = float("nan")
     (verdict,) = judge(_stability(((nan, nan),) * 5), "deit", ["tap"])
     assert verdict.answer == "can't tell"
-    assert "the control is no more than numerical noise" in verdict.sentence
+    assert "the control cannot be told from numerical noise" in verdict.sentence
 
 
 def test_holm_over_the_five():
@@ -94,7 +94,33 @@ def test_few_images_tell_nothing(count):
 def test_says_how_many_images_would_be_needed():
     """±0.15 around 0.05 on 50 images: nine times as many exclude 0 every other time, twice that four times in five."""
     (verdict,) = judge(_stability((OPEN,) * 5), "deit", ["tap"])
-    assert "about 919 images would be needed for one of this size (Retained: Jensen–Shannon divergence)" in verdict.sentence
+    assert "about 919 images would be needed, were the differences as large as seen here" in verdict.sentence
+
+
+def test_the_primary_metric_alone_says_how_many_images_stability_needs():
+    (verdict,) = judge(_stability((OPEN, (0.01, 0.03), *(OPEN,) * 3)), "deit", ["tap"])
+    assert verdict.answer == "can't tell"
+    assert "about 919 images" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("intervals", "words"),
+    [
+        ([(-0.1, 0.06), (-0.3, 0.1), (-0.1, 0.2)], "about 919 images would be needed"),  # the second of three (408, 919, 1633)
+        ([(-0.1, 0.06), (-0.03, 0.1), (-0.1, 0.1)], "on one side."),  # on either side: no number of images helps
+        ([(-0.1, 0.096), (-0.1, 0.096), (-0.1, 0.104)], "differences below 0.005 do not count, however many images there are"),
+    ],
+)
+def test_a_majority_says_how_many_images_it_needs(intervals, words):
+    rows = _table(intervals, metrics=("top_share", "gini", "effective_tokens"), corruption="clean")
+    (verdict,) = judge(rows, "deit", ["tap"])
+    assert verdict.answer == "can't tell"
+    assert words in verdict.sentence
+
+
+def test_few_images_without_a_control_say_both():
+    (verdict,) = judge(_table((OPEN,) * 5, metrics=_STABILITY, count=10), "deit", ["tap"])
+    assert "control not measured, and a difference is judged from at least 20 images" in verdict.sentence
 
 
 def test_overfocusing_is_judged_on_clean_images():
@@ -129,7 +155,9 @@ def test_one_class_for_every_image_keeps_no_predictions():
     assert verdict.answer == "can't tell"
     assert "tap predicts one class for every clean image" in verdict.sentence
     labelled = _table([BETTER, WORSE, WORSE], metrics=("agreement", "confidence_drop", "correct"), layers="output")
-    assert judge(labelled, "deit", ["tap"], {"deit": 7, "tap": 1})[0].answer == "no"  # only accuracy counts
+    (verdict,) = judge(labelled, "deit", ["tap"], {"deit": 7, "tap": 1})
+    assert verdict.answer == "no"  # only accuracy counts
+    assert verdict.sentence.startswith("tap is right less often than deit under corruption, on 50 images:")
 
 
 def test_the_rule_names_what_it_rests_on():

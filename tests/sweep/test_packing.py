@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overfocus.sweep.sweep import pack_pairs
+from overfocus.sweep.reading import pack_pairs
 
 
 def test_several_images_share_a_batch():

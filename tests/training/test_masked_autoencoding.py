@@ -15,7 +15,7 @@ from overfocus import load_model, train
 from overfocus.errors import TrainingError
 from overfocus.losses import diversify
 from overfocus.models import add_tap
-from overfocus.training.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoding, Reconstruction
+from overfocus.training.architecture import MaskedAutoencoder, MaskedAutoencoding, Reconstruction
 from overfocus.training.train import Training
 
 SIZE = (1, 32, 32)
@@ -168,7 +168,7 @@ def test_the_loss_falls_and_the_encoder_starts_a_classifier(train_tiny: Callable
     assert pretrained.num_classes == 0
     still = {"epochs": 1, "warmup_epochs": 0, "learning_rate": 1e-12, "batch_size": 20, "ema_decay": None, "weight_decay": 0}
     after = train_tiny("classifier", still, data=data, model=None, model_args=None, init=before.checkpoint)
-    assert "new: head" in after.info["notes"][0]
+    assert "new: head" in after.info.notes[0]
     ours, theirs = load_model(after.checkpoint).model.state_dict(), pretrained.model.state_dict()
     shared = [name for name in theirs if "running" not in name and "num_batches" not in name]
     assert len(ours) > len(theirs) > 20
@@ -215,7 +215,7 @@ def test_pictures_need_no_labels(train_tiny: Callable[..., Training]) -> None:
     data = Path(str(files("overfocus.samples") / "photographs"))  # one folder of pictures
     changes = {"mixup": 0, "epochs": 1, "warmup_epochs": 0, "batch_size": 4, "decoder_width": 32, "auto_augment": None}
     training = train_tiny("mae", changes, data=data, objective="mae", recipe="mae", model_args=SMALL)
-    assert training.info["settings"]["class_names"] == []
+    assert training.info.settings.class_names == []
     assert load_model(training.checkpoint).input_size == (3, 32, 32)
 
 

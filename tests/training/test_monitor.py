@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import overfocus
+from overfocus.curves import ATTENTION as COLUMNS
+from overfocus.curves import write_curves
 from overfocus.errors import CaptureError, ImageError, RunError
-from overfocus.monitoring import COLUMNS, Monitor, unchanged
+from overfocus.monitoring import Monitor, unchanged
 from overfocus.preprocessing import Preprocess
 
 PREPROCESS = Preprocess((3, 16, 16), (0.5,) * 3, (0.25,) * 3, crop_pct=1.0)
@@ -184,25 +185,102 @@ def test_rows_go_to_a_file_and_pictures_to_a_writer(model: nn.Module, images: Te
     assert 0 < watch.overhead < 1
 
 
-def test_callbacks(model: nn.Module, images: Tensor) -> None:
-    logged: list[tuple[dict[str, float], int]] = []
-    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((values, step)))
-    trainer = SimpleNamespace(global_step=4, loggers=[logger])
-    callback = overfocus.monitor(model, images, every=2).lightning_callback()
-    callback.on_train_batch_end(trainer, model, {"loss": torch.tensor(1.0)}, None, 0)
-    callback.on_train_end(trainer, model)
-    assert logged[0][1] == 4
-    assert set(logged[0][0]) == {f"overfocus/{name}" for name in COLUMNS}
+def test_steps_that_repeat_or_jump_are_measured_once(model: nn.Module, images: Tensor) -> None:
+    watch = overfocus.monitor(model, images, every=2, quiet=True)
+    for step in (0, 0, 1, 1, 2, 2, 3, 6, 9, 9):  # accumulation repeats, several optimisers jump
+        watch(step=step)
+    assert [row["step"] for row in watch.rows] == [2, 6, 9]
+    watch = overfocus.monitor(model, images, every=4, quiet=True)
+    for step in (5, 6, 8):  # a training that goes on from step 4
+        watch(step=step)
+    assert [row["step"] for row in watch.rows] == [8]
 
+
+def test_a_loss_that_is_nan_before_any_attention_names_no_layer(
+    model: nn.Module, images: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
     watch = overfocus.monitor(model, images, every=2)
-    other = watch.transformers_callback()
-    state = SimpleNamespace(global_step=2, log_history=[])
-    other.on_step_end(None, state, None, model=model)
-    assert state.log_history[0]["step"] == 2
-    model.vit.blocks[0].attn.qkv.weight.data.fill_(math.nan)  # type: ignore[union-attr, index, operator]
-    other.on_log(None, state, None, logs={"loss": math.nan})
-    assert watch.first_nan == (2, "vit.blocks.0.attn")
-    other.on_train_end(None, state, None)
+    losses = steps(model, 4)
+    for number, loss in enumerate(losses):
+        if number == 1:  # from the head: all weights become NaN in this step, after a forward that was sound
+            model.vit.head.weight.data.fill_(math.nan)  # type: ignore[union-attr]
+        watch(loss if number == 0 else loss * math.nan)
+    assert watch.first_nan is None
+    told = capsys.readouterr().err
+    assert "the loss became NaN or infinite at step 2, while every attention layer gave finite numbers" in told
+    assert told.count("NaN") == 1
+
+
+def test_what_is_said(model: nn.Module, images: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    with overfocus.monitor(model, images, every=2) as watch:
+        for loss in steps(model, 4):
+            watch(loss)
+    assert f"overfocus: attention was measured 2 times, {watch.overhead:.2%} of" in capsys.readouterr().err
+    watch.close()
+    with overfocus.monitor(model, images, quiet=True) as watch:
+        model.vit.blocks[0].attn.qkv.weight.data.fill_(math.nan)  # type: ignore[union-attr, index, operator]
+        watch(math.nan)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_buffer_that_the_forward_replaces_is_put_back(model: nn.Module, images: Tensor) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.seen = self.seen + len(images)
+            made: Tensor = self.model(images)
+            return made
+
+    counting = Counting()
+    before = counting.seen
+    overfocus.monitor(counting, images).measure()
+    assert counting.seen is before
+    assert float(before) == 0
+
+
+def test_a_log_goes_on_and_other_files_are_not_replaced(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    log = tmp_path / "attention.csv"
+    for first, last in ((1, 6), (5, 8)):  # killed after step 6, continued from the checkpoint of step 4
+        watch = overfocus.monitor(model, images, every=2, log=log, quiet=True)
+        for step in range(first, last + 1):
+            watch(step=step)
+    assert pd.read_csv(log)["step"].tolist() == [2, 4, 6, 8]
+    other = tmp_path / "results.csv"
+    other.write_text("name,value\na,1\n")
+    with pytest.raises(RunError, match="no log of a training"):
+        overfocus.monitor(model, images, log=other)
+    assert other.read_text() == "name,value\na,1\n"
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_training(
+    model: nn.Module, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    watch = overfocus.monitor(model, images, every=1, log=folder / "attention.csv")
+    folder.rmdir()
+    assert watch(0.5) is not None
+    assert "attention.csv: cannot be written" in capsys.readouterr().err
+
+
+def test_curves_of_a_log(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    log = tmp_path / "attention.csv"
+    watch = overfocus.monitor(model, images, every=1, preprocess=PREPROCESS, log=log, quiet=True)
+    for loss in steps(model, 3):
+        watch(loss)
+    page = write_curves(log, tmp_path / "curves.html").read_text()
+    row = watch.rows[-1]
+    assert f"<td>{watch.rows[0]['top_share_late']:.4g}</td><td>1</td><td>{row['top_share_late']:.4g}</td><td>3</td>" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert write_curves(log, tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    log.write_text("step,<b>\n1,<script>\n")
+    with pytest.raises(RunError, match="holds no values yet"):
+        write_curves(log, tmp_path / "other.html")
 
 
 @pytest.mark.parametrize(

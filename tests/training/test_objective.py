@@ -12,11 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 from overfocus.errors import TrainingError
 from overfocus.losses import diversify
-from overfocus.training.diversity import FIRST_PROBES_EVERY, PROBE_EVERY, Diversity
-from overfocus.training.objective import Classification, augment_patches
-from overfocus.training.optimisation import LearningRate, make_optimizer
-from overfocus.training.randomness import derived_seed, seed_all, seed_processor
-from overfocus.training.recipe import Recipe, load_recipe
+from overfocus.training.data import derived_seed, seed_all, seed_processor
+from overfocus.training.loop import LearningRate, make_optimizer
+from overfocus.training.objective import FIRST_PROBES_EVERY, PROBE_EVERY, Classification, Diversity, augment_patches
+from overfocus.training.settings import Recipe, load_recipe
 
 SMALL = load_recipe("small")
 

@@ -8,7 +8,7 @@ from PIL import Image
 from overfocus.preprocessing import Preprocess
 from overfocus.training.augmentation import Augmentation, measure_statistics
 from overfocus.training.data import AugmentedImages, Draw, PlainImages, StepOrder, collate
-from overfocus.training.recipe import load_recipe
+from overfocus.training.settings import load_recipe
 
 
 class NoisePictures:

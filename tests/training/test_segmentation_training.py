@@ -86,7 +86,7 @@ STILL = {"learning_rate": 1e-12, "warmup_rate": 0, "minimum_rate": 0, "head_rate
 def test_a_classifier_starts_the_backbone(train_masks: Train, shapes_folder: Path) -> None:
     first = train_masks("first", {"batch_size": 8}, task="classification", data=shapes_folder, recipe="small", tap=2)
     second = train_masks("second", STILL, model=None, model_args={}, init=first.checkpoint)
-    (note,) = second.info["notes"]
+    (note,) = second.info.notes
     assert note.endswith("(VisionTransformer); new: decode_head")
     before, after = load_file(first.checkpoint), load_file(second.checkpoint)
     kept = [name for name in before if not name.startswith("head.") and "running" not in name and "num_batches" not in name]
@@ -101,14 +101,14 @@ def test_a_classifier_starts_the_backbone(train_masks: Train, shapes_folder: Pat
 def test_a_segmentation_model_starts_another(train_masks: Train, squares: Path, tmp_path: Path) -> None:
     first = train_masks("first")
     same = train_masks("same", STILL | {"head_rate": 1}, model=None, model_args={}, init=first.checkpoint)
-    assert same.info["notes"][0].endswith("(VisionTransformer_segformer)")
+    assert same.info.notes[0].endswith("(VisionTransformer_segformer)")
     before, after = load_file(first.checkpoint), load_file(same.checkpoint)
     weights = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in weights)
     data = shutil.copytree(squares, tmp_path / "data")
     (data / "classes.txt").write_text("sky\ngrass\nwater\nsand\n")
     other = train_masks("other", STILL | {"head_rate": 1}, data=data, model=None, model_args={}, init=first.checkpoint, tap=2)
-    assert other.info["notes"][0].endswith("; new: TAP, decode_head")
+    assert other.info.notes[0].endswith("; new: TAP, decode_head")
     loaded = overfocus.load_model(other.checkpoint)
     assert (loaded.num_classes, loaded.class_names) == (4, ["sky", "grass", "water", "sand"])
     after = load_file(other.checkpoint)
@@ -177,7 +177,7 @@ def test_the_papers_backbone_at_one_image(train_masks: Train, name: str) -> None
             init=path,
             recipe="segmentation",
         )
-        assert training.info["notes"][0].endswith("new: decode_head")
+        assert training.info.notes[0].endswith("new: decode_head")
         assert (training.log["adl"] > 0).all()
         loaded = overfocus.load_model(training.checkpoint)
         assert (loaded.name, loaded.input_size) == ("tap_fan_tiny_8_p4_hybrid_segformer", (3, 64, 64))

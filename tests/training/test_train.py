@@ -42,8 +42,8 @@ def test_result_goes_into_analyze_as_it_is(train_tiny: Train, shapes_folder: Pat
     assert (log["adl"] > 0).any()
     assert log["validation_accuracy"].notna().tolist() == [False] * 3 + [True] + [False] * 3 + [True]
     assert (training.path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert training.info["status"] == "complete"
-    assert training.info["settings"]["recipe"]["adl"] == 1.0
+    assert training.info.status == "complete"
+    assert training.info.settings.recipe["adl"] == 1.0
 
 
 def test_training_learns(train_tiny: Train) -> None:
@@ -90,7 +90,7 @@ def test_other_settings_do_not_continue_a_training(train_tiny: Train, tmp_path: 
         train_tiny(changes={"epochs": 1, "flip": 0.25})
     with pytest.raises(TrainingError, match="seed 0 there, 5 asked for"):
         train_tiny(changes={"epochs": 1}, seed=5)
-    assert train_tiny(changes={"epochs": 1}, seed=5, overwrite=True).info["settings"]["seed"] == 5
+    assert train_tiny(changes={"epochs": 1}, seed=5, overwrite=True).info.settings.seed == 5
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(TrainingError, match=re.escape("holds other files (thesis.tex)")):
@@ -105,13 +105,13 @@ def test_weights_to_start_from(train_tiny: Train) -> None:
     assert after.model.blocks[0].dilation_predictor.branches == 2
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(before.model(images), after.model(images), atol=1e-4, rtol=1e-4)
-    assert second.info["notes"] == [f"start from {first.checkpoint} (VisionTransformer); new: TAP"]
+    assert second.info.notes == [f"start from {first.checkpoint} (VisionTransformer); new: TAP"]
     with pytest.raises(TrainingError, match="whose weights do not fit the model to train"):
         train_tiny("third", init=first.checkpoint, model_args={**before_arguments(first), "depth": 3})
 
 
 def before_arguments(training: Training) -> dict[str, Any]:
-    arguments: dict[str, Any] = training.info["settings"]["architecture"]["arguments"]
+    arguments: dict[str, Any] = training.info.settings.architecture.arguments
     return {name: value for name, value in arguments.items() if name not in ("num_classes", "in_chans")}
 
 
@@ -124,7 +124,7 @@ def test_a_classifier_for_other_classes_starts_anew(train_tiny: Train, shapes_fo
     )
     loaded = overfocus.load_model(second.checkpoint)
     assert (loaded.class_names, loaded.input_size) == (["blue", "red"], (3, 32, 32))
-    assert second.info["notes"][0].endswith("new: head")
+    assert second.info.notes[0].endswith("new: head")
     assert second.log["validation_accuracy"].isna().all()
 
 
@@ -199,12 +199,12 @@ def test_killed_while_its_result_is_written_it_still_ends_whole(train_tiny: Trai
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("overfocus.training.session.draw_curves", killed)
+    monkeypatch.setattr("overfocus.training.session.write_curves", killed)
     with pytest.raises(KeyboardInterrupt):
         train_tiny()
     monkeypatch.undo()
     training = train_tiny()
-    assert training.info["status"] == "complete"
+    assert training.info.status == "complete"
     assert (training.path / "curves.png").is_file()
     assert training.log["step"].tolist() == list(range(1, 9))
 
@@ -213,7 +213,7 @@ def test_what_was_refused_before_a_checkpoint_does_not_stand_in_the_way(train_ti
     with pytest.raises(TrainingError, match="adl_layers"):
         train_tiny(changes={"adl": 1.0, "adl_layers": [7]})
     training = train_tiny(changes={"adl": 1.0, "adl_layers": [1]})
-    assert training.info["settings"]["recipe"]["adl_layers"] == [1]
+    assert training.info.settings.recipe["adl_layers"] == [1]
     assert len(training.log) == 8
 
 
@@ -261,7 +261,7 @@ def test_a_corrupt_picture_is_named(train_tiny: Train, shapes_folder: Path, tmp_
     broken = data / "train" / "red" / "3.png"
     broken.write_bytes(broken.read_bytes()[:100])
     for workers in (0, 1):
-        with pytest.raises(ImageError, match=r"red/3\.png: expected a whole picture"):
+        with pytest.raises(ImageError, match=r"red/3\.png: expected a whole image"):
             train_tiny(data=data, workers=workers)
 
 

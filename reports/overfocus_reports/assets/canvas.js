@@ -52,6 +52,32 @@ function frame(canvas, rows, columns, row, column, colour, dash = [], width = 3)
 
 const colours = { kept: "#ff9d5c", lost: "#ffffff", chosen: "#ffffff" };
 
-function frames(canvas, map, places, colour, dash) {
-  for (const place of places) frame(canvas, map.rows, map.columns, Math.floor(place / map.columns), place % map.columns, colour, dash, 2);
+// One line round all cells at `places`; neighbours share it, so that many cells do not hide the picture.
+function frames(canvas, { rows, columns }, places, colour, dash) {
+  const context = canvas.getContext("2d");
+  const [width, height] = [canvas.width / columns, canvas.height / rows];
+  const inside = new Set(places);
+  const thick = Math.max(1.2, Math.min(3, Math.min(width, height) / 9));
+  const inset = thick / 2 + 0.5;
+  context.beginPath();
+  for (const place of places) {
+    const [row, column] = [Math.floor(place / columns), place % columns];
+    const [left, top, right, bottom] = [column * width, row * height, (column + 1) * width, (row + 1) * height];
+    const has = (down, across) => row + down >= 0 && row + down < rows && column + across >= 0 && column + across < columns && inside.has(place + down * columns + across);
+    const edge = (open, x1, y1, x2, y2) => open && (context.moveTo(x1, y1), context.lineTo(x2, y2));
+    const [l, r] = [has(0, -1) ? left : left + inset, has(0, 1) ? right : right - inset];
+    const [t, b] = [has(-1, 0) ? top : top + inset, has(1, 0) ? bottom : bottom - inset];
+    edge(!has(-1, 0), l, top + inset, r, top + inset);
+    edge(!has(1, 0), l, bottom - inset, r, bottom - inset);
+    edge(!has(0, -1), left + inset, t, left + inset, b);
+    edge(!has(0, 1), right - inset, t, right - inset, b);
+  }
+  context.lineCap = "square";
+  for (const [shade, line, dashes] of [["rgba(0, 0, 0, 0.7)", thick + 1.4, []], [colour, thick, dash]]) {
+    context.setLineDash(dashes);
+    context.strokeStyle = shade;
+    context.lineWidth = line;
+    context.stroke();
+  }
+  context.setLineDash([]);
 }

@@ -40,7 +40,8 @@ const multipleLabel = (value) => fractions[value] ?? String(value);
 
 function amountTicks() {
   const ticks = [];
-  for (let power = Math.ceil(data.scale.low); power <= data.scale.high; power += 1) ticks.push(2 ** power);
+  const step = data.scale.high - data.scale.low > 7 ? 2 : 1; // more would run into each other
+  for (let power = data.scale.high; power >= data.scale.low; power -= step) ticks.unshift(2 ** power);
   return ticks.map((value) => ({ share: amountShare(value), label: multipleLabel(value) }));
 }
 

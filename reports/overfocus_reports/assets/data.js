@@ -24,7 +24,18 @@ function svgElement(tag, attributes, text = "") {
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 const percent = (share) => (known(share) ? `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}\u00a0%` : "–");
 const nameOf = (image) => data.images?.[image]?.name ?? `image ${image}`;
-const shortName = (image) => nameOf(image).split(/[\\/]/).pop();
+const fileName = (image) => nameOf(image).split(/[\\/]/).pop();
+
+// What file names of the displayed images have in common at the front says nothing under a thumbnail.
+const sharedFront = (data.displayed ?? []).map(fileName).reduce((shared, name) => {
+  let count = 0;
+  while (count < shared.length && shared[count] === name[count]) count += 1;
+  return shared.slice(0, count);
+}, fileName(data.displayed?.[0] ?? 0)).replace(/[^_\-. ]*$/, "");
+const shortName = (image) => {
+  const name = fileName(image);
+  return (data.displayed?.length ?? 0) > 1 && sharedFront.length > 3 && name.startsWith(sharedFront) ? `…${name.slice(sharedFront.length)}` : name;
+};
 
 // A value of a metric: three significant digits, a true minus sign.
 function digits(value) {

@@ -60,11 +60,12 @@ function differenceRow(row, reach) {
 
 const signed = (value) => (known(value) && value > 0 ? "+" : "") + digits(value);
 
-// Better, worse or different where the interval leaves 0 out; "open" where it does not.
+// Better, worse or different where the interval leaves 0 out and the corrected test agrees; "open" elsewhere.
 function inWords(row) {
   const { columns, directions } = data.differences;
   const [low, high] = [columns.low[row], columns.high[row]];
-  if (!known(low) || !known(high) || (low <= 0 && high >= 0)) return "open";
+  const p = columns.p_adjusted[row];
+  if (!known(low) || !known(high) || (low <= 0 && high >= 0) || (known(p) && p >= 0.05)) return "open";
   const bad = directions[columns.metric[row]];
   if (bad === "neither") return "different";
   return (bad === "high") === high < 0 ? "better" : "worse";

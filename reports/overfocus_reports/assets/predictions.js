@@ -27,9 +27,9 @@ function pixelText(image, variant, model) {
 }
 
 function buildPredictions() {
+  if (!byId("predictions")) return;
   const { left } = modelOf().predictions;
   const notes = segmented ? ["Classes are those of most pixels; confidence is the mean over pixels, IoU the mean over an image's classes."] : [];
-  if (!data.classified) notes.push("The model has no classifier, so it predicts nothing.");
   if (left) notes.push(`${left} more images are in predictions/*.parquet.`);
   byId("prediction-note").textContent = notes.join(" ");
   byId("prediction-note").hidden = !notes.length;

@@ -7,6 +7,8 @@ function start() {
     buildPickers();
     buildCurves();
     buildHeatMaps();
+    markTables();
+    for (const holder of document.querySelectorAll(".scale.amounts")) drawScale(holder, amountRamp, amountTicks(), "× uniform attention");
     if (data.displayed.length) {
       drawScale(byId("scale"), amountRamp, amountTicks(), "× uniform attention");
       if (roles.includes("difference")) drawScale(byId("difference-scale"), differenceRamp, differenceTicks(), "difference, × uniform");

@@ -9,6 +9,15 @@ function buildTables() {
   }
 }
 
+// The rows of what is picked stand out in the tables.
+function markTables() {
+  whenPicked(["model", "variant", "layer"], () => {
+    const { corruption, severity } = pickedVariant();
+    for (const row of document.querySelectorAll("tr[data-variant]")) row.classList.toggle("current", row.dataset.variant === `${corruption} ${severity}`);
+    for (const row of document.querySelectorAll("tr[data-layer]")) row.classList.toggle("current", Number(row.dataset.layer) === layerOf().number);
+  });
+}
+
 const cellOf = (row, column) => row.cells[column]?.dataset.value ?? row.cells[column]?.textContent.trim() ?? "";
 
 // First click: rising for words, falling for numbers; then the other way round. Empty cells stay last.

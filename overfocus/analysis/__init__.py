@@ -1,1 +1,0 @@
-"""From a model, images and corruptions to a run on disk."""
