@@ -142,7 +142,6 @@ def make_checkpoints(folder: Path) -> None:
         "metadata_nested.safetensors": with_header(__metadata__={"architecture": "test_vit", "model_args": "[" * 9000}),
         "metadata_std.safetensors": with_header(__metadata__={"architecture": "test_vit", "std": "[0, 0, 0]"}),
         "metadata_crop.safetensors": with_header(__metadata__={"architecture": "test_vit", "crop_pct": "1e-7"}),
-        "metadata_size.safetensors": with_header(__metadata__={"architecture": "test_vit", "input_size": "[3, 99999999, 1]"}),
         "complex.pth": torch_bytes({"state_dict": {"weight": torch.zeros(4, 4, dtype=torch.complex64)}}),
         "empty.safetensors": b"",
         "huge_header.safetensors": header_of(b"{}", 2**60),
@@ -198,7 +197,7 @@ BAD_CHECKPOINTS = (
 HOSTILE = (
     "bomb.pth itself.pth doubled.pth large_key.pth surrogate_key.pth number_keys.pth float8.pth integers.pth complex_state.pth "
     "without_data.pth infinite.pth expanded.pth deep_model.pth no_heads.pth metadata_number.safetensors "
-    "metadata_nested.safetensors metadata_std.safetensors metadata_crop.safetensors metadata_size.safetensors eval_2.pth "
+    "metadata_nested.safetensors metadata_std.safetensors metadata_crop.safetensors eval_2.pth "
     "eval_4.pth eval_2_bare.pth system_2.pth system_4.pth system_4_bare.pth open_2.pth open_2_bare.pth open_4.pth config_list "
     "config_open config_binary config_nested config_number config_depth config_std config_crop config_pipe"
 ).split()

@@ -182,6 +182,7 @@ def hostile_names(here: Path) -> list[str]:
     return names
 
 
+@pytest.mark.slow  # draws a report
 def test_names_act_nowhere(hostile_names: list[str], here: Path) -> None:
     output = "run\x1b[2J[red]"
     arguments = [*COMMANDS["evaluate"][:2], "--data", "odd", "--output", output, *MEASURE]
