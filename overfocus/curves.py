@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.errors import RunError
-from overfocus.files import atomic_file, require_regular_file
+from overfocus.files import atomic_file, read_text, require_regular_file
 from overfocus.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class Log:
         self.columns = list(columns)
         kept: list[str] = []
         if path.exists():
-            require_regular_file(path, "a log of a training")
-            head, *rows = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+            head, *rows = read_text(path, "a log of a training").splitlines(keepends=True) or [""]
             if head and head.rstrip("\n").split(",")[0] != "step":
                 raise RunError(f"{printable(path)}: exists and is no log of a training; choose another file")
             rows = [row for row in rows if row.endswith("\n") and row.partition(",")[0].isdecimal()]

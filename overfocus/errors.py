@@ -11,6 +11,10 @@ class OverfocusError(Exception):
     setting: str | None = None
     """Name of the argument that it is about, where it is about one."""
 
+    def __str__(self) -> str:
+        """One line in which nothing acts on a terminal, whatever names of files and tensors it quotes."""
+        return one_line(super().__str__())
+
 
 class CheckpointError(OverfocusError):
     """A checkpoint cannot be read, trusted, recognised or loaded."""
@@ -117,6 +121,11 @@ def _explain_system(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message; of an exception in a worker process, which carries its traceback, the last."""
+    """The first line of a message; of an exception in a worker process, which carries its traceback, the last.
+
+    Where torch refuses a pickle, it advises to load it with weights_only=False, which runs code: this is left out.
+    """
+    if "weights_only" in str(error):
+        return "it holds more than tensors in plain dictionaries"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)

@@ -1,15 +1,22 @@
 """Files: regular ones only are read, and what is written is written whole or not at all."""
 
+import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from weakref import WeakValueDictionary
 
 from overfocus.errors import OverfocusError, RunError
-from overfocus.text import printable
+from overfocus.text import one_line, printable
 
+MOST_BYTES = 2**30
+"""A file of text larger than this is refused; the description of a run of a million images has some 200 MB."""
+_PATIENCE = 10.0
+"""Seconds that a folder may stay locked: the worker processes of a killed program take some to notice."""
 _UNFINISHED = ".unfinished"
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -45,6 +52,45 @@ def require_regular_file(path: str | Path, expected: str, error: type[OverfocusE
         kind = next((words for test, words in _KINDS if test(status.st_mode)), "no regular file")
         raise error(f"{name}: expected {expected}, but this is {kind}")
     return status
+
+
+def read_bytes(path: Path, expected: str, error: type[OverfocusError] = RunError, *, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes; arguments as of `require_regular_file`.
+
+    Raises:
+        OverfocusError: of the class given: it is no regular file, is larger, or cannot be read.
+    """
+    size = require_regular_file(path, expected, error).st_size
+    if size > most:
+        raise error(f"{printable(path)}: expected {expected}, but the file has {size:,} bytes, more than {most:,}")
+    try:
+        with path.open("rb") as file:
+            return file.read(most)  # it may grow meanwhile
+    except OSError as problem:
+        raise error(f"{printable(path)}: expected {expected}, but it cannot be read ({problem.strerror or problem})") from None
+
+
+def read_text(path: Path, expected: str, error: type[OverfocusError] = RunError, *, most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, as `read_bytes`; a byte order mark is left out."""
+    try:
+        return read_bytes(path, expected, error, most=most).decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"{printable(path)}: expected {expected} in UTF-8, but byte {problem.start:,} is none; save it as UTF-8"
+        ) from None
+
+
+def read_json(path: Path, expected: str, error: type[OverfocusError] = RunError, *, most: int = MOST_BYTES) -> dict[str, Any]:
+    """The object in a JSON file, as `read_text`."""
+    text = read_text(path, expected, error, most=most)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        reason = "nested too deeply" if isinstance(problem, RecursionError) else one_line(problem, 120)
+        raise error(f"{printable(path)}: expected {expected}, but this is no JSON ({reason}); restore the file") from None
+    if not isinstance(content, dict):
+        raise error(f"{printable(path)}: expected {expected}, a JSON object, got {type(content).__name__}; restore the file")
+    return content
 
 
 @contextmanager
@@ -85,3 +131,54 @@ def _is_alive(process: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+class FolderLock:
+    """Keeps other processes from writing into a folder as long as it lives, at most as long as this process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            os.close(self._descriptor)
+
+
+_locks: "WeakValueDictionary[str, FolderLock]" = WeakValueDictionary()
+
+
+def lock_folder(folder: Path, error: type[OverfocusError] = RunError) -> FolderLock | None:
+    """Claim a folder for writing, so that two programs never mix their files in it.
+
+    The system lets go of it when the process ends, however it ends; nothing lies in the folder. None where the system or the
+    file system knows no locks.
+
+    Raises:
+        OverfocusError: of the class given: another process writes there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    name = os.path.realpath(folder)
+    if name in _locks:
+        return _locks[name]
+    try:
+        lock = FolderLock(os.open(folder, os.O_RDONLY))
+    except OSError:  # whoever reads or writes it next says so
+        return None
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise error(
+                    f"{printable(folder)}: another process is writing there; wait until it ends, or choose another output"
+                ) from None
+            time.sleep(0.2)
+            continue
+        except OSError:
+            return None
+        _locks[name] = lock
+        return lock

@@ -42,7 +42,7 @@ class CheckSettings(Settings):
         None, "Look at these layers only, e.g. 0,5,-1 (-1 is the last).", none="all", metavar="N,N,…"
     )
     corruptions: Sequence[str] | None = setting(
-        None, "Look at these corruptions only; clean is one.", none="all, and clean", metavar="NAME", spelling=("--corruption",)
+        None, "Look at these corruptions only; clean is one.", none="all, and clean", metavar="NAME"
     )
 
 

@@ -132,7 +132,9 @@ class Settings:
         if kind is not None:
             fits, value = _fitted(kind, value)
             if not fits:
-                self.refuse(field.name, f"must be {describe_type(kind)}, got {shown(value)}")
+                names = [str(name) for part in members(kind) if get_origin(part) is Literal for name in get_args(part)]
+                near = did_you_mean(value, names) if isinstance(value, str) else ""
+                self.refuse(field.name, f"must be {describe_type(kind)}, got {shown(value)}{near}")
         for entry in _entries(value):
             if problem := _out_of_bounds(known, entry) or _unknown(known, entry) or (known.check and known.check(entry)):
                 self.refuse(field.name, problem)

@@ -57,8 +57,33 @@ def printable(text: object, limit: int = LONGEST_NAME) -> str:
 
 
 def one_line(text: object, limit: int = LONGEST_LINE) -> str:
-    """The text on one line, white space folded, printable, and at most `limit` characters long."""
-    return printable(" ".join(str(text).split()), limit)
+    """The text on one line, white space folded, printable, and at most `limit` characters long.
+
+    Words of more than `LONGEST_NAME` characters are shortened first, so that what stands after them is still said.
+    """
+    words = (word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 2]}…{word[-1]}" for word in str(text).split())
+    return printable(" ".join(words), limit)
+
+
+def storable(text: str, escape: str = "") -> str:
+    r"""The text as a file in UTF-8 can hold it: surrogates, bytes of a name that is not UTF-8, as `printable` shows them.
+
+    `escape` stands before the backslash of each.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join(escape + _visible(sign) if "\ud800" <= sign <= "\udfff" else sign for sign in text)
+    return text
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON for a file, indented by one, `storable`.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON cannot say.
+    """
+    return storable(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False), "\\").encode()
 
 
 def some(names: Sequence[str]) -> str:
@@ -92,8 +117,10 @@ def json_text(value: Any, *, ascii_only: bool = False) -> str:
 
 
 def csv_cell(value: object) -> object:
-    """A cell of a CSV file: text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A cell of a CSV file: text printable, with an apostrophe in front where a spreadsheet would run it; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
 
 
 def make_streams_printable() -> None:

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from overfocus_cli.output import cell, new_table
+
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
     from overfocus.results.comparison import Comparison
 
@@ -15,7 +16,6 @@ _METRICS_PER_MODEL = 5
 def print_comparison(comparison: "Comparison") -> None:
     """Print the verdicts, the overview of differences, and which metrics tell best which predictions flip."""
     from rich.console import Console
-    from rich.markup import escape
 
     from overfocus.results.comparison import cells
     from overfocus.statistics.differences import OVERVIEW
@@ -27,13 +27,13 @@ def print_comparison(comparison: "Comparison") -> None:
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])
     console.print(
-        f"\n[bold]{escape(models)}[/bold] against [bold]{escape(comparison.baseline)}[/bold], {len(comparison.images)} images\n"
+        f"\n[bold]{cell(models)}[/bold] against [bold]{cell(comparison.baseline)}[/bold], {len(comparison.images)} images\n"
     )
     for verdict in comparison.verdicts:
         colour = _ANSWERS[verdict.answer]
-        console.print(f"[bold]{verdict.asked}[/bold] [{colour}]{verdict.answer}[/{colour}]. {escape(verdict.sentence)}")
+        console.print(f"[bold]{verdict.asked}[/bold] [{colour}]{verdict.answer}[/{colour}]. {cell(verdict.sentence)}")
     for note in comparison.notes:
-        console.print(f"note: {escape(note)}")
+        console.print(f"note: {cell(note)}")
 
     rows = comparison.overview()
     for model in comparison.names[1:]:
@@ -43,10 +43,10 @@ def print_comparison(comparison: "Comparison") -> None:
                 continue
             beside = [] if clean else ["control"]
             numbers = ["mean", "baseline", *beside, "difference", "95 % interval", "p"]
-            table = _table(f"{escape(model)}, {title}", ["metric"], numbers)
+            table = new_table(f"{cell(model)}, {title}", ["metric"], numbers)
             for metric, _, _, _, mean, other, control, difference, interval, p_value, _, _ in cells(chosen):
                 own = [] if clean else [control.partition(" / ")[0]]
-                table.add_row(escape(metric), mean, other, *own, difference, interval, p_value)
+                table.add_row(cell(metric), mean, other, *own, difference, interval, p_value)
             console.print()
             console.print(table)
     overview = comparison.table[comparison.table["family"] == OVERVIEW]
@@ -62,8 +62,8 @@ def print_comparison(comparison: "Comparison") -> None:
     ]
     pooled = found[found["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     for name in comparison.names:
-        told = _table(
-            f"What tells that a prediction of {escape(name)} flips ({flips_of(within, name)}), within a corruption and severity",
+        told = new_table(
+            f"What tells that a prediction of {cell(name)} flips ({flips_of(within, name)}), within a corruption and severity",
             ["metric"],
             ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval"],
         )
@@ -90,15 +90,3 @@ def flips_of(found: "pd.DataFrame", name: str) -> str:
     """How many predictions of a model flip, in words."""
     rows = found[found["model"] == name]
     return f"{rows['flipped'].max():,} of {rows['count'].max():,}" if len(rows) else "none"
-
-
-def _table(title: str, words: list[str], numbers: list[str]) -> "Table":
-    """An empty table with columns of words, then of numbers."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    for heading in words:
-        table.add_column(heading, min_width=14)
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table

@@ -1,18 +1,28 @@
-"""Commands made of settings dataclasses: arguments, options, defaults and help come from the fields, and stand nowhere else."""
+"""Commands made of settings dataclasses: arguments, options, defaults and help come from the fields, and stand nowhere else.
+
+And what was probably meant where an argument is something else than a command takes.
+"""
 
 import functools
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from overfocus.errors import OverfocusError
+from overfocus.errors import CheckpointError, OverfocusError, RunError
 from overfocus.settings import Setting, Settings, element, members, shown, typed_type
+from overfocus.text import printable
 
 Command = Callable[..., None]
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+_WEIGHTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
+_LOOKED_AT = 200
+"""Entries of a folder."""
 
 
 def from_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
@@ -53,7 +63,8 @@ def option_name(settings: type[Settings], name: str) -> str:
         return known.metavar or name.upper()
     if known.spelling:
         return known.spelling[0]
-    plural = element(_kind(settings, name)) is not None and name.endswith("s") and not _takes_commas(known, _kind(settings, name))
+    kind = _kind(settings, name)
+    plural = any(element(part) is not None for part in members(kind)) and name.endswith("s") and not _takes_commas(known, kind)
     return "--" + (name.removesuffix("s") if plural else name).replace("_", "-")
 
 
@@ -204,7 +215,7 @@ def _metavar(kind: Any) -> str:
 def _help(known: Setting, kind: Any, field: "Field[Any]", *, required: bool) -> str:
     """The setting's help, whether it may be repeated, and its default."""
     text = known.help
-    if _is_list(known, kind) and not _takes_commas(known, kind):
+    if _is_list(known, kind) and not _takes_commas(known, kind) and not known.argument:
         text = f"{text.rstrip('.')}; repeatable."
     if known.none and field.default is None:
         text += f" Default: {known.none}."
@@ -212,3 +223,39 @@ def _help(known: Setting, kind: Any, field: "Field[Any]", *, required: bool) -> 
         usual = field.default if isinstance(field.default, tuple) else (field.default,)
         text += f" Default: {', '.join(map(str, usual))}."
     return text
+
+
+def require_checkpoint(checkpoint: object, images: object = None, *, command: str) -> None:
+    """Raise a `CheckpointError` that says how to give them if images stand where the checkpoint belongs."""
+    if checkpoint is None or not _is_images(Path(str(checkpoint))):
+        return
+    first = str(next(iter(images), "")) if isinstance(images, list | tuple) else str(images or "")
+    if Path(first).suffix.lower() in _WEIGHTS:
+        right = f"overfocus {command} {printable(first)} {'' if command == 'heatmap' else '--images '}{printable(checkpoint)}"
+        raise CheckpointError(
+            f"{printable(checkpoint)}: expected a checkpoint, this is an image; the checkpoint comes first: {right}"
+        )
+    right = f"overfocus {command} CHECKPOINT {'' if command == 'heatmap' else '--images '}{printable(checkpoint)}"
+    raise CheckpointError(f"{printable(checkpoint)}: expected a checkpoint, this holds images; give them as: {right}")
+
+
+def require_run(folder: Path) -> None:
+    """Raise a `RunError` that names the runs in the folder unless the folder is one itself."""
+    names = ("run.json", "comparison.json")
+    if any((folder / name).is_file() for name in names) or not folder.is_dir():
+        return
+    inside = sorted({path.parent for name in names for path in folder.glob(f"*/{name}")})
+    if inside:
+        listed = " ".join(printable(path) for path in inside[:5]) + (" …" if len(inside) > 5 else "")
+        raise RunError(f"{printable(folder)}: expected a run folder, this holds {len(inside)} of them; give them: {listed}")
+
+
+def _is_images(path: Path) -> bool:
+    """Whether a path is an image, or a folder that holds images, directly or in its folders, and no weights."""
+    try:
+        if not path.is_dir():
+            return path.suffix.lower() in _IMAGES
+        endings = {entry.suffix.lower() for pattern in ("*", "*/*") for entry in islice(path.glob(pattern), _LOOKED_AT)}
+    except (OSError, ValueError):
+        return False
+    return bool(endings & set(_IMAGES)) and not endings & {*_WEIGHTS, ".json"}

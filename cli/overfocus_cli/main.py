@@ -16,14 +16,9 @@ from overfocus.processes import is_main_process, reports_errors
 from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
-from overfocus_cli.check import check
-from overfocus_cli.figure import figure
-from overfocus_cli.heatmap import heatmap
-from overfocus_cli.inspect_checkpoint import inspect_checkpoint
-from overfocus_cli.list_names import list_names
-from overfocus_cli.measure import ablate, analyze, compare, evaluate
-from overfocus_cli.report import report
-from overfocus_cli.train import curves, train
+from overfocus_cli.draw import curves, figure, heatmap, report
+from overfocus_cli.look_up import check, inspect_checkpoint, list_names
+from overfocus_cli.measure import ablate, analyze, compare, evaluate, train
 
 UsageError: Any = typer.BadParameter.__base__
 """click's class, which typer does not export and newer releases bring a copy of their own of."""
@@ -86,7 +81,7 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # what it prints is the help
             raise
         path = error.ctx.command_path if error.ctx else "overfocus"
-        message = error.format_message().rstrip(".")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")  # as some releases of typer begin it
         if choice := re.search(r"'([^']*)' is not one of (.*)", message):
             message += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
         _stop(f"{message}; see {path} --help", 2, error)

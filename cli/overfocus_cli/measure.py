@@ -1,4 +1,4 @@
-"""`overfocus analyze`, `compare`, `evaluate` and `ablate`: the commands that measure."""
+"""The commands that run models over images: `overfocus analyze`, `compare`, `ablate`, `evaluate` and `train`."""
 
 import json
 from dataclasses import fields
@@ -11,9 +11,9 @@ import typer
 from overfocus.processes import is_main_process
 from overfocus.settings import Settings
 from overfocus.sweep.settings import AblateSettings, AnalyzeSettings, CompareSettings, EvaluateSettings
-from overfocus_cli.from_settings import from_settings
-from overfocus_cli.hints import require_checkpoint
-from overfocus_cli.output import AsJson, print_json
+from overfocus.training.settings import TrainSettings
+from overfocus_cli.from_settings import from_settings, require_checkpoint
+from overfocus_cli.output import Ablations, AsJson, print_json, say
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -60,7 +60,7 @@ def analyze(
         print_json({"run": str(run.path), "report": str(report) if report else None, **summary_as_json(summary)})
     else:
         print_summary(summary)
-        typer.echo(f"\nrun: {run.path}" + (f"\nreport: {report}" if report else ""))
+        say(f"\nrun: {run.path}" + (f"\nreport: {report}" if report else ""))
 
 
 class Format(StrEnum):
@@ -77,12 +77,7 @@ def compare(
     *,
     output: Annotated[str | None, _output("overfocus-comparison", "comparison")] = None,
     format: Annotated[Format, typer.Option(help="How the table is printed.")] = Format.TABLE,
-    ablation: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER", help="What `overfocus ablate` wrote, to show in the report; repeatable.", show_default=False
-        ),
-    ] = None,
+    ablation: Ablations = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,24 +96,25 @@ def compare(
     names = [name or None for name in models]
 
     import overfocus
+    from overfocus.results.ablation import Ablation
 
+    ablations = [Ablation(path) for path in ablation or []]
     asked = {"output": folder, "model": names if len(names) > 1 else names[0]}
     comparison = overfocus.compare(**settings.arguments() | asked)
     if not is_main_process():
         return
     report = None
     if not no_report:
-        from overfocus.results.ablation import Ablation
         from overfocus_reports import draw_comparison
 
-        report = draw_comparison(comparison, [Ablation(path) for path in ablation or []])
+        report = draw_comparison(comparison, ablations)
     if as_json:
         print_json({"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()})
     elif format is Format.TABLE:
         from overfocus_cli.comparison_table import print_comparison
 
         print_comparison(comparison)
-        typer.echo(f"\ncomparison: {folder}" + (f"\nreport: {report}" if report else ""))
+        say(f"\ncomparison: {folder}" + (f"\nreport: {report}" if report else ""))
     else:
         typer.echo(comparison.to_markdown() if format is Format.MARKDOWN else comparison.to_latex(), nl=False)
 
@@ -168,7 +164,7 @@ def ablate(
         from overfocus_cli.evaluation_table import print_ablation
 
         print_ablation(found)
-        typer.echo(f"\nablation: {folder}" + (f"\nreport: {report}" if report else ""))
+        say(f"\nablation: {folder}" + (f"\nreport: {report}" if report else ""))
 
 
 @from_settings(EvaluateSettings)
@@ -190,13 +186,40 @@ def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
         return
     for entry in found:
         if entry.summary.get("task") == "segmentation":
-            from overfocus_cli.segmentation_table import print_segmentation
+            from overfocus_cli.evaluation_table import print_segmentation
 
             print_segmentation(entry)
         else:
             from overfocus_cli.evaluation_table import describe_evaluation
 
-            typer.echo(describe_evaluation(entry))
+            say(describe_evaluation(entry))
+
+
+@from_settings(TrainSettings)
+def train(settings: TrainSettings, *, as_json: AsJson = False) -> None:
+    """Train or fine-tune a classifier or segmentation model.
+
+    Its model.safetensors goes into `overfocus analyze` as it is.
+
+    The same command continues an interrupted training. Several GPUs or machines: accelerate launch -m overfocus train …; several
+    processes without GPUs: torchrun --nproc-per-node N -m overfocus train … --device cpu
+
+    Example: overfocus train photos/ --model vit_small_patch16_224 --recipe finetune --init vit.pth --tap 4 --adl 1
+    """
+    import overfocus
+
+    training = overfocus.train(**settings.arguments() | {"progress": True})
+    if not is_main_process():
+        return
+    last = {str(name): value for name, value in training.log.iloc[-1].dropna().items()}
+    if as_json:
+        print_json({"checkpoint": str(training.checkpoint), **last})
+        return
+    for note in training.info.notes:
+        say(note)
+    from overfocus.training.folder import describe_row
+
+    say(f"{describe_row(last)}\ncheckpoint: {training.checkpoint}\nlog: {training.path / 'log.csv'}")
 
 
 def _text(checkpoint: object) -> str | None:

@@ -3,11 +3,10 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from overfocus_cli.output import cell
+from overfocus.text import LONGEST_LINE
+from overfocus_cli.output import cell, new_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from overfocus.statistics.intervals import Interval
     from overfocus_reports.summary import Retained, Summary
 
@@ -31,11 +30,13 @@ def print_summary(summary: "Summary") -> None:
     if summary.lenient:
         console.print(f"[bold]Measured leniently: this may be another network.[/bold] {cell(summary.notes[0])}\n")
     for sentence in summary.sentences:
-        console.print(sentence, markup=False)
+        console.print(cell(sentence, LONGEST_LINE))
     for note in summary.notes[summary.lenient :]:
         console.print(f"note: {cell(note)}")
 
-    layers = _table("Concentration on clean images", "layer", "top share", "(uniform)", "max ratio", "Gini", "effective")
+    layers = new_table(
+        "Concentration on clean images", ["layer"], ["top share", "(uniform)", "max ratio", "Gini", "effective"], wrap=True
+    )
     worst = next(iter(summary.ranked), None)
     for row in summary.layers:
         values = row.concentration
@@ -51,7 +52,9 @@ def print_summary(summary: "Summary") -> None:
     console.print()
     console.print(layers)
     if summary.custom:
-        custom = _table("Custom metrics and probes", "images", *(one.measure.title for one in summary.custom))
+        custom = new_table(
+            "Custom metrics and probes", ["images"], [cell(one.measure.title) for one in summary.custom], wrap=True
+        )
         for variant in summary.custom[0].values:
             custom.add_row(variant.label, *(_number(one.values[variant].mean, ".4g") for one in summary.custom))
         console.print()
@@ -67,7 +70,8 @@ def print_summary(summary: "Summary") -> None:
     controlled = bool(summary.retained)
     beside = " / control" if controlled else ""
     retained = ["retained"] if controlled else []
-    survival = _table("What survives", "corruption", f"top-k kept{beside}", f"moved{beside}", *retained, *columns)
+    shown = [f"top-k kept{beside}", f"moved{beside}", *retained, *columns]
+    survival = new_table("What survives", ["corruption"], shown, wrap=True)
     for kept in summary.survival:
         output = _number(kept.prediction["output_cosine"].mean, ".3f")
         shares = []
@@ -87,17 +91,6 @@ def print_summary(summary: "Summary") -> None:
         console.print("control: the same between two different clean images; retained: 1 − divergence / that of the control")
     else:
         console.print(f"{NOT_MEASURED}: what stays is not set against another image")
-
-
-def _table(title: str, rows: str, *columns: str) -> "Table":
-    """An empty table whose first column names the rows and whose others hold numbers."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    table.add_column(rows, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
 
 
 def summary_as_json(summary: "Summary") -> dict[str, Any]:

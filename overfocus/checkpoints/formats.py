@@ -1,12 +1,12 @@
 """Tell what a file or folder is: the forms that are not read, and folders with a configuration beside the weights."""
 
 import codecs
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from overfocus.errors import CheckpointError
+from overfocus.files import read_json
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull`"),
@@ -117,7 +117,7 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(
             f"{path}: expected a folder with config.json and weights (hub layout), found no config.json; {advice}"
         )
-    config = _read_config(config_path)
+    config = read_json(config_path, "the configuration of a model", CheckpointError)
     if weights is None:
         shards = " (sharded weights are not read)" if list(path.glob("*.index.json")) else ""
         raise CheckpointError(f"{path}: expected one of {', '.join(_WEIGHTS)} beside config.json, found none{shards}")
@@ -130,15 +130,5 @@ def transformers_folder(path: Path) -> tuple[Path, dict[str, Any]] | None:
     config_path = folder / "config.json"
     if not config_path.is_file() or (path.is_file() and folder == path):
         return None
-    config = _read_config(config_path)
+    config = read_json(config_path, "the configuration of a model", CheckpointError)
     return (folder, config) if "model_type" in config and "architecture" not in config else None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no readable JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    return config

@@ -136,7 +136,7 @@ def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
         if key in metadata:
             try:
                 values[key] = json.loads(metadata[key])
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 values[key] = metadata[key]
     preprocessing, class_names = _preprocessing(values), _class_names(values)
     colours = _colours(values.get("class_colours"))

@@ -354,9 +354,12 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     if found.reading.preprocessing and not hints.preprocessing.keys() & {"mean", "std"}:
         hints = replace(hints, preprocessing={**hints.preprocessing, **found.reading.preprocessing})
         said.append(f"mean and std are those of {found.reading.origin}, which the tensors' names show")
-    preprocess, assumed = preprocess_for(
-        model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
-    )
+    try:
+        preprocess, assumed = preprocess_for(
+            model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; correct it in config.json or in the file's metadata") from None
     lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
     notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []

@@ -14,6 +14,7 @@ from overfocus.checkpoints.arguments import image_size_of, takes_image_size
 from overfocus.checkpoints.hints import Hints
 from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from overfocus.text import storable
 
 
 @dataclass
@@ -47,6 +48,11 @@ class LoadedModel:
     """RGB of 0 … 255 of each class, where a segmentation's checkpoint says it."""
     classes: int | None = None
     """Number of classes of a model whose module does not say it."""
+
+    def __post_init__(self) -> None:
+        self.name, self.source = storable(self.name), storable(self.source)
+        if self.class_names is not None:
+            self.class_names = [storable(str(name)) for name in self.class_names]
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -31,7 +31,7 @@ from overfocus.checkpoints.formats import foreign_format
 from overfocus.checkpoints.names import from_jax
 from overfocus.checkpoints.networks import flatten
 from overfocus.errors import CheckpointError, first_line
-from overfocus.text import some
+from overfocus.text import some, storable
 
 _MODELS = frozenset("torch timm torchvision transformers monai segmentation_models_pytorch open_clip vit_pytorch".split())
 _DANGEROUS = frozenset(
@@ -194,6 +194,7 @@ _QUANTISED = re.compile(
     r"(^|\.)(SCB|absmax|quant_map|quant_state\..*|weight_format|weight_scale(_inv)?|qweight|qzeros|g_idx|scale_inv"
     r"|_packed_params)$"
 )
+_LONGEST_NAME = 1000  # characters of a tensor's name
 _LARGEST_CLAIM = 8  # shared and transposed storages make tensors somewhat larger than their file; a bomb is far above
 
 
@@ -268,7 +269,7 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _read_torch(path: Path) -> dict[str, Any]:
     zipped = _begins_as_archive(path)
     if zipped:
-        _check_archive(path)
+        check_archive(path)
     made: list[Any] = []
     filled = False
     for _ in range(_MOST_CLASSES):
@@ -332,7 +333,9 @@ def _refusal(path: Path, error: Exception, refused: list[str], zipped: bool) -> 
         return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint; this is something else or truncated")
     if isinstance(error, MemoryError):
         return CheckpointError(f"{path}: there is not enough memory to read it ({path.stat().st_size:,} bytes)")
-    return CheckpointError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy or download it again")
+    told = isinstance(error, RuntimeError | OSError | pickle.UnpicklingError)  # others are what damaged bytes lead to
+    reason = f" ({first_line(error)})" if told else ""
+    return CheckpointError(f"{path}: the checkpoint is damaged or none of PyTorch{reason}; copy or download it again")
 
 
 def _is_large(path: Path) -> bool:
@@ -345,7 +348,7 @@ def _begins_as_archive(path: Path) -> bool:
         return stream.read(4) == b"PK\x03\x04"
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Refuse TorchScript archives and archives that unpack to more than they are (torch stores without compression)."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -370,6 +373,12 @@ def _refuse_bomb(content: dict[str, Any], path: Path) -> None:
     """Refuse tensors that claim more values than the file holds (expanded over a few bytes), and quantised weights."""
     limit = _LARGEST_CLAIM * path.stat().st_size
     for name, tensor in flatten(content).items():
+        if len(name) > _LONGEST_NAME:
+            raise CheckpointError(
+                f"{path}: refused, a tensor's name has {len(name):,} characters ({name[:40]}…); at most {_LONGEST_NAME:,} fit"
+            )
+        if name != storable(name):
+            raise CheckpointError(f"{path}: refused, {name[:40]} is no name of a tensor; expected text")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             kind = "quantised (qint8)" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
             raise CheckpointError(f"{path}: {name[:120]} is {kind}; expected plain dense tensors with data")

@@ -6,7 +6,6 @@ fetched for a folder on the disk.
 
 import contextlib
 import inspect
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from overfocus.checkpoints.build import is_harmless
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.errors import CheckpointError, first_line
+from overfocus.files import read_json
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from overfocus.text import some
 
@@ -164,11 +164,7 @@ def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None)
     path = folder / "preprocessor_config.json"
     said: dict[str, Any] = {}
     if path.is_file():
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-            said = read if isinstance(read, dict) else {}
-        except (ValueError, OSError, RecursionError) as error:
-            raise CheckpointError(f"{path}: no readable JSON ({first_line(error)})") from None
+        said = read_json(path, "the preprocessing of a model", CheckpointError)
     notes = []
     if not said.get("image_mean"):
         notes.append("preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say")

@@ -1,7 +1,9 @@
 """Where the images of a data set lie: split folders, IDX files (MNIST, Fashion-MNIST, KMNIST), data sets of Hugging Face."""
 
 import gzip
+import io
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from overfocus.errors import ImageError
+from overfocus.files import MOST_BYTES, read_bytes
 from overfocus.images.sources import to_rgb
 
 SPLITS = {
@@ -136,10 +139,15 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
     Raises:
         ImageError: the file is something else or cut off.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ImageError(f"{path}: expected an IDX file, reading it failed ({error}); download it again") from None
+    content = read_bytes(path, "an IDX file", ImageError, most=MOST_BYTES)
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ImageError(f"{path}: expected an IDX file, reading it failed ({error}); download it again") from None
+        if len(content) > MOST_BYTES:
+            raise ImageError(f"{path}: unpacks to more than {MOST_BYTES:,} bytes; expected an IDX file")
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise ImageError(f"{path}: expected an IDX file of bytes, got one that begins with {content[:4].hex()}")
     axes = content[3]

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from overfocus.errors import ImageError
+from overfocus.files import require_regular_file
 from overfocus.images.sources import find_images, read_image
 from overfocus.settings import MAX_PIXELS
 
@@ -33,6 +34,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
         ImageError: it is missing or damaged, has another size, holds colours instead of numbers, numbers above 255, or was
             compressed with loss.
     """
+    require_regular_file(path, "a mask", ImageError)
     try:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -50,8 +52,6 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
             numbers = np.asarray(opened)
     except ImageError:
         raise
-    except FileNotFoundError:
-        raise ImageError(f"{path}: there is no such mask; check the path") from None
     except Exception as error:  # Pillow's readers raise a dozen classes on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: expected a mask, reading it failed ({reason}); replace it") from error
@@ -66,6 +66,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: it cannot be read.
     """
+    require_regular_file(path, "an image", ImageError)
     try:
         with Image.open(path) as opened:
             width, height = opened.size

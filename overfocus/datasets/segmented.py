@@ -27,6 +27,7 @@ from overfocus.datasets.masks import (
     read_mask,
 )
 from overfocus.errors import ImageError
+from overfocus.files import read_text
 from overfocus.images.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -94,10 +95,8 @@ def _listed(folder: Path) -> list[str] | None:
     path = folder / CLASSES
     if not path.is_file():
         return None
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ImageError(f"{path}: expected a text file with the name of a class a line, but it is not UTF-8 text") from None
+    text = read_text(path, "a text file with the name of a class a line", ImageError)
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if len(set(names)) != len(names):
         raise ImageError(f"{path}: expected the name of a class a line, each once, got one twice")
     return names

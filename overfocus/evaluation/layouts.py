@@ -327,7 +327,10 @@ class LabelledReader:
             image = portion.images.image(place.index)
         except ImageError as error:
             return Sample(item, reason=str(error), fatal=ChangedImageError if isinstance(error, ChangedImageError) else None)
-        clean = preprocess.resize(image)
+        try:
+            clean = preprocess.resize(image)
+        except ImageError as error:
+            return Sample(item, reason=f"{portion.images.name(place.index)}: {error}")
         variants = _variants(portion.variant, [self.variants[number] for number in places])
         return _sample(item, clean, variants, self, {"size": image.size}, at=size, own=portion.variant != CLEAN_VARIANT)
 

@@ -1,6 +1,5 @@
 """What an evaluation gives: accuracy, calibration and IoU from the predictions of its run folder, each beside what it is over."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,10 +13,12 @@ import torch
 from overfocus.corruptions import GROUPS
 from overfocus.errors import RunError
 from overfocus.evaluation.corruption_error import corruption_error, describe_levels, describe_tree
-from overfocus.files import atomic_file
+from overfocus.files import atomic_file, read_json
 from overfocus.run import Run
 from overfocus.runs.description import RunDescription
+from overfocus.runs.folder import write_csv
 from overfocus.segmentation import class_iou, mean_iou, pixel_accuracy
+from overfocus.text import json_bytes
 from overfocus.variants import CLEAN, CLEAN_VARIANT
 
 if TYPE_CHECKING:
@@ -193,8 +194,7 @@ class Evaluation:
     @property
     def summary(self) -> dict[str, Any]:
         """The content of evaluation.json: data and how they were corrupted, clean figures, means and what each is over."""
-        content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
-        return content
+        return read_json(self.path / "evaluation.json", "the summary of a finished evaluation")
 
 
 PERTURBATIONS = (
@@ -333,6 +333,5 @@ def _subject(description: RunDescription) -> dict[str, Any]:
 def _write(evaluation: Evaluation, content: Mapping[str, Any]) -> None:
     """Write `content` as evaluation.json and the table as evaluation.csv into the run folder."""
     with atomic_file(evaluation.path / "evaluation.json") as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
-    with atomic_file(evaluation.path / "evaluation.csv") as file:
-        file.write(evaluation.table.to_csv(index=False).encode())
+        file.write(json_bytes(content))
+    write_csv(evaluation.path / "evaluation.csv", evaluation.table)

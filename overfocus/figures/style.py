@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from overfocus.errors import RunError
+from overfocus.errors import RunError, explain
+from overfocus.files import atomic_file, remove_unfinished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,18 +137,22 @@ def inches(width: str) -> float:
     return size
 
 
-def save_figure(figure: "Figure", path: Path) -> Path:
-    """Write a figure in the format of the path's ending; call inside `paper()`.
+def save_figure(figure: "Figure", path: Path, **options: Any) -> Path:
+    """Write a figure whole or not at all, in the format of the path's ending; call inside `paper()` or `styled()`.
 
     Raises:
         RunError: the file cannot be written.
     """
-    dated = {"pdf": "CreationDate", "svg": "Date"}.get(path.suffix.lstrip("."))
+    form = path.suffix.lstrip(".").lower()
+    dated = {"pdf": "CreationDate", "svg": "Date"}.get(form)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={dated: None} if dated else None)  # the same run gives the same file
+        remove_unfinished(path.parent)
+        with atomic_file(path) as file:
+            metadata = {dated: None} if dated else None  # the same run gives the same file
+            figure.savefig(file, format=form, metadata=metadata, **options)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+        raise RunError(f"the figure cannot be written ({explain(error)})") from error
     return path
 
 

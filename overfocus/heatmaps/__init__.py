@@ -1,6 +1,7 @@
 """Heat maps over an image: what receives attention, where one token attends, rollout, and what speaks for a class."""
 
 from overfocus.heatmaps.draw import HeatMaps, draw_heat_maps, heatmap
-from overfocus.heatmaps.maps import METHODS, HeatMap, HeatMapRequest, heat_maps
+from overfocus.heatmaps.maps import HeatMap, heat_maps
+from overfocus.sweep.settings import HeatMapRequest, HeatMapSettings
 
-__all__ = ["METHODS", "HeatMap", "HeatMapRequest", "HeatMaps", "draw_heat_maps", "heat_maps", "heatmap"]
+__all__ = ["HeatMap", "HeatMapRequest", "HeatMapSettings", "HeatMaps", "draw_heat_maps", "heat_maps", "heatmap"]

@@ -17,13 +17,14 @@ from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
 from overfocus.errors import CaptureError, ImageError, RunError
 from overfocus.figures.images import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
-from overfocus.figures.style import styled
-from overfocus.heatmaps.maps import HeatMap, HeatMapRequest, Method, heat_maps
+from overfocus.figures.style import save_figure, styled
+from overfocus.heatmaps.maps import HeatMap, heat_maps
 from overfocus.images.live import image_sources
 from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
 from overfocus.sweep.reading import ImageReader, InputSize
+from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings
 from overfocus.sweep.sweep import place_of
 from overfocus.text import printable
 from overfocus.variants import Variant, list_variants
@@ -60,7 +61,7 @@ class HeatMaps:
         known = self.class_names is not None and target is not None and target < len(self.class_names)
         of_class = "" if target is None else f" for class {target}" + (f" ({self.class_names[target]})" if known else "")  # type: ignore[index]
         with styled():
-            heading = f"{self.name} · {describe(self.request)}{of_class}"
+            heading = f"{printable(self.name)} · {describe(self.request)}{of_class}"
             return heat_map_sheet(
                 self.pictures, [variant.label for variant in self.variants], self.maps, heading, counted(self.request)
             )
@@ -74,7 +75,7 @@ class HeatMaps:
 def heatmap(
     model: Any,
     image: "str | Path | Image.Image | npt.NDArray[Any] | Tensor | None" = None,
-    method: Method = "received",
+    method: HeatMapMethod = "received",
     *,
     corruptions: str | Sequence[str] = (),
     severity: int = 3,
@@ -100,8 +101,8 @@ def heatmap(
         Maps (versions, rows, columns) in multiples of uniform attention (for a class, of their mean); shown in notebooks.
 
     Raises:
-        CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown.
-        ValueError: options that the method has no meaning for.
+        CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown, or an
+            option has no meaning for the method.
     """
     request = HeatMapRequest(method, **options)
     loaded = resolve_model(model, device=place_of(model, device))
@@ -154,43 +155,26 @@ def class_number(target: int | str | None, names: Sequence[str] | None) -> int |
     raise CaptureError(f"expected a class that the model names{hint}, got {printable(target)!r}")
 
 
-def draw_heat_maps(
-    checkpoint: "str | Path | LoadedModel | None",
-    images: str | Path | Sequence[str | Path] | None = None,
-    request: HeatMapRequest | None = None,
-    *,
-    corruptions: str | Sequence[str] = (),
-    severity: int = 3,
-    seed: int = 0,
-    output: str | Path = "overfocus-heatmaps",
-    model: str | None = None,
-    use_ema: bool = True,
-    image_size: int | tuple[int, int] | None = None,
-    device: str | torch.device | None = None,
-) -> list[Path]:
-    """Write one PNG per picture into `output`: the picture, clean and under each corruption, below its attention.
+def draw_heat_maps(settings: HeatMapSettings) -> list[Path]:
+    """Write one PNG per image into `settings.output`: the image, clean and under each corruption, below its attention.
 
     Without `checkpoint` or `images` the bundled ones are taken. Values are multiples of uniform attention on one logarithmic
-    scale per file. Pictures are resized and cropped as the model's input is, and corrupted after that.
+    scale per file. Images are resized and cropped as the model's input is, and corrupted after that.
 
     Raises:
         CheckpointError, ImageError, CorruptionError, CaptureError: what was given cannot be loaded, read or shown.
         RunError: `output` cannot be written.
     """
-    request = request or HeatMapRequest()
-    place = choose_device(place_of(checkpoint, device))
-    loaded = resolve_model(checkpoint, device=place, model=model, use_ema=use_ema, image_size=image_size)
-    sources = image_sources(images, loaded.input_size)
+    checkpoint = settings.checkpoint
+    place = choose_device(place_of(checkpoint, settings.device))
+    loaded = resolve_model(checkpoint, device=place, **settings.loading())
+    sources = image_sources(settings.images, loaded.input_size)
+    drawings = _heat_maps(loaded, sources, settings, settings.corruptions or (), settings.severity, settings.seed)
     written: dict[Path, None] = {}
-    for image, drawn in zip(sources, _heat_maps(loaded, sources, request, corruptions, severity, seed), strict=True):
-        path = unused(Path(output), f"{Path(image.name).stem}-{file_part(drawn, drawn.variants)}", written)
-        figure = drawn.figure()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with styled():
-                figure.savefig(path)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
+    for image, drawn in zip(sources, drawings, strict=True):
+        path = unused(Path(settings.output), f"{Path(image.name).stem}-{file_part(drawn, drawn.variants)}", written)
+        with styled():
+            save_figure(drawn.figure(), path)
         written[path] = None
     return list(written)
 

@@ -11,23 +11,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from overfocus.attention import TOKEN_KINDS, AttentionMap, HeadFusion, attention_rollout, token_row
+from overfocus.attention import TOKEN_KINDS, AttentionMap, attention_rollout, token_row
 from overfocus.capturing import capture
 from overfocus.capturing.sources import ArrangedWeights, MaterialisedWeights
 from overfocus.errors import CaptureError
 from overfocus.metrics import measure
-
-Query = tuple[int, int] | Literal["class"]
-"""(row, column) of a patch, counted from 0, or the class token."""
-Method = Literal["received", "rollout", "row", "gradient-rollout", "grad-cam"]
-METHODS: tuple[Method, ...] = get_args(Method)
-CLASS_METHODS: tuple[Method, ...] = ("gradient-rollout", "grad-cam")
+from overfocus.sweep.settings import HeatMapRequest, Query
 
 
 def gradient_rollout(
@@ -201,53 +196,6 @@ def _weighted(maps: list[AttentionMap], score: Tensor) -> list[Float[Tensor, "ba
         product = attention.source.rows(0, queries).detach() * slopes.rows(0, queries)
         results.append(product.relu_().mean(1))
     return results
-
-
-@dataclass(frozen=True)
-class HeatMapRequest:
-    """What to show.
-
-    Raises:
-        ValueError: unknown method, or options that the method has no meaning for.
-    """
-
-    method: Method = "received"
-    """"received": the attention that each patch receives from all patches; "row": where one query attends; "rollout":
-    attention followed through all layers (Abnar & Zuidema 2020). For a class: "gradient-rollout", attention × its gradient
-    followed through all layers (Chefer et al. 2021), and "grad-cam", the tokens that enter each layer × their gradient."""
-    layer: int | None = None
-    """Counted in call order, negative from the last; None shows every layer."""
-    head: int | Literal["all"] | None = None
-    """None takes the mean over heads (for rollout, what `head_fusion` says); "all" shows each head of each layer."""
-    query: Query | None = None
-    """Of "row" and the rollouts: the class token, or (row, column) of a patch; None takes the class token, or without one the
-    middle patch (for rollout the mean over patches)."""
-    head_fusion: HeadFusion = "mean"
-    discard_ratio: float = 0.0
-    target: int | str | None = None
-    """Of "gradient-rollout" and "grad-cam": the class, by number or by a name that the model knows; None takes the one
-    predicted for the first image (the clean one) of a batch."""
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"expected method to be one of {', '.join(METHODS)}, got {self.method!r}")
-        by_class, through_all = self.method in CLASS_METHODS, self.method in ("rollout", "gradient-rollout")
-        if through_all and self.layer is not None:
-            raise ValueError(f"{self.method} goes through all layers; leave layer out, or take the method row or received")
-        if by_class and self.head is not None:
-            raise ValueError(f"{self.method} is of all heads; leave head out, or take the method row or received")
-        if self.method == "rollout" and self.head == "all":
-            raise ValueError("rollout is of one head or all together; leave head out, or give its number")
-        if self.method == "grad-cam" and self.query is not None:
-            raise ValueError("grad-cam is of the class; leave query out, or take the method gradient-rollout")
-        if self.target is not None and not by_class:
-            raise ValueError(
-                f"{self.method} is of no class; leave the class out, or take the method {' or '.join(CLASS_METHODS)}"
-            )
-        if self.method == "received" and self.query is not None:
-            raise ValueError("received attention is that of all queries; leave query out, or take the method row")
-        if self.method != "rollout" and (self.head_fusion != "mean" or self.discard_ratio):
-            raise ValueError("head_fusion and discard_ratio belong to the method rollout")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from overfocus.errors import ImageError
-from overfocus.files import require_regular_file
+from overfocus.files import read_text
 from overfocus.text import printable
 
 IMAGENET_CLASSES = 1000
@@ -217,7 +217,7 @@ def _of_file(
 
 def _pairs(path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:
     """Labels and their classes, by number or name, in a file."""
-    text = read_text(path, "a file with the class of each label")
+    text = read_text(path, "a file with the class of each label", ImageError, most=MOST_BYTES)
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
         try:
             content = json.loads(text)
@@ -256,22 +256,6 @@ def _pairs_of_json(content: Any, path: Path, present: Sequence[str]) -> list[tup
     turned = [(str(label), key) for key, value in keys.items() for label in (value if isinstance(value, list) else [value])]
     often = Counter(label for label, _ in turned)
     return [(label, key) for label, key in turned if often[label] == 1 or label in present]
-
-
-def read_text(path: Path, what: str) -> str:
-    """The content of a text file, without a byte order mark.
-
-    Raises:
-        ImageError: it is missing, no regular file, too large, or not UTF-8 text.
-    """
-    if (size := require_regular_file(path, what, ImageError).st_size) > MOST_BYTES:
-        raise ImageError(f"{printable(path)}: expected {what}, but it has {size:,} bytes, more than {MOST_BYTES:,}")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ImageError(f"{printable(path)}: expected {what}, but it is not UTF-8 text") from None
-    except OSError as error:
-        raise ImageError(f"{printable(path)}: expected {what}, but it cannot be read ({error.strerror})") from None
 
 
 def read_rows(text: str) -> list[list[str]]:

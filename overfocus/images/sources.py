@@ -13,11 +13,10 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from overfocus.errors import ImageError
-from overfocus.files import require_regular_file
-from overfocus.images.labels import read_text
+from overfocus.files import read_text, require_regular_file
 from overfocus.images.tables import read_labels_table
 from overfocus.settings import MAX_PIXELS
-from overfocus.text import printable
+from overfocus.text import printable, storable
 
 EXTENSIONS: dict[str, str] = {
     ".avif": "AVIF",
@@ -131,6 +130,11 @@ class ImageSource:
     label: str | None = None
     sha256: str | None = None
     """Of the pixels of an image in memory."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", storable(self.name))
+        if self.label is not None:
+            object.__setattr__(self, "label", storable(self.label))
 
     def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The image as 8-bit RGB.
@@ -247,7 +251,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def _in_list(path: Path) -> list[ImageSource]:
-    lines = read_text(path, "a text file with one image a line").splitlines()
+    lines = read_text(path, "a text file with one image a line", ImageError).splitlines()
     found = [_in_line(line.strip(), path.parent) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise ImageError(f"{path}: expected one image a line, but the list is empty")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overfocus.errors import ImageError
-from overfocus.images.labels import read_rows, read_text
+from overfocus.files import read_text
+from overfocus.images.labels import MOST_BYTES, read_rows
 from overfocus.text import one_line, printable
 
 _FILES = (
@@ -82,7 +83,7 @@ def _rows(path: Path) -> list[list[str]]:
     import csv
 
     try:
-        rows = read_rows(read_text(path, "a CSV file with the names and labels of images"))
+        rows = read_rows(read_text(path, "a CSV file with the names and labels of images", ImageError, most=MOST_BYTES))
     except csv.Error as error:
         raise ImageError(f"{printable(path)}: expected a CSV file, reading it failed ({one_line(error, 100)})") from None
     if not rows:

@@ -8,6 +8,7 @@ from overfocus.errors import RunError
 from overfocus.files import atomic_file
 from overfocus.run import committed_parts, read_run
 from overfocus.runs.description import RunDescription
+from overfocus.runs.folder import read_table, write_csv
 from overfocus.statistics.ablation import AblationTables, describe_ablation, tabulate_ablation
 from overfocus.variants import CLEAN
 
@@ -87,16 +88,9 @@ class Ablation:
 
     @cached_property
     def _tables(self) -> AblationTables:
-        import pandas as pd
-        import pyarrow
-
-        try:
-            names = "ablation.parquet", "differences.parquet"
-            return AblationTables(*(pd.read_parquet(self.path / name) for name in names))
-        except (OSError, pyarrow.ArrowException) as error:
-            raise RunError(
-                f"{self.path}: a table of the ablation cannot be read ({error}); run `overfocus ablate` again"
-            ) from error
+        names = "ablation.parquet", "differences.parquet"
+        remedy = "run `overfocus ablate` again"
+        return AblationTables(*(read_table(self.path / name, remedy=remedy).to_pandas() for name in names))
 
 
 def write_tables(folder: Path) -> None:
@@ -105,20 +99,16 @@ def write_tables(folder: Path) -> None:
     Raises:
         RunError: the values cannot be read, or a file cannot be written.
     """
-    import pandas as pd
-    import pyarrow
-
     description = read_run(folder)
     parts = committed_parts(folder, "ablation/part", description)
+    values = read_table(parts.values(), remedy="start the same command again").to_pandas()
     try:
-        values = pd.concat([pd.read_parquet(path) for path in parts.values()], ignore_index=True)
         if description.settings.how == "corrupt":  # nothing of a clean image is corrupted
             values = values[values["corruption"] != CLEAN]
         tables = tabulate_ablation(values)
         for name, table in (("ablation", tables.table), ("differences", tables.differences)):
-            with atomic_file(folder / f"{name}.csv") as file:
-                table.to_csv(file, index=False)
+            write_csv(folder / f"{name}.csv", table)
             with atomic_file(folder / f"{name}.parquet") as file:
                 table.to_parquet(file, index=False)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{folder}: the tables of the ablation cannot be made ({error}); start the same command again") from error

@@ -19,7 +19,7 @@ from overfocus.files import atomic_file
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
-from overfocus.runs.folder import COMPARISON_FILES, entry_names, own_files, refuse_others, remove_files
+from overfocus.runs.folder import COMPARISON_FILES, entry_names, own_files, refuse_others, remove_files, write_csv
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.statistics.differences import tabulate_differences
 from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability
@@ -36,6 +36,7 @@ from overfocus.statistics.verdicts import (
     probability,
     variant_label,
 )
+from overfocus.text import json_bytes
 from overfocus.variants import CLEAN, CLEAN_VARIANT, RESERVED, Variant
 from overfocus.version import __version__
 
@@ -369,13 +370,11 @@ class Comparison(NotebookMethods):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, table in (("comparison", self.table), ("fragility", self.fragility)):
-                with atomic_file(folder / f"{name}.csv") as file:
-                    table.to_csv(file, index=False)
+                write_csv(folder / f"{name}.csv", table)
                 with atomic_file(folder / f"{name}.parquet") as file:
                     table.to_parquet(file, index=False)
-            text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             with atomic_file(folder / DESCRIPTION) as file:
-                file.write(text.encode())
+                file.write(json_bytes(self.as_dict()))
         except OSError as error:
             raise RunError(
                 f"{folder}: the comparison cannot be written ({error.strerror or error}); choose another output"

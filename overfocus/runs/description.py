@@ -5,7 +5,6 @@ does not hold in files of an older format has a default. Fields that are not kno
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,19 +12,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
 from overfocus.errors import OverfocusError, RunError, TrainingError
-from overfocus.files import require_regular_file
+from overfocus.files import read_bytes
 from overfocus.metrics.catalogue import BUILT_IN, Metric, top_count
-from overfocus.text import one_line, printable
+from overfocus.text import json_bytes, one_line, printable
 
 FORMAT = 2
 """Version of the descriptions that this package writes."""
 OLDEST_FORMAT = 1
 """The oldest version that it reads; overfocus 0.1.0 wrote it. Runs of it can be read but not continued."""
 
-MOST_BYTES = 2**30
-"""A description larger than this is refused; a run of a million images has one of some 200 MB."""
 MOST = 2**53
 """No count is larger: JSON's numbers are exact up to here."""
+
+LONGEST = 10_000
+"""Characters of a text; names of files have at most 4,096."""
 
 Status = Literal["running", "complete"]
 Kind = Literal["analysis", "evaluation", "ablation"]
@@ -96,7 +96,7 @@ class Layer:
     @property
     def label(self) -> str:
         """Number, module and branch: "7 · blocks.7.attn"."""
-        return f"{self.layer} · {self.module}" + (f" ({self.branch})" if self.branch else "")
+        return f"{self.layer} · {printable(self.module, 80)}" + (f" ({printable(self.branch, 20)})" if self.branch else "")
 
     @property
     def tokens(self) -> int:
@@ -437,15 +437,7 @@ def read_description(path: Path, kind: type[Description]) -> Description:
         RunError, TrainingError: `path` is missing, is no regular file, is damaged, describes something else, holds a wrong type
             or number, or was written in a format that this version does not read; one line.
     """
-    error = kind.ERROR
-    expected = f"the description of {kind.WHAT}"
-    size = require_regular_file(path, expected, error).st_size
-    if size > MOST_BYTES:
-        raise error(f"{printable(path)}: expected {expected}, but the file has {size:,} bytes, more than {MOST_BYTES:,}")
-    try:
-        text = path.read_bytes()
-    except OSError as problem:
-        raise error(f"{printable(path)}: expected {expected}, but it cannot be read ({problem.strerror or problem})") from None
+    text = read_bytes(path, f"the description of {kind.WHAT}", kind.ERROR)
     return decode_description(text, kind, path)
 
 
@@ -467,16 +459,19 @@ def decode_description(text: bytes, kind: type[Description], path: Path) -> Desc
                 "upgrade overfocus, or measure again"
             )
         description = msgspec.json.decode(text, type=kind)
-        _check_numbers(description, "$")
+        _check_values(description, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as problem:
         reason = one_line(str(problem) or type(problem).__name__, 300)
-        raise error(f"{where}: expected the description of {kind.WHAT}, but it cannot be read ({reason})") from None
+        raise error(
+            f"{where}: expected the description of {kind.WHAT}, but it cannot be read ({reason}); restore the file from a copy, "
+            "or start again with --overwrite"
+        ) from None
     return description
 
 
 def encode_description(description: RunDescription | TrainingDescription | ComparisonDescription) -> bytes:
     """The text of a description file."""
-    return json.dumps(dataclasses.asdict(description), indent=1, ensure_ascii=False, allow_nan=False).encode()
+    return json_bytes(dataclasses.asdict(description))
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -499,9 +494,13 @@ class _Header:
     format: Any = None
 
 
-def _check_numbers(value: Any, where: str, *, signed: bool = False) -> None:
-    """Raise `ValueError` where a number is no count, or not finite."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
+def _check_values(value: Any, where: str, *, signed: bool = False) -> None:
+    """Raise `ValueError` where a number is no count or not finite, or a text longer than any name or sentence."""
+    if isinstance(value, bool) or value is None:
+        return
+    if isinstance(value, str):
+        if len(value) > LONGEST:
+            raise ValueError(f"expected at most {LONGEST:,} characters, got {len(value):,} - at `{where}`")
         return
     if isinstance(value, int):
         if not (signed or value >= 0) or abs(value) > MOST:
@@ -511,10 +510,10 @@ def _check_numbers(value: Any, where: str, *, signed: bool = False) -> None:
             raise ValueError(f"expected a finite number, got {value} - at `{where}`")
     elif isinstance(value, dict):
         for name, part in value.items():
-            _check_numbers(part, f"{where}.{printable(name, 40)}", signed=True)
+            _check_values(part, f"{where}.{printable(name, 40)}", signed=True)
     elif isinstance(value, Sequence):
         for part in value:
-            _check_numbers(part, f"{where}[…]", signed=signed)
+            _check_values(part, f"{where}[…]", signed=signed)
     else:
         for entry in dataclasses.fields(value):
-            _check_numbers(getattr(value, entry.name), f"{where}.{entry.name}", signed=signed or entry.name in _SIGNED)
+            _check_values(getattr(value, entry.name), f"{where}.{entry.name}", signed=signed or entry.name in _SIGNED)

@@ -21,11 +21,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import OverfocusError, RunError
-from overfocus.files import atomic_file, require_regular_file
+from overfocus.files import FolderLock, atomic_file, lock_folder, remove_unfinished, require_regular_file
 from overfocus.runs.description import FORMAT, RunDescription, encode_description, read_description
-from overfocus.text import one_line, printable
+from overfocus.text import csv_cell, one_line, printable
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow
 
 
@@ -56,6 +57,16 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, comp
     """
     with atomic_file(path) as file:
         (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **dict(arrays))
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table for spreadsheets, whole or not at all: no name in it acts on a terminal or is run as a formula.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_file(path) as file:
+        table.map(csv_cell).rename(columns=csv_cell).to_csv(file, index=False)
 
 
 def read_table(paths: Path | Iterable[Path], *, remedy: str = REMEDY, error: type[OverfocusError] = RunError) -> "pyarrow.Table":
@@ -215,6 +226,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: FolderLock | None = None
 
     def open(
         self, wanted: RunDescription, rows: Callable[[RunDescription], Mapping[str, int]], *, overwrite: bool
@@ -227,6 +239,7 @@ class RunFolder:
         Raises:
             RunError: the folder holds another run or other files, or cannot be written.
         """
+        self._lock = lock_folder(self.path)
         found = entry_names(self.path, "run")
         lies_here = "run.json" in found
         if lies_here and not overwrite:
@@ -300,10 +313,9 @@ class RunFolder:
         """Find out now, not after the first part was measured, whether the folder can be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe.{os.getpid()}.unfinished"
-            probe.touch()
-            for unfinished in (path for path in self._own() if path.suffix == ".unfinished"):  # the probe, and what a kill left
-                unfinished.unlink()
+            self._lock = self._lock or lock_folder(self.path)
+            (self.path / f".probe.{os.getpid()}.unfinished").touch()
+            remove_unfinished(self.path)  # the probe, and what a kill left
         except OSError as error:
             raise RunError(
                 f"{self.path}: the output folder cannot be written ({error.strerror}); choose another output"

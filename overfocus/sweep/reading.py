@@ -136,7 +136,10 @@ class ImageReader:
             image, mask = source.read(self.max_pixels), source.read_mask()
         except ImageError as error:
             return Sample(item, reason=str(error), fatal=ChangedImageError if isinstance(error, ChangedImageError) else None)
-        clean = self.preprocess.resize(image)
+        try:
+            clean = self.preprocess.resize(image)
+        except ImageError as error:
+            return Sample(item, reason=f"{source.path}: {error}")
         variants = [self.variants[place] for place in places]
         partner = self._partner(item) if CONTROL_VARIANT in variants else None
         try:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from overfocus.errors import CaptureError, OverfocusError
 from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, Settings, setting, shown
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ DEFAULT_SEVERITIES = (1, 3, 5)
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 LARGEST_BATCH = 65_536
 LARGEST_SIDE = 16_384
+HeatMapMethod = Literal["received", "rollout", "row", "gradient-rollout", "grad-cam"]
+METHODS: tuple[HeatMapMethod, ...] = get_args(HeatMapMethod)
+CLASS_METHODS: tuple[HeatMapMethod, ...] = ("gradient-rollout", "grad-cam")
+"""Methods that explain a class."""
+Query = tuple[int, int] | Literal["class"]
+"""(row, column) of a patch, counted from 0, or the class token."""
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
@@ -71,7 +78,6 @@ def _corruptions(none: str) -> Any:
         None,
         "Corruption or group (`overfocus list corruptions`); in Python also functions (rgb, severity, generator) -> rgb.",
         none=none,
-        spelling=("--corruption",),
         metavar="NAME",
     )
 
@@ -419,7 +425,6 @@ class EvaluateSettings(SweepSettings):
         None,
         "Corruption or group to make on the fly, or to take of a tree.",
         none="none; all of a tree",
-        spelling=("--corruption",),
         metavar="NAME",
     )
     severities: int | Sequence[int] | None = _severities("all")
@@ -469,7 +474,6 @@ class EvaluateSettings(SweepSettings):
         none="1 alone",
         above=0,
         most=100,
-        spelling=("--scales",),
         commas=True,
         metavar="FACTOR",
     )
@@ -482,3 +486,98 @@ class EvaluateSettings(SweepSettings):
         metavar="N",
     )
     amp: bool = setting(False, "Compute in mixed precision.")
+
+
+def _query(text: str) -> Any:
+    """The patch in "3,4", or the class token."""
+    row, _, column = text.partition(",")
+    try:
+        return text if text == "class" else (int(row), int(column))
+    except ValueError:
+        raise ValueError(f"expected ROW,COL such as 3,4, or class, got {shown(text)}") from None
+
+
+@dataclass(frozen=True)
+class HeatMapRequest(Settings):
+    """What a heat map shows.
+
+    Raises:
+        CaptureError: an unknown method, or options that the method has no meaning for.
+    """
+
+    error: ClassVar[type[OverfocusError]] = CaptureError
+
+    method: HeatMapMethod = setting(
+        "received",
+        "received: the attention that each patch receives from all; row: where one query attends; rollout: attention followed "
+        "through all layers (Abnar and Zuidema 2020). For a class: gradient-rollout, attention × its gradient followed through "
+        "all layers (Chefer et al. 2021); grad-cam, the tokens that enter each layer × their gradient.",
+        metavar="NAME",
+    )
+    layer: int | None = setting(None, "Layer in call order from 0, from the end where negative.", none="all", metavar="N")
+    head: int | Literal["all"] | None = setting(
+        None, "Head from 0, or all for a sheet of every head.", none="the mean over heads", metavar="N|all"
+    )
+    query: Query | None = setting(
+        None,
+        "Token that attends, for row and the rollouts.",
+        none="the class token, or without one the middle patch (for rollout the mean over patches)",
+        metavar="ROW,COL|class",
+        parse=_query,
+    )
+    head_fusion: Literal["mean", "max", "min"] = setting(
+        "mean", "How rollout makes one map of all heads: mean, max or min.", metavar="NAME"
+    )
+    discard_ratio: float = setting(
+        0.0, "Share of a layer's weights, the smallest, that rollout drops.", least=0, below=1, metavar="SHARE"
+    )
+    target: int | str | None = setting(
+        None,
+        "Class that gradient-rollout and grad-cam explain, by number or name.",
+        none="the one predicted for the clean image",
+        spelling=("--class",),
+        metavar="NAME|N",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        method, by_class = self.method, self.method in CLASS_METHODS
+        if method in ("rollout", "gradient-rollout") and self.layer is not None:
+            self.refuse("layer", f"must be left out, as {method} goes through all layers; or take the method row or received")
+        if by_class and self.head is not None:
+            self.refuse("head", f"must be left out, as {method} is of all heads; or take the method row or received")
+        if method == "rollout" and self.head == "all":
+            self.refuse("head", "must be one number or left out, as rollout is of one head or of all together, got 'all'")
+        if method == "grad-cam" and self.query is not None:
+            self.refuse("query", "must be left out, as grad-cam is of the class; or take the method gradient-rollout")
+        if self.target is not None and not by_class:
+            self.refuse(
+                "target", f"must be left out, as {method} is of no class; or take the method {' or '.join(CLASS_METHODS)}"
+            )
+        if method == "received" and self.query is not None:
+            self.refuse("query", "must be left out, as received attention is that of all queries; or take the method row")
+        for name, usual in (("head_fusion", "mean"), ("discard_ratio", 0.0)):
+            if method != "rollout" and getattr(self, name) != usual:
+                self.refuse(name, f"belongs to the method rollout; leave it out, or take that in place of {method}")
+
+
+@dataclass(frozen=True)
+class HeatMapSettings(LoadingSettings, HeatMapRequest):
+    """What `draw_heat_maps` takes: whose heat maps of which images, and where they are written.
+
+    Raises:
+        CaptureError: a value is out of bounds or does not go with another.
+    """
+
+    checkpoint: "str | Path | LoadedModel | None" = _checkpoint()
+    images: str | Path | Sequence[str | Path] | None = setting(
+        None, "Images, folders or text lists of images.", none="bundled ones", argument=True, metavar="IMAGE…"
+    )
+    corruptions: str | Sequence[str] | None = setting(
+        None, "Show the image under this corruption or group too.", none="none", metavar="NAME"
+    )
+    severity: int = setting(3, "Severity of the corruptions, from 1 (weak) to 5 (strong).", least=1, most=5, metavar="N")
+    seed: int = setting(0, "Seed of the corruptions.", least=0, most=LARGEST_SEED, metavar="N")
+    output: str | Path = setting(Path("overfocus-heatmaps"), "Folder of the PNG files.", metavar="FOLDER")
+    _: KW_ONLY
+    model: str | None = _model()

@@ -1,6 +1,5 @@
 """The folder of a training: what was asked for, the checkpoint, whether it is new, continued or replaced, and its progress."""
 
-import json
 import re
 import sys
 import time
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from overfocus.checkpoints.read import check_archive
 from overfocus.errors import TrainingError, explain, first_line
 from overfocus.files import atomic_file, remove_unfinished, require_regular_file
-from overfocus.runs.description import TrainingDescription, TrainingEntry, read_description
+from overfocus.runs.description import TrainingDescription, TrainingEntry, encode_description, read_description
 from overfocus.settings import shown
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|c
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> TrainingDescription | None:
-    """Make the folder ready; the description of the training in it, None for a new one.
+    """Make the folder, which the caller has locked, ready; the description of the training that lies there, None for a new one.
 
     A training with neither checkpoint nor result has nothing to go on from, and so does not count: it may have been refused.
 
@@ -64,7 +64,7 @@ def write_info(folder: Path, info: TrainingDescription) -> None:
     """
     try:
         with atomic_file(folder / "training.json") as file:
-            file.write(json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())
+            file.write(encode_description(info))
     except OSError as error:
         raise TrainingError(f"the output folder cannot be written ({explain(error)}); choose another output") from None
 
@@ -116,6 +116,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
     if size == 0:
         raise TrainingError(f"{path}: the checkpoint is empty; {remedy}")
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch raise a dozen kinds for damaged files
         raise TrainingError(f"{path}: the checkpoint cannot be read ({first_line(error)}); {remedy}") from None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
 from overfocus.errors import TrainingError, explain
+from overfocus.files import FolderLock, lock_folder
 from overfocus.forward import output_tensor
 from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import Monitor, monitor
@@ -206,8 +207,9 @@ def _run(request: TrainSettings, recipe: Recipe) -> None:
     rate = LearningRate(optimizer, recipe, order.steps_per_epoch)
     order.epochs = -(-rate.steps // order.steps_per_epoch)
     settings = _settings(material, request, recipe, accelerator)
+    lock = None  # held until this function ends
     if accelerator.is_main_process:
-        _enter(folder, settings, notes, overwrite=request.overwrite)
+        lock = _enter(folder, settings, notes, overwrite=request.overwrite)
     accelerator.wait_for_everyone()
     state = read_state(folder / "checkpoint.pt")
 
@@ -243,6 +245,7 @@ def _run(request: TrainSettings, recipe: Recipe) -> None:
             write_result(trainer, material, seed=request.seed, folder=folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    del lock
 
 
 def _order(material: Material, recipe: Recipe, seed: int, accelerator: "Accelerator") -> StepOrder:
@@ -302,12 +305,17 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite: bool) -> None:
-    """Open the folder for these settings; nothing to do where it already holds that training."""
+def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite: bool) -> FolderLock | None:
+    """Lock and open the folder for these settings; nothing more to do where their training lies there already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"the output folder cannot be used ({explain(error)}); choose another output") from None
+    lock = lock_folder(folder, TrainingError)
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
         require_same(there.settings, settings, folder)
-        return
+        return lock
     info = TrainingDescription(
         format=FORMAT,
         overfocus=__version__,
@@ -318,6 +326,7 @@ def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite
         versions=describe_versions(),
     )
     write_info(folder, info)
+    return lock
 
 
 def _take_steps(trainer: Trainer, material: Material, request: TrainSettings, order: StepOrder, settings: TrainingEntry) -> None:

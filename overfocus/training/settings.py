@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from overfocus.errors import OverfocusError, TrainingError
-from overfocus.files import require_regular_file
+from overfocus.files import read_text
 from overfocus.settings import (
     LARGEST_COUNT,
     LARGEST_SEED,
@@ -202,15 +202,11 @@ def load_recipe(name: str | Path) -> Recipe:
     if not path.exists():
         near = did_you_mean(str(name), recipe_names())
         raise TrainingError(f"no recipe {shown!r}; expected {', '.join(recipe_names())} or a YAML file{near}")
-    if require_regular_file(path, "a recipe in YAML", TrainingError).st_size > _LARGEST_FILE:
-        raise TrainingError(
-            f"{shown}: expected a recipe in YAML of at most {_LARGEST_FILE:,} bytes; this is another kind of file"
-        )
+    text = read_text(path, "a recipe in YAML", TrainingError, most=_LARGEST_FILE)
     try:
-        content = _yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise TrainingError(f"{shown}: expected a recipe in YAML, got {one_line(reason, 120)}") from None
+        content = _yaml(text)
+    except ValueError as error:
+        raise TrainingError(f"{shown}: expected a recipe in YAML, got {one_line(error, 120)}") from None
     if not isinstance(content, dict):
         raise TrainingError(f"{shown}: expected settings such as `epochs: 10`, got {type(content).__name__}")
     missing = [key for key in ("batch_size", "learning_rate") if key not in content]
@@ -414,7 +410,6 @@ class TrainSettings(Settings):
         None,
         "Trackers of accelerate, e.g. wandb.",
         none="tensorboard where it is installed",
-        spelling=("--tracker",),
         affects_result=False,
         metavar="NAME",
     )

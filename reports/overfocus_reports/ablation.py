@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.figures.ablation import ablation_figure, usual_score
-from overfocus.figures.style import styled
+from overfocus.figures.style import save_figure, styled
 from overfocus.metrics.catalogue import title_of
 from overfocus.run import distinct_names
 from overfocus_reports.figures import inline_svg
@@ -40,7 +40,7 @@ def _part(ablation: "Ablation", title: str, name: str, folder: Path) -> dict[str
     description = ablation.description
     with styled():
         figure = ablation_figure(ablation.table, ablation.differences, ablation.how)
-        figure.savefig(folder / f"{name}.png")
+        save_figure(figure, folder / f"{name}.png")
         svg = inline_svg(figure, name, f"{title_of(usual_score(ablation.table))} when patches are {done}, {title}")
     return {
         "name": name,

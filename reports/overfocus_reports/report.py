@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from overfocus.errors import RunError
+from overfocus.errors import RunError, explain
 from overfocus.figures.images import LOWEST
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
+from overfocus.files import atomic_file, remove_unfinished
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
 from overfocus.variants import Variant
 from overfocus_reports.ablation import ablation_parts, figure_tables
@@ -221,10 +221,10 @@ def write_text(path: Path, text: str) -> Path:
         RunError: it cannot be written.
     """
     page = path / "report.html"
-    unfinished = page.with_name(f".{page.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(page)
+        remove_unfinished(path)
+        with atomic_file(page) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise unwritable(path, error) from error
     return page
@@ -232,7 +232,7 @@ def write_text(path: Path, text: str) -> Path:
 
 def unwritable(path: Path, error: OSError) -> RunError:
     """The one line that says so."""
-    return RunError(f"{path}: the report cannot be written there ({error.strerror or error}); check space and rights")
+    return RunError(f"{path}: the report cannot be written there ({explain(error)})")
 
 
 def page_of(models: Sequence[Model], folder: Path, room: int, context: dict[str, Any], payload: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from overfocus.figures.stability import Scale, shows_retained
-from overfocus.figures.style import PlainFigure, styled
+from overfocus.figures.style import PlainFigure, save_figure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import RunDescription
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
@@ -192,7 +192,7 @@ def fragility_part(comparison: "Comparison", colours: Mapping[str, str], folder:
     reliability = comparison.reliability
     with styled():
         figure = reliability_figure(reliability[reliability["layers"] == "all"], colours)
-        figure.savefig(folder / "reliability.png")
+        save_figure(figure, folder / "reliability.png")
         svg = inline_svg(figure, "reliability", "share of flipped predictions against metrics, for each model")
     pooled = table[table["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     beside = pooled.reindex(pd.MultiIndex.from_frame(rows[["model", "metric", "layers"]])).to_numpy()

@@ -271,9 +271,9 @@ def test_arguments_that_the_architecture_does_not_take(write, state: State) -> N
     ("config", "expected"),
     [
         (None, "found no config.json"),
-        ("{", "no readable JSON"),
+        ("{", "this is no JSON"),
         ("[1]", "expected a JSON object"),
-        ("[" * 100_000, "no readable JSON"),
+        ("[" * 100_000, "this is no JSON"),
         ('{"model_type": "vit", "hidden_size": 768}', "its weights are not those of AutoModel"),
         ("{}", "no field `architecture`"),
         ('{"architecture": "test_vit"}', "found none"),

@@ -26,8 +26,8 @@ def test_formats_and_sizes(overfocus, folder):
         (["--metric", "ginny"], 1, "did you mean 'gini'"),
         (["--severity", "9"], 1, "severity 9 was not measured"),
         (["--width", "wide"], 2, "expected a width such as 3.3in"),
-        (["--output", "figure.doc"], 2, "expected a file that ends in"),
-        (["--output", "figure.png", "--format", "pdf"], 2, "expected a file that ends in .pdf"),
+        (["--output", "figure.doc"], 1, "--output must end in .pdf or .svg or .png, got .doc"),
+        (["--output", "figure.png", "--format", "pdf"], 1, "--output must end in .pdf, got .png"),
     ],
 )
 def test_trouble_in_one_line(overfocus, folder, options, status, message):

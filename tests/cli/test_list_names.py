@@ -47,7 +47,7 @@ def test_tables_name_everything() -> None:
     assert all(name in shown for name in CATALOGUE)
 
 
-def test_something_else_is_wrong_usage() -> None:
+def test_something_else_is_refused() -> None:
     result = run(app, ["list", "weather"])
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "models" in result.stderr

@@ -8,6 +8,7 @@ import shutil
 import socket
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ class RunsCode:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return os.mkdir, ("executed",)
+
+
+class Calls:
+    """A pickle of this calls a function when it is loaded without care."""
+
+    def __init__(self, called: Callable[..., object], *arguments: object) -> None:
+        self.about = called, arguments
+
+    def __reduce__(self) -> Any:
+        return self.about
+
+
+CONFIGURATIONS = {
+    "config_list": "[]",
+    "config_open": "{",
+    "config_binary": "\xff\xfe",
+    "config_nested": "[" * 100_000,
+    "config_number": '{"architecture": 5}',
+    "config_depth": '{"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 1000000000}}',
+    "config_std": '{"architecture": "test_vit", "pretrained_cfg": {"std": [0, 0, 0]}}',
+    "config_crop": '{"architecture": "test_vit", "pretrained_cfg": {"crop_pct": 1e-7}}',
+}
 
 
 def torch_bytes(content: Any, **options: Any) -> bytes:
@@ -57,9 +80,25 @@ def make_checkpoints(folder: Path) -> None:
     circle: list[Any] = []
     circle.append(circle)
     tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    zipped = io.BytesIO()
+    zipped, deflated = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("readme.txt", "hello")
+    with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(30_000_000))
+    itself: dict[str, Any] = {}
+    itself["itself"] = itself
+    doubled: list[Any] = []
+    for _ in range(60):  # 2⁶⁰ entries if they were counted
+        doubled = [doubled, doubled]
+    header = json.loads(safetensors_bytes(state)[8:].partition(b"}}")[0] + b"}}")
+    body = safetensors_bytes(state)[-sum(tensor.nbytes for tensor in state.values()) :]
+
+    def with_header(**changes: Any) -> bytes:
+        return header_of(json.dumps(header | changes).encode()) + body
+
+    def cast(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(dtype) for name, tensor in state.items()}
+
     files = {
         "empty.pth": b"",
         "text.pth": b"hello\n",
@@ -85,6 +124,24 @@ def make_checkpoints(folder: Path) -> None:
         "nan.pth": torch_bytes({"arch": "test_vit", "state_dict": poisoned}),
         "long_keys.pth": torch_bytes({"state_dict": {"k" * 200_000: torch.zeros(2)}}),
         "escape_keys.pth": torch_bytes({"state_dict": {f"{ESCAPE}weight": torch.zeros(2)}}),
+        "bomb.pth": deflated.getvalue(),
+        "itself.pth": torch_bytes(itself),
+        "doubled.pth": torch_bytes({"state_dict": {"a": doubled}}),
+        "large_key.pth": torch_bytes(dict(state) | {"k" * 5_000_000: torch.zeros(2)}),
+        "surrogate_key.pth": torch_bytes(dict(state) | {"\ud800": torch.zeros(2)}),
+        "number_keys.pth": torch_bytes({1: torch.zeros(2), None: 3}),
+        "float8.pth": torch_bytes(cast(torch.float8_e4m3fn)),
+        "integers.pth": torch_bytes(cast(torch.int32)),
+        "complex_state.pth": torch_bytes(cast(torch.complex64)),
+        "without_data.pth": torch_bytes({name: tensor.to("meta") for name, tensor in state.items()}),
+        "infinite.pth": torch_bytes({"arch": "test_vit", "state_dict": {name: tensor / 0 for name, tensor in state.items()}}),
+        "expanded.pth": torch_bytes({"arch": "test_vit", "state_dict": {"a": torch.zeros(1).expand(10**10)}}),
+        "deep_model.pth": torch_bytes({"arch": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}, "state_dict": state}),
+        "no_heads.pth": torch_bytes({"arch": "vit_tiny_patch16_224", "model_args": {"num_heads": 0}, "state_dict": state}),
+        "metadata_number.safetensors": with_header(__metadata__=5),
+        "metadata_nested.safetensors": with_header(__metadata__={"architecture": "test_vit", "model_args": "[" * 9000}),
+        "metadata_std.safetensors": with_header(__metadata__={"architecture": "test_vit", "std": "[0, 0, 0]"}),
+        "metadata_crop.safetensors": with_header(__metadata__={"architecture": "test_vit", "crop_pct": "1e-7"}),
         "complex.pth": torch_bytes({"state_dict": {"weight": torch.zeros(4, 4, dtype=torch.complex64)}}),
         "empty.safetensors": b"",
         "huge_header.safetensors": header_of(b"{}", 2**60),
@@ -101,6 +158,17 @@ def make_checkpoints(folder: Path) -> None:
     }  # fmt: skip
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    for kind, called, argument in (("eval", eval, "1"), ("system", os.system, "mkdir executed"), ("open", open, "executed")):
+        for protocol in (2, 4):
+            content = {"state_dict": Calls(called, argument)}
+            (folder / f"{kind}_{protocol}.pth").write_bytes(torch_bytes(content, pickle_protocol=protocol))
+            (folder / f"{kind}_{protocol}_bare.pth").write_bytes(pickle.dumps(content, protocol))
+    for name, config in CONFIGURATIONS.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_bytes(config.encode("latin-1"))
+        (folder / name / "model.safetensors").write_bytes(safetensors_bytes(state))
+    (folder / "config_pipe").mkdir()
+    os.mkfifo(folder / "config_pipe" / "config.json")
     (folder / "good.pth").write_bytes(good)
     (folder / "empty_folder").mkdir()
     os.mkfifo(folder / "pipe.pth")
@@ -126,6 +194,26 @@ BAD_CHECKPOINTS = (
 ).split()
 
 
+HOSTILE = (
+    "bomb.pth itself.pth doubled.pth large_key.pth surrogate_key.pth number_keys.pth float8.pth integers.pth complex_state.pth "
+    "without_data.pth infinite.pth expanded.pth deep_model.pth no_heads.pth metadata_number.safetensors "
+    "metadata_nested.safetensors metadata_std.safetensors metadata_crop.safetensors eval_2.pth "
+    "eval_4.pth eval_2_bare.pth system_2.pth system_4.pth system_4_bare.pth open_2.pth open_2_bare.pth open_4.pth config_list "
+    "config_open config_binary config_nested config_number config_depth config_std config_crop config_pipe"
+).split()
+"""Given to `inspect` alone; the other commands load in the same way."""
+
+
+def png(width: int, height: int) -> bytes:
+    """A file that says that it is an image of this size, and holds a few bytes of it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + size + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
 def make_images(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
     good = io.BytesIO()
@@ -142,6 +230,10 @@ def make_images(folder: Path) -> None:
         "header.png": b"\x89PNG\r\n\x1a\n" + bytes(40),
         "list_of_missing.txt": b"nowhere.png\nnor_here.png\n",
         "list_of_nothing.txt": b"\n\n",
+        "list_of_pipes.txt": b"pipe.png\n/dev/zero\n",
+        "empty.png": png(0, 5),
+        "endless.png": png(2**31 - 1, 2**31 - 1),
+        "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         "binary_list.txt": np.random.default_rng(2).bytes(500),
     }
     for name, content in files.items():
@@ -155,8 +247,8 @@ def make_images(folder: Path) -> None:
 
 
 BAD_IMAGES = (
-    "text.jpg empty.jpg truncated.jpg html.png random.png header.png list_of_nothing.txt binary_list.txt "
-    "huge.png no_images folder.png loop.png missing.png /dev/zero"
+    "text.jpg empty.jpg truncated.jpg html.png random.png header.png list_of_missing.txt list_of_nothing.txt binary_list.txt "
+    "list_of_pipes.txt huge.png empty.png endless.png postscript.png no_images folder.png loop.png pipe.png missing.png /dev/zero"
 ).split()
 
 

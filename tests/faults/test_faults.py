@@ -40,8 +40,11 @@ def cases() -> Iterator[Case]:
         yield Case(f"checkpoint {name}", ["analyze", name, *few], shown)
         yield Case(f"checkpoint {name}", ["compare", "good.pth", name, *few], shown)
         yield Case(f"checkpoint {name}", ["heatmap", name, "photos/cat/one.png", "--output", "out"], shown)
+    for name in museum.HOSTILE:
+        yield Case(f"checkpoint {name}", ["inspect", name], name.partition(".")[0])
     for name in museum.BAD_IMAGES:
-        shown = name.partition(".")[0].removeprefix("/dev/")
+        of_list = {"list_of_missing.txt": "nowhere.png: no such file", "list_of_pipes.txt": "pipe.png: expected an image, but"}
+        shown = of_list.get(name, name.partition(".")[0].removeprefix("/dev/"))
         yield Case(f"image {name}", ["analyze", "good.pth", *few[2:], "--images", name], shown)
         yield Case(f"image {name}", ["heatmap", "good.pth", name, "--output", "out"], shown)
     for name in museum.BAD_RUNS:
@@ -109,12 +112,7 @@ def usage() -> Iterator[Case]:
         (["analyze", "--layers", "first"], "--layers"),
         (["report"], "Missing argument"),
         (["list"], "Missing argument"),
-        (["list", "metric"], "did you mean metrics?"),
-        (["list", "modles"], "did you mean models?"),
-        (["figure", "layer", "run"], "did you mean layers?"),
-        (["figure", "matrx", "run"], "did you mean matrix?"),
         (["figure", "layers", "run", "--width", "wide"], "3.3in"),
-        (["heatmap", "--method", "rolout"], "did you mean rollout?"),
         (["heatmap", "--query", "here"], "ROW,COL"),
         (["inspect", "a", "b"], "see overfocus inspect --help"),
         (["train", "photos", "--epochs"], "requires an argument"),
@@ -128,6 +126,11 @@ def usage() -> Iterator[Case]:
     ):
         yield Case(f"usage {' '.join(command)}", command, words, 2)
     for command, words in (
+        (["list", "metric"], "did you mean metrics?"),
+        (["list", "modles"], "did you mean models?"),
+        (["figure", "layer", "run"], "did you mean layers?"),
+        (["figure", "matrx", "run"], "did you mean matrix?"),
+        (["heatmap", "--method", "rolout"], "did you mean rollout?"),
         (["analyze", "photos"], "--images photos"),
         (["inspect", "photos/cat/one.png"], "one.png"),
         (["ablate", "photos"], "--images photos"),

@@ -142,10 +142,10 @@ def test_no_attention(pictures):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "gradcam"}, "one of received, rollout, row, gradient-rollout, grad-cam, got 'gradcam'"),
+        ({"method": "gradcam"}, "received, rollout, row, gradient-rollout or grad-cam, got 'gradcam'; did you mean grad-cam"),
         ({"method": "rollout", "layer": 2}, "rollout goes through all layers"),
         ({"query": "class"}, "received attention is that of all queries"),
-        ({"discard_ratio": 0.5}, "belong to the method rollout"),
+        ({"discard_ratio": 0.5}, "belongs to the method rollout"),
         ({"target": 3}, "received is of no class"),
         ({"method": "grad-cam", "head": 1}, "grad-cam is of all heads"),
         ({"method": "grad-cam", "query": "class"}, "grad-cam is of the class"),
@@ -153,5 +153,5 @@ def test_no_attention(pictures):
     ],
 )
 def test_requests_that_mean_nothing(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CaptureError, match=message):
         HeatMapRequest(**options)
