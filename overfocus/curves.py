@@ -172,7 +172,7 @@ def _page(table: "pd.DataFrame", figure: "Figure", name: str) -> str:
             ends = "".join(f"<td>{known[column].iloc[place]:.4g}</td><td>{known['step'].iloc[place]:g}</td>" for place in (0, -1))
             rows.append(f'<tr><th scope="row" title="{QUANTITIES.get(quantity, "")}">{column}</th>{ends}</tr>')
     told = "".join(f"<dt>{quantity}</dt><dd>{html.escape(words)}</dd>" for quantity, words in QUANTITIES.items())
-    explained = f"<dl>{told}</dl>" if table.columns.intersection(ATTENTION).size else ""
+    explained = f"<dl>{told}</dl>" if any(column in ATTENTION for column in table.columns) else ""
     title = html.escape(f"Training curves: {name}")
     source = base64.b64encode(drawn.getvalue()).decode()
     return f"""<!doctype html>

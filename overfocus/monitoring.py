@@ -608,7 +608,7 @@ def _show(logger: Any, watch: Monitor, step: int) -> None:
     experiment = getattr(logger, "experiment", None)
     if hasattr(logger, "log_image"):
         logger.log_image("overfocus/attention received", [watch.heat_maps()], step=step)
-    elif hasattr(experiment, "add_image"):
+    elif experiment is not None and hasattr(experiment, "add_image"):
         experiment.add_image("overfocus/attention received", watch.heat_maps(), step, dataformats="HWC")
 
 

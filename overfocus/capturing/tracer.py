@@ -39,6 +39,7 @@ from overfocus.capturing.watching import (
     ModuleStack,
     Permuted,
     first_argument,
+    in_backward,
 )
 
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).

@@ -96,7 +96,8 @@ def _at_one_share(rows: pd.DataFrame) -> pd.DataFrame:
     """
     equal = rows[(rows["against"] == "mass") & (rows["count"] >= FEWEST_IMAGES)]["fraction"]
     fractions = equal if len(equal) else rows["fraction"]
-    return rows[rows["fraction"] == min(fractions, key=lambda share: abs(share - FRACTION))]
+    nearest = min(fractions, key=lambda share: abs(share - FRACTION))
+    return rows.loc[rows["fraction"] == nearest]
 
 
 def _differences(values: dict[str, Array], trials: Array, table: pd.DataFrame) -> pd.DataFrame:
