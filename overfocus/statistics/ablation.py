@@ -97,7 +97,8 @@ def _at_one_share(rows: pd.DataFrame) -> pd.DataFrame:
     equal = rows[(rows["against"] == "mass") & (rows["count"] >= FEWEST_IMAGES)]["fraction"]
     fractions = equal if len(equal) else rows["fraction"]
     nearest = min(fractions, key=lambda share: abs(share - FRACTION))
-    return rows.loc[rows["fraction"] == nearest]
+    found: pd.DataFrame = rows.loc[rows["fraction"] == nearest]
+    return found
 
 
 def _differences(values: dict[str, Array], trials: Array, table: pd.DataFrame) -> pd.DataFrame:
