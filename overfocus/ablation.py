@@ -100,7 +100,9 @@ def ablate(settings: AblateSettings) -> Ablation:
         strict=settings.strict,
         image_bytes=reader.image_bytes,
     )
-    _, example = processes.decide(lambda: choose_displayed(sources, 0, settings.max_pixels, strict=settings.strict))
+    _, example = processes.decide(
+        lambda: choose_displayed(sources, [loaded.preprocess], 0, settings.max_pixels, strict=settings.strict)
+    )
     wanted = RunDescription(
         format=FORMAT,
         overfocus=__version__,

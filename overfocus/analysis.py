@@ -152,7 +152,13 @@ def analyze_models(
         image_bytes=reader.image_bytes,
     )
     displayed, example = processes.decide(
-        lambda: choose_displayed(sources, settings.displayed or 0, settings.max_pixels or MAX_PIXELS, strict=settings.strict)
+        lambda: choose_displayed(
+            sources,
+            [loaded.preprocess for loaded in models],
+            settings.displayed or 0,
+            settings.max_pixels or MAX_PIXELS,
+            strict=settings.strict,
+        )
     )
     subjects = []
     for loaded, folder, pixelwise in zip(models, folders, segmented, strict=True):

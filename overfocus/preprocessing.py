@@ -121,7 +121,7 @@ class Preprocess:
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
             pixels = (_apply(self.transform, image) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
             return np.ascontiguousarray(pixels.expand(3, *self.input_size[1:]).permute(1, 2, 0).numpy())
-        self._require_bounded(image.size)
+        self.require_resizable(image.size)
         assert self._geometry is not None
         return np.array(self._geometry(image), dtype=np.uint8)
 
@@ -134,7 +134,7 @@ class Preprocess:
         if self.transform is not None:
             raise ImageError("masks cannot follow a preprocessing function; give input_size, mean and std in its place")
         image = Image.fromarray(mask).convert("RGB")
-        self._require_bounded(image.size)
+        self.require_resizable(image.size)
         geometry = self._steps("nearest", (1.0, 1.0, 1.0))  # timm pads with the mean, here 255
         return np.array(geometry(image), dtype=np.uint8)[..., 0]
 
@@ -172,9 +172,10 @@ class Preprocess:
         geometry: Callable[[Image.Image], Image.Image] = type(steps)(steps.transforms[:-1])
         return geometry
 
-    def _require_bounded(self, size: tuple[int, int]) -> None:
+    def require_resizable(self, size: tuple[int, int]) -> None:
+        """Raise `ImageError` if an image of (width, height) `size` is so narrow that resizing it would take gigabytes."""
         height, width = self.input_size[1:]
-        if self.crop_mode == "center":
+        if self.transform is None and self.crop_mode == "center":
             scale = max(height, width) / self.crop_pct / min(size)
             if size[0] * size[1] * scale * scale > _LARGEST_RESIZED:
                 raise ImageError(

@@ -93,6 +93,7 @@ def align(
         )
     _require_same_classes(panels, names)
     images, missing = _common_images(panels, names)
+    _require_same_pixels(runs, names)
     variants, absent = _common_variants(panels, names, corruptions, severities)
     return Alignment([panel.select(images, variants) for panel in panels], normalised, notes + missing + absent)
 
@@ -172,6 +173,21 @@ def _common_images(panels: Sequence[Panel], names: Sequence[str]) -> tuple[list[
         if extra := len(keys) - len(common):
             notes.append(f"{counted(extra)} of {name} left out: not measured for every model")
     return [key for key in panels[0].images if key in common], notes
+
+
+def _require_same_pixels(runs: Sequence[Run], names: Sequence[str]) -> None:
+    """Raise `RunError` where an image that was given in memory has the name and label, but not the pixels, of another run's."""
+    first: dict[tuple[str, str | None], set[str | None]] = {}
+    for image in runs[0].description.images:
+        first.setdefault((image.name, image.label), set()).add(image.sha256)
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        for image in run.description.images:
+            known = first.get((image.name, image.label), {None})
+            if image.sha256 and None not in known and image.sha256 not in known:
+                raise RunError(
+                    f"{image.name} shows other pixels in {name} than in {names[0]}, so the runs measured different images; "
+                    "measure the same images, or give them names of their own"
+                )
 
 
 def _common_variants(

@@ -25,6 +25,7 @@ from overfocus.errors import ChangedImageError, ImageError, OverfocusError, RunE
 from overfocus.forward import output_tensor, precision
 from overfocus.images.sources import ImageSource
 from overfocus.memory import out_of_memory_as
+from overfocus.preprocessing import Preprocess
 from overfocus.probes.probe import Array, Batch, Column, ItemResult, Probe
 from overfocus.processes import Processes
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription
@@ -126,12 +127,12 @@ def described_size(image_size: int | tuple[int, int] | None) -> int | list[int] 
 
 
 def choose_displayed(
-    sources: Sequence[ImageSource], displayed: int, max_pixels: int, *, strict: bool
+    sources: Sequence[ImageSource], preprocess: Sequence[Preprocess], displayed: int, max_pixels: int, *, strict: bool
 ) -> tuple[list[int], Image.Image]:
-    """Images to show in full, evenly spread over the list, where one cannot be read the next that can; and one of them.
+    """Images to show in full, evenly spread over the list, where one cannot be used the next that can; and one of them.
 
     Raises:
-        ImageError: none can be read; or, if `strict`, one of those tried cannot.
+        ImageError: none can be read and resized for every model; or, if `strict`, one of those tried cannot.
     """
     wanted = max(1, min(displayed, len(sources)))
     chosen: list[int] = []
@@ -141,7 +142,9 @@ def choose_displayed(
         stop = (number + 1) * len(sources) // wanted if example else len(sources)
         for place in range(start, stop):
             try:
-                picture = sources[place].read(max_pixels)
+                image = sources[place].read(max_pixels)
+                for each in preprocess:
+                    each.require_resizable(image.size)
                 sources[place].read_mask()
             except ImageError as error:
                 if strict or isinstance(error, ChangedImageError):
@@ -149,10 +152,10 @@ def choose_displayed(
                 problem = problem or error
                 continue
             chosen.append(place)
-            example = example or picture
+            example = example or image
             break
     if example is None:
-        raise ImageError(f"none of the {len(sources)} images can be read; the first: {problem}")
+        raise ImageError(f"none of the {len(sources)} images can be used; the first: {problem}")
     return chosen[:displayed], example
 
 

@@ -249,3 +249,14 @@ def test_tables_for_papers_escape_names(write_run):
 
 def test_is_exported():
     assert overfocus.Comparison is Comparison
+
+
+def test_same_names_of_other_pixels_are_refused(write_run):
+    """Images in memory have names such as "image 0": two runs of other images under these names do not compare."""
+    runs = [write_run(name, names=["a", "b", "c"]) for name in "xyz"]
+    for run, pixels in zip(runs, ("1", "1", "2"), strict=True):
+        for image in run.description.images:
+            object.__setattr__(image, "sha256", pixels * 64)
+    Comparison(runs[:2])
+    with pytest.raises(RunError, match="a shows other pixels in z than in x"):
+        Comparison([runs[0], runs[2]])

@@ -380,7 +380,7 @@ def test_bad_images_are_skipped_counted_and_named(loaded, photos, tmp_path):
 def test_no_readable_image_left(loaded, tmp_path):
     for name in ("a.png", "b.jpg"):
         (tmp_path / name).write_text("no picture")
-    with pytest.raises(ImageError, match=r"none of the 2 images can be read; the first: .*a\.png"):
+    with pytest.raises(ImageError, match=r"none of the 2 images can be used; the first: .*a\.png"):
         overfocus.analyze(loaded, [tmp_path / "a.png", tmp_path / "b.jpg"], output=tmp_path / "run", **OPTIONS)
 
 
