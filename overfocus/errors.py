@@ -112,7 +112,7 @@ def _explain_system(error: OSError) -> str:
         errno.ENOENT: "no such file or folder; check the path",
         errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
         errno.EISDIR: "this is a folder where a file was expected; check the path",
-        errno.EEXIST: "this is there already; choose another output",
+        errno.EEXIST: "a file of this name is there already; choose another output",
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
         errno.ELOOP: "the links lead in a circle; check the path",
         errno.EIO: "the device cannot be read or written; check the disk",

@@ -272,7 +272,7 @@ def test_arguments_that_the_architecture_does_not_take(write, state: State) -> N
     [
         (None, "found no config.json"),
         ("{", "this is no JSON"),
-        ("[1]", "expected a JSON object"),
+        ("[1]", "a JSON object, got list"),
         ("[" * 100_000, "this is no JSON"),
         ('{"model_type": "vit", "hidden_size": 768}', "its weights are not those of AutoModel"),
         ("{}", "no field `architecture`"),

@@ -114,7 +114,7 @@ def test_upright_pictures_fit_their_masks(tmp_path: Path) -> None:
     ("mask", "words"),
     [
         (mask_of(0, 1)[:4], "its picture's 8×6 pixels, got 8×4"),
-        (mask_of(0, 7, 9), "holds 7, 9, which is none of the 2 classes (0 … 1) nor 255"),
+        (mask_of(0, 7, 9), "holds 7, 9, not among the 2 classes (0 … 1) nor 255"),
         (picture(), "expected a class number for each pixel (a grey or palette PNG), got colours (RGB)"),
         (mask_of(0, 1).astype(np.uint16) * 700, "numbers from 0 to 255, got 0 … 700"),
     ],

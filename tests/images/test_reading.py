@@ -152,7 +152,7 @@ def test_truncated(tmp_path, ending):
 def test_empty_missing_and_folder(tmp_path):
     (tmp_path / "a.png").touch()
     for path, words in [
-        (tmp_path / "a.png", "none that Pillow reads"),
+        (tmp_path / "a.png", "Pillow cannot read its content"),
         (tmp_path / "b.png", "no such file"),
         (tmp_path, "expected an image, but this is a folder"),
     ]:
@@ -180,5 +180,5 @@ def test_limit_can_be_lowered(tmp_path, gradient):
 def test_postscript_is_not_run(tmp_path, gradient):
     Image.fromarray(gradient).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match="none that Pillow reads"):
+    with pytest.raises(ImageError, match="Pillow cannot read its content"):
         read_image(tmp_path / "a.jpg")

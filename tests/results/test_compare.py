@@ -61,8 +61,10 @@ def test_pictures_are_corrupted_once_for_all_models(models, photos, tmp_path, mo
     from overfocus.sweep import reading
 
     calls = []
-    original = reading.corrupt
-    monkeypatch.setattr(reading, "corrupt", lambda *args, **options: (calls.append(args[1]), original(*args, **options))[1])
+    original = reading.corrupt_cached
+    monkeypatch.setattr(
+        reading, "corrupt_cached", lambda *args, **options: (calls.append(args[1]), original(*args, **options))[1]
+    )
     _compare(models, photos, tmp_path / "out")
     assert len(calls) == 12
 

@@ -371,7 +371,7 @@ def test_bad_images_are_skipped_counted_and_named(loaded, photos, tmp_path):
     run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     assert sorted(run.table["image"].unique()) == [0, 2, 3, 4, 5]
     assert [row.name for row in run.skipped] == ["cat/001.png", "dog/zzz.jpg"]
-    assert "none that Pillow reads" in run.skipped[0].reason
+    assert "Pillow cannot read its content" in run.skipped[0].reason
     assert run.displayed == [0, 2, 3, 5]
     with pytest.raises(ImageError, match=r"001\.png"):
         overfocus.analyze(loaded, photos, output=tmp_path / "strict", strict=True, **OPTIONS)

@@ -426,5 +426,5 @@ def test_out_of_memory_in_the_first_look(loaded, photos, tmp_path, monkeypatch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(loaded.model, "forward", full)
-    with pytest.raises(RunError, match=r"out of memory .* try a smaller batch_size than 6"):
+    with pytest.raises(RunError, match=r"out of memory .* one image at a time does not fit; try a smaller image_size"):
         overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)

@@ -332,7 +332,7 @@ def test_a_segmentation_model_is_no_classifier(train_masks: Train, shapes_folder
     ("mask", "words"),
     [
         (np.zeros((40, 47), np.uint8), "its picture's 48×40 pixels, got 47×40"),
-        (np.full((40, 48), 3, np.uint8), "holds 3, which is none of the 3 classes"),
+        (np.full((40, 48), 3, np.uint8), "holds 3, not among the 3 classes"),
         (np.zeros((40, 48, 3), np.uint8), "got colours (RGB)"),
     ],
 )
