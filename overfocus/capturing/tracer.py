@@ -77,12 +77,14 @@ class Tracer:
         self._verify = verify
         self._norms = norms
         modules = [module for _, module in self.stack.modules]
-        constants = frozenset(
-            id(tensor)
+        self._held = [
+            tensor
             for module in modules
             for tensor in (*module._parameters.values(), *module._buffers.values())
             if tensor is not None
-        )
+        ]
+        """Parameters and buffers, kept alive: where a forward replaces one, no other tensor may take over its identity."""
+        constants = frozenset(map(id, self._held))
         self._memory = LayoutMemory(model, modules, constants)
         self._products = ProductTracker(constants, self._squeezed, self.stack.awaited)
         attend = None if exact or verify else self.attend

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.overrides
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 import overfocus
@@ -235,3 +235,28 @@ def test_nothing_of_the_model_is_changed(make_vit, family):
         model(family.images(32))
         assert {name: dict(vars(module)) for name, module in model.named_modules()} == attributes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+class _Replacing(nn.Module):
+    """Attention that replaces a buffer by a larger one in its first forward, as ConViT's positional indices are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+        self.register_buffer("table", torch.zeros(1, 1, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.shape[1] == 1:
+            self.table = torch.zeros(1, 16, 16, 3)
+        query, key, value = self.qkv(x).chunk(3, -1)
+        return (query @ key.mT + self.table.sum(-1)).softmax(-1) @ value
+
+
+def test_identities_of_buffers_that_a_forward_replaces_are_not_taken_over():
+    """A tensor that took over the identity of a freed buffer was held for a parameter, and its map for gating."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(*[_Replacing() for _ in range(8)]).eval()
+        with torch.no_grad(), overfocus.capture(model) as captured:
+            model(torch.randn(2, 16, 32))
+        assert len(captured.maps) == 8

@@ -16,7 +16,7 @@ def test_runs_and_comparisons(overfocus, tmp_path, synthetic_run):
     assert result.exit_code == 0, result.output
     pages = json.loads(result.stdout)
     assert [page.split("/")[-2] for page in pages] == ["one", "comparison"]
-    assert "Compared with a" in (tmp_path / "comparison" / "report.html").read_text()
+    assert "is identical to" in (tmp_path / "comparison" / "report.html").read_text()
 
 
 def test_neither(overfocus, tmp_path):

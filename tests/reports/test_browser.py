@@ -66,7 +66,7 @@ def test_heads_move_the_curves(page):
 
 
 def test_arrow_keys_pick(page):
-    page.tab.locator("h2").first.click()
+    page.tab.locator("h2:visible:not(.away)").first.click()
     page.tab.fill("#pick-layer", "0")
     page.tab.evaluate("document.activeElement.blur()")
     page.tab.keyboard.press("ArrowRight")
