@@ -1,6 +1,7 @@
 """A synthetic run folder: attention with bright columns in deep layers, written file by file as `overfocus analyze` writes it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from overfocus.run import Run
 
 Array = np.ndarray[Any, Any]
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the programs that they start
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # how fast examples come depends on what else the machine does
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -87,11 +87,11 @@ def test_overfocus_train(train_tiny: Any, capsys: pytest.CaptureFixture[str]) ->
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     training = train_tiny(watch_every=2, trackers=["tensorboard"], progress=True)
-    (file,) = training.path.rglob("events*")
+    file = max(training.path.rglob("events*"), key=lambda path: path.stat().st_size)  # beside it, one of hyperparameters
     events = EventAccumulator(str(file))
     events.Reload()
     measured = training.log.dropna(subset=["top_share_late"])
-    for name in ("top_share_late", "effective_tokens_early", "row_entropy_middle", "largest_logit_late", "retained_late"):
+    for name in ("top_share_late", "effective_tokens_early", "row_entropy_late", "largest_logit_late", "retained_late"):
         known = measured.dropna(subset=[name])
         assert [event.step for event in events.Scalars(name)] == known["step"].tolist()
         assert [event.value for event in events.Scalars(name)] == pytest.approx(known[name].tolist())
