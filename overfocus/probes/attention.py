@@ -51,7 +51,7 @@ class AttentionProbe(Probe):
         top_fraction: float = 0.05,
         per_head: bool = False,
         amp: bool = False,
-        exact: bool = False,
+        exact: bool = True,
         maps_limit: int = 1000,
         metrics: Sequence[Any] = (),
     ) -> None:

@@ -33,8 +33,8 @@ def golden_tables(work: Path, **options: object) -> dict[str, pd.DataFrame]:
         "constants": "imagenet-c",
     } | options
     common = asked | {"progress": False}
-    run = overfocus.analyze(baseline, output=work / "analyze", batch_size=7, exact=True, **common)
-    comparison = overfocus.compare([baseline, mended], output=work / "compare", batch_size=7, exact=True, **common)
+    run = overfocus.analyze(baseline, output=work / "analyze", batch_size=7, **common)
+    comparison = overfocus.compare([baseline, mended], output=work / "compare", batch_size=7, **common)
     folder = sample_images(overfocus.load_model(baseline).input_size)
     (evaluation,) = overfocus.evaluate([baseline], folder, work / "evaluate", batch_size=8, **asked)
     ablation = overfocus.ablate(baseline, output=work / "ablate", fractions=[0.05, 0.2], batch_size=8, **common)
