@@ -84,7 +84,7 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
         message = error.format_message().rstrip(".").replace("Value error, ", "")  # as some releases of typer begin it
         if choice := re.search(r"'([^']*)' is not one of (.*)", message):
             message += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
-        _stop(f"{message}; see {path} --help", 2, error)
+        _stop(message + (f" See {path} --help" if message.endswith("?") else f"; see {path} --help"), 2, error)
     except BaseException as error:
         if debug or not isinstance(error, Exception):
             raise

@@ -65,7 +65,7 @@ class Stopwatch:
         parts = {part: round(value, 3) for part, value in self._seconds.items()}
         speed = {
             "images_per_second": round(images / seconds, 3),
-            "pictures_per_second": round(images * variants / seconds, 3),
+            "variants_per_second": round(images * variants / seconds, 3),
         }
         return {"seconds": round(seconds, 3)} | parts | speed
 

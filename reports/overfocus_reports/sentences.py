@@ -427,7 +427,7 @@ def spans(numbers: list[int]) -> str:
     """Layer numbers with runs put together.
 
     >>> spans([0, 1, 2, 5])
-    'layers 0–2, 5'
+    'layers 0–2 and 5'
     """
     runs: list[list[int]] = []
     for number in numbers:
@@ -435,7 +435,7 @@ def spans(numbers: list[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    text = ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+    text = listed([str(first) if first == last else f"{first}–{last}" for first, last in runs])
     return f"layer {text}" if len(numbers) == 1 else f"layers {text}"
 
 

@@ -182,7 +182,7 @@ def compare_evaluation(arguments: argparse.Namespace) -> float:
                 device="cpu",
                 progress=False,
             )
-            inside = float(evaluation.run.description.timing["pictures_per_second"])
+            inside = float(evaluation.run.description.timing["variants_per_second"])
             ratios.append(2 * inside / (before + plain()))
             print(f"evaluate, {arguments.model}: {inside:.1f} images/s, ÷ plain forward {ratios[-1]:.2f}")
     print(f"median: {statistics.median(ratios):.2f} × the plain forward")

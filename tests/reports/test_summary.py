@@ -156,7 +156,7 @@ def test_summary_is_plain_data(run):
 
 def test_spans():
     assert spans([3]) == "layer 3"
-    assert spans([0, 1, 2, 5, 7, 8]) == "layers 0–2, 5, 7–8"
+    assert spans([0, 1, 2, 5, 7, 8]) == "layers 0–2, 5 and 7–8"
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.051, "5.1\u00a0%"), (0.5, "50\u00a0%"), (0.0, "0\u00a0%"), (0.0999, "10\u00a0%")])
