@@ -11,11 +11,10 @@ from overfocus.corruptions import choose_constants, open_cache
 from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets.masks import IGNORED, class_colours
 from overfocus.datasets.segmented import MaskedSource, masked_sources
-from overfocus.errors import RunError
+from overfocus.errors import RunError, out_of_memory_as
 from overfocus.images.labels import Classes, match_labels
 from overfocus.images.live import identify, image_sources, numbering
 from overfocus.images.sources import ImageSource, spread
-from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe, fingerprint_metric
 from overfocus.probes.predictions import BATCH_SIZE, SEGMENTATION, ClassesProbe, PixelsProbe, predicts_pixels
 from overfocus.probes.probe import Probe

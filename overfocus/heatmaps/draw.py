@@ -15,13 +15,12 @@ from torch import Tensor
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
-from overfocus.errors import CaptureError, ImageError, RunError
+from overfocus.errors import CaptureError, ImageError, RunError, out_of_memory_as
 from overfocus.figures.images import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import save_figure, styled
 from overfocus.heatmaps.maps import HeatMap, heat_maps
 from overfocus.images.live import image_sources
 from overfocus.images.sources import ImageSource
-from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
 from overfocus.sweep.reading import ImageReader, InputSize
 from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings

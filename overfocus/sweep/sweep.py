@@ -21,10 +21,17 @@ from PIL import Image
 from torch import nn
 
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
-from overfocus.errors import ChangedImageError, ImageError, OverfocusError, RunError, first_line, is_out_of_memory
+from overfocus.errors import (
+    ChangedImageError,
+    ImageError,
+    OverfocusError,
+    RunError,
+    first_line,
+    is_out_of_memory,
+    out_of_memory_as,
+)
 from overfocus.forward import output_tensor, precision
 from overfocus.images.sources import ImageSource
-from overfocus.memory import out_of_memory_as
 from overfocus.preprocessing import Preprocess
 from overfocus.probes.probe import Array, Batch, Column, ItemResult, Probe
 from overfocus.processes import Processes

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
-from overfocus.errors import TrainingError, explain
+from overfocus.errors import TrainingError, explain, out_of_memory_as
 from overfocus.files import FolderLock, lock_folder
 from overfocus.forward import output_tensor
-from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import Monitor, monitor
 from overfocus.preprocessing import Preprocess
 from overfocus.runs.description import FORMAT, ArchitectureEntry, TrainingDescription, TrainingEntry, read_description

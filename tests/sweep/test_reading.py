@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from overfocus import RunError, corrupt
+from overfocus.errors import out_of_memory_as
 from overfocus.images import sources
 from overfocus.images.sources import find_images
-from overfocus.memory import out_of_memory_as
 from overfocus.sweep.reading import ImageReader, InputSize, Unit, load_units, partners
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
 
