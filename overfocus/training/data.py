@@ -61,7 +61,7 @@ def seed_processor(seed: int) -> None:
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """The data of a training and the model that fits them."""
 
     images: Images
@@ -91,7 +91,7 @@ def gather(
     labelled: bool,
     limit: int | None,
     use_ema: bool = True,
-) -> Material:
+) -> TrainingData:
     """Open the data and find architecture and preprocessing; without classes unless the pictures are to be `labelled`.
 
     A model for pictures of one channel gets the mean and standard deviation of the data, and so does one whose own are not
@@ -128,7 +128,7 @@ def gather(
     if task == SEGMENTATION:
         preprocess = replace(preprocess, crop_pct=1.0)
         colours = class_colours(names).tolist()
-    return Material(images, _spread(len(images), limit), held_out, names, colours, architecture, preprocess, loaded)
+    return TrainingData(images, _spread(len(images), limit), held_out, names, colours, architecture, preprocess, loaded)
 
 
 def _open(
