@@ -26,7 +26,7 @@ OKABE_ITO = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 SEQUENTIAL = "viridis"
 DIFFERENCE = ("#0072B2", "#D55E00")
-"""Less and more attention than clean; no difference is clear, so that it works on light, dark and pictures."""
+"""Less and more attention than clean; no difference is clear, so that it works on light, dark and images."""
 MISSING = "#8a8f98"
 
 

@@ -400,14 +400,14 @@ def choose_objective(model: nn.Module, data: TrainingData, settings: TrainSettin
 
 
 def choose_augmentation(data: TrainingData, recipe: Recipe) -> Callable[[Any, Any], Sample]:
-    """What makes samples of pictures and their classes or masks."""
+    """What makes samples of images and their classes or masks."""
     if data.class_colours is not None:
         return MaskAugmentation(data.preprocess, recipe)
     return Augmentation(data.preprocess, recipe)
 
 
 class InWindows(nn.Module):
-    """A segmentation model that takes pictures of any size: larger ones than it was trained at in sliding windows."""
+    """A segmentation model that takes images of any size: larger ones than it was trained at in sliding windows."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int], together: int) -> None:
         super().__init__()
