@@ -325,7 +325,7 @@ def print_segmentation(evaluation: "Evaluation") -> None:
     lines += [f"mIoU over {average['label']}: {_average(average)}" for average in summary["averages"]]
     lines += [f"note: {note}" for note in summary["notes"]]
     if summary["data"]["skipped"]:
-        lines.append(f"note: pictures left out because they could not be read: {summary['data']['skipped']}")
+        lines.append(f"note: images left out because they could not be read: {summary['data']['skipped']}")
     say("\n".join([*lines, f"run: {evaluation.path}\n"]))
 
 

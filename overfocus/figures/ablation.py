@@ -55,7 +55,7 @@ def ablation_figure(
     across = min(ACROSS, len(variants))
     blocks = -(-len(variants) // across)
     width = width or PANEL_INCHES[0] * max(across, 2)
-    figure = PlainFigure(figsize=(width, 2 * PANEL_INCHES[1] * blocks + 0.4), layout="constrained")
+    figure = PlainFigure(figsize=(width, 2 * PANEL_INCHES[1] * blocks), layout="constrained")
     panels = figure.subplots(2 * blocks, across, squeeze=False)
     done = "removed" if how == "remove" else "corrupted"
     for place in range(blocks * across):

@@ -149,7 +149,7 @@ class AttentionProbe(Probe):
         return _Attached(self)
 
     def begin(self, batch: Batch) -> None:
-        """Note where the clean counterparts are, and which pictures are shown in full."""
+        """Note where the clean counterparts are, and which images are shown in full."""
         assert self._captured is not None
         self._measurement.begin(batch.places)
         self._number = -1
@@ -161,7 +161,7 @@ class AttentionProbe(Probe):
         self._captured.clear()
 
     def columns(self, batch: Batch, output: Any) -> Mapping[str, Column]:
-        """Metrics (pictures, heads, metrics), received attention and shown maps by layer.
+        """Metrics (images, heads, metrics), received attention and shown maps by layer.
 
         Raises:
             CaptureError: the attention holds NaN or is not attention, or other layers ran than in the first batch.
@@ -209,8 +209,8 @@ class AttentionProbe(Probe):
         columns = results[0].columns[self.name]
         heads = {number: np.asarray(columns[f"values_{number}"]).shape[1] for number in self._numbers}
         slots = [(layer, head) for layer in self.layers for head in range(heads[layer.layer])]
-        pictures = sum(len(result.variants) for result in results)
-        places = np.tile(np.arange(len(slots)), pictures)
+        images = sum(len(result.variants) for result in results)
+        places = np.tile(np.arange(len(slots)), images)
         table: dict[str, Any] = {
             "layer": _taken([layer.layer for layer, _ in slots], places, pyarrow.int32()),
             "module": _taken([layer.module for layer, _ in slots], places, pyarrow.string()),
@@ -227,7 +227,7 @@ class AttentionProbe(Probe):
         return found
 
     def arrays(self, results: Sequence[ItemResult], first: int) -> Iterator[tuple[str, Mapping[str, Array], bool]]:
-        """Received attention of the first images of a run, pictures and maps of displayed ones."""
+        """Received attention of the first images of a run, pixels and maps of displayed ones."""
         kept = [result for result in results if result.item < self.maps_limit]
         received = [name for name in results[0].columns[self.name] if name.startswith("received_")]
         if kept and received:
@@ -271,7 +271,7 @@ class AttentionProbe(Probe):
         return noise
 
     def _measure_map(self, attention: AttentionMap) -> "list[Tensor | None] | None":
-        """Measure one map, and keep it of the pictures to show; called by `capture` while its layer runs."""
+        """Measure one map, and keep it of the images to show; called by `capture` while its layer runs."""
         if attention.kind not in TOKEN_KINDS:
             return None
         self._number += 1
@@ -284,7 +284,7 @@ class AttentionProbe(Probe):
             return self._kept(attention)
 
     def _kept(self, attention: AttentionMap) -> list[Float[Tensor, "windows queries keys"] | None]:
-        """Mean over heads of the weights of the pictures to show, float16; pooled where there are many queries.
+        """Mean over heads of the weights of the images to show, float16; pooled where there are many queries.
 
         Nothing for layers of so many queries whose patches have no known grid.
         """

@@ -46,13 +46,13 @@ class InputSize(NamedTuple):
         """That of one model."""
         return cls(*preprocess.input_size[1:], preprocess.interpolation)
 
-    def fit(self, pictures: UInt8[np.ndarray, "variants height width 3"]) -> UInt8[np.ndarray, "variants new_height new_width 3"]:
+    def fit(self, images: UInt8[np.ndarray, "variants height width 3"]) -> UInt8[np.ndarray, "variants new_height new_width 3"]:
         """Resize what was prepared for another model; what has the size stays as it is."""
-        if pictures.shape[1:3] == (self.height, self.width):
-            return pictures
+        if images.shape[1:3] == (self.height, self.width):
+            return images
         method = str_to_pil_interp(self.interpolation)  # type: ignore[no-untyped-call]
         size = self.width, self.height
-        return np.stack([np.asarray(Image.fromarray(pixels).resize(size, method)) for pixels in pictures])
+        return np.stack([np.asarray(Image.fromarray(pixels).resize(size, method)) for pixels in images])
 
     def fit_mask(self, mask: Mask) -> Mask:
         """Resize a mask that was prepared for another model, each pixel taking the class of the nearest."""
@@ -215,8 +215,8 @@ class Packing:
 def pack_pairs(variants: int, batch_size: int) -> Packing:
     """Pack images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.
 
-    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean picture
-    repeated. A corrupted picture needs its clean one, so that a forward holds at least two.
+    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean image
+    repeated. A corrupted image needs its clean one, so that a forward holds at least two.
     """
     if variants <= batch_size:
         return Packing(batch_size // variants, (tuple(range(variants)),), (range(variants),))

@@ -251,7 +251,7 @@ class Subject:
     def _measure_batch(
         self, samples: Sequence[Sample], members: Sequence[Sequence[int]], results: Mapping[int, ItemResult], *, first: bool
     ) -> None:
-        """Send a batch through the model and add its columns to the results; the clean picture counts in the first alone."""
+        """Send a batch through the model and add its columns to the results; the clean image counts in the first alone."""
         pixels = [
             sample.pixels[self.input_size][place] for sample, places in zip(samples, members, strict=True) for place in places
         ]
@@ -325,8 +325,8 @@ def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example:
     arrays: dict[str, Mapping[str, Array]] = {}
     if example is not None:
         with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"), inputs_taken(subject.loaded):
-            picture = subject.loaded.preprocess(example).to(subject.device)
-            inputs = picture.expand(max(2, subject.batch_size), *picture.shape)
+            image = subject.loaded.preprocess(example).to(subject.device)
+            inputs = image.expand(max(2, subject.batch_size), *image.shape)
             for probe in subject.probes:
                 described = probe.describe(inputs)
                 description = replace(description, **described.fields)

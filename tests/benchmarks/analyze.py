@@ -3,7 +3,7 @@
     export OMP_WAIT_POLICY=PASSIVE    # as the program `overfocus` does by itself
     python tests/benchmarks/analyze.py [MODEL] [--images N] [--batch-size N] [--corruption NAME]... [--workers N] [--rounds N]
 
-Each round times the plain forwards of all pictures, `analyze`, and the plain forwards again. Wall time says how long a user
+Each round times the plain forwards of all images, `analyze`, and the plain forwards again. Wall time says how long a user
 waits; processor time (of this process and its workers) is hardly disturbed by what else the machine does. Weights are random: the
 time does not depend on them.
 """
@@ -58,8 +58,8 @@ def compare_with_plain(
     def plain() -> None:
         with torch.no_grad():
             for _ in range(packs):
-                for pictures in forwards:
-                    loaded.model(pictures)
+                for inputs in forwards:
+                    loaded.model(inputs)
 
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder) / "photos", images)

@@ -67,21 +67,21 @@ def stop_after(monkeypatch):
 
 
 def assert_same(run, other):
-    """Tables, maps and pictures are the same to the last bit."""
+    """Tables, maps and images are the same to the last bit."""
     pd.testing.assert_frame_equal(run.table, other.table, check_exact=True)
     pd.testing.assert_frame_equal(run.predictions, other.predictions, check_exact=True)
     assert run.displayed == other.displayed
     for image in run.displayed:
-        np.testing.assert_array_equal(run.maps(image).pictures, other.maps(image).pictures)
+        np.testing.assert_array_equal(run.maps(image).pixels, other.maps(image).pixels)
         np.testing.assert_array_equal(run.maps(image).attention[1], other.maps(image).attention[1])
     for image in run.table["image"].unique():
         np.testing.assert_array_equal(run.received(image, "gaussian_noise", 3), other.received(image, "gaussian_noise", 3))
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_killed_process_is_continued(loaded, write_pictures, tmp_path, kills):
+def test_killed_process_is_continued(loaded, write_images, tmp_path, kills):
     """kill -9 while it measures, then to the end."""
-    photos = write_pictures(tmp_path / "photos", 12)
+    photos = write_images(tmp_path / "photos", 12)
     whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
     fixtures = Path(__file__).with_name("conftest.py")
     command = [sys.executable, "-c", PROGRAM, str(fixtures), str(photos), str(tmp_path / "run")]
@@ -120,8 +120,8 @@ def test_interrupt_writes_what_is_measured(loaded, photos, tmp_path, stop_after,
 
 
 @pytest.mark.slow
-def test_interrupt_from_the_keyboard_in_a_process(write_pictures, tmp_path):
-    photos = write_pictures(tmp_path / "photos", 12)
+def test_interrupt_from_the_keyboard_in_a_process(write_images, tmp_path):
+    photos = write_images(tmp_path / "photos", 12)
     command = [
         sys.executable,
         "-c",
@@ -284,11 +284,11 @@ def test_nothing_measured_yet(tmp_path, loaded, photos, stop_after):
 
 
 @pytest.mark.parametrize("file", ["run.json", "maps/windows.npz"])
-def test_end_while_the_run_begins(write_pictures, make_loaded, tmp_path, monkeypatch, file):
+def test_end_while_the_run_begins(write_images, make_loaded, tmp_path, monkeypatch, file):
     """The first files are cut off as by kill -9, which leaves temporary ones; the same call begins again."""
     torch.manual_seed(0)
     swin = timm.models.SwinTransformer(img_size=32, patch_size=4, window_size=4, embed_dim=16, depths=(2,), num_heads=(2,))
-    loaded, photos = make_loaded(swin), write_pictures(tmp_path / "photos")
+    loaded, photos = make_loaded(swin), write_images(tmp_path / "photos")
     real = RunFolder._write
 
     def killed(self, name, write):

@@ -57,7 +57,7 @@ def run(loaded, photos, tmp_path):
 
 def test_columns_are_what_the_functions_say(run, loaded):
     assert list(run.table.columns)[-3:] == ["class_token_share", "peak", "change"]
-    shown = run.maps(0).pictures
+    shown = run.maps(0).pixels
     with overfocus.capture(loaded.model) as captured:
         loaded.model(loaded.preprocess.normalize_batch(list(shown)))
     rows = run.table[run.table["image"] == 0]

@@ -1,4 +1,4 @@
-"""Variants are packed so that every corrupted picture has its clean one in the same batch."""
+"""Variants are packed so that every corrupted image has its clean one in the same batch."""
 
 from hypothesis import given
 from hypothesis import strategies as st

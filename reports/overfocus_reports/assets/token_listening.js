@@ -15,7 +15,7 @@ function readout({ layer, token, clean, corrupted }) {
   return `${where} receives ${says(received)}${after}.`;
 }
 
-// `listens` tells whether the canvas shows a picture at the moment.
+// `listens` tells whether the canvas shows an image at the moment.
 function listenToPicture(canvas, listens = () => true) {
   const tokenAt = (event) => {
     const box = canvas.getBoundingClientRect();
