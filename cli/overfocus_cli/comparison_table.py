@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from overfocus.text import LONGEST_LINE
 from overfocus_cli.output import cell, new_table
 
 if TYPE_CHECKING:
@@ -13,8 +14,8 @@ _ANSWERS = {"yes": "green", "no": "red", "mixed": "yellow", "can't tell": "yello
 _METRICS_PER_MODEL = 5
 
 
-def print_comparison(comparison: "Comparison") -> None:
-    """Print the verdicts, the overview of differences, and which metrics tell best which predictions flip."""
+def print_comparison(comparison: "Comparison", metrics: list[str] | None = None) -> None:
+    """Print the verdicts, the overview of differences (of all metrics or of some), and which metrics predict flips best."""
     from rich.console import Console
 
     from overfocus.results.comparison import cells
@@ -23,19 +24,25 @@ def print_comparison(comparison: "Comparison") -> None:
     from overfocus.statistics.panel import EVERY
     from overfocus.statistics.retained import NOT_MEASURED
     from overfocus.statistics.verdicts import decimal, interval_text, measure_title
+    from overfocus_reports.sentences import verdict_line
 
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])
     console.print(
         f"\n[bold]{cell(models)}[/bold] against [bold]{cell(comparison.baseline)}[/bold], {len(comparison.images)} images\n"
     )
+    for model in comparison.identical:
+        console.print(cell(verdict_line(model, (), comparison.baseline, identical=True), LONGEST_LINE))
     for verdict in comparison.verdicts:
-        colour = _ANSWERS[verdict.answer]
-        console.print(f"[bold]{verdict.asked}[/bold] [{colour}]{verdict.answer}[/{colour}]. {cell(verdict.sentence)}")
+        if verdict.model in comparison.identical:
+            continue
+        colour, answer = _ANSWERS[verdict.answer], verdict.answer.capitalize()
+        said = cell(verdict.sentence, LONGEST_LINE)
+        console.print(f"[bold]{verdict.asked}[/bold] [{colour}]{answer}[/{colour}]. {said}")
     for note in comparison.notes:
-        console.print(f"note: {cell(note)}")
+        console.print(f"note: {cell(note, LONGEST_LINE)}")
 
-    rows = comparison.overview()
+    rows = comparison.overview(metrics)
     for model in comparison.names[1:]:
         for title, clean in (("on clean images", True), ("over all corruptions", False)):
             chosen = rows[(rows["model"] == model) & ((rows["corruption"] == "clean") == clean)]
@@ -63,7 +70,7 @@ def print_comparison(comparison: "Comparison") -> None:
     pooled = found[found["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     for name in comparison.names:
         told = new_table(
-            f"What tells that a prediction of {cell(name)} flips ({flips_of(within, name)}), within a corruption and severity",
+            f"Metrics that predict flips of {cell(name)} ({flips_of(within, name)}), within a corruption and severity",
             ["metric"],
             ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval"],
         )

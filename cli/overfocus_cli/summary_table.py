@@ -23,16 +23,16 @@ def print_summary(summary: "Summary") -> None:
     console = Console(highlight=False)
     counted = f"{summary.images} images" + (f", {summary.skipped_images} left out" if summary.skipped_images else "")
     if summary.clean_iou == summary.clean_iou:
-        counted += f", mIoU of the clean ones {_percent(summary.clean_iou)}"
+        counted += f", mIoU on clean images {_percent(summary.clean_iou)}"
     elif summary.clean_accuracy:
-        counted += f", {_percent(summary.clean_accuracy.mean)} of the clean ones classified right"
+        counted += f", {_percent(summary.clean_accuracy.mean)} of the clean images classified correctly"
     console.print(f"\n[bold]{cell(summary.model)}[/bold], {counted}\n")
     if summary.lenient:
         console.print(f"[bold]Measured leniently: this may be another network.[/bold] {cell(summary.notes[0])}\n")
     for sentence in summary.sentences:
         console.print(cell(sentence, LONGEST_LINE))
     for note in summary.notes[summary.lenient :]:
-        console.print(f"note: {cell(note)}")
+        console.print(f"note: {cell(note, LONGEST_LINE)}")
 
     layers = new_table(
         "Concentration on clean images", ["layer"], ["top share", "(uniform)", "max ratio", "Gini", "effective"], wrap=True
@@ -68,19 +68,16 @@ def print_summary(summary: "Summary") -> None:
     scored = summary.clean_iou == summary.clean_iou  # masks of a segmentation data set
     columns += ["mIoU (set)"] if scored else []
     controlled = bool(summary.retained)
-    beside = " / control" if controlled else ""
     retained = ["retained"] if controlled else []
-    shown = [f"top-k kept{beside}", f"moved{beside}", *retained, *columns]
-    survival = new_table("What survives", ["corruption"], shown, wrap=True)
+    survival = new_table("What survives", ["corruption"], ["top-k kept", "moved", *retained, *columns], wrap=True)
+    if controlled:
+        control = [_percent(summary.retained[name].control) for name in ("top_overlap", "received_shift")]
+        survival.add_row("another image", *control, _number(0, ".2f"), *["–"] * len(columns), style="dim")
     for kept in summary.survival:
         output = _number(kept.prediction["output_cosine"].mean, ".3f")
-        shares = []
-        for name in ("top_overlap", "received_shift"):
-            own, control = kept.stability[name].mean, kept.retained[name].control if controlled else math.nan
-            shares.append(f"{100 * own:.1f} / {_percent(control)}" if controlled else _percent(own))
         survival.add_row(
             kept.variant.label,
-            *shares,
+            *(_percent(kept.stability[name].mean) for name in ("top_overlap", "received_shift")),
             *([_number(kept.retained["js_divergence"].retained, ".2f")] if controlled else []),
             *([_percent(kept.prediction[name].mean) for name in known] or [output]),
             *([_percent(kept.set_iou)] if scored else []),
@@ -88,9 +85,9 @@ def print_summary(summary: "Summary") -> None:
     console.print()
     console.print(survival)
     if controlled:
-        console.print("control: the same between two different clean images; retained: 1 − divergence / that of the control")
+        console.print("another image: the control, two different clean images; retained: 1 − divergence / that of the control")
     else:
-        console.print(f"{NOT_MEASURED}: what stays is not set against another image")
+        console.print(f"{NOT_MEASURED}: what is kept is not compared with another image")
 
 
 def summary_as_json(summary: "Summary") -> dict[str, Any]:

@@ -96,6 +96,7 @@ async function drawExplorer() {
   for (const role of roles) drawVersion(role, explorerDrawn);
   byId("versions").classList.toggle("without-matrices", modelOf().layers.every((layer) => !layer.matrix));
   byId("readout").textContent = readout(explorerDrawn);
+  byId("hint").textContent = hint(explorerDrawn);
   if (several) drawSide(models.map(drawnOf));
   byId("versions").setAttribute("aria-busy", "false");
 }
@@ -123,7 +124,7 @@ function drawVersion(role, drawn) {
   const parts = columnsOf[role];
   const version = versionOf(role, drawn);
   const { label } = data.variants[version.variant];
-  const missing = version.variant && version.variant !== state.variant ? ` (this page has no pictures at severity ${pickedVariant().severity})` : "";
+  const missing = version.variant && version.variant !== state.variant ? ` (this page has no images at severity ${pickedVariant().severity})` : "";
   parts.title.textContent = role === "difference" ? `${label} − clean` : `${label}${missing}`;
   parts.prediction.textContent = role === "difference" ? keptText(drawn) : predictionText(drawn.image, version.variant);
   for (const what of ["main", "to", "from"]) {
