@@ -20,7 +20,7 @@ from overfocus.statistics.verdicts import MILD, STRONG, counted, measure_title
 from overfocus.variants import CLEAN, OTHER_IMAGE
 from overfocus_reports.displayed import numbers
 from overfocus_reports.figures import Table, Values, heat_map, inline_svg
-from overfocus_reports.sentences import percent
+from overfocus_reports.sentences import listed, percent, spans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
