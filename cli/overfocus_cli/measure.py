@@ -52,7 +52,7 @@ def analyze(
         return
     report = None if no_report else _drawn(run)
 
-    from overfocus_cli.summary_table import print_summary, summary_as_json
+    from overfocus_cli.tables import print_summary, summary_as_json
     from overfocus_reports import summarise
 
     summary = summarise(run)
@@ -121,7 +121,7 @@ def compare(
     if as_json:
         print_json({"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()})
     elif format is Format.TABLE:
-        from overfocus_cli.comparison_table import print_comparison
+        from overfocus_cli.tables import print_comparison
 
         print_comparison(comparison, chosen)
         say(f"\ncomparison: {folder}" + (f"\nreport: {report}" if report else ""))
@@ -172,7 +172,7 @@ def ablate(
         }
         print_json(answer | tables)
     else:
-        from overfocus_cli.evaluation_table import print_ablation
+        from overfocus_cli.tables import print_ablation
 
         print_ablation(found)
         say(f"\nablation: {folder}" + (f"\nreport: {report}" if report else ""))
@@ -197,11 +197,11 @@ def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
         return
     for entry in found:
         if entry.summary.get("task") == "segmentation":
-            from overfocus_cli.evaluation_table import print_segmentation
+            from overfocus_cli.tables import print_segmentation
 
             print_segmentation(entry)
         else:
-            from overfocus_cli.evaluation_table import describe_evaluation
+            from overfocus_cli.tables import describe_evaluation
 
             say(describe_evaluation(entry))
 

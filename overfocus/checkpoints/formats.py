@@ -53,6 +53,7 @@ _FOLDERS = (
     (("Data/com.apple.CoreML",), "a Core ML package, which this does not read"),
 )  # fmt: skip
 _OF_TRANSFORMERS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "model.bin", "model.pth")
 _PROTOCOL = 0x80  # a pickle of protocol 2 or later, as torch writes, begins with this byte
 
@@ -104,8 +105,6 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     foreign = foreign_folder(path)
     if foreign:
         raise CheckpointError(f"{path}: expected a checkpoint file or a folder with config.json and weights, got {foreign}")
-    if (path / "adapter_config.json").is_file():
-        raise CheckpointError(f"{path}: holds a PEFT adapter; merge it into its base model (merge_and_unload) and save that")
     config_path = path / "config.json"
     weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if not config_path.is_file():
@@ -132,3 +131,18 @@ def transformers_folder(path: Path) -> tuple[Path, dict[str, Any]] | None:
         return None
     config = read_json(config_path, "the configuration of a model", CheckpointError)
     return (folder, config) if "model_type" in config and "architecture" not in config else None
+
+
+def adapter_folder(path: Path) -> tuple[Path, Path, dict[str, Any]] | None:
+    """The folder, weights and configuration of a PEFT adapter that a path leads to; None for anything else.
+
+    Raises:
+        CheckpointError: the configuration is no JSON object, or no weights are beside it.
+    """
+    folder = path.parent if path.is_file() and path.name in _OF_ADAPTERS else path
+    if not (folder / "adapter_config.json").is_file() or (path.is_file() and folder == path):
+        return None
+    weights = next((folder / name for name in _OF_ADAPTERS if (folder / name).is_file()), None)
+    if weights is None:
+        raise CheckpointError(f"{folder}: a PEFT adapter without its weights; expected {' or '.join(_OF_ADAPTERS)} in it")
+    return folder, weights, read_json(folder / "adapter_config.json", "the configuration of an adapter", CheckpointError)

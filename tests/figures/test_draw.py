@@ -236,9 +236,9 @@ def test_comparison_shows_its_verdicts_and_all_models(run, tmp_path, synthetic_r
 
 
 def test_blend_mixes_each_cell_with_its_colour():
-    picture = np.full((8, 8, 3), 100, np.uint8)
+    image = np.full((8, 8, 3), 100, np.uint8)
     values = np.array([[0.125, 8.0], [np.nan, 1.0]])
-    mixed = blended(picture, values, attention_norm(3.0))
+    mixed = blended(image, values, attention_norm(3.0))
     table = lookup_table("viridis").astype(float)
     assert mixed.shape == (224, 224, 3)
     for corner, entry in (((0, 0), 0), ((0, -1), 255), ((-1, -1), 128)):

@@ -80,7 +80,7 @@ def test_models_share_images_variants_and_scales(data):
     assert scale["high"] == pytest.approx(np.nanmax(means), rel=1e-3)
 
 
-def test_pictures_that_all_models_saw_stand_once(data):
+def test_images_that_all_models_saw_stand_once(data):
     assert data["models"][0]["pictures"]
     assert data["models"][1]["pictures"] is None
 

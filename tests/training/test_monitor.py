@@ -167,11 +167,11 @@ def pixels_of(image: Tensor) -> np.ndarray[Any, Any]:
     return made
 
 
-def test_rows_go_to_a_file_and_pictures_to_a_writer(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+def test_rows_go_to_a_file_and_images_to_a_writer(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
     drawn = []
     log = tmp_path / "attention.csv"
     watch = overfocus.monitor(
-        model, images, every=1, log=log, log_images=lambda title, picture, step: drawn.append((title, picture, step))
+        model, images, every=1, log=log, log_images=lambda title, image, step: drawn.append((title, image, step))
     )
     for loss in steps(model, 2):
         watch(loss)
@@ -179,10 +179,10 @@ def test_rows_go_to_a_file_and_pictures_to_a_writer(model: nn.Module, images: Te
     assert list(table.columns) == ["step", *COLUMNS]
     assert table["step"].tolist() == [1, 2]
     assert table["top_share_late"].tolist() == pytest.approx([row["top_share_late"] for row in watch.rows])
-    title, picture, step = drawn[-1]
+    title, image, step = drawn[-1]
     assert (title, step) == ("attention received", 2)
-    assert picture.shape == (3 * 96, 3 * 96, 3)
-    assert picture.dtype == np.uint8
+    assert image.shape == (3 * 96, 3 * 96, 3)
+    assert image.dtype == np.uint8
     assert 0 < watch.overhead < 1
 
 

@@ -60,7 +60,7 @@ function markStrip() {
   for (const button of byId("strip").children) button.setAttribute("aria-pressed", String(Number(button.dataset.image) === state.image));
 }
 
-// Buttons for tokens that have no place on the picture, and for the most attended patch.
+// Buttons for tokens that have no place on the image, and for the most attended patch.
 function buildQueries() {
   const shape = layerOf().matrix;
   const prefix = shape ? Math.max(prefixCount(shape.queries, shape.queryGrid), prefixCount(shape.keys, shape.keyGrid)) : 0;
@@ -134,7 +134,7 @@ function drawVersion(role, drawn) {
   parts.note.textContent = drawMatrix(parts.matrix, version, role, drawn);
 }
 
-// One picture under received attention ("main"), a row ("to") or a column ("from") of the matrix; whether there was such a map.
+// One image under received attention ("main"), a row ("to") or a column ("from") of the matrix; whether there was such a map.
 function drawPart(canvas, what, version, role, drawn) {
   const { layer, token, located, clean } = drawn;
   const directed = () => (version.matrix && located ? mapOf(version.matrix, layer, located, what) : null);

@@ -25,7 +25,7 @@ function hint({ layer, clean }) {
   return `Hover over a patch to see ${shows}; click to keep it; the arrow keys move it.`;
 }
 
-// `listens` tells whether the canvas shows a picture at the moment.
+// `listens` tells whether the canvas shows an image at the moment.
 function listenToPicture(canvas, listens = () => true) {
   const tokenAt = (event) => {
     const box = canvas.getBoundingClientRect();
