@@ -22,7 +22,7 @@ from overfocus.processes import Processes, join_processes
 from overfocus.run import Run
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings
 from overfocus.settings import MAX_PIXELS, takes
-from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, pack_pairs
+from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, plan_pairs
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import AnalyzeSettings, CompareSettings, listed
 from overfocus.sweep.sweep import (
@@ -145,7 +145,7 @@ def analyze_models(
         reader,
         range(len(sources)),
         variants,
-        pack_pairs(len(variants), settings.batch_size),
+        plan_pairs(len(variants), settings.batch_size),
         workers=settings.workers or 0,
         strict=settings.strict,
         image_bytes=reader.image_bytes,

@@ -29,16 +29,16 @@ def print_summary(summary: "Summary") -> None:
     console = Console(highlight=False)
     counted = f"{summary.images} images" + (f", {summary.skipped_images} left out" if summary.skipped_images else "")
     if summary.clean_iou == summary.clean_iou:
-        counted += f", mIoU of the clean ones {_percent(summary.clean_iou)}"
+        counted += f", mIoU on clean images {_percent(summary.clean_iou)}"
     elif summary.clean_accuracy:
-        counted += f", {_percent(summary.clean_accuracy.mean)} of the clean ones classified right"
+        counted += f", {_percent(summary.clean_accuracy.mean)} of the clean images classified correctly"
     console.print(f"\n[bold]{cell(summary.model)}[/bold], {counted}\n")
     if summary.lenient:
         console.print(f"[bold]Measured leniently: this may be another network.[/bold] {cell(summary.notes[0])}\n")
     for sentence in summary.sentences:
         console.print(cell(sentence, LONGEST_LINE))
     for note in summary.notes[summary.lenient :]:
-        console.print(f"note: {cell(note)}")
+        console.print(f"note: {cell(note, LONGEST_LINE)}")
 
     layers = new_table(
         "Concentration on clean images", ["layer"], ["top share", "(uniform)", "max ratio", "Gini", "effective"], wrap=True
@@ -74,19 +74,16 @@ def print_summary(summary: "Summary") -> None:
     scored = summary.clean_iou == summary.clean_iou  # masks of a segmentation data set
     columns += ["mIoU (set)"] if scored else []
     controlled = bool(summary.retained)
-    beside = " / control" if controlled else ""
     retained = ["retained"] if controlled else []
-    shown = [f"top-k kept{beside}", f"moved{beside}", *retained, *columns]
-    survival = new_table("What survives", ["corruption"], shown, wrap=True)
+    survival = new_table("What survives", ["corruption"], ["top-k kept", "moved", *retained, *columns], wrap=True)
+    if controlled:
+        control = [_percent(summary.retained[name].control) for name in ("top_overlap", "received_shift")]
+        survival.add_row("another image", *control, _number(0, ".2f"), *["–"] * len(columns), style="dim")
     for kept in summary.survival:
         output = _number(kept.prediction["output_cosine"].mean, ".3f")
-        shares = []
-        for name in ("top_overlap", "received_shift"):
-            own, control = kept.stability[name].mean, kept.retained[name].control if controlled else math.nan
-            shares.append(f"{100 * own:.1f} / {_percent(control)}" if controlled else _percent(own))
         survival.add_row(
             kept.variant.label,
-            *shares,
+            *(_percent(kept.stability[name].mean) for name in ("top_overlap", "received_shift")),
             *([_number(kept.retained["js_divergence"].retained, ".2f")] if controlled else []),
             *([_percent(kept.prediction[name].mean) for name in known] or [output]),
             *([_percent(kept.set_iou)] if scored else []),
@@ -94,9 +91,9 @@ def print_summary(summary: "Summary") -> None:
     console.print()
     console.print(survival)
     if controlled:
-        console.print("control: the same between two different clean images; retained: 1 − divergence / that of the control")
+        console.print("another image: the control, two different clean images; retained: 1 − divergence / that of the control")
     else:
-        console.print(f"{NOT_MEASURED}: what stays is not set against another image")
+        console.print(f"{NOT_MEASURED}: what is kept is not compared with another image")
 
 
 def summary_as_json(summary: "Summary") -> dict[str, Any]:
@@ -180,8 +177,8 @@ _ANSWERS = {"yes": "green", "no": "red", "mixed": "yellow", "can't tell": "yello
 _METRICS_PER_MODEL = 5
 
 
-def print_comparison(comparison: "Comparison") -> None:
-    """Print the verdicts, the overview of differences, and which metrics tell best which predictions flip."""
+def print_comparison(comparison: "Comparison", metrics: list[str] | None = None) -> None:
+    """Print the verdicts, the overview of differences (of all metrics or of some), and which metrics predict flips best."""
     from rich.console import Console
 
     from overfocus.results.comparison import cells
@@ -190,19 +187,25 @@ def print_comparison(comparison: "Comparison") -> None:
     from overfocus.statistics.panel import EVERY
     from overfocus.statistics.retained import NOT_MEASURED
     from overfocus.statistics.verdicts import decimal, interval_text, measure_title
+    from overfocus_reports.sentences import verdict_line
 
     console = Console(highlight=False)
     models = ", ".join(comparison.names[1:])
     console.print(
         f"\n[bold]{cell(models)}[/bold] against [bold]{cell(comparison.baseline)}[/bold], {len(comparison.images)} images\n"
     )
+    for model in comparison.identical:
+        console.print(cell(verdict_line(model, (), comparison.baseline, identical=True), LONGEST_LINE))
     for verdict in comparison.verdicts:
-        colour = _ANSWERS[verdict.answer]
-        console.print(f"[bold]{verdict.asked}[/bold] [{colour}]{verdict.answer}[/{colour}]. {cell(verdict.sentence)}")
+        if verdict.model in comparison.identical:
+            continue
+        colour, answer = _ANSWERS[verdict.answer], verdict.answer.capitalize()
+        said = cell(verdict.sentence, LONGEST_LINE)
+        console.print(f"[bold]{verdict.asked}[/bold] [{colour}]{answer}[/{colour}]. {said}")
     for note in comparison.notes:
-        console.print(f"note: {cell(note)}")
+        console.print(f"note: {cell(note, LONGEST_LINE)}")
 
-    rows = comparison.overview()
+    rows = comparison.overview(metrics)
     for model in comparison.names[1:]:
         for title, clean in (("on clean images", True), ("over all corruptions", False)):
             chosen = rows[(rows["model"] == model) & ((rows["corruption"] == "clean") == clean)]
@@ -230,7 +233,7 @@ def print_comparison(comparison: "Comparison") -> None:
     pooled = found[found["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     for name in comparison.names:
         told = new_table(
-            f"What tells that a prediction of {cell(name)} flips ({flips_of(within, name)}), within a corruption and severity",
+            f"Metrics that predict flips of {cell(name)} ({flips_of(within, name)}), within a corruption and severity",
             ["metric"],
             ["AUROC", "95 % interval", "pooled", "Spearman", "95 % interval"],
         )

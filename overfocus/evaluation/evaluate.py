@@ -37,7 +37,7 @@ from overfocus.run import folder_names
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
 from overfocus.segmentation.inference import InferenceSettings, is_segmentation, usual_batch
 from overfocus.settings import takes
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, plan_images
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
 from overfocus.sweep.sweep import Subject, describe_checkpoint, describe_source, described_size, open_run, place_of, sweep
@@ -230,8 +230,8 @@ class _Plan:
         """At which a model takes the images that are read."""
         raise NotImplementedError
 
-    def _work(self, reader: Reader, packing: Any) -> Work:
-        return Work(reader, [item.image for item in self.items], self.variants, packing, workers=self.settings.workers or 0)
+    def _work(self, reader: Reader, plan: Any) -> Work:
+        return Work(reader, [item.image for item in self.items], self.variants, plan, workers=self.settings.workers or 0)
 
 
 class _Classification(_Plan):
@@ -316,10 +316,10 @@ class _Classification(_Plan):
             self._tree(loaded),
             self.cache,
         )
-        packing = pack_images(len(self.variants), self.batch_size)
+        plan = plan_images(len(self.variants), self.batch_size)
         if self.data.layout == "ImageNet-P":
-            packing = pack_images(len(self.variants), max(1, self.batch_size // FRAMES))
-        return self._work(reader, packing)
+            plan = plan_images(len(self.variants), max(1, self.batch_size // FRAMES))
+        return self._work(reader, plan)
 
     def probe(self, loaded: LoadedModel) -> Probe:
         """The classes of the labels, in the order of the model; films by the portion that they are of."""
@@ -383,7 +383,7 @@ class _Segmentation(_Plan):
         reader = SegmentedReader(
             self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.custom, self.cache
         )
-        return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
+        return self._work(reader, plan_images(len(self.variants), self.batch_size, split=True))
 
     def probe(self, loaded: LoadedModel) -> Probe:
         """Whole images or sliding windows, as the settings say."""

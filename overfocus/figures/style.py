@@ -225,4 +225,4 @@ def legend_below(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]
     lines = max(sum(map(len, wrapped[start : start + rows])) for start in range(0, len(labels), rows))
     figure.set_figheight(figure.get_figheight() + 0.1 + 1.6 * lines * points / 72)
     texts = ["\n".join(lines) for lines in wrapped]
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns, handlelength=2.6)
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, handlelength=2.6, frameon=False)

@@ -20,7 +20,7 @@ from overfocus.statistics.verdicts import MILD, STRONG, counted, measure_title
 from overfocus.variants import CLEAN, OTHER_IMAGE
 from overfocus_reports.displayed import numbers
 from overfocus_reports.figures import Table, Values, heat_map, inline_svg
-from overfocus_reports.sentences import percent
+from overfocus_reports.sentences import listed, percent, spans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +124,9 @@ def settings_rows(run: RunDescription) -> list[tuple[str, str]]:
 def version_rows(run: RunDescription) -> list[tuple[str, str]]:
     """What it ran with, when, and how long it took."""
     rows: dict[str, Any] = {"overfocus": run.overfocus, "started": run.created} | run.versions
-    rows |= {name.replace("_", " "): value for name, value in run.timing.items()}
+    for name, value in run.timing.items():
+        title, seconds = name.replace("_", " "), not name.endswith("_per_second")
+        rows["total" if name == "seconds" else title] = f"{in_words(value)} s" if seconds else value
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
@@ -364,15 +366,20 @@ def head_sentences(found: HeadValues) -> list[str]:
     known = np.isfinite(found.effective)
     strong = np.argwhere(known & (found.effective < STRONG))
     mild = int((known & (found.effective >= STRONG) & (found.effective < MILD)).sum())
-    by_layer: dict[int, list[str]] = {}
-    for layer, head in strong:
-        by_layer.setdefault(found.layers[layer], []).append(str(head))
+    heads = {layer: [str(head) for place, head in strong if place == layer] for layer in dict.fromkeys(strong[:, 0])}
+    whole = [layer for layer, numbers in heads.items() if len(numbers) == known[layer].sum()]
     total = counted(int(known.sum()), "head")
     below = f"effective tokens below {percent(STRONG)}"
-    if by_layer:
-        named = "; ".join(f"layer {layer}: {', '.join(heads)}" for layer, heads in by_layer.items())
+    if heads:
+        named = [f"every head of {spans([found.layers[layer] for layer in whole])}"] if whole else []
+        named += [
+            f"head{'s' if len(numbers) > 1 else ''} {listed(numbers)} of layer {found.layers[layer]}"
+            for layer, numbers in heads.items()
+            if layer not in whole
+        ]
         many = len(strong)
-        first = f"{many} of {total} overfocus{'es' if many == 1 else ''} strongly ({below}) and {mild} mildly. Strongly: {named}."
+        first = f"{many} of {total} overfocus{'es' if many == 1 else ''} strongly ({below}) and {mild} mildly. "
+        first += f"Strongly: {'; '.join(named)}."
     else:
         first = f"No head of {total} overfocuses strongly ({below}); {mild} do{'es' if mild == 1 else ''} mildly."
     place = np.unravel_index(int(np.nanargmin(found.effective)), found.effective.shape)

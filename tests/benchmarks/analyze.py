@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import overfocus
-from overfocus.sweep.reading import pack_pairs
+from overfocus.sweep.reading import plan_pairs
 from overfocus.variants import list_variants
 
 
@@ -50,14 +50,14 @@ def compare_with_plain(
     """Medians over the rounds of the time of `analyze` over that of the plain forwards: wall and processor time."""
     loaded = overfocus.load_model(name, pretrained=False)
     variants = len(list_variants(corruptions, [3])) + 1  # and the control
-    packing = pack_pairs(variants, batch_size)
-    sizes = [packing.images * len(members) for members in packing.batches]
+    plan = plan_pairs(variants, batch_size)
+    sizes = [plan.images * len(members) for members in plan.batches]
     forwards = [torch.randn(size, *loaded.input_size) for size in sizes]
-    packs = -(-images // packing.images)
+    shards = -(-images // plan.images)
 
     def plain() -> None:
         with torch.no_grad():
-            for _ in range(packs):
+            for _ in range(shards):
                 for inputs in forwards:
                     loaded.model(inputs)
 

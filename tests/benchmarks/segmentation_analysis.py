@@ -24,7 +24,7 @@ from PIL import Image
 
 import overfocus
 from overfocus.corruptions import resolve_corruptions
-from overfocus.sweep.reading import pack_pairs
+from overfocus.sweep.reading import plan_pairs
 
 MODELS = (
     "tap_fan_tiny_8_p4_hybrid_segformer",
@@ -73,7 +73,7 @@ def run(model: str, way: str, arguments: argparse.Namespace) -> dict[str, float]
     loaded = overfocus.load_model(model, pretrained=False, device="cpu", image_size=arguments.image_size)
     began = time.perf_counter()
     if way == "plain":
-        largest = max(len(batch) for batch in pack_pairs(arguments.variants, arguments.batch_size).batches)
+        largest = max(len(batch) for batch in plan_pairs(arguments.variants, arguments.batch_size).batches)
         images = torch.randn(largest, *loaded.input_size)
         with torch.no_grad():
             loaded.model(images)

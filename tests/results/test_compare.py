@@ -71,14 +71,14 @@ def test_images_are_corrupted_once_for_all_models(models, photos, tmp_path, monk
 
 @pytest.mark.parametrize("stop", [7, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 4, 8))])
 def test_interrupted_anywhere_it_goes_on_to_the_same_tables(models, photos, tmp_path, monkeypatch, stop):
-    """Twelve images in packs of two, in turns of four packs for each of three models."""
+    """Twelve images in shards of two, in rounds of four shards for each of three models."""
     whole = _compare(models, photos, tmp_path / "whole", batch_size=4)
     measure, calls = Subject.measure, iter(range(1000))
 
-    def stopping(self, samples, packing):
+    def stopping(self, samples, plan):
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return measure(self, samples, packing)
+        return measure(self, samples, plan)
 
     with monkeypatch.context() as patched:
         patched.setattr(Subject, "measure", stopping)

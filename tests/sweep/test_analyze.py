@@ -384,7 +384,7 @@ def test_no_readable_image_left(loaded, tmp_path):
         overfocus.analyze(loaded, [tmp_path / "a.png", tmp_path / "b.jpg"], output=tmp_path / "run", **OPTIONS)
 
 
-def test_a_whole_pack_of_bad_images(loaded, tmp_path, write_images):
+def test_a_whole_shard_of_bad_images(loaded, tmp_path, write_images):
     photos = write_images(tmp_path / "photos", 6)
     for bad in ("cat/001.png", "cat/002.png", "dog/003.png"):
         (photos / bad).write_text("no image")

@@ -35,7 +35,7 @@ fixtures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fixtures)
 recorder.SECONDS_PER_PART = 0.0
 measure = Subject.measure
-Subject.measure = lambda self, samples, packing: (time.sleep(0.2), measure(self, samples, packing))[1]
+Subject.measure = lambda self, samples, plan: (time.sleep(0.2), measure(self, samples, plan))[1]
 overfocus.analyze(
     fixtures._make_loaded(), sys.argv[2], corruptions=["gaussian_noise"], severities=[3], output=sys.argv[3],
     batch_size=6, workers=1, device="cpu",
@@ -44,22 +44,22 @@ overfocus.analyze(
 
 
 @pytest.fixture
-def parts_after_every_pack(monkeypatch):
+def parts_after_every_shard(monkeypatch):
     """Write a part after each batch instead of after some seconds."""
     monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
 
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Make the measuring raise an error after a number of packs."""
+    """Make the measuring raise an error after a number of shards."""
 
-    def stop(packs, error):
+    def stop(shards, error):
         measure, calls = Subject.measure, iter(range(1000))
 
-        def stopping(self, samples, packing):
-            if next(calls) == packs:
+        def stopping(self, samples, plan):
+            if next(calls) == shards:
                 raise error
-            return measure(self, samples, packing)
+            return measure(self, samples, plan)
 
         monkeypatch.setattr(Subject, "measure", stopping)
 
@@ -149,7 +149,7 @@ def test_complete_run_is_not_measured_again(loaded, photos, tmp_path, stop_after
     pd.testing.assert_frame_equal(again.table, first.table)
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 def test_the_table_does_not_depend_on_part_boundaries(loaded, photos, tmp_path):
     parts = overfocus.analyze(loaded, photos, output=tmp_path / "parts", **OPTIONS)
     assert sorted(path.name for path in (tmp_path / "parts/metrics").iterdir()) == [
@@ -160,7 +160,7 @@ def test_the_table_does_not_depend_on_part_boundaries(loaded, photos, tmp_path):
     assert len(list((tmp_path / "one/metrics").iterdir())) == 1
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 @pytest.mark.parametrize("file", ["metrics/part-00002.parquet", "maps/image-3.npz", "predictions/part-00002.parquet", "run.json"])
 def test_disk_full(loaded, photos, tmp_path, monkeypatch, file):
     """Whichever file hits the end of the disk, the run stays readable and goes on later to the same tables."""
@@ -323,7 +323,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -350,7 +350,7 @@ def edit(run, **changes):
     (run / "run.json").write_text(json.dumps(content | changes))
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 def test_done_too_high_goes_on_from_where_the_tables_end(loaded, photos, tmp_path, stop_after, monkeypatch):
     whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
     stop_after(2, KeyboardInterrupt())
@@ -361,7 +361,7 @@ def test_done_too_high_goes_on_from_where_the_tables_end(loaded, photos, tmp_pat
     assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 def test_a_missing_part_is_told_when_the_table_is_read(loaded, photos, tmp_path):
     overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     (tmp_path / "run/metrics/part-00002.parquet").unlink()
@@ -373,10 +373,10 @@ def test_part_removed_while_it_measures(loaded, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
     measure = Subject.measure
 
-    def removing(self, samples, packing):
+    def removing(self, samples, plan):
         for path in (tmp_path / "run/metrics").glob("*"):
             path.unlink()
-        return measure(self, samples, packing)
+        return measure(self, samples, plan)
 
     monkeypatch.setattr(Subject, "measure", removing)
     with pytest.raises(RunError, match="a part of the tables from image 0 on is missing"):

@@ -96,6 +96,7 @@ async function drawExplorer() {
   for (const role of roles) drawVersion(role, explorerDrawn);
   byId("versions").classList.toggle("without-matrices", modelOf().layers.every((layer) => !layer.matrix));
   byId("readout").textContent = readout(explorerDrawn);
+  byId("hint").textContent = hint(explorerDrawn);
   if (several) drawSide(models.map(drawnOf));
   byId("versions").setAttribute("aria-busy", "false");
 }
