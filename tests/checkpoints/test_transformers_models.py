@@ -56,6 +56,19 @@ def test_classifier(options, tmp_path: Path) -> None:
     assert load_model(weights).name == "ViTForImageClassification"
 
 
+def test_folder_of_the_trainer(tmp_path: Path) -> None:
+    """`checkpoint-500/`: what it needs to go on lies beside the weights and is not opened."""
+    folder = tmp_path / "checkpoint-500"
+    model = saved(folder, transformers.ViTForImageClassification(transformers.ViTConfig(**TINY, id2label={0: "cat", 1: "dog"})))
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth", "training_args.bin"):
+        (folder / name).write_bytes(b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00exittR.")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 500, "log_history": []}))
+    loaded = load_model(folder)
+    assert (loaded.name, loaded.class_names, loaded.notes) == ("ViTForImageClassification", ["cat", "dog"], ())
+    with torch.inference_mode():
+        torch.testing.assert_close(first(loaded.model(IMAGES)), first(model(IMAGES)))
+
+
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "BeitFor", "DeiT"])
 def test_other_encoders(kind: str, tmp_path: Path) -> None:
     name = kind.removesuffix("For")
