@@ -1,8 +1,8 @@
 """What a checkpoint says about itself beside its weights, read and written.
 
 Four writers are understood: trainers that save `arch`, `args` or `hyper_parameters`; timm's `config.json` of a hub folder;
-OpenCLIP's `open_clip_config.json`; and the metadata of a safetensors file as `save_checkpoint` writes it. That metadata is a table of texts; each key but
-`architecture` is optional and holds JSON:
+OpenCLIP's `open_clip_config.json`; and the metadata of a safetensors file as `save_checkpoint` writes it. That metadata is a
+table of texts; each key but `architecture` is optional and holds JSON:
 
     architecture    a name that timm or overfocus.models registers, or "VisionTransformer" for a model that
                     `timm.models.vision_transformer.VisionTransformer(**model_args)` makes and no name stands for
