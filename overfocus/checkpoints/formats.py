@@ -54,7 +54,10 @@ _FOLDERS = (
 )  # fmt: skip
 _OF_TRANSFORMERS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "model.bin", "model.pth")
+_WEIGHTS = (
+    *("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"),
+    *("model.bin", "model.pth"),
+)
 _PROTOCOL = 0x80  # a pickle of protocol 2 or later, as torch writes, begins with this byte
 
 
@@ -96,8 +99,8 @@ def foreign_folder(folder: Path) -> str | None:
     return None
 
 
-def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file and the parsed configuration of a folder.
+def find_folder(path: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """The weights file of a folder, the file of its configuration and what that says.
 
     Raises:
         CheckpointError: one of the two is missing or the configuration is no JSON object.
@@ -105,8 +108,8 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     foreign = foreign_folder(path)
     if foreign:
         raise CheckpointError(f"{path}: expected a checkpoint file or a folder with config.json and weights, got {foreign}")
-    config_path = path / "config.json"
     weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    config_path = path / _configuration_of(weights)
     if not config_path.is_file():
         others = sorted(
             item for ending in ("safetensors", "pth", "pt", "bin", "tar", "ckpt") for item in path.glob(f"*.{ending}")
@@ -119,8 +122,25 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     config = read_json(config_path, "the configuration of a model", CheckpointError)
     if weights is None:
         shards = " (sharded weights are not read)" if list(path.glob("*.index.json")) else ""
-        raise CheckpointError(f"{path}: expected one of {', '.join(_WEIGHTS)} beside config.json, found none{shards}")
-    return weights, config
+        raise CheckpointError(f"{path}: expected one of {', '.join(_WEIGHTS)} beside {config_path.name}, found none{shards}")
+    return weights, config_path, config
+
+
+def _configuration_of(weights: Path | None) -> str:
+    return "open_clip_config.json" if weights is not None and weights.name.startswith("open_clip_") else "config.json"
+
+
+def configuration_beside(file: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Where and what the configuration of timm or OpenCLIP is beside a weights file of their names; None where there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    path = file.parent / _configuration_of(file)
+    if file.name not in _WEIGHTS or not path.is_file():
+        return None
+    config = read_json(path, "the configuration of a model", CheckpointError)
+    return (path, config) if "architecture" in config or "model_cfg" in config else None
 
 
 def transformers_folder(path: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -35,10 +35,10 @@ from overfocus.checkpoints.build import (
     resampled_note,
     skeleton,
 )
-from overfocus.checkpoints.formats import adapter_folder, find_folder, transformers_folder
+from overfocus.checkpoints.formats import adapter_folder, configuration_beside, find_folder, transformers_folder
 from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
-from overfocus.checkpoints.names import Reading
+from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, Reading
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
@@ -62,7 +62,7 @@ def fetch_folder(source: str) -> Path:
         CheckpointError: it cannot be had.
     """
     name = source.partition(":")[2] or source
-    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "model*.bin", "adapter_model.bin"]
+    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "model*.bin", "adapter_model.bin", "open_clip_*.bin"]
     try:
         with _hub_as_reachable() as reachable:
             return Path(snapshot_download(name, allow_patterns=wanted))
@@ -343,15 +343,14 @@ def resolve_model(source: Source | None, *, device: str | torch.device | None = 
 
 def _read(path: Path) -> tuple[CheckpointFile, Hints]:
     if path.is_dir():
-        weights, config = find_folder(path)
-        hints = hints_of_config(config, path / "config.json")
-        return read_checkpoint(weights), hints
-    file = read_checkpoint(path)
+        weights, described, config = find_folder(path)
+        return read_checkpoint(weights), hints_of_config(config, described)
+    file, beside = read_checkpoint(path), configuration_beside(path)
     if file.metadata.get("origin") == "JAX":
         return file, hints_of_jax(file.metadata)
-    return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(
-        file.content, path
-    )
+    if file.metadata.get("architecture"):
+        return file, hints_of_metadata(file.metadata, path)
+    return file, hints_of_content(file.content, path) if beside is None else hints_of_config(beside[1], beside[0])
 
 
 def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, request: Request, taken: list[str]) -> LoadedModel:
@@ -385,9 +384,10 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     said = (
         [f"LENIENT: loaded although it is not {found.name} to the last tensor: {real.faults or some(outside)}"] if lenient else []
     )
-    if found.reading.preprocessing and not hints.preprocessing.keys() & {"mean", "std"}:
-        hints = replace(hints, preprocessing={**hints.preprocessing, **found.reading.preprocessing})
-        said.append(f"mean and std are those of {found.reading.origin}, which the tensors' names show")
+    origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
+    if origin is not None and not hints.preprocessing.keys() & {"mean", "std"}:
+        hints = replace(hints, preprocessing={**hints.preprocessing, **origin[0]})
+        said.append(f"mean and std are those of {origin[1]}, which the tensors' names show")
     try:
         preprocess, assumed = preprocess_for(
             model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
@@ -414,6 +414,17 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         class_names=class_names_for(hints, model),
         class_colours=class_colours_for(hints, model),
     )
+
+
+def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], str] | None:
+    """Mean and standard deviation of an image tower of timm in OpenCLIP, and whose they are; None for any other network.
+
+    SigLIP's loss has a bias and its towers pool by attention; everything else is trained with CLIP's unless told otherwise.
+    """
+    if not f".{network.path}".endswith(".visual.trunk"):
+        return None
+    siglip = "attn_pool.latent" in network.tensors or any(name.endswith("logit_bias") for name in network.beside)
+    return (SIGLIP_PREPROCESSING, "SigLIP (0.5)") if siglip else (CLIP_PREPROCESSING, "CLIP, as OpenCLIP trains by default")
 
 
 def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) -> list[str]:
