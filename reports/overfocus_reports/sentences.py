@@ -63,7 +63,7 @@ def overfocusing_answer(judged: Overfocusing) -> Answer:
     reason = (
         f"{layers} effectively reaches {percent(effective.mean)} of the patches{interval}; uniform attention reaches all of them"
     )
-    reason += ", as nearly does that of an untrained network" if judged.nearly_uniform else ""
+    reason += ", and that of an untrained network nearly all" if judged.nearly_uniform else ""
     return Answer(asked, judged.answer, reason + ".")
 
 

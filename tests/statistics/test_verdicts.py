@@ -161,5 +161,5 @@ def test_one_class_for_every_image_keeps_no_predictions():
 
 
 def test_the_rule_names_what_it_rests_on():
-    for words in ("retained against the control", "Holm", "fewer than 20 images", "Of a model that predicts one class"):
+    for words in ("retained relative to the control", "Holm", "fewer than 20 images", "For a model that predicts one class"):
         assert words in RULE
