@@ -607,8 +607,8 @@ def _show(logger: Any, watch: Monitor, step: int) -> None:
         return
     if hasattr(logger, "log_image"):
         logger.log_image("overfocus/attention received", [watch.heat_maps()], step=step)
-    elif hasattr(experiment := getattr(logger, "experiment", None), "add_image"):
-        experiment.add_image("overfocus/attention received", watch.heat_maps(), step, dataformats="HWC")
+    elif hasattr(getattr(logger, "experiment", None), "add_image"):
+        logger.experiment.add_image("overfocus/attention received", watch.heat_maps(), step, dataformats="HWC")
 
 
 def _named(row: Mapping[str, float]) -> dict[str, float]:

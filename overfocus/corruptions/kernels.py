@@ -160,8 +160,8 @@ def add_shifted(image: Array, shifts: Array, weights: Array) -> Array:
     first, last = shifts.min(axis=0).clip(max=0), shifts.max(axis=0).clip(min=0)
     whole = image.dtype == np.uint8
     kind = np.float32 if whole else np.float64
-    padded = cv2.copyMakeBorder(image, int(last[0]), int(-first[0]), int(last[1]), int(-first[1]), cv2.BORDER_REPLICATE)
-    padded = padded.astype(kind, copy=False).reshape(padded.shape[0], -1)
+    bordered = cv2.copyMakeBorder(image, int(last[0]), int(-first[0]), int(last[1]), int(-first[1]), cv2.BORDER_REPLICATE)
+    padded: Array = np.asarray(bordered, kind).reshape(len(bordered), -1)
     out = np.full((height, width * channels), ROUNDING if whole else 0, kind)
     _add_shifted(padded, last - shifts, weights.astype(kind), channels, out)
     return out.reshape(image.shape)
