@@ -203,7 +203,7 @@ def _query_heads(arrangement: Arrangement, queries: Tensor, keys: Tensor) -> tup
     if heads == 1 or len(row) % heads or len(torch.unique(own[own > 0])) < int((own > 0).sum()):
         return arrangement, queries
     for inside in (False, True):
-        apart = queries.unflatten(-1, (-1, heads) if inside else (heads, -1))
+        apart = torch.unflatten(queries, -1, (-1, heads) if inside else (heads, -1))
         one = apart[..., 0] if inside else apart[..., 0, :]
         if bool((apart == one.unsqueeze(-1 if inside else -2)).all()):
             return replace(arrangement, query_heads=heads, heads_inside=inside), one

@@ -435,7 +435,7 @@ class Arrangement:
         """(…, heads, queries · query heads, keys) → (…, heads · query heads, queries, keys)."""
         if self.query_heads == 1:
             return weights
-        apart = weights.unflatten(-2, (-1, self.query_heads) if self.heads_inside else (self.query_heads, -1))
+        apart = torch.unflatten(weights, -2, (-1, self.query_heads) if self.heads_inside else (self.query_heads, -1))
         return (apart.transpose(-3, -2) if self.heads_inside else apart).flatten(-4, -3)
 
     def unfold(self, keys: Tensor, width: int) -> Tensor:
