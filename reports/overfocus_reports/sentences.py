@@ -286,8 +286,8 @@ def overall_sentence(summary: Summary) -> str:
     primary = summary.retained[PRIMARY]
     if math.isnan(primary.retained):
         return (
-            "What attention retains under corruption is undefined: the difference between two different images cannot be told "
-            "from numerical noise."
+            "What attention retains under corruption is undefined: the difference between two different images cannot be "
+            "distinguished from numerical noise."
         )
     interval = between(primary.low, primary.high, cut=False)
     claim = (

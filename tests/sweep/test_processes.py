@@ -25,16 +25,16 @@ from overfocus.sweep.sweep import Subject
 recorder.SECONDS_PER_PART = 0.0
 measure, calls = Subject.measure, iter(range(1000))
 
-def holding(self, samples, packing):
+def holding(self, samples, plan):
     while next(calls) >= 3:  # until a signal comes
         time.sleep(1)
-    return measure(self, samples, packing)
+    return measure(self, samples, plan)
 
 Subject.measure = holding
 from overfocus_cli.main import run
 run()
 """
-"""The program, in which every process waits after its first three packs."""
+"""The program, in which every process waits after its first three shards."""
 
 
 def command(processes, *arguments, held=None):
