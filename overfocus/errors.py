@@ -1,6 +1,7 @@
 """What overfocus raises: one root, one class per part of the route from checkpoint to run; and any exception in one line."""
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -79,6 +80,8 @@ def explain(error: BaseException) -> str:
         return f"a text that is not UTF-8 was met ({first}); save the file as UTF-8, or give it another name"
     if isinstance(error, EOFError):
         return f"a file ended too early ({first}); copy or download it again"
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in sys.stdlib_module_names:
+        return f"this Python lacks {error.name}, a part of its own library; check that all of it is installed and can be read"
     if isinstance(error, ModuleNotFoundError):
         return f'the package {error.name} is not installed; pip install {error.name}, or "overfocus[train]" for training'
     if isinstance(error, OSError):

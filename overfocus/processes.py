@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from overfocus.errors import OverfocusError, RunError
+from overfocus.errors import OverfocusError, RunError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,29 @@ _ours = False
 """Whether the group of processes was set up here."""
 _main: tuple[str, int] | None = None
 """Host and process of the first of several processes, where it is known."""
+
+
+class Ended(KeyboardInterrupt):
+    """Another program asked this one to end, or its terminal is gone: as after Ctrl-C, what is measured is written first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP raise `Ended` in the main thread, unless they are ignored, as under nohup, or handled already."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # what is written now is written whole
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise that the workers end, who were asked too
+    raise Ended(number)
 
 
 def started_together() -> int:
@@ -136,7 +159,7 @@ def join_processes(device: "str | torch.device | None") -> Processes:
 
     _ours = True
     state = PartialState(cpu=chosen.type == "cpu")
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _end):
         signal.signal(signal.SIGTERM, _terminated)
     processes = Processes(torch.device(state.device), state.process_index, state.num_processes)
     _main = processes.decide(lambda: (socket.gethostname(), os.getpid()))
@@ -153,9 +176,9 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
 
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
+        reason = first_line(error).partition(". ")[0]
         raise RunError(f"device {str(device)!r} cannot be used ({reason}); try cpu, cuda or cuda:1") from None
     return chosen
 

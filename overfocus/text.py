@@ -6,6 +6,7 @@ goes to a terminal, a warning, a table or a page passes through `printable` firs
 
 import codecs
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -52,8 +53,20 @@ def printable(text: object, limit: int = LONGEST_NAME) -> str:
     ('photo\\x1b[31m.png', 'abcd…')
     """
     shown = str(text)
-    shown = shown if len(shown) <= limit else shown[: max(limit - 1, 0)] + "…"
-    return shown if shown.isascii() and shown.isprintable() else "".join(map(_visible, shown))
+    return visible(shown if len(shown) <= limit else shown[: max(limit - 1, 0)] + "…", "")
+
+
+def visible(text: str, kept: str = "\n\t") -> str:
+    r"""All of a text of any length, such as a page or labels of a figure, with what cannot be seen escaped but what is `kept`.
+
+    >>> visible("one\ntwo\u202e")
+    'one\ntwo\\u202e'
+    """
+    if not (text.isascii() and text.isprintable()):
+        for sign in set(text).difference(kept):
+            if (shown := _visible(sign)) != sign:
+                text = text.replace(sign, shown)
+    return text
 
 
 def one_line(text: object, limit: int = LONGEST_LINE) -> str:
@@ -124,8 +137,15 @@ def csv_cell(value: object) -> object:
 
 
 def make_streams_printable() -> None:
-    """Let no character end the program: on a terminal of ASCII or Latin-1 the nearest signs stand for those it lacks."""
+    """Let no character end the program: on a terminal of ASCII or Latin-1 the nearest signs stand for those it lacks.
+
+    What was closed by `>&-` writes nowhere, and no file that is opened later takes its place.
+    """
     codecs.register_error("overfocus", _nearest)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is that of the stream
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="overfocus")

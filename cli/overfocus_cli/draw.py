@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from overfocus.figures.style import PlainFigure
 
 Format = Literal["pdf", "svg", "png"]
+_WITHOUT = {
+    "columns": ("metrics", "layers"),
+    "stability": ("layer", "layers", "image"),
+    "layers": ("layer", "image"),
+    "matrix": ("layer", "image"),
+    "ablation": ("corruptions", "severity", "layer", "layers", "label", "image"),
+}
+"""What says nothing to a kind of figure."""
 
 
 def _inches(text: str) -> float:
@@ -82,6 +90,10 @@ class FigureSettings(Settings):
         if ending not in formats:
             self.refuse("output", f"must end in {' or '.join(f'.{known}' for known in formats)}, got .{ending}")
 
+        for name in _WITHOUT[self.kind]:
+            if getattr(self, name) is not None:
+                kinds = [kind for kind, without in _WITHOUT.items() if name not in without]
+                self.refuse(name, f"must be left out of {self.kind}; it is for {' and '.join(kinds)}")
         if self.layers is not None and not self.numbers:
             self.refuse("layers", f"must be layer numbers such as 0,3-5, at most 1000, got {shown(self.layers)}")
 

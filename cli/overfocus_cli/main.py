@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from overfocus.errors import OverfocusError, explain
-from overfocus.processes import is_main_process, reports_errors
+from overfocus.processes import end_in_order, is_main_process, reports_errors
 from overfocus.settings import did_you_mean
 from overfocus.text import make_streams_printable, one_line
 from overfocus.version import __version__
@@ -27,7 +28,7 @@ _CONTINUED = ("analyze", "compare", "ablate", "evaluate", "train")
 
 
 class OneLineErrors(TyperGroup):
-    """A group that reports what went wrong in one line: exit status 1, 2 for wrong usage, or 130 after Ctrl-C.
+    """A group that reports what went wrong in one line: exit status 1, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
 
     `--debug`, anywhere on the command line, or the variable OVERFOCUS_DEBUG lets tracebacks through.
     """
@@ -76,12 +77,14 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         more = "; the same command continues where it stopped" if command in _CONTINUED else ""
-        _stop(f"interrupted{more}", 130, error)
+        asked = getattr(error, "signal", signal.SIGINT)
+        words = "interrupted" if asked == signal.SIGINT else f"ended by {asked.name}"
+        _stop(f"{words}{more}", 128 + asked, error)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # what it prints is the help
             raise
         path = error.ctx.command_path if error.ctx else "overfocus"
-        message = error.format_message().rstrip(".").replace("Value error, ", "")  # as some releases of typer begin it
+        message = error.format_message().rstrip(".").replace("Value error, ", "")  # pydantic begins a wrong choice with it
         if choice := re.search(r"'([^']*)' is not one of (.*)", message):
             message += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
         _stop(message + (f" See {path} --help" if message.endswith("?") else f"; see {path} --help"), 2, error)
@@ -93,7 +96,8 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
 
 def _stop(message: str, status: int, cause: BaseException) -> NoReturn:
     if reports_errors():
-        typer.echo(f"overfocus: {one_line(message)}", err=True)
+        with suppress(OSError, ValueError):  # standard error may be gone, with the terminal or by 2>&-
+            typer.echo(f"overfocus: {one_line(message)}", err=True)
     raise typer.Exit(status) from cause
 
 
@@ -144,4 +148,5 @@ def run() -> None:
     # busy machine from each other; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = lambda message, *_: f"overfocus: warning: {one_line(message)}\n"
+    end_in_order()
     app(prog_name="overfocus")

@@ -136,7 +136,7 @@ def _hints_of_open_clip(model: dict[str, Any], preprocessing: dict[str, Any]) ->
     return Hints(
         ((name, "open_clip_config.json"),) if isinstance(name, str) else (),
         preprocessing={**CLIP_PREPROCESSING, **_preprocessing(values)},
-        heads=width // of_head if whole and not name else None,  # type: ignore[operator]  # both are integers then
+        heads=width // of_head if whole and not name else None,  # both are integers then
         quick_gelu=bool(model.get("quick_gelu", False)),
     )
 

@@ -258,7 +258,7 @@ def merge_adapter(base: LoadedModel, folder: Path, config: Mapping[str, Any], te
     try:
         wrapped = peft.get_peft_model(base.model, getattr(peft, _CONFIGURATIONS[kind])(**settings))
         state = {f"base_model.model.{name}.{part}": t for name, parts in tuned.items() for part, t in parts.items()}
-        result = peft.set_peft_model_state_dict(wrapped, state)
+        result: Any = peft.set_peft_model_state_dict(wrapped, state)
         left = [key for key in result.missing_keys if _ADAPTED.fullmatch(key.replace(".default", ""))]
         if left or result.unexpected_keys:
             raise ValueError(f"missing {some(left)}" if left else f"no place for {some(result.unexpected_keys)}")
@@ -368,7 +368,7 @@ def _replace(base: LoadedModel, folder: Path, plain: Mapping[str, Tensor]) -> li
             other = nn.Linear(tensor.shape[1], tensor.shape[0], bias=f"{layer}.bias" in plain)
             base.model.set_submodule(layer, other)
             if hasattr(base.model, "num_classes"):
-                base.model.num_classes = tensor.shape[0]
+                setattr(base.model, "num_classes", tensor.shape[0])  # noqa: B010  # torch says attributes are tensors or modules
             base.classes, base.class_names, state = tensor.shape[0], None, base.model.state_dict()
     fitting = {name: tensor for name, tensor in plain.items() if name in state}
     for name, tensor in fitting.items():

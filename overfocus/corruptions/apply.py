@@ -109,21 +109,15 @@ def prepare_corruptions(names: Iterable[str]) -> None:
 
 def _apply(image: Array, name: str, severity: int, constants: ConstantSet, words: list[int]) -> Array:
     """Our own function."""
-    from overfocus.corruptions import effects, kernels
+    from overfocus.corruptions import effects
 
     parameters = CONSTANTS[constants][name][severity - 1]
-    rng = np.random.RandomState(words)
+    # the package draws from another generator for glass blur, which takes one word
+    rng = np.random.RandomState(words[0] if name == "glass_blur" and constants == "imagenet-c" else words)
     if name == "elastic_transform":
         side = _IMAGENET_C_SIDE if constants == "imagenet-c" else min(image.shape[:2])
         parameters = tuple(side * share for share in parameters)
-    if name == "glass_blur" and constants == "imagenet-c":
-        sigma, reach, rounds = parameters
-        count = effects.scattered_pixels(image, int(reach), int(rounds))
-        offsets = kernels.draw_offsets(words[0], int(reach), count)
-        values = effects.scatter_and_blur(image, sigma, int(reach), int(rounds), offsets)
-    else:
-        values = effects.EFFECTS[name](image, rng, *parameters)
-    return values.astype(np.uint8)
+    return effects.EFFECTS[name](image, rng, *parameters).astype(np.uint8)
 
 
 def _from_package(image: Array, name: str, severity: int, words: list[int]) -> Array:
@@ -172,7 +166,7 @@ SPARE_BYTES = 2**30
 """What a cache leaves of the disk."""
 _SUBFOLDERS = 256
 _DIGEST_BYTES = 16
-_RECIPE = 1
+_RECIPE = 2
 """To be raised whenever `corrupt` gives other pixels than before."""
 _LIBRARIES = ("imagecorruptions-imaug", "numba", "numpy", "pillow", "scikit-image", "scipy")
 """Whose versions may change a pixel; OpenCV comes under several names and says its version itself."""

@@ -64,20 +64,11 @@ def gaussian_blur(image: Pixels, _rng: Generator, sigma: float) -> Array:
 
 def glass_blur(image: Pixels, rng: Generator, sigma: float, reach: int, rounds: int) -> Array:
     """Blur, move each pixel by up to `reach` pixels, `rounds` times over, and blur again."""
-    offsets = rng.randint(-reach, reach, size=(scattered_pixels(image, reach, rounds), 2))
-    return scatter_and_blur(image, sigma, reach, rounds, offsets)
-
-
-def scattered_pixels(image: Pixels, reach: int, rounds: int) -> int:
-    """How many pixels glass blur moves: all but those at the border, `rounds` times over."""
-    return rounds * max(0, int(image.shape[0]) - 2 * reach) * max(0, int(image.shape[1]) - 2 * reach)
-
-
-def scatter_and_blur(image: Pixels, sigma: float, reach: int, rounds: int, offsets: Array) -> Array:
-    """Glass blur with `offsets` (column, row) of the pixels that are put in the places of others, in the order of places."""
-    scattered = (kernels.gaussian_blur(image / 255, sigma) * 255).astype(np.uint8)
-    kernels.scatter(scattered, offsets, reach, rounds)
-    return _clip(kernels.gaussian_blur(scattered / 255, sigma))
+    height, width, _ = image.shape
+    count = rounds * max(0, height - 2 * reach) * max(0, width - 2 * reach)
+    blurred = kernels.blur_pixels(image, sigma).clip(0, 255).astype(np.uint8)
+    scattered = kernels.scatter(blurred, rng.randint(-reach, reach, size=(count, 2)), reach, rounds)
+    return kernels.blur_pixels(scattered, sigma).clip(0, 255)
 
 
 def defocus_blur(image: Pixels, _rng: Generator, radius: float, alias_sigma: float) -> Array:
@@ -137,16 +128,11 @@ def snow(image: Pixels, rng: Generator, mean: float, sigma: float, zoom: float, 
     kernels.add_zoomed(noise[..., None], zoom, flakes)
     flakes[flakes < threshold] = 0
     flakes = _blur_along(flakes.clip(0, 1), int(radius), blur_sigma, rng.uniform(-135, -45))
-    flakes = np.round(flakes * 255).astype(np.uint8) / 255
+    height, width, _ = image.shape
+    layer = np.round(flakes[:height, :width, 0] * 255).astype(np.uint8) / 255
     values = image.astype(np.float32) / 255
-    bleached = np.maximum(values, cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)[..., None] * 1.5 + 0.5)
-    values = kept * values + (1 - kept) * bleached
-    height, width = (min(sides) for sides in zip(flakes.shape[:2], image.shape[:2], strict=True))
-    layer = flakes[:height, :width]
-    layer = layer + np.rot90(layer, k=2)
-    result: Array = values.astype(np.float64)
-    result[:height, :width] += layer
-    return _clip(result)
+    result: Array = kernels.snow_over(values, cv2.cvtColor(values, cv2.COLOR_RGB2GRAY), layer, kept)
+    return result
 
 
 def frost(image: Pixels, rng: Generator, image_weight: float, frost_weight: float, size: float) -> Array:

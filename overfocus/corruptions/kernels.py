@@ -8,11 +8,15 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
+from jaxtyping import UInt8
 from numba import njit
-from scipy import ndimage
+from scipy import fft
 
 Array = np.ndarray[Any, Any]
+ROUNDING = 1e-3
+"""Grey levels that are added to sums of single precision before they are cut off to whole numbers."""
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,6 +73,18 @@ def gaussian_blur(image: Array, sigma: float) -> Array:
     return across.reshape(image.shape)
 
 
+def blur_pixels(image: UInt8[np.ndarray, "height width channels"], sigma: float) -> Array:
+    """The same of grey levels in single precision, within a rounding; grey levels too, not yet whole numbers.
+
+    A thousandth of a level is added, so that cutting off to whole numbers does not lose a level to the rounding.
+    """
+    reach = int(4 * sigma + 0.5)
+    if sigma < 1e-15 or reach == 0:
+        return image.astype(np.float32)
+    weights = _gaussian_weights(sigma, reach)
+    return cv2.sepFilter2D(image, cv2.CV_32F, weights, weights, delta=ROUNDING, borderType=cv2.BORDER_REPLICATE)
+
+
 @cache
 def _gaussian_weights(sigma: float, reach: int) -> Array:
     weights: Array = np.exp(-0.5 / (sigma * sigma) * np.arange(-reach, reach + 1) ** 2)
@@ -77,73 +93,102 @@ def _gaussian_weights(sigma: float, reach: int) -> Array:
 
 
 @lru_cache(maxsize=16)
-def _reflecting_weights(side: int, sigma: float) -> Array:
-    """Row i is what a Gaussian, cut at 3σ, the border reflected, makes of a line of `side` entries at place i."""
-    matrix: Array = ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="reflect", truncate=3)
-    return matrix
+def _transfer(side: int, sigma: float) -> Array:
+    """What the Gaussian of `smooth` leaves of each wave of the cosine transform of a line of `side` entries."""
+    reach = int(3 * sigma + 0.5)
+    waves = np.cos(np.pi / side * np.outer(np.arange(side), np.arange(-reach, reach + 1)))
+    kept: Array = waves @ _gaussian_weights(sigma, reach)
+    return kept.astype(np.float32)
 
 
 def smooth(values: Array, sigma: float) -> Array:
-    """A Gaussian cut at 3σ, the border reflected, on (height, width); fast for a σ near the size of the image, too."""
-    import cv2
+    """A Gaussian cut at 3σ, the border reflected, on (height, width); fast for a σ near the size of the image, too.
 
+    A line with its reflection is periodic, so that the cosine transform makes a product of the filter: a wide one, in single
+    precision.
+    """
     reach = int(3 * sigma + 0.5)
     if reach == 0:
         return values
+    if reach < 16 and reach < min(values.shape):
+        weights = _gaussian_weights(sigma, reach)
+        return cv2.sepFilter2D(values, cv2.CV_64F, weights, weights, borderType=cv2.BORDER_REFLECT)
     height, width = values.shape
-    if 8 * reach > min(height, width):
-        result: Array = _reflecting_weights(height, sigma) @ values @ _reflecting_weights(width, sigma).T
-        return result
-    weights = _gaussian_weights(sigma, reach)
-    return cv2.sepFilter2D(values, cv2.CV_64F, weights, weights, borderType=cv2.BORDER_REFLECT)
+    waves = fft.dctn(values.astype(np.float32))
+    waves *= np.outer(_transfer(height, sigma), _transfer(width, sigma))
+    result: Array = fft.idctn(waves, overwrite_x=True)
+    return result
 
 
 @_compiled
-def draw_offsets(seed: int, reach: int, count: int) -> Array:
-    """Pairs of whole numbers from −reach to reach − 1, from numba's own generator, as `imagecorruptions` draws them."""
-    np.random.seed(seed)  # noqa: NPY002  # numba's own, not numpy's
-    offsets = np.empty((count, 2), np.int64)
-    for place in range(count):
-        offsets[place, 0] = np.random.randint(-reach, reach)  # noqa: NPY002
-        offsets[place, 1] = np.random.randint(-reach, reach)  # noqa: NPY002
-    return offsets
-
-
-@_compiled
-def scatter(image: Array, offsets: Array, reach: int, rounds: int) -> None:
-    """Glass: from the lower right to the upper left, each pixel of `image` becomes one within reach, in place.
-
-    The authors meant to swap two pixels, but their arrays are views, so that the pixel is copied; kept, as it is the benchmark.
-    """
-    height, width, channels = image.shape
+def _scatter(image: Array, offsets: Array, reach: int, rounds: int) -> None:
+    height, width = image.shape
     place = 0
     for _ in range(rounds):
         for row in range(height - reach, reach, -1):
             for column in range(width - reach, reach, -1):
-                other_row, other_column = row + offsets[place, 1], column + offsets[place, 0]
-                for channel in range(channels):
-                    image[row, column, channel] = image[other_row, other_column, channel]
+                image[row, column] = image[row + offsets[place, 1], column + offsets[place, 0]]
                 place += 1
+
+
+def scatter(image: UInt8[np.ndarray, "height width 3"], offsets: Array, reach: int, rounds: int) -> Array:
+    """Glass: from the lower right to the upper left, each pixel becomes one within reach, in the image as it is by then.
+
+    The authors meant to swap two pixels, but their arrays are views, so that the pixel is copied; kept, as it is the benchmark.
+    """
+    whole = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+    _scatter(whole.view(np.uint32)[..., 0], offsets, reach, rounds)
+    return cv2.cvtColor(whole, cv2.COLOR_RGBA2RGB)
 
 
 @_compiled
 def _add_shifted(padded: Array, shifts: Array, weights: Array, step: int, out: Array) -> None:
     for row in range(out.shape[0]):
+        sums = out[row]
         for tap in range(len(weights)):
-            weight, other, start = weights[tap], row + shifts[tap, 0], shifts[tap, 1] * step
-            for place in range(out.shape[1]):
-                out[row, place] += weight * padded[other, place + start]
+            weight, start = weights[tap], shifts[tap, 1] * step
+            other = padded[row + shifts[tap, 0], start : start + len(sums)]
+            for place in range(len(sums)):
+                sums[place] += weight * other[place]
 
 
 def add_shifted(image: Array, shifts: Array, weights: Array) -> Array:
-    """Sum of copies of (height, width, channels), each moved by (rows, columns) and weighted, the border repeated; float64."""
+    """Sum of copies of (height, width, channels), each moved by (rows, columns) and weighted, the border repeated.
+
+    In double precision; of grey levels (uint8) in single precision, with a thousandth of a level added as in `blur_pixels`.
+    """
     height, width, channels = image.shape
     first, last = shifts.min(axis=0).clip(max=0), shifts.max(axis=0).clip(min=0)
-    border = ((last[0], -first[0]), (last[1], -first[1]), (0, 0))
-    padded = np.pad(image, border, mode="edge").astype(np.float64, copy=False)
-    out = np.zeros((height, width * channels))
-    _add_shifted(padded.reshape(padded.shape[0], -1), last - shifts, weights, channels, out)
+    whole = image.dtype == np.uint8
+    kind = np.float32 if whole else np.float64
+    bordered = cv2.copyMakeBorder(image, int(last[0]), int(-first[0]), int(last[1]), int(-first[1]), cv2.BORDER_REPLICATE)
+    padded: Array = bordered.astype(kind, copy=False).reshape(bordered.shape[0], -1)
+    out = np.full((height, width * channels), ROUNDING if whole else 0, kind)
+    _add_shifted(padded, last - shifts, weights.astype(kind), channels, out)
     return out.reshape(image.shape)
+
+
+@_compiled
+def snow_over(image: Array, grey: Array, flakes: Array, kept: float) -> Array:
+    """Grey levels of the image, bleached but for the share `kept`, under the flakes and the flakes turned round.
+
+    image (height, width, channels) and grey (height, width) are in 0 … 1, single precision; flakes no larger than the image.
+    """
+    height, width, channels = image.shape
+    rows, columns = flakes.shape
+    out = np.empty(image.shape, np.float64)
+    one, share, rest = np.float32(0.5), np.float32(kept), np.float32(1 - kept)
+    for row in range(height):
+        for column in range(width):
+            light = 0.0
+            if row < rows and column < columns:
+                light = flakes[row, column] + flakes[rows - 1 - row, columns - 1 - column]
+            pale = grey[row, column] * np.float32(1.5) + one
+            for channel in range(channels):
+                value = image[row, column, channel]
+                mixed = share * value + rest * max(value, pale)
+                out[row, column, channel] = min(max(np.float64(mixed) + light, 0.0), 1.0) * 255
+    return out
 
 
 @_compiled
@@ -197,10 +242,12 @@ def displace(image: Array, down: Array, right: Array) -> Array:
             row_place, column_place = row + np.float64(down[row, column]), column + np.float64(right[row, column])
             top, left = int(np.floor(row_place)), int(np.floor(column_place))
             lower, far = row_place - top, column_place - left
-            above, below = top % (2 * height), (top + 1) % (2 * height)
-            near, beyond = left % (2 * width), (left + 1) % (2 * width)
-            above, below = min(above, 2 * height - 1 - above), min(below, 2 * height - 1 - below)
-            near, beyond = min(near, 2 * width - 1 - near), min(beyond, 2 * width - 1 - beyond)
+            above, below, near, beyond = top, top + 1, left, left + 1
+            if not (0 <= top < height - 1 and 0 <= left < width - 1):
+                above, below = above % (2 * height), below % (2 * height)
+                near, beyond = near % (2 * width), beyond % (2 * width)
+                above, below = min(above, 2 * height - 1 - above), min(below, 2 * height - 1 - below)
+                near, beyond = min(near, 2 * width - 1 - near), min(beyond, 2 * width - 1 - beyond)
             for channel in range(channels):
                 upper_value = (1 - far) * image[above, near, channel] + far * image[above, beyond, channel]
                 lower_value = (1 - far) * image[below, near, channel] + far * image[below, beyond, channel]

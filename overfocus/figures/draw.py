@@ -15,6 +15,7 @@ from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import Layer
 from overfocus.statistics.panel import LayerStatistics, layer_statistics
+from overfocus.text import visible
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
 if TYPE_CHECKING:
@@ -354,8 +355,8 @@ def _unit(name: str, run: "Run") -> str:
 
 
 def escaped(value: object) -> str:
-    """Text that cannot become markup."""
-    return html.escape(str(value))
+    """Text that cannot become markup, every character of it visible."""
+    return html.escape(visible(str(value)))
 
 
 def _number(value: float) -> str:

@@ -3,17 +3,20 @@
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from overfocus.errors import RunError, explain
 from overfocus.files import atomic_file, remove_unfinished
+from overfocus.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,12 +162,26 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> Path:
 class PlainFigure(Figure):
     """What the methods of `Run` and `Comparison` return; `savefig` writes it as any figure."""
 
+    def draw(self, renderer: Any) -> None:
+        """Draw it, every character of its texts visible: names of models and classes come from outside."""
+        for axis in (axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)):
+            own = vars(axis.get_major_formatter())
+            if "format_ticks" not in own:
+                own["format_ticks"] = partial(_visible_labels, axis.get_major_formatter().format_ticks)
+        for text in self.findobj(Text):
+            text.set_text(visible(text.get_text()))
+        super().draw(renderer)
+
     def _repr_png_(self) -> bytes:
         """For notebooks."""
         buffer = io.BytesIO()
         with styled():
             self.savefig(buffer, format="png", dpi=110)
         return buffer.getvalue()
+
+
+def _visible_labels(labels: Callable[[Any], list[str]], values: Any) -> list[str]:
+    return [visible(label) for label in labels(values)]
 
 
 LINE = 20

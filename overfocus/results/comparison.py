@@ -37,7 +37,7 @@ from overfocus.statistics.verdicts import (
     probability,
     variant_label,
 )
-from overfocus.text import json_bytes
+from overfocus.text import json_bytes, one_line
 from overfocus.variants import CLEAN, CLEAN_VARIANT, RESERVED, Variant
 from overfocus.version import __version__
 
@@ -597,7 +597,7 @@ def markdown(rows: pd.DataFrame) -> str:
     """A table in GitHub's Markdown."""
     ruler = "|" + " --- |" * TEXT_COLUMNS + " ---: |" * (len(HEADINGS) - TEXT_COLUMNS)
     headings, *lines = (
-        _joined(line, lambda text: re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text), "| ", " | ", " |")
+        _joined(line, lambda text: re.sub(r"([\\|*_<>`\[\]$~&])", r"\\\1", text), "| ", " | ", " |")
         for line in (HEADINGS, *cells(rows))
     )
     return "\n".join([headings, ruler, *lines]) + "\n"
@@ -618,4 +618,4 @@ def escape_latex(text: str) -> str:
 
 
 def _joined(line: Sequence[str], escape: Callable[[str], str], begin: str, between: str, end: str) -> str:
-    return begin + between.join(escape(" ".join(text.split())) for text in line) + end
+    return begin + between.join(escape(one_line(text)) for text in line) + end

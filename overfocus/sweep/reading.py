@@ -317,7 +317,7 @@ def _unchanged(prepared: Any) -> Any:
 
 
 def start_worker(_number: int) -> None:
-    """Leave Ctrl-C to the main process and, as far as the system has priorities, the cores to the model; end with it.
+    """Leave Ctrl-C and a lost terminal to the main process and, as far as the system has priorities, the cores; end with it.
 
     The workers take what the model leaves idle, and all when it waits for them. Images are small: threads would cost more
     than they give.
@@ -325,6 +325,8 @@ def start_worker(_number: int) -> None:
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, "nice"):
         os.nice(10)

@@ -154,11 +154,14 @@ class Recorder:
         Raises:
             RunError: a file cannot be written; the run so far stays as it was.
         """
+        done = self.description.done  # what an interrupted write had committed already is not written again
+        self._waiting = [result for result in self._waiting if result.item >= done]
+        self._skipped = [entry for entry in self._skipped if entry.item is None or entry.item >= done]
         with self._stopwatch.on("writing"):
             parts = list(self.description.parts or [])
             if self._waiting:
-                self._write_part(self._waiting, self.description.done)
-                parts.append(self.description.done)
+                self._write_part(self._waiting, done)
+                parts.append(done)
         images = list(self.description.images)
         for result in self._waiting:
             if result.size is not None:

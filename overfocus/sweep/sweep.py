@@ -379,7 +379,7 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
                 results = []
                 if recorders:
                     show(min(recorder.reached for recorder in recorders))
-        except (KeyboardInterrupt, OverfocusError):
+        except BaseException:
             if processes.count == 1:  # what this round has measured by now; of several processes it need not be consecutive
                 for subject, found in zip(subjects, results, strict=False):
                     _record(subject, [result for result in _whole(found) if _is_whole(result, work)])

@@ -91,6 +91,10 @@ def ticks_between(low: float, high: float, most: int = 5) -> dict[float, str]:
     return {number * step: f"{number * step:,.{places}f}".replace("-", "−") for number in numbers}
 
 
+RING = " m -2.5 0 a 2.5 2.5 0 1 0 5 0 a 2.5 2.5 0 1 0 -5 0"
+"""Around the point that a path has come to; the page's script draws the same."""
+
+
 @dataclass(frozen=True)
 class Plot:
     """Where values lie in a figure of curves: x = left + layer · step, y = bottom − value · rise, in points."""
@@ -113,12 +117,12 @@ class Plot:
         return f"{self.left + x * self.step:.2f} {self.bottom - y * self.rise:.2f}"
 
     def line(self, at: Values, values: Values) -> str:
-        """A path through the known values; a value whose neighbours are unknown becomes a dot."""
+        """A path through the known values; a value whose neighbours are unknown becomes a ring."""
         known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))
         parts = []
         for place in np.flatnonzero(known[1:-1]):
             begins, ends = not known[place], not known[place + 2]
-            parts.append(("M " if begins else "L ") + self.at(at[place], values[place]) + (" h 0.01" if begins and ends else ""))
+            parts.append(("M " if begins else "L ") + self.at(at[place], values[place]) + (RING if begins and ends else ""))
         return " ".join(parts)
 
     def band(self, at: Values, low: Values, high: Values) -> str:

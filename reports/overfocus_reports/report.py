@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from overfocus.figures.images import LOWEST
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
 from overfocus.files import atomic_file, remove_unfinished
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
+from overfocus.text import visible
 from overfocus.variants import Variant
 from overfocus_reports.ablation import ablation_parts, figure_tables
 from overfocus_reports.displayed import matrices_of
@@ -69,13 +70,14 @@ def render(context: dict[str, Any], payload: dict[str, Any]) -> str:
     )
     environment.filters |= {"percent": percent, "short": short, "value": exact}
     script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in SCRIPTS) + "\n})();"
-    return environment.get_template("page.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         **context,
         style=Markup("\n".join(asset(name) for name in STYLES)),
         script=Markup(script),
         policy=policy(script),
         data=Markup(json_for_html(payload)),
     )
+    return visible(page)
 
 
 def asset(name: str) -> str:
@@ -93,11 +95,19 @@ def policy(script: str) -> str:
 
 
 def json_for_html(payload: object) -> str:
-    """JSON that can stand inside a `<script>` element, whatever names it holds."""
-    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON that can stand inside a `<script>` element, whatever names it holds; every character of these visible."""
+    text = json.dumps(_visible_names(payload), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _visible_names(part: Any) -> Any:
+    if isinstance(part, str):
+        return visible(part)
+    if isinstance(part, Mapping):
+        return {_visible_names(key): _visible_names(value) for key, value in part.items()}
+    return [_visible_names(value) for value in part] if isinstance(part, list | tuple) else part
 
 
 def short(value: object) -> str:

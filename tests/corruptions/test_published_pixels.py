@@ -10,7 +10,7 @@ import pytest
 from imagecorruptions import corruptions as package
 from scipy import ndimage
 
-from overfocus.corruptions import CORRUPTIONS, SEVERITIES, corrupt, effects, kernels
+from overfocus.corruptions import CORRUPTIONS, SEVERITIES, corrupt, effects
 from overfocus.corruptions.apply import FROM_PACKAGE
 from overfocus.corruptions.constants import CONSTANT_SETS, CONSTANTS
 
@@ -101,13 +101,10 @@ def test_fast_corruptions_have_the_packages_pixels(name, severity, size):
     for image in (smooth, rough, np.full_like(smooth, 200)):
         if name == "glass_blur":
             expected = package.glass_blur(image, severity, seed=9)
-            sigma, reach, rounds = CONSTANTS["imagenet-c"][name][severity - 1]
-            offsets = kernels.draw_offsets(9, reach, effects.scattered_pixels(image, reach, rounds))
-            result = effects.scatter_and_blur(image, sigma, reach, rounds, offsets).astype(np.uint8)
         else:
             np.random.seed(9)  # noqa: NPY002
             expected = getattr(package, name)(image, severity)
-            result = _ours(image, name, severity, "imagenet-c", np.random.RandomState(9))
+        result = _ours(image, name, severity, "imagenet-c", np.random.RandomState(9))
         assert np.abs(result.astype(int) - np.uint8(expected)).max() <= 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import Job
+from common import Job, run_jobs
 from PIL import Image
 
 from overfocus import ablate, analyze
@@ -30,6 +30,25 @@ def write_images(folder: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
         path = folder / str(label) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
+
+
+def measure(
+    jobs: Sequence[Job],
+    output: Path,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    device: str,
+    processes: int,
+    minutes: float | None,
+) -> bool:
+    """Measure the trained models on these images, and write results/attention.csv and results/ablations.csv once all are done."""
+    write_images(output / "attention" / "images", pixels, labels)
+    whole = run_jobs(measure_one, jobs, processes, minutes, output, device)
+    if whole:
+        (output / "results").mkdir(exist_ok=True)
+        for name, make in (("attention", tabulate), ("ablations", tabulate_ablations)):
+            make(output, jobs).to_csv(output / "results" / f"{name}.csv", index=False, float_format="%.4f")
+    return whole
 
 
 def measure_one(job: Job, output: Path, device: str) -> None:

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attention import measure_one, tabulate, tabulate_ablations, write_images
+from attention import measure
 from common import ARMS, BASELINE, Job, is_done, predict, run_jobs, save_predictions, write_corrupted, write_tables
 from PIL import Image
 
@@ -158,13 +158,8 @@ def main() -> None:
         jobs = [job for job in jobs if (job.group, job.arm) == (MAIN, BASELINE)]
     if options.attention:
         measured = [job for job in jobs if job.group == MAIN and job.seed < 3]
-        write_images(options.output / "attention" / "images", *choose_images(options.data, options.attention))
-        whole = run_jobs(measure_one, measured, options.jobs, options.minutes, options.output, options.device)
-        if whole:
-            (options.output / "results").mkdir(exist_ok=True)
-            for name, make in (("attention", tabulate), ("ablations", tabulate_ablations)):
-                table = make(options.output, measured)
-                table.to_csv(options.output / "results" / f"{name}.csv", index=False, float_format="%.4f")
+        shown = choose_images(options.data, options.attention)
+        whole = measure(measured, options.output, *shown, options.device, options.jobs, options.minutes)
         sys.exit(0 if whole else 1)
     pixels, labels = choose_images(options.data, options.images)
     write_corrupted(options.output / "corrupted", pixels, constants="cifar-c", channels=1, processes=options.processes)

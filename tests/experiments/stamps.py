@@ -26,6 +26,8 @@ where chance has 86 %: it has learned, and neither cell is at an end of the scal
 **What it can see.** With differences that deviate by 2 points between seeds, five seeds find 3.4 points with a power of 0.8;
 the table says what it was. It is the smaller of the two experiments and is not put together with the other.
 
+**Also reported** (`--attention`): for three seeds of each arm on one test image of each cut-out, what fashion.py reports.
+
 The cut-outs are GPL; nothing of them is part of this project. Seeded: the same images each time. What is done is not done again.
 """
 
@@ -38,6 +40,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage
+from attention import measure
 from common import ARMS, Job, is_done, predict, run_jobs, save_predictions, write_corrupted, write_tables
 from PIL import Image
 from torch import Tensor, nn
@@ -225,6 +228,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no model after so many minutes")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pilot", action="store_true", help="the baseline of the first seed alone")
+    parser.add_argument("--attention", action="store_true", help="measure the attention of trained models, one image a cut-out")
     parser.add_argument("--limit", type=int, help="train on so many images only, to try the script")
     options = parser.parse_args()
     jobs = [Job("stamps", arm, seed) for seed in range(options.seeds) for arm in ARMS][: 1 if options.pilot else None]
@@ -235,6 +239,12 @@ def main() -> None:
     images = open_images(data, "validation")
     assert images is not None
     units = np.load(data / "units.npy")
+    if options.attention:
+        measured = [job for job in jobs if job.seed < 3]
+        first = np.unique(units, return_index=True)[1]
+        shown = (images.pixels[first], images.labels[first])
+        whole = measure(measured, options.output, *shown, options.device, options.jobs, options.minutes)
+        sys.exit(0 if whole else 1)
     write_corrupted(options.output / "corrupted", images.pixels, constants="cifar-c", channels=3, processes=options.processes)
     todo = [job for job in jobs if not is_done(options.output, job)]
     whole = run_jobs(run_one, todo, options.jobs, options.minutes, options.output, options.device, options.limit)

@@ -1,12 +1,15 @@
-"""Kill a command with SIGKILL at random moments, start it again, and see that what it leaves is that of one undisturbed.
+"""End a command by a signal at random moments, start it again, and see that what it leaves is that of one undisturbed.
 
-    python kills.py FOLDER COMMAND PROCESSES MOMENTS SEED
+    python kills.py FOLDER COMMAND PROCESSES MOMENTS SEED SIGNAL
 
 A moment is counted in file events (files opened for reading or writing, renamed, deleted, folders made), not in time, so that
-nothing depends on how busy the machine is. Torch is imported once and each start is a fork. Two processes find each other as
-those of torchrun do; when one is killed, the other is told to end, as torchrun does.
+nothing depends on how busy the machine is. What a start imports is imported once, and each start is a fork. Two processes find
+each other as those of torchrun do; when one is killed, the other is told to end, as torchrun does. Signals other than SIGKILL
+go to the program and the process that reads images for it, as a terminal sends them, and are answered in one line.
 """
 
+import contextlib
+import importlib
 import os
 import random
 import signal
@@ -18,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
-from overfocus_cli.main import app
+from overfocus_cli.main import run as run_program
 
-MEASURE = ["--workers", "0", "--device", "cpu", "--batch-size", "2"]
+MEASURE = ["--device", "cpu", "--batch-size", "2"]
 VARIANTS = ["--corruption", "fog", "--severity", "3"]
 COMMANDS = {
     "analyze": ["analyze", "a.pth", "--images", "photos", "--no-report", *MEASURE, *VARIANTS],
@@ -32,12 +36,12 @@ COMMANDS = {
     "ablate": ["ablate", "a.pth", "--images", "photos", "--fraction", "0.1", *MEASURE, *VARIANTS],
     "train": [
         *["train", "photos", "--init", "a.pth", "--epochs", "2", "--learning-rate", "0.001", "--save-every", "1"],
-        *["--log-every", "1", *MEASURE],
+        *["--log-every", "1", "--tap", "2", "--adl", "0.5", "--set", "ema_decay=0.9", *MEASURE],
     ],
 }
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
 PATIENCE = 300
-"""Seconds that a start may take, on a machine that does other things."""
+"""Seconds in which a start may use no processor time: one that hangs uses none, on a machine that is ever so busy."""
 
 
 def make_room(folder: Path) -> None:
@@ -54,11 +58,12 @@ def make_room(folder: Path) -> None:
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
 
 
-def start(arguments: list[str], rank: int, count: int, port: int, kill_at: int | None) -> int:
-    """The process of a fork that runs the program, and kills itself at that file event."""
+def start(arguments: list[str], rank: int, count: int, port: int, end: tuple[int, int] | None) -> int:
+    """The process of a fork that runs the program, and at `end`, a signal and a file event, sends itself that signal."""
     process = os.fork()
     if process:
         return process
+    os.setpgid(0, 0)
     if count > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -66,38 +71,45 @@ def start(arguments: list[str], rank: int, count: int, port: int, kill_at: int |
     os.dup2(output, 1)
     os.dup2(output, 2)
     seen = 0
-    here = str(Path.cwd())
+    here, process = str(Path.cwd()), os.getpid()
 
     def count_events(event: str, details: Any) -> None:
         nonlocal seen
-        if event in EVENTS and isinstance(details[0], str) and (details[0].startswith(here) or not details[0].startswith("/")):
+        if event not in EVENTS or not isinstance(details[0], str) or os.getpid() != process:
+            return
+        if details[0].startswith(here) or not details[0].startswith("/"):
             seen += 1
-            if seen == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if end is not None and seen == end[1]:
+                os.killpg(0, end[0])
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell starts in the background
     sys.addaudithook(count_events)
+    sys.argv = ["overfocus", *arguments]
     status = 1
     try:
-        app(arguments, prog_name="overfocus")
+        run_program()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     finally:
         sys.stdout.flush()
-        Path(f"seen-{rank}").write_text(str(seen))
+        Path(f"seen-{rank}").write_text("\n".join([str(seen), *sys.modules]))
         os._exit(status)
 
 
-def run(arguments: list[str], count: int, victim: int = -1, kill_at: int | None = None) -> list[int]:
+def run(arguments: list[str], count: int, victim: int = -1, end: tuple[int, int] | None = None) -> list[int]:
     """Exit statuses of so many processes that work together, negative where a signal ended one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    living = {start(arguments, rank, count, port, kill_at if rank == victim else None): rank for rank in range(count)}
+    living = {start(arguments, rank, count, port, end if rank == victim else None): rank for rank in range(count)}
     statuses = [0] * count
-    until = time.monotonic() + PATIENCE
+    used, until = 0.0, time.monotonic() + PATIENCE
     while living:
         ended, status = os.waitpid(-1, os.WNOHANG)
         if not ended:
+            now = sum(sum(psutil.Process(process).cpu_times()[:2]) for process in living)
+            if now > used + 0.5:
+                used, until = now, time.monotonic() + PATIENCE
             if time.monotonic() > until:
                 for process in living:
                     os.kill(process, signal.SIGKILL)
@@ -106,6 +118,7 @@ def run(arguments: list[str], count: int, victim: int = -1, kill_at: int | None 
             continue
         if ended not in living:
             continue
+        used = 0.0
         statuses[living.pop(ended)] = os.waitstatus_to_exitcode(status)
         if os.waitstatus_to_exitcode(status) < 0:
             for process in living:
@@ -137,26 +150,41 @@ def content(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, command: str, count: int, moments: int, seed: int) -> None:
+def require_one_line(said: str, log: str) -> None:
+    """End unless a program that a signal ended says so in one line."""
+    lines = [line for line in log.splitlines() if line.startswith("overfocus: ") and "warning: " not in line]
+    if len(lines) != 1 or not lines[0].endswith("the same command continues where it stopped") or "Traceback" in log:
+        raise SystemExit(f"{said}: expected one line\n" + log[-2000:])
+
+
+def main(folder: Path, command: str, count: int, moments: int, seed: int, name: str) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
     make_room(folder)
-    arguments = COMMANDS[command]
+    number = signal.Signals[name]
+    arguments = [*COMMANDS[command], "--workers", "0" if number == signal.SIGKILL else "1"]
     whole = [*arguments, "--output", "whole"]
     if any(run(whole, count)):
         raise SystemExit(Path("log-0.txt").read_text())
-    events = [int(Path(f"seen-{rank}").read_text()) for rank in range(count)]
+    seen = [Path(f"seen-{rank}").read_text().splitlines() for rank in range(count)]
+    events = [int(lines[0]) for lines in seen]
+    for module in seen[0][1:]:  # no start has to import them again
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
     expected = content(Path("whole"))
     draws = random.Random(seed)
     for moment in range(moments):
-        output = f"killed-{moment}"
+        output = f"ended-{moment}"
         started = [*arguments, "--output", output]
         victim = draws.randrange(count)
-        kill_at = draws.randint(1, max(1, events[victim]))
-        said = f"{command}, {count} processes, {victim} killed at file event {kill_at} of {events[victim]}"
-        killed = run(started, count, victim, kill_at)
-        if killed[victim] not in (-signal.SIGKILL, 0):  # 0: an event late in the run came earlier than the last time
-            raise SystemExit(f"{said}: ended with {killed}\n" + Path(f"log-{victim}.txt").read_text()[-2000:])
+        event = draws.randint(1, max(1, events[victim]))
+        said = f"{command}, {count} processes, {name} to {victim} at file event {event} of {events[victim]}"
+        status = run(started, count, victim, (number, event))[victim]
+        log = Path(f"log-{victim}.txt").read_text()
+        if number != signal.SIGKILL and status == 128 + number:
+            require_one_line(said, log)
+        elif status not in (-signal.SIGKILL, 0):  # 0: an event late in the run came earlier than the last time
+            raise SystemExit(f"{said}: ended with {status}\n" + log[-2000:])
         if any(run(started, count)):
             raise SystemExit(f"{said}: cannot be continued\n" + Path("log-0.txt").read_text()[-2000:])
         left = content(Path(output))
@@ -167,4 +195,4 @@ def main(folder: Path, command: str, count: int, moments: int, seed: int) -> Non
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6])

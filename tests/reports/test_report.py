@@ -53,6 +53,13 @@ def test_hostile_names_stay_text(page):
     assert "<b>bold" not in page
 
 
+def test_identifiers_are_unique(page):
+    """So that each link of the navigation goes to its section; the page has heads too."""
+    found = re.findall(r'\sid="([^"]+)"', re.sub(r"<script.*?</script>", "", page, flags=re.S))
+    assert len(found) == len(set(found))
+    assert set(re.findall(r'<a href="#([^"]+)"', page)) <= set(found)
+
+
 def test_names_reach_the_script_as_they_are(data):
     assert data["images"]["0"]["name"] == "<script>alert(1)</script>.png"
     assert '"quoted" & <b>bold</b>' in data["models"][0]["predictions"]["classes"]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +24,38 @@ from overfocus.sweep.sweep import Subject
 OPTIONS = {"corruptions": ["gaussian_noise"], "severities": [3], "batch_size": 6, "workers": 0, "device": "cpu"}
 
 PROGRAM = """
-import importlib.util, sys, time
+import importlib.util, os, signal, sys
 import overfocus
 from overfocus.sweep import recorder
 from overfocus.sweep.sweep import Subject
 
-spec = importlib.util.spec_from_file_location("fixtures", sys.argv[1])
+_, fixtures, photos, output, number, shards = sys.argv
+spec = importlib.util.spec_from_file_location("fixtures", fixtures)
 fixtures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fixtures)
 recorder.SECONDS_PER_PART = 0.0
-measure = Subject.measure
-Subject.measure = lambda self, samples, plan: (time.sleep(0.2), measure(self, samples, plan))[1]
+measure, calls = Subject.measure, iter(range(1000))
+
+def signalling(self, samples, plan):
+    if next(calls) == int(shards):
+        os.killpg(0, int(number))  # as a terminal does: the workers get it too
+    return measure(self, samples, plan)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell starts in the background
+Subject.measure = signalling
 overfocus.analyze(
-    fixtures._make_loaded(), sys.argv[2], corruptions=["gaussian_noise"], severities=[3], output=sys.argv[3],
+    fixtures._make_loaded(), photos, corruptions=["gaussian_noise"], severities=[3], output=output,
     batch_size=6, workers=1, device="cpu",
 )
 """
+
+
+def start(photos, output, number, shards):
+    """The program, in which that signal arrives after so many shards; its exit status and what it says."""
+    fixtures = Path(__file__).with_name("conftest.py")
+    command = [sys.executable, "-c", PROGRAM, *map(str, (fixtures, photos, output, int(number), shards))]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return ended.returncode, ended.stderr
 
 
 @pytest.fixture
@@ -83,24 +98,15 @@ def test_killed_process_is_continued(loaded, write_images, tmp_path, kills):
     """kill -9 while it measures, then to the end."""
     photos = write_images(tmp_path / "photos", 12)
     whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
-    fixtures = Path(__file__).with_name("conftest.py")
-    command = [sys.executable, "-c", PROGRAM, str(fixtures), str(photos), str(tmp_path / "run")]
     done = 0
     for _ in range(kills):
-        process = subprocess.Popen(command)
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            time.sleep(0.02)
-            if (tmp_path / "run" / "run.json").exists() and Run(tmp_path / "run").description.done > done:
-                break
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        assert start(photos, tmp_path / "run", signal.SIGKILL, 1)[0] == -signal.SIGKILL
         unfinished = Run(tmp_path / "run")
         assert not unfinished.complete
         assert done < unfinished.description.done < 12
         done = unfinished.description.done
         pd.testing.assert_frame_equal(unfinished.table, whole.table[whole.table["image"] < done], check_exact=True)
-    subprocess.run(command, check=True)
+    assert start(photos, tmp_path / "run", signal.SIGKILL, 1000) == (0, "")
     finished = Run(tmp_path / "run")
     assert finished.complete
     assert_same(finished, whole)
@@ -122,21 +128,8 @@ def test_interrupt_writes_what_is_measured(loaded, photos, tmp_path, stop_after,
 @pytest.mark.slow
 def test_interrupt_from_the_keyboard_in_a_process(write_images, tmp_path):
     photos = write_images(tmp_path / "photos", 12)
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        str(Path(__file__).with_name("conftest.py")),
-        str(photos),
-        str(tmp_path / "run"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not list((tmp_path / "run").glob("metrics/part-*")):
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    _, shown = process.communicate(timeout=30)
-    assert process.returncode != 0
+    status, shown = start(photos, tmp_path / "run", signal.SIGINT, 2)
+    assert status != 0
     assert shown.count("Traceback") == 1
     assert shown.strip().endswith("KeyboardInterrupt")
     assert 0 < Run(tmp_path / "run").description.done < 12

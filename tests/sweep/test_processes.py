@@ -17,22 +17,29 @@ from overfocus.processes import Processes, is_main_process, reports_errors
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--corruption", "gaussian_noise", "--severity", "3", "--workers", "0", "--device", "cpu", "--batch-size", "6"]
 
-SLOWED = """
-import sys, time
+HELD = """
+import time
 from overfocus.sweep import recorder
 from overfocus.sweep.sweep import Subject
 
 recorder.SECONDS_PER_PART = 0.0
-measure = Subject.measure
-Subject.measure = lambda self, samples, plan: (time.sleep(0.3), measure(self, samples, plan))[1]
+measure, calls = Subject.measure, iter(range(1000))
+
+def holding(self, samples, plan):
+    while next(calls) >= 3:  # until a signal comes
+        time.sleep(1)
+    return measure(self, samples, plan)
+
+Subject.measure = holding
 from overfocus_cli.main import run
 run()
 """
+"""The program, in which every process waits after its first three shards."""
 
 
-def command(processes, *arguments, slowed=None):
+def command(processes, *arguments, held=None):
     """The program in so many processes."""
-    target = ["-m", "overfocus"] if slowed is None else [str(slowed)]
+    target = ["-m", "overfocus"] if held is None else [str(held)]
     if processes == 1:
         return [sys.executable, *target, *arguments]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -44,9 +51,9 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def start(processes, *arguments, slowed=None):
+def start(processes, *arguments, held=None):
     return subprocess.run(
-        command(processes, *arguments, slowed=slowed), env=environment(), capture_output=True, text=True, timeout=900
+        command(processes, *arguments, held=held), env=environment(), capture_output=True, text=True, timeout=900
     )
 
 
@@ -86,11 +93,11 @@ def test_killed_process_ends_the_run_with_one_line_and_others_go_on(tmp_path, vi
     """Four processes, one of them killed by kill -9; then three go on."""
     shared = ["analyze", *OPTIONS, "--limit", "60", "--no-report"]
     assert start(1, *shared, "--output", str(tmp_path / "whole")).returncode == 0
-    slowed = tmp_path / "slowed.py"
-    slowed.write_text(SLOWED)
+    held = tmp_path / "held.py"
+    held.write_text(HELD)
     output = ["--output", str(tmp_path / "run")]
     process = subprocess.Popen(
-        command(4, *shared, *output, slowed=slowed), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(4, *shared, *output, held=held), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while process.poll() is None and not list((tmp_path / "run").glob("metrics/part-*")):
         time.sleep(0.05)

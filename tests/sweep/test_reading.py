@@ -2,9 +2,8 @@
 
 import os
 import pickle
-import subprocess
-import sys
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from overfocus import RunError, corrupt
 from overfocus.errors import out_of_memory_as
 from overfocus.images import sources
 from overfocus.images.sources import find_images
+from overfocus.preprocessing import Preprocess
 from overfocus.sweep.reading import ImageReader, InputSize, Unit, load_units, partners
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
 
@@ -110,30 +110,25 @@ def test_the_control_shows_the_partner_or_the_next_that_can_be_read(loaded, phot
     assert not reader(2, range(2)).control
 
 
-USED_OPENCV = """
-import cv2, numpy as np
-from overfocus.images.sources import find_images
-from overfocus.preprocessing import Preprocess
-from overfocus.sweep.reading import ImageReader, Unit, load_units
-from overfocus.variants import CLEAN_VARIANT, Variant
-
-cv2.setNumThreads(4)
-for _ in range(5):
-    cv2.GaussianBlur(cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1500, 1500)), (9, 9), 3)
-variants = [CLEAN_VARIANT, Variant("fog", 3)]
-reader = ImageReader(find_images()[:2], variants, Preprocess((3, 64, 64)))
-units = [Unit((item,), range(2)) for item in range(2)]
-print(len(list(load_units(reader, units, variants, workers=1, ahead=1))), cv2.getNumThreads())
-"""
-
-
-def test_workers_start_where_opencv_has_threads_already():
+def test_workers_start_where_opencv_has_threads_already(monkeypatch):
     """A copy of the process has no such threads, and waited for them for ever."""
-    result = subprocess.run(
-        [sys.executable, "-c", USED_OPENCV],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert result.stdout.split() == ["2", "4"], result.stderr
+    before, fork, forks = cv2.getNumThreads(), os.fork, []
+
+    def fork_without_threads():
+        assert cv2.getNumThreads() == 1
+        forks.append(fork())
+        return forks[-1]
+
+    monkeypatch.setattr(os, "fork", fork_without_threads)
+    cv2.setNumThreads(4)
+    try:
+        threads = cv2.getNumThreads()
+        cv2.GaussianBlur(cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1500, 1500)), (9, 9), 3)
+        variants = [CLEAN_VARIANT, Variant("fog", 3)]
+        reader = ImageReader(find_images()[:2], variants, Preprocess((3, 64, 64)))
+        units = [Unit((item,), range(2)) for item in range(2)]
+        assert len(list(load_units(reader, units, variants, workers=1, ahead=1))) == 2
+        assert len(forks) == 1
+        assert cv2.getNumThreads() == threads
+    finally:
+        cv2.setNumThreads(before)

@@ -1,11 +1,9 @@
-"""Trainings as programs of their own: killed, and in two processes."""
+"""Trainings in two processes."""
 
 import csv
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,32 +30,6 @@ def arguments(data: Path, output: Path, more: str) -> list[str]:
 def losses(output: Path) -> list[float]:
     with (output / "log.csv").open() as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
-
-
-def test_killed_at_any_moment_it_ends_with_the_same_weights(shapes_folder: Path, tmp_path: Path) -> None:
-    more = "--epochs 12 --batch-size 4 --save-every 2 --tap 2 --set ema_decay=0.9"
-    subprocess.run([sys.executable, "-m", *arguments(shapes_folder, tmp_path / "whole", more)], env=ENVIRONMENT, check=True)
-    command = [sys.executable, "-m", *arguments(shapes_folder, tmp_path / "parts", more)]
-    kills = 0
-    for wait in (6.0, 6.5, 7.0, 7.5):
-        program = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-        state = tmp_path / "parts" / "checkpoint.pt"
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        began = time.monotonic()
-        while program.poll() is None and time.monotonic() - began < 60:
-            if state.exists() and state.stat().st_mtime_ns > before:
-                time.sleep((wait - 6) * 0.3)
-                break
-            time.sleep(0.01)
-        if program.poll() is None:
-            program.send_signal(signal.SIGKILL)
-            kills += 1
-        program.wait()
-    assert kills >= 2
-    subprocess.run(command, env=ENVIRONMENT, check=True)
-    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
 def test_two_processes_equal_one_with_twice_the_batch(shapes_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ function buildPickers() {
     document.querySelectorAll("[data-model]").forEach((block) => (block.hidden = Number(block.dataset.model) !== state.model));
     document.querySelectorAll("[data-shows=model]").forEach((place) => (place.textContent = modelOf().name));
     head?.replaceChildren(...modelOf().heads.map((name, number) => make("option", { value: number }, name)));
-    if (head) byId("heads").hidden = modelOf().heads.length < 2;
+    if (head) byId("head-picker").hidden = modelOf().heads.length < 2;
   });
   whenPicked(["model", "variant", "layer", "head"], () => {
     if (head) head.value = String(state.head);
