@@ -96,6 +96,7 @@ def judge(form: Form) -> Verdict:
         module.training = False
     _sharpen(model)
     with torch.no_grad():
+        _settle(model, inputs)
         plain = call(model, inputs)
         with overfocus.capture(model, verify=True) as captured:
             observed = call(model, inputs)
@@ -132,6 +133,17 @@ def _sharpen(model: nn.Module) -> None:
         if parameter.ndim >= 2 and parameter.is_floating_point() and parameter[0].numel() > 1:
             drawn = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
             parameter.copy_(drawn.to(parameter.dtype))
+
+
+def _settle(model: nn.Module, inputs: Inputs) -> None:
+    """Statistics of batch normalisation that fit the weights: otherwise scores may grow beyond what float32 tells apart."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None]
+    for norm in norms:
+        norm.training, norm.momentum = True, 1.0
+    if norms:
+        call(model, inputs)
+    for norm in norms:
+        norm.training = False
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
