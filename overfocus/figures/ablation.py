@@ -100,7 +100,7 @@ def _curves(panel: "Axes", table: "pd.DataFrame", shares: list[float], column: s
         if rows.empty:
             continue
         colour, dash = LOOKS[choice]
-        middle, low, high = (rows[name].to_numpy("float64") for name in (value, f"{prefix}low", f"{prefix}high"))
+        middle, low, high = (rows[name].to_numpy("float64", na_value=np.nan) for name in (value, f"{prefix}low", f"{prefix}high"))
         bars: Any = np.nan_to_num(np.clip([middle - low, high - middle], 0, None))
         at = [0 if share == 0 else 1 + shares.index(share) for share in rows["fraction"]]
         panel.errorbar(

@@ -65,7 +65,9 @@ def tabulate_ablation(rows: pd.DataFrame) -> AblationTables:
         key=lambda cell: (variants.index((cell[0], cell[1])), place[cell[2]], cell[3]),
     )
     columns = pd.MultiIndex.from_tuples(cells, names=_KEYS)
-    values = {name: draws[name].unstack(_KEYS).reindex(columns=columns).to_numpy("float64") for name in QUANTITIES}
+    values = {
+        name: draws[name].unstack(_KEYS).reindex(columns=columns).to_numpy("float64", na_value=np.nan) for name in QUANTITIES
+    }
     number = trials.unstack(_KEYS).reindex(columns=columns).fillna(0).to_numpy("int64")
     table = pd.DataFrame(cells, columns=_KEYS)
     for name, found in values.items():
@@ -122,7 +124,7 @@ def _differences(values: dict[str, Array], trials: Array, table: pd.DataFrame) -
 
 
 def _sentence(rows: pd.DataFrame, table: pd.DataFrame, quantity: str, model: str, how: str) -> str:
-    rows = rows.assign(p_adjusted=holm(rows["p_value"].to_numpy("float64"))).set_index("against")
+    rows = rows.assign(p_adjusted=holm(rows["p_value"].to_numpy("float64", na_value=np.nan))).set_index("against")
     first = rows.iloc[0]
     here = (table["corruption"] == first["corruption"]) & (table["severity"] == first["severity"])
     found = table[here & (table["k"] == first["k"])].set_index("choice")[quantity]

@@ -100,7 +100,7 @@ def adjust(table: pd.DataFrame) -> pd.DataFrame:
     table = table.assign(family=np.where(main, OVERVIEW, table["metric"]))
     adjusted = np.full(len(table), np.nan)
     for members in table.groupby("family").indices.values():
-        adjusted[members] = holm(table["p_value"].to_numpy("float64")[members])
+        adjusted[members] = holm(table["p_value"].to_numpy("float64", na_value=np.nan)[members])
     return table.assign(p_adjusted=adjusted)
 
 

@@ -79,7 +79,7 @@ def interval_of(values: "pd.Series[float]", name: str) -> Interval:
     >>> interval_of(pd.Series([1.0, 2.0, 3.0]), "max_ratio").mean
     2.0
     """
-    known = values.to_numpy("float64")
+    known = values.to_numpy("float64", na_value=np.nan)
     known = known[~np.isnan(known)]
     mean = float(known.mean()) if len(known) else math.nan
     ends = rate_interval(known[:, None]) if is_rate(name, known) else mean_interval(known[:, None])

@@ -139,18 +139,20 @@ def layer_statistics(run: RunTables) -> LayerStatistics:
     for name in names:
         rows = [frame[frame["metric"] == name].set_index(by)[list(PARTS)] for frame in frames.values()]
         placed = [row.reindex(index) for row in rows]
-        parts = {part: np.stack([row[part].to_numpy("float64") for row in placed]).reshape(shape) for part in PARTS}
+        parts = {
+            part: np.stack([row[part].to_numpy("float64", na_value=np.nan) for row in placed]).reshape(shape) for part in PARTS
+        }
         lowest, highest = value_range(name)
         values[name] = parts | {"low": np.maximum(parts["low"], lowest), "high": np.minimum(parts["high"], highest)}
         if CATALOGUE[name].group == "stability" and (table["corruption"] == OTHER_IMAGE).any():
             places = pd.MultiIndex.from_tuples([(OTHER_IMAGE, 0, layer.number) for layer in layers], names=by)
-            control[name] = rows[0]["mean"].reindex(places).to_numpy("float64")
+            control[name] = rows[0]["mean"].reindex(places).to_numpy("float64", na_value=np.nan)
     retained: dict[str, dict[str, Array]] = {}
     kept = run.retained
     for name in control:
         rows_of = kept[kept["metric"] == name].set_index(by)
         retained[name] = {
-            part: rows_of[source].reindex(index).to_numpy("float64").reshape(shape[1:])
+            part: rows_of[source].reindex(index).to_numpy("float64", na_value=np.nan).reshape(shape[1:])
             for part, source in (("mean", "retained"), ("low", "low"), ("high", "high"))
         }
     return LayerStatistics(layers, variants, list(frames), values, control, retained)
@@ -287,7 +289,7 @@ def read_panel(run: RunTables, *, normalised: bool = False) -> Panel:
         noise={name: np.array(noise.get(name, [None] * len(layers)), np.float64) for name in control},
         output={name: output[:, :, which] for which, name in enumerate(scores)},
         classes=classes.to_numpy("int64"),
-        confidence=confidence.to_numpy("float64"),
+        confidence=confidence.to_numpy("float64", na_value=np.nan),
         pixels=_pixels(predictions, numbers, place),
     )
 
@@ -362,7 +364,7 @@ def _by_layer(table: pd.DataFrame, metrics: list[str], images: pd.Index, variant
     columns = variants.get_indexer(pd.MultiIndex.from_frame(table[["corruption", "severity"]]))
     there = (rows >= 0) & (columns >= 0)
     places = pd.Index(layers).get_indexer(pd.Index(table["layer"]))
-    values[rows[there], columns[there], places[there]] = table[metrics].to_numpy("float64")[there]
+    values[rows[there], columns[there], places[there]] = table[metrics].to_numpy("float64", na_value=np.nan)[there]
     return values
 
 

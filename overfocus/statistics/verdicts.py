@@ -286,19 +286,19 @@ def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, i
 def _rows(table: pd.DataFrame, question: Question, metrics: Sequence[str]) -> pd.DataFrame:
     there = table[(table["layers"] == question.layers) & (table["corruption"] == question.corruption)]
     rows = there[there["metric"].isin(list(metrics))].reset_index(drop=True)
-    return rows.assign(p_adjusted=holm(rows["p_value"].to_numpy("float64")))
+    return rows.assign(p_adjusted=holm(rows["p_value"].to_numpy("float64", na_value=np.nan)))
 
 
 def _sides(
     rows: pd.DataFrame, signs: Mapping[str, int], smallest: float, *, adjusted: bool = True
 ) -> tuple[list[str], list[str]]:
     """The metrics that are surely better, and those that are surely worse."""
-    sign = rows["metric"].map(dict(signs)).to_numpy("float64")
-    ends = rows[["low", "high"]].to_numpy("float64") * sign[:, None]
-    sure = rows["difference"].abs().to_numpy("float64") >= smallest
+    sign = rows["metric"].map(dict(signs)).to_numpy("float64", na_value=np.nan)
+    ends = rows[["low", "high"]].to_numpy("float64", na_value=np.nan) * sign[:, None]
+    sure = rows["difference"].abs().to_numpy("float64", na_value=np.nan) >= smallest
     if adjusted:
         # mIoU of a set has no test: its interval alone tells
-        p_values = rows["p_adjusted"].to_numpy("float64")
+        p_values = rows["p_adjusted"].to_numpy("float64", na_value=np.nan)
         sure &= np.isnan(p_values) | (p_values < LEVEL)
     names = rows["metric"].to_numpy()
     return list(names[sure & (ends.min(1) > 0)]), list(names[sure & (ends.max(1) < 0)])
@@ -368,12 +368,12 @@ def images_needed(rows: pd.DataFrame, question: Question) -> str:
     """
     if question is STABILITY:
         rows = rows[rows["metric"] == PRIMARY]
-    signs = rows["metric"].map(question.quantities).fillna(1).to_numpy("float64")
+    signs = rows["metric"].map(question.quantities).fillna(1).to_numpy("float64", na_value=np.nan)
     smallest = 0.0 if question is STABILITY else SMALLEST_DIFFERENCE
-    difference = signs * rows["difference"].to_numpy("float64")
-    half = (rows["high"] - rows["low"]).to_numpy("float64") / 2
+    difference = signs * rows["difference"].to_numpy("float64", na_value=np.nan)
+    half = (rows["high"] - rows["low"]).to_numpy("float64", na_value=np.nan) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        numbers = rows["count"].to_numpy("float64") * (half / difference) ** 2 * _POWERED
+        numbers = rows["count"].to_numpy("float64", na_value=np.nan) * (half / difference) ** 2 * _POWERED
     numbers[np.abs(difference) < smallest] = math.inf
     wanted = len(rows) // 2 + 1
     known = (half > 0) & ~np.isnan(numbers)

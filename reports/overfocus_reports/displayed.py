@@ -215,7 +215,9 @@ def image_values(run: "Run", variants: list[Variant], layers: list[Layer]) -> Im
     )
     places = np.ravel_multi_index(place_of, shape)
     names = [name for name, metric in CATALOGUE.items() if metric.group == "stability" and name in table]
-    return ImageValues(images, {name: means_at(places, table[name].to_numpy("float64"), shape) for name in names})
+    return ImageValues(
+        images, {name: means_at(places, table[name].to_numpy("float64", na_value=np.nan), shape) for name in names}
+    )
 
 
 def means_at(places: npt.NDArray[np.int64], values: Array, shape: tuple[int, int, int]) -> Array:

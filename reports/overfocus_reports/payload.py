@@ -331,7 +331,7 @@ def image_payload(run: "Run", displayed: "Displayed", image: int, classes: int) 
         "predictedShares": numbers(shares),
         "trueShares": None if truth is None else numbers(truth),
         "flips": [flips(clean, kept.predicted[place], kept.truth) for place in places],
-        "iou": numbers(rows["image_iou"].reindex(pd.MultiIndex.from_tuples(order)).to_numpy("float64")),
+        "iou": numbers(rows["image_iou"].reindex(pd.MultiIndex.from_tuples(order)).to_numpy("float64", na_value=np.nan)),
         "attention": attention_shares(run.attention_by_class, image, displayed.variants, classes),
     }
 

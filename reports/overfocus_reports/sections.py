@@ -161,7 +161,7 @@ def differences_payload(table: pd.DataFrame, colours: "Mapping[str, str]") -> di
         elif pd.api.types.is_integer_dtype(table[name].dtype):
             columns[name] = table[name].tolist()
         else:
-            columns[name] = numbers(table[name].to_numpy("float64"))
+            columns[name] = numbers(table[name].to_numpy("float64", na_value=np.nan))
     return {
         "order": [str(name) for name in table.columns],
         "columns": columns,
@@ -272,8 +272,15 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
             continue
         for model, colour in colours.items():
             rows = table[(table["metric"] == metrics[place]) & (table["model"] == model)]
-            rate = rows["flip_rate"].to_numpy("float64")
-            ends = np.abs(np.stack([rate - rows["low"].to_numpy("float64"), rows["high"].to_numpy("float64") - rate]))
+            rate = rows["flip_rate"].to_numpy("float64", na_value=np.nan)
+            ends = np.abs(
+                np.stack(
+                    [
+                        rate - rows["low"].to_numpy("float64", na_value=np.nan),
+                        rows["high"].to_numpy("float64", na_value=np.nan) - rate,
+                    ]
+                )
+            )
             panel.errorbar(
                 rows["value"], rate, yerr=np.nan_to_num(ends), color=colour, marker="o", markersize=3, linewidth=1.3,
                 elinewidth=0.8, capsize=2,
@@ -318,11 +325,11 @@ def head_values(run: "Run") -> HeadValues | None:
             for rows in (corrupted, control)
         ]
         both = of_images[0].index.intersection(of_images[1].index)
-        found, against = (distances(stability, part.loc[both].to_numpy("float64")) for part in of_images)
+        found, against = (distances(stability, part.loc[both].to_numpy("float64", na_value=np.nan)) for part in of_images)
         share = 1 - mean_of_known(found, 0) / mean_of_known(against, 0)
         share = np.where(undefined_control(against, np.nan), np.nan, share)
-        retained = pd.Series(share, of_images[0].columns).unstack().reindex_like(clean).to_numpy("float64")
-    return HeadValues([int(layer) for layer in clean.index], clean.to_numpy("float64"), retained)
+        retained = pd.Series(share, of_images[0].columns).unstack().reindex_like(clean).to_numpy("float64", na_value=np.nan)
+    return HeadValues([int(layer) for layer in clean.index], clean.to_numpy("float64", na_value=np.nan), retained)
 
 
 def heads_part(run: "Run", number: int) -> dict[str, Any] | None:
