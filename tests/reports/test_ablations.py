@@ -68,7 +68,8 @@ def _is_drawn(container, rows, middle, low, high):
     """The curve and its bars are these columns."""
     rows = rows.sort_values("fraction")
     line, _, (bars,) = container
-    np.testing.assert_allclose(line.get_xdata(orig=False), 100 * rows["fraction"])
+    ticks = dict(zip(line.axes.get_xticks(), (label.get_text() for label in line.axes.get_xticklabels()), strict=True))
+    assert [ticks[place] for place in line.get_xdata(orig=False)] == [f"{100 * share:.3g}" for share in rows["fraction"]]
     np.testing.assert_allclose(line.get_ydata(orig=False), rows[middle])
     ends = np.array([segment[:, 1] for segment in bars.get_segments()])
     np.testing.assert_allclose(ends, rows[[low, high]], atol=1e-12)
