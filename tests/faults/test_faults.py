@@ -1,5 +1,6 @@
 """Whatever goes wrong: one clear line on standard error, exit status 1 or 2, nothing lost and nothing run."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -18,6 +19,12 @@ museum = module_from_spec(_spec)
 sys.modules["museum"] = museum
 _spec.loader.exec_module(museum)
 
+ADVICE = re.compile(
+    r"expected|must |\btry\b|choose|\bgive\b|[Dd]id you mean|[Tt]here is|Valid|valid|check the|see overfocus|restore|copy it|"
+    r"download|leave|between|start the same|make sure|[Cc]onvert|save it|shrink|nearest|pass |put |use |take |trust|"
+    r"save with|at most|needed|Missing|requires|overfocus list|those of|of one kind|are for|it holds|measured under"
+)
+"""What was expected, or what to try."""
 LONGEST = 2200
 """Characters of a line with the name of the program."""
 
@@ -60,6 +67,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"recipe {name}", ["train", "photos", "--model", "test_vit", "--recipe", name, "--output", "out"], "recipe")
     yield from numbers()
     yield from usage()
+    yield from values()
 
 
 def numbers() -> Iterator[Case]:
@@ -150,6 +158,69 @@ def usage() -> Iterator[Case]:
         yield Case(f"meant {' '.join(command)}", command, words)
 
 
+def values() -> Iterator[Case]:
+    """Values of the right type that mean nothing: each is refused with what would mean something."""
+    measure = ["--images", "photos", "--corruption", "fog", "--severity", "3", "--workers", "0", "--no-report", "--output", "out"]
+    for command, options in {
+        ("analyze", "good.pth", *measure): (
+            ("--device", "meta", "device 'meta' cannot be used"), ("--device", "hpu", "try cpu"), ("--device", "mps", "try cpu"),
+            ("--device", museum.ESCAPE, r"\x1b"), ("--layers", "99", "between"), ("--layers", "-99", "between"),
+            ("--top-fraction", "nan", "above 0"), ("--top-fraction", "1.5", "at most 1"), ("--image-size", "0", "at least 1"),
+            ("--image-size", "33", "--image-size"), ("--image-size", "32x9999999", "at most"), ("--constants", "nope", "cifar-c"),
+            ("--class-map", "nowhere.json", "nowhere.json"), ("--class-map", "photos", "this is a folder"),
+            ("--class-map", "pipe.png", "named pipe"), ("--class-map", "binary_list.txt", "UTF-8"),
+            ("--cache", "good.pth", "another folder"), ("--cache", "/proc/nope", "another folder"),
+            ("--weights", "nope.nothing", "--weights"), ("--weights", "k" * 10_000, "--weights"),
+            ("--model-args", "depth", "KEY=VALUE"), ("--model-args", "depth=1000000000", "from 1 to 200"),
+            ("--model-args", "__class__=3", "expected one of"), ("--model", "resnet18", "test_vit"),
+            ("--model", "../../etc/passwd", "overfocus list models"), ("--model", museum.ESCAPE, r"\x1b"),
+            ("--model", "hf-hub:nobody/nothing", "overfocus list models"), ("--corruption", "other image", "Valid names"),
+            ("--corruption", "FOG", "did you mean 'fog'"), ("--max-pixels", "10", "--max-pixels"), ("--workers", "100000", "256"),
+            ("--output", "good.pth", "another output"), ("--output", "/proc/nope", "another output"),
+            ("--output", "o" * 300, "another output"), ("--output", "photos", "another output"), ("--output", "run", "another"),
+        ),
+        ("compare", "run", "run", "--no-report", "--output", "out"): (
+            ("--resamples", "0", "at least 1"), ("--resamples", "1000000000000", "at most"), ("--group", "x=run", "got both"),
+            ("--ablation", "photos", "overfocus ablate"), ("--ablation", "run", "expected an ablation"),
+            ("--output", "good.pth", "another output"), ("--output", "photos", "another output"),
+        ),
+        ("ablate", "good.pth", *measure): (
+            ("--fraction", "0", "above 0"), ("--fraction", "nan", "above 0"), ("--fraction", "1", "below 1"),
+            ("--draws", "0", "at least 1"), ("--how", "erase", "remove or corrupt"), ("--output", "run", "another"),
+        ),
+        ("evaluate", "good.pth", "--data", "photos", "--output", "out", "--workers", "0"): (
+            ("--data", "/dev/zero", "expected a folder"), ("--data", "photos/cat", "at least two"),
+            ("--task", "segmentation", "--task"),
+            ("--clean", "photos", "--clean"), ("--baseline", "nowhere", "nowhere"), ("--baseline", "run", "overfocus evaluate"),
+            ("--window", "64", "segmentation"), ("--scales", "nan", "above 0"), ("--scales", "1e9", "at most"),
+            ("--tree-geometry", "odd", "as-is or model"), ("--device", "meta", "try cpu"),
+        ),
+        ("heatmap", "good.pth", "photos/cat/one.png", "--output", "out"): (
+            ("--head", "99", "between"), ("--layer", "-99", "between"), ("--query", "9,9", "method row"),
+            ("--class", "9", "grad-cam"),
+            ("--head-fusion", "sum", "mean, max or min"), ("--discard-ratio", "nan", "below 1"), ("--method", "cam", "rollout"),
+            ("--corruption", "nope", "Valid names"), ("--output", "good.pth", "another output"), ("--device", "meta", "try cpu"),
+        ),
+        ("figure", "layers", "run"): (
+            ("--layer", "0", "it is for columns"), ("--image", "0", "it is for columns"), ("--layers", "99", "there is 0, 1"),
+            ("--layers", "0-1000000000", "at most 1000"), ("--metric", "nope", "There is"), ("--label", "nope=x", "NAME=TEXT"),
+            ("--corruption", "nope", "There is"), ("--severity", "9", "there is"), ("--output", "x.exe", ".pdf"),
+        ),
+        ("figure", "columns", "run"): (
+            ("--metric", "gini", "left out"), ("--layers", "0", "left out"), ("--image", "nope", "there is 0"),
+            ("--layer", "99", "between"),
+        ),
+        ("check", "run", "--max", "gini=1"): (
+            ("--max", "top_share=nan", "expected a number"), ("--max", "top_share=true", "expected a number"),
+            ("--max", "image=1", "image"), ("--layers", "99", "99"), ("--corruption", "nope", "nope"),
+        ),
+    }.items():  # fmt: skip
+        for option, value, words in options:
+            yield Case(f"{' '.join(command[:1])} {option} {value[:20]}", [*command, option, value], words)
+    for command in (["compare", "run", "--no-report"], ["check", "run"]):
+        yield Case(f"too little {command[0]}", [*command, *(["--output", "out"] if command[0] == "compare" else [])], "expected")
+
+
 CASES = list(cases())
 
 
@@ -184,6 +255,7 @@ def test_one_clear_line(case: Case, here: Path) -> None:
     assert case.words in lines[0]
     assert "fault of overfocus" not in lines[0]
     assert "Traceback" not in lines[0]
+    assert ADVICE.search(lines[0])
     assert not (here / "executed").exists()
     assert not [path for path in here.rglob(".*.unfinished") if not path.is_symlink()]
     assert {path.name for path in here.iterdir()} <= before | {"out", "overfocus-heatmaps"}

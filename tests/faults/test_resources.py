@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,58 @@ def test_two_programs_never_write_into_one_folder(tmp_path: Path, monkeypatch: p
     assert mine is not None
     assert lock_folder(tmp_path) is mine
     assert sorted(tmp_path.iterdir()) == before
+
+
+denied: set[Path] = set()
+"""Files and folders that may not be opened or written now."""
+
+
+def _deny(event: str, details: Any) -> None:
+    if denied and event in ("open", "os.listdir", "os.scandir", "os.mkdir") and isinstance(details[0], str | os.PathLike):
+        path = Path.cwd() / details[0]
+        writes = event == "os.mkdir" or (event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR))
+        if path in denied or (writes and path.parent in denied):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+@pytest.fixture
+def locked(here: Path, synthetic_run: Callable[..., Path]) -> Iterator[Path]:
+    """A folder in which some things may not be opened or written: the tests may run as root, to whom nothing is denied."""
+    synthetic_run(here / "run", images=2, layers=1, displayed=1)
+    (here / "recipe.yaml").write_text("epochs: 1\nbatch_size: 2\nlearning_rate: 0.1\n")
+    for name in ("hidden", "full"):
+        (here / name).mkdir()
+    if not getattr(_deny, "installed", False):
+        sys.addaudithook(_deny)  # can never be taken away
+        _deny.installed = True  # type: ignore[attr-defined]
+    names = ("b.pth", "photos/x/0.png", "recipe.yaml", "run/run.json", "hidden", "full")
+    denied.update(here / name for name in names)
+    try:
+        yield here
+    finally:
+        denied.clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["inspect", "b.pth"], "b.pth"),
+        (["inspect", "hidden"], "hidden"),
+        (["analyze", "a.pth", "--images", "hidden", "--output", "full/out", "--no-report", *MEASURE], "hidden"),
+        (["analyze", "a.pth", "--images", "photos/x/0.png", "--output", "full/out", "--no-report", *MEASURE], "0.png"),
+        (["analyze", "a.pth", "--images", "photos/y", "--output", "full/out", "--no-report", *MEASURE], "full"),
+        (["analyze", "a.pth", "--images", "photos/y", "--output", "full", "--no-report", *MEASURE], "full"),
+        (["analyze", "a.pth", "--images", "photos/y", "--cache", "full/cache", "--output", "full/out", *MEASURE], "full"),
+        (["evaluate", "a.pth", "--data", "hidden", "--output", "full/out", *MEASURE], "hidden"),
+        (["compare", "a.pth", "b.pth", "--images", "photos/y", "--output", "full/out", *MEASURE], "b.pth"),
+        (["heatmap", "a.pth", "photos/y/1.png", "--layer", "0", "--output", "full/out"], "full"),
+        (["train", "photos", "--init", "a.pth", "--recipe", "recipe.yaml", "--output", "full/out"], "recipe.yaml"),
+        (["report", "run"], "run"),
+        (["check", "run", "--max", "gini=1"], "run"),
+        (["curves", "hidden"], "hidden"),
+    ],
+)
+def test_not_permitted(command: list[str], words: str, locked: Path) -> None:
+    result = CliRunner().invoke(app, command, prog_name="overfocus")
+    complaint(result, words)
+    assert not list(locked.glob("full/*"))
