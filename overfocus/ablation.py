@@ -10,7 +10,7 @@ from overfocus.processes import join_processes
 from overfocus.results.ablation import Ablation, write_tables
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings
 from overfocus.settings import takes
-from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, pack_pairs
+from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, plan_pairs
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import AblateSettings
 from overfocus.sweep.sweep import (
@@ -95,7 +95,7 @@ def ablate(settings: AblateSettings) -> Ablation:
         reader,
         range(len(sources)),
         variants,
-        pack_pairs(len(variants), settings.batch_size),
+        plan_pairs(len(variants), settings.batch_size),
         workers=described.workers or 0,
         strict=settings.strict,
         image_bytes=reader.image_bytes,

@@ -11,11 +11,10 @@ from overfocus.corruptions import choose_constants, open_cache
 from overfocus.corruptions.custom import CustomCorruption
 from overfocus.datasets.masks import IGNORED, class_colours
 from overfocus.datasets.segmented import MaskedSource, masked_sources
-from overfocus.errors import RunError
+from overfocus.errors import RunError, out_of_memory_as
 from overfocus.images.labels import Classes, match_labels
 from overfocus.images.live import identify, image_sources, numbering
 from overfocus.images.sources import ImageSource, spread
-from overfocus.memory import out_of_memory_as
 from overfocus.probes.attention import AttentionProbe, fingerprint_metric
 from overfocus.probes.predictions import BATCH_SIZE, SEGMENTATION, ClassesProbe, PixelsProbe, predicts_pixels
 from overfocus.probes.probe import Probe
@@ -23,7 +22,7 @@ from overfocus.processes import Processes, join_processes
 from overfocus.run import Run
 from overfocus.runs.description import FORMAT, RunDescription, RunSettings
 from overfocus.settings import MAX_PIXELS, takes
-from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, pack_pairs
+from overfocus.sweep.reading import ImageReader, InputSize, Work, choose_workers, describe_pixels, plan_pairs
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import AnalyzeSettings, CompareSettings, listed
 from overfocus.sweep.sweep import (
@@ -146,7 +145,7 @@ def analyze_models(
         reader,
         range(len(sources)),
         variants,
-        pack_pairs(len(variants), settings.batch_size),
+        plan_pairs(len(variants), settings.batch_size),
         workers=settings.workers or 0,
         strict=settings.strict,
         image_bytes=reader.image_bytes,

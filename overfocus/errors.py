@@ -1,6 +1,8 @@
 """What overfocus raises: one root, one class per part of the route from checkpoint to run; and any exception in one line."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from overfocus.text import one_line, printable
 
@@ -129,3 +131,16 @@ def first_line(error: BaseException) -> str:
         return "it holds more than tensors in plain dictionaries"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)
+
+
+@contextmanager
+def out_of_memory_as(kind: type[OverfocusError], remedy: str) -> Iterator[None]:
+    """Turn running out of memory inside the block, on any device or in a worker, into a `kind` that ends with the remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_lost_worker(error):
+            raise kind(f"a process that prepares images ended ({first_line(error)}); try fewer workers, or {remedy}") from error
+        if not is_out_of_memory(error):
+            raise
+        raise kind(f"out of memory ({first_line(error)}); {remedy}") from error

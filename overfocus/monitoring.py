@@ -605,11 +605,10 @@ def _show(logger: Any, watch: Monitor, step: int) -> None:
     """Give the heat maps to a logger of Lightning that takes images: W&B's, or one with TensorBoard's writer."""
     if not watch.draws or _process() > 0:
         return
-    experiment = getattr(logger, "experiment", None)
     if hasattr(logger, "log_image"):
         logger.log_image("overfocus/attention received", [watch.heat_maps()], step=step)
-    elif experiment is not None and hasattr(experiment, "add_image"):
-        experiment.add_image("overfocus/attention received", watch.heat_maps(), step, dataformats="HWC")
+    elif hasattr(getattr(logger, "experiment", None), "add_image"):
+        logger.experiment.add_image("overfocus/attention received", watch.heat_maps(), step, dataformats="HWC")
 
 
 def _named(row: Mapping[str, float]) -> dict[str, float]:

@@ -43,7 +43,7 @@ class DisplayedImage:
 
     variants: list[Variant]
     """The clean one is the first."""
-    pictures: UInt8[np.ndarray, "variants height width 3"]
+    pixels: UInt8[np.ndarray, "variants height width 3"]
     """The model's input before normalisation."""
     attention: dict[int, Float[np.ndarray, "variants windows queries keys"]]
     """Weights averaged over heads, by layer; of layers of more than 1024 queries the means over blocks of patches, at most 256 a
@@ -125,7 +125,7 @@ class Run(NotebookMethods):
 
     @property
     def displayed(self) -> list[int]:
-        """Numbers of the images whose pictures and full maps were kept and can be read by `maps`."""
+        """Numbers of the images whose pixels and full maps were kept and can be read by `maps`."""
         return [number for number in self.description.displayed if self._maps_path(number).is_file()]
 
     @property
@@ -283,7 +283,7 @@ class Run(NotebookMethods):
         )
 
     def maps(self, image: int, layers: "Collection[int] | None" = None) -> DisplayedImage:
-        """Pictures and full attention maps of a displayed image; of these layers only, where they are given.
+        """Pixels and full attention maps of a displayed image; of these layers only, where they are given.
 
         Raises:
             RunError: `image` is not one of `displayed`.

@@ -101,7 +101,7 @@ def write_run(
     class_names: tuple[str, ...] | None = ("tabby cat", "lynx", "coffee mug"),
     heads: int = 0,
     labels: bool = False,
-    pictures: list[Array] | None = None,
+    contents: list[Array] | None = None,
     control: bool = True,
     overrides: dict[str, Any] | None = None,
 ) -> Path:
@@ -155,10 +155,12 @@ def write_run(
         metric_rows += control_rows
         if image < displayed:
             rng = np.random.default_rng(image)
-            picture = (
-                pictures[image] if pictures else rng.integers(0, 256, (8, 8, 3)).repeat(pixels // 8, 0).repeat(pixels // 8, 1)
+            pixels_of_image = (
+                contents[image] if contents else rng.integers(0, 256, (8, 8, 3)).repeat(pixels // 8, 0).repeat(pixels // 8, 1)
             )
-            noisy = [np.clip(picture + rng.normal(0, 15 * severity, picture.shape), 0, 255) for _, severity in variants]
+            noisy = [
+                np.clip(pixels_of_image + rng.normal(0, 15 * severity, pixels_of_image.shape), 0, 255) for _, severity in variants
+            ]
             attention = {
                 f"attention_{i:02d}": np.stack([maps[i][None] for maps in full]).astype("float16") for i in range(layers)
             }

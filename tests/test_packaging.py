@@ -1,4 +1,4 @@
-"""What the wheel and the sdist hold."""
+"""What the wheel and the sdist hold, and that API pages can be built."""
 
 import subprocess
 import sys
@@ -49,3 +49,13 @@ def test_sdist_holds_what_the_tests_need(archives: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "tests/test_readme.py", "overfocus/__init__.py"} <= names
+
+
+@pytest.mark.slow
+def test_api_pages_are_built(tmp_path: Path) -> None:
+    """The command of the README; every module is imported for it."""
+    pytest.importorskip("pdoc")
+    subprocess.run([sys.executable, "-m", "pdoc", "overfocus", "-o", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    page = (tmp_path / "overfocus.html").read_text()
+    assert all(f'id="{name}"' in page for name in ("analyze", "capture", "compare", "monitor"))
+    assert (tmp_path / "overfocus" / "metrics.html").is_file()

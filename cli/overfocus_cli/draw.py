@@ -28,7 +28,7 @@ class ReportSettings(Settings):
     """What `overfocus report` takes."""
 
     folders: Sequence[Path] = setting(
-        help="What `overfocus analyze`, `compare` or `ablate` wrote.", argument=True, metavar="FOLDER…"
+        help="Folders that `overfocus analyze`, `compare` or `ablate` wrote.", argument=True, metavar="FOLDER"
     )
 
 
@@ -46,7 +46,7 @@ class FigureSettings(Settings):
         argument=True,
         metavar="KIND",
     )
-    runs: Sequence[Path] = setting(help="Run folders; several are drawn on shared scales.", argument=True, metavar="RUN…")
+    runs: Sequence[Path] = setting(help="Run folders; several are drawn on shared scales.", argument=True, metavar="RUN")
     format: Format | None = setting(None, "Format of the file.", none="by the ending of --output, else pdf")
     width: float = setting(
         3.3, "Width on paper: 3.3in, 8.4cm, 84mm or 240pt; a bare number is in inches.", metavar="SIZE", parse=_inches

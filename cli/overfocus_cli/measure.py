@@ -52,7 +52,7 @@ def analyze(
         return
     report = None if no_report else _drawn(run)
 
-    from overfocus_cli.summary_table import print_summary, summary_as_json
+    from overfocus_cli.tables import print_summary, summary_as_json
     from overfocus_reports import summarise
 
     summary = summarise(run)
@@ -77,6 +77,14 @@ def compare(
     *,
     output: Annotated[str | None, _output("overfocus-comparison", "comparison")] = None,
     format: Annotated[Format, typer.Option(help="How the table is printed.")] = Format.TABLE,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,…",
+            help="Metrics of the printed table. Default: all; for latex those that the verdicts rest on.",
+            show_default=False,
+        ),
+    ] = None,
     ablation: Ablations = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -103,6 +111,8 @@ def compare(
     comparison = overfocus.compare(**settings.arguments() | asked)
     if not is_main_process():
         return
+    chosen = [name.strip() for name in metrics.split(",")] if metrics else None
+    comparison.overview(chosen)  # a wrong name is refused before the report is drawn
     report = None
     if not no_report:
         from overfocus_reports import draw_comparison
@@ -111,12 +121,13 @@ def compare(
     if as_json:
         print_json({"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()})
     elif format is Format.TABLE:
-        from overfocus_cli.comparison_table import print_comparison
+        from overfocus_cli.tables import print_comparison
 
-        print_comparison(comparison)
+        print_comparison(comparison, chosen)
         say(f"\ncomparison: {folder}" + (f"\nreport: {report}" if report else ""))
     else:
-        typer.echo(comparison.to_markdown() if format is Format.MARKDOWN else comparison.to_latex(), nl=False)
+        rows = None if chosen is None else comparison.overview(chosen)
+        typer.echo(comparison.to_markdown(rows) if format is Format.MARKDOWN else comparison.to_latex(rows), nl=False)
 
 
 @from_settings(AblateSettings, without=("output",))
@@ -161,7 +172,7 @@ def ablate(
         }
         print_json(answer | tables)
     else:
-        from overfocus_cli.evaluation_table import print_ablation
+        from overfocus_cli.tables import print_ablation
 
         print_ablation(found)
         say(f"\nablation: {folder}" + (f"\nreport: {report}" if report else ""))
@@ -186,11 +197,11 @@ def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
         return
     for entry in found:
         if entry.summary.get("task") == "segmentation":
-            from overfocus_cli.evaluation_table import print_segmentation
+            from overfocus_cli.tables import print_segmentation
 
             print_segmentation(entry)
         else:
-            from overfocus_cli.evaluation_table import describe_evaluation
+            from overfocus_cli.tables import describe_evaluation
 
             say(describe_evaluation(entry))
 

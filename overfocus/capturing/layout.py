@@ -1,7 +1,7 @@
 """What a map is: its kind, its grids, its windows, worked out from the positions of its queries and keys."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -103,12 +103,13 @@ def infer_layout(
     *,
     padding_attended: bool = False,
     prefix: int | None = None,
+    images: int = 0,
 ) -> Layout:
     """Layout of a map from the positions of its tokens.
 
     `shape` is (…, queries, keys); `queries` (…, queries) and `keys` (…, keys) are positions, broadcastable to the axes in
     front, that point into `grids`; `origins` says of each image whose copy it is; `padding_attended` that no mask hides padding;
-    `prefix` is the model's own number of prefix tokens.
+    `prefix` is the model's own number of prefix tokens, `images` how many the input has.
 
     Raises:
         UnclearAxesError: the axes cannot be distinguished, or images of several sizes share them.
@@ -118,8 +119,11 @@ def infer_layout(
     queries = None if queries is None else queries.expand(*leading, shape[-2]).cpu()
     arrangement = _arrange_both(keys, queries, origins)
     windows = arrangement.windows
-    if 1 < len(set(origins)) <= shape[0] and _row_images(keys)[1] == 1:
+    if 1 < len(set(origins)) <= shape[0] and _row_images(keys)[1] == 1 and not _of_one_image(shape, queries):
         raise UnplacedTokensError  # the same for all images, like an embedding of positions
+    if queries is not None:
+        arrangement, queries = _query_heads(arrangement, queries, keys)
+    _check_images(arrangement, queries, keys, origins, images)
     if windows == 1 and not _padded_alike(arrangement, keys):
         raise UnclearAxesError("images of different sizes share the batch: give one size per batch")
     windowed = windows > 1 or padding_attended
@@ -141,27 +145,69 @@ def infer_layout(
     key_prefix, places = key_tokens.split(prefix)
     key_frames, key_grid = key_tokens.cells(places)
     frames, grid = key_frames, key_grid
-    query_prefix = shape[-2]
+    query_prefix = shape[-2] // arrangement.query_heads
     if query_tokens is not None:
         query_prefix, query_places = query_tokens.split(prefix)
         frames, grid = query_tokens.cells(query_places)
     note = key_tokens.note or (None if query_tokens is None else query_tokens.note)
     return Layout(
         kind=kind,
-        arrangement=Arrangement(
-            arrangement.axes, arrangement.sizes, None if query_tokens is None else query_tokens.order(), key_tokens.order()
+        arrangement=replace(
+            arrangement, query_order=None if query_tokens is None else query_tokens.order(), key_order=key_tokens.order()
         ),
         tokens=shape[-2:],
         prefix_tokens=query_prefix,
         key_prefix_tokens=key_prefix,
         grid=grid,
         key_grid=key_grid,
-        image_grid=key_tokens.image_grid if key_frames == 1 else None,
+        image_grid=key_tokens.image_grid if key_frames == 1 and (windowed or grid is not None or key_grid is not None) else None,
         frames=frames,
         partition=places.clamp(min=-1) if windowed and not note else None,
         branch=_branch_of(places, key_tokens.image_grid) if windows > 1 and not note else None,
         note=note or (NO_GRID if grid is None and not windowed else None),
     )
+
+
+def _check_images(arrangement: Arrangement, queries: Tensor | None, keys: Tensor, origins: Sequence[int], images: int) -> None:
+    """Raise `UnclearAxesError` where queries look at another image than their own, or the order of the images is another."""
+    owner, others = _owners(arrangement, keys), None if queries is None else _owners(arrangement, queries)
+    if others is not None:
+        origin = torch.tensor(origins)
+        both = (owner >= 0) & (others >= 0)
+        if bool((origin[owner.clamp(min=0)] != origin[others.clamp(min=0)])[both].any()):
+            raise UnclearAxesError("its queries and keys are of different images")
+    own = owner[(owner >= 0) & (owner < images)]
+    if bool((own.diff() < 0).any()):
+        raise UnclearAxesError("its images are in another order than the input's")
+
+
+def _owners(arrangement: Arrangement, ids: Tensor) -> Tensor:
+    """The image of each row of windows, −1 where no token has a place."""
+    rows = replace(arrangement, query_order=None, key_order=None).fold(ids.unsqueeze(-2))[:, 0, 0]
+    return torch.where(rows > 0, image_of(rows.clamp(min=0)), -1).amax(-1)
+
+
+def _of_one_image(shape: tuple[int, ...], queries: Tensor | None) -> bool:
+    """Whether a map (heads, queries, keys) is of one image of the batch, as its queries are."""
+    return len(shape) == 3 and queries is not None and bool((queries > 0).any()) and _row_images(queries)[1] == 1
+
+
+def _query_heads(arrangement: Arrangement, queries: Tensor, keys: Tensor) -> tuple[Arrangement, Tensor]:
+    """The arrangement and the places of the queries of one head, where their axis holds every query once for each head."""
+    rows = queries.reshape(-1, queries.shape[-1])
+    row = next((row for row in rows if bool((row > 0).any())), None)
+    if row is None:
+        return arrangement, queries
+    heads = int((row == row[row > 0][0]).sum())
+    own = keys.reshape(-1, keys.shape[-1])[0]
+    if heads == 1 or len(row) % heads or len(torch.unique(own[own > 0])) < int((own > 0).sum()):
+        return arrangement, queries
+    for inside in (False, True):
+        apart = torch.unflatten(queries, -1, (-1, heads) if inside else (heads, -1))
+        one = apart[..., 0] if inside else apart[..., 0, :]
+        if bool((apart == one.unsqueeze(-1 if inside else -2)).all()):
+            return replace(arrangement, query_heads=heads, heads_inside=inside), one
+    return arrangement, queries
 
 
 def _arrange_both(keys: Tensor, queries: Tensor | None, origins: Sequence[int]) -> Arrangement:

@@ -277,7 +277,16 @@ class LayoutMemory:
         padding = key_ids == 0
         attended = bool(padding.any()) and bool((weights.rows(0, 1).squeeze(-2)[padding] > 0).any())
         tracker = self.positions
-        layout = infer_layout(shape, query_ids, key_ids, tracker.grids, tracker.origins, padding_attended=attended, prefix=prefix)
+        layout = infer_layout(
+            shape,
+            query_ids,
+            key_ids,
+            tracker.grids,
+            tracker.origins,
+            padding_attended=attended,
+            prefix=prefix,
+            images=self.images,
+        )
         if not bool(padding.any()):  # whether padding is attended is each map's own
             self._found[key] = layout
         return layout

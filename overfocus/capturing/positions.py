@@ -124,6 +124,8 @@ class PositionTracker:
         """Whether tokens were put in an order that this input's values may tell: the next forward may have another."""
         self._constants = constants
         self._copies: TensorNotes[bool] = TensorNotes()
+        self._unplaced: TensorNotes[list[Any]] = TensorNotes()
+        """Where tokens without a place were written into tensors."""
         self._calls: dict[Hashable, tuple[list[Positions | None], list[Positions]]] = {}
         """Positions of what calls returned, and of what they were given, so that these stay apart from later ones."""
         self._roots = 0
@@ -291,6 +293,7 @@ class PositionTracker:
         """Forget the forward that was followed."""
         self.notes.clear()
         self._copies.clear()
+        self._unplaced.clear()
         self._calls.clear()
         self.grids.clear()
         self.origins.clear()
@@ -464,13 +467,18 @@ class PositionTracker:
         """`target[key] = value`: the places of the value now stand in the target, the rest of which is padding."""
         target, key, value = args[:3]
         known, given = self.get(target), self.get(value)
-        if not isinstance(target, Tensor) or (known is None and given is None):
+        if not isinstance(target, Tensor):
             return
-        if given is None and not (isinstance(value, Tensor) and value.ndim > 1 and value.is_floating_point()):
+        if given is None and not (isinstance(value, Tensor) and value.ndim > 0 and value.is_floating_point()):
+            return
+        if known is None and given is None:  # a token without a place, if places come to stand beside it
+            self._unplaced[target] = [*(self._unplaced.get(target) or ()), key]
             return
         ids = torch.zeros_like(target, dtype=torch.int64) if known is None else known.ids.contiguous().clone()
         key, value = self._swap(key), self._swap(value)
         try:
+            for earlier in (self._unplaced.get(target) or ()) if known is None else ():
+                ids[earlier] = NOWHERE
             ids[key] = value
         except (RuntimeError, IndexError, TypeError, ValueError):
             self.notes.forget(target)

@@ -43,9 +43,10 @@ _HIDING = frozenset(
     "masked_fill masked_fill_ where add add_ __add__ __iadd__ __radd__ sub sub_ __sub__ __isub__ mul mul_ masked_scatter "
     "masked_scatter_ index_fill index_fill_ index_put index_put_ minimum fmin".split()
 )
-STRETCHED = frozenset({"mul", "mul_", "sum", "mean", "vecdot"})
+STRETCHED = frozenset({"mul", "mul_", "sum", "mean", "vecdot", "cosine_similarity"})
 """Functions that spell products elementwise."""
-NEIGHBOURHOOD = "each query has keys of its own (its neighbourhood, say): there is no map of queries × keys"
+NEIGHBOURHOOD = "queries come one by one, or each has keys of its own (its neighbourhood, say): there is no map of queries × keys"
+_EXPONENTIALS = frozenset("exp exp_ exp2 exp2_ special_exp2 __rpow__".split())
 _SQUASHING = {
     "sigmoid": "sigmoid",
     "sigmoid_": "sigmoid",
@@ -100,7 +101,7 @@ class Use:
 class ProductTracker:
     """Follows scores and weights through the functions of one forward.
 
-    `squeezed` gives a view of a tensor without some of its axes of size 1, with everything that is known of the tensor;
+    `squeezed` gives a view of a tensor without some axes along which it is the same, with everything that is known of it;
     `constants` are the parameters and buffers, whose products with activations are layers; modules in which something began are
     put into `awaited`: `left` has to hear of them.
     """
@@ -115,6 +116,8 @@ class ProductTracker:
         self._squeezed = squeezed
         self.neighbourhoods: set[int] = set()
         """Softmaxes of queries that have keys of their own each."""
+        self.of_products: set[int] = set()
+        """Softmaxes over query-key products."""
         self._softmaxes = 0
         self._modules = awaited
 
@@ -148,6 +151,8 @@ class ProductTracker:
         note = Weighting("weights" if whole else "exponentials", from_product, module, softmaxes=frozenset({self._softmaxes}))
         if before is not None:
             note = replace(note, product=before.product, masked=before.masked, changed=not whole)
+        if from_product:
+            self.of_products.add(self._softmaxes)
         self.notes[weights] = note
         return self._softmaxes
 
@@ -156,9 +161,9 @@ class ProductTracker:
         operands = product_operands(name, args, kwargs) if name in PRODUCTS else None
         if operands is None and name in STRETCHED:
             operands = self._stretched(name, args, kwargs, result)
-        if operands is not None and isinstance(result, Tensor):
+        if operands is not None and isinstance(result, Tensor) and (operands.summed(0) or operands.summed(1)):
             return self._multiplied(operands, result, module)
-        if not self.notes.entries or name in _SHRINKING:
+        if not self.notes.entries or (name in _SHRINKING and not _over_heads(args, kwargs, result)):
             return None
         if name == "__setitem__":
             written = self.notes.get(args[0])
@@ -169,7 +174,8 @@ class ProductTracker:
         if not tracked:
             return None
         tensor, note = next((item for item in tracked if item[1].stage != "scores"), tracked[0])
-        if name in ("exp", "exp_") and note.stage == "scores" and note.from_product:
+        exponent = name in _EXPONENTIALS or (name == "pow" and argument(args, kwargs, 1, "exponent") is tensor)
+        if exponent and note.stage == "scores" and note.from_product:
             if isinstance(result, Tensor):
                 self.softmax(tensor, result, module, whole=False)
             return None
@@ -212,23 +218,26 @@ class ProductTracker:
                 isinstance(left, Tensor)
                 and isinstance(right, Tensor)
                 and left.ndim == right.ndim >= 3
-                and left.shape != right.shape
+                and (left.shape != right.shape or (0 in left.stride() and 0 in right.stride()))
                 and left.is_floating_point()
                 and right.is_floating_point()
             ):
                 return None
-            if name != "vecdot":
+            if name in ("mul", "mul_"):
                 self.outer[result] = left, right
                 return None
             pair = left, right
             shape = torch.Size(map(max, zip(left.shape, right.shape, strict=True)))
-            axes = kwargs.get("dim", -1)
+            axes = kwargs.get("dim", -1) if name == "vecdot" else argument(args, kwargs, 2, "dim")
+            axes = 1 if axes is None else axes
         else:
             source, axes = first_argument(args, kwargs), argument(args, kwargs, 1, "dim", "axis")
             known = self.outer.get(source)
-            if known is None or argument(args, kwargs, 2, "keepdim"):
+            if known is None:
                 return None
             pair, shape = known, source.shape
+            if argument(args, kwargs, 2, "keepdim") and any(self.notes.get(tensor) is not None for tensor in pair):
+                return None
         axes = [axes] if isinstance(axes, int) else list(axes) if isinstance(axes, (tuple, list)) else []
         if len(axes) != 1:
             return None
@@ -238,7 +247,8 @@ class ProductTracker:
         letters = "abcdefghijklmnopqrstuvwxyz"[: len(shape)]
         tensors, names = [], []
         for tensor in pair:
-            single = [axis for axis in range(tensor.ndim) if tensor.shape[axis] == 1 < shape[axis]]
+            stretched = [size == 1 or not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+            single = [axis for axis, size in enumerate(shape) if axis != summed and size > 1 and stretched[axis]]
             tensors.append(self._squeezed(tensor, single))
             names.append("".join(letter for axis, letter in enumerate(letters) if axis not in single))
         output = letters.replace(letters[summed], "")
@@ -246,6 +256,12 @@ class ProductTracker:
 
     def _multiplied(self, operands: Operands, result: Tensor, module: str) -> Use | None:
         notes = [self.notes.get(tensor) for tensor in operands.tensors]
+        if _maps(notes[0]) and _maps(notes[1]):  # attention followed through attention is the map that is used
+            softmaxes = frozenset().union(*(note.softmaxes for note in notes if note is not None))
+            masked = any(note is not None and note.masked for note in notes)
+            assert notes[0] is not None
+            self.notes[result] = replace(notes[0], changed=True, undropped=None, softmaxes=softmaxes, masked=masked)
+            return None
         use, weighted = None, False
         for side, note in enumerate(notes):
             if note is None:
@@ -268,7 +284,7 @@ class ProductTracker:
             return use
         if isinstance(left, torch.nn.Parameter) or isinstance(right, torch.nn.Parameter):
             return use
-        if min(left.ndim, right.ndim) == 2 < max(left.ndim, right.ndim):  # a matrix for all images: a layer, or random features
+        if min(left.ndim, right.ndim) <= 2 < max(left.ndim, right.ndim):  # a matrix for all images: a layer, or random features
             return use
         if result.ndim >= 2 and all(len(operands.summed(side)) == 1 for side in (0, 1)):
             self._modules.add(module)
@@ -287,6 +303,8 @@ class ProductTracker:
             self.neighbourhoods |= note.softmaxes
         if not free or (len(free) > 1 and len(value_letters) == 2):  # a matrix mixes heads
             return None
+        if operands.scaled or not set(free) <= set(operands.output):  # summed over the queries
+            return None
         if note.undropped is not None and note.undropped.shape == weights.shape:
             weights = note.undropped
         shared = [letter for letter in weight_letters if letter not in (*keys, *free)]
@@ -297,6 +315,20 @@ class ProductTracker:
             ordered(result, operands.output, [*shared, "".join(free), *last]),
             note,
         )
+
+
+def _maps(note: Weighting | None) -> bool:
+    """Whether a tensor is attention weights."""
+    return note is not None and note.stage == "weights" and note.from_product
+
+
+def _over_heads(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> bool:
+    """Whether a reduction leaves the last two axes, queries and keys, as they are."""
+    source, axes = first_argument(args, kwargs), argument(args, kwargs, 1, "dim", "axis")
+    axes = [axes] if isinstance(axes, int) else axes
+    if not isinstance(source, Tensor) or not isinstance(result, Tensor) or not isinstance(axes, (tuple, list)) or not axes:
+        return False
+    return all(isinstance(axis, int) and axis % source.ndim < source.ndim - 2 for axis in axes)
 
 
 def _stays_scores(name: str, scores: Tensor, result: Any, *, handed_on: bool) -> bool:

@@ -378,6 +378,10 @@ class Arrangement:
     key_order: Tensor | None = None
     flat: bool = False
     """Whether nothing is known of the axes: all of them are one, and there are no heads."""
+    query_heads: int = 1
+    """Heads that lie in the axis of the queries and share the keys (multi-query attention)."""
+    heads_inside: bool = False
+    """Whether these heads of one query lie next to each other there, not the queries of one head."""
 
     @property
     def windows(self) -> int:
@@ -386,7 +390,7 @@ class Arrangement:
 
     @property
     def heads(self) -> int:
-        """Heads of the site."""
+        """Heads in the axes in front of the queries."""
         return self._size("head")
 
     @property
@@ -426,6 +430,13 @@ class Arrangement:
         if self.key_order is not None:
             weights = weights.index_select(-1, on_device(self.key_order, weights.device))
         return weights
+
+    def query_heads_apart(self, weights: Tensor) -> Tensor:
+        """(…, heads, queries · query heads, keys) → (…, heads · query heads, queries, keys)."""
+        if self.query_heads == 1:
+            return weights
+        apart = torch.unflatten(weights, -2, (-1, self.query_heads) if self.heads_inside else (self.query_heads, -1))
+        return (apart.transpose(-3, -2) if self.heads_inside else apart).flatten(-4, -3)
 
     def unfold(self, keys: Tensor, width: int) -> Tensor:
         """(images · windows, keys) → (…, 1, width) with the model's own axes and order of the keys, the same for all heads.
@@ -469,10 +480,10 @@ class ArrangedWeights:
     def shape(self) -> tuple[int, int, int, int]:
         """(images · windows, heads, queries, keys)."""
         raw = self.source.shape
-        heads = self.arrangement.heads
-        queries = raw[-2] if self.arrangement.query_order is None else len(self.arrangement.query_order)
+        heads, shared = self.arrangement.heads, self.arrangement.query_heads
+        queries = raw[-2] // shared if self.arrangement.query_order is None else len(self.arrangement.query_order)
         keys = raw[-1] if self.arrangement.key_order is None else len(self.arrangement.key_order)
-        return math.prod(raw[:-2]) // heads, heads, queries, keys
+        return math.prod(raw[:-2]) // heads, heads * shared, queries, keys
 
     @property
     def device(self) -> torch.device:
@@ -489,11 +500,14 @@ class ArrangedWeights:
         order = self.arrangement.query_order
         direct = images is None or self.arrangement.images_first
         block = self.arrangement.entries(images) if images is not None and direct else None
-        if order is None:
+        if order is None and self.arrangement.query_heads == 1:
             weights = self.arrangement.fold(self.source.rows(start, stop, block))
         else:
-            weights = self.arrangement.fold(self.source.rows(0, self.source.shape[-2], block))
-            weights = weights.index_select(-2, on_device(order, weights.device)[start:stop])
+            whole = self.arrangement.fold(self.source.rows(0, self.source.shape[-2], block))
+            whole = self.arrangement.query_heads_apart(whole)
+            weights = whole[..., start:stop, :]
+            if order is not None:
+                weights = whole.index_select(-2, on_device(order, whole.device)[start:stop])
         if direct or images is None:
             return weights
         windows = self.arrangement.windows

@@ -12,7 +12,7 @@ from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_toler
 from overfocus.capturing.coverage import Site, SiteLog
 from overfocus.capturing.layout import Layout, is_channel_map, unlabelled
 from overfocus.capturing.layout_memory import COUNTED_MOVES, LayoutMemory, TokenPositions
-from overfocus.capturing.positions import NOWHERE, Positions, representative
+from overfocus.capturing.positions import NOWHERE, Positions, constant, representative
 from overfocus.capturing.products import NEIGHBOURHOOD, STRETCHED, ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
@@ -51,6 +51,7 @@ _BEGINNINGS = frozenset({"softmax", "softmin", "gumbel_softmax", *STRETCHED, *_A
 _OBSERVED = _BEGINNINGS | COUNTED_MOVES
 _TRANSFORMED = "not captured: it ran inside a transform of torch.func (vmap, grad), where weights cannot be read"
 _GATING = "a softmax over something else than query-key products"
+_UNUSED = "a softmax over query-key products, whose weights were in no product with values that capture knows"
 _SOFTMAXES = frozenset({"softmax", "softmin", "gumbel_softmax"})
 
 
@@ -208,9 +209,8 @@ class Tracer:
                 self._memory.leave()
                 for number, (site, shape) in self._gated.items():
                     own = number in self._products.neighbourhoods
-                    self._sites.add(
-                        Site(site, "unsupported" if own else "gating", shape, reason=NEIGHBOURHOOD if own else _GATING)
-                    )
+                    reason = NEIGHBOURHOOD if own else _UNUSED if number in self._products.of_products else _GATING
+                    self._sites.add(Site(site, "gating" if reason == _GATING else "unsupported", shape, reason=reason))
                 self._gated.clear()
 
     def _observe(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -255,16 +255,16 @@ class Tracer:
                     memory.positions.follow(func, name, args, kwargs, result)
 
     def _squeezed(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
-        """A view without some axes of size 1, with everything that is known of the tensor."""
+        """A view without some axes along which a tensor is the same, with everything that is known of it."""
         view = tensor
         for axis in sorted(axes, reverse=True):
-            view = view.squeeze(axis)
+            view = view.select(axis, 0)
         for notes in (self._products.notes, self._memory.positions.notes):
             note = notes.get(tensor)
             if isinstance(note, Positions):
                 ids = note.ids
                 for axis in sorted(axes, reverse=True):
-                    ids = ids.squeeze(axis)
+                    ids = ids.select(axis, 0)
                 self._memory.positions.notes[view] = Positions(ids, note.raw)
             elif note is not None:
                 self._products.notes[view] = note
@@ -280,15 +280,16 @@ class Tracer:
         weights = self._attending or QueryKeyWeights(
             query, key, given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal"))
         )
-        positions = None
-        if self._memory.tracing:
-            queries, keys, values = (self._ids(tensor) for tensor in (query, key, value))
-            positions = queries, values if values is not None else keys
+        positions = self._three_positions(query, key, value)
+        deviation = self._deviation(weights, value, result)
+        if query.ndim == 2:
+            self._piece(weights.rows(0, len(query)), positions or (None, None), deviation)
+            return
         self._record(
             self.stack.site,
             weights,
             positions,
-            deviation=self._deviation(weights, value, result),
+            deviation=deviation,
             computed_in=query.dtype,
             hidden_rows=given.get("attn_mask") is not None,
         )
@@ -309,13 +310,22 @@ class Tracer:
             given.get("mask_mod_other_buffers") or (),
         )
         output = result[0] if isinstance(result, tuple) else result
-        positions = None
-        if self._memory.tracing:
-            queries, keys, values = (self._ids(tensor) for tensor in (query, key, value))
-            positions = queries, values if values is not None else keys
+        positions = self._three_positions(query, key, value)
         self._record(self.stack.site, weights, positions, deviation=self._deviation(weights, value, output), hidden_rows=True)
         if positions is not None:
             self._attended(positions, Permuted(output, tuple((axis,) for axis in range(output.ndim))))
+
+    def _three_positions(self, query: Tensor, key: Tensor, value: Tensor) -> TokenPositions | None:
+        """Positions of the queries, and of the values or keys, in a forward that is traced."""
+        if not self._memory.tracing:
+            return None
+        queries, keys, values = (self._ids(tensor) for tensor in (query, key, value))
+        return queries, values if values is not None else keys
+
+    def _piece(self, weights: Tensor, positions: TokenPositions, deviation: tuple[float, float] | None) -> None:
+        """A map of one image and head, until its module has run and the others are there."""
+        self._pieces.setdefault(self.stack.site, []).append((weights, positions, deviation))
+        self.stack.awaited.add(self.stack.site)
 
     def _ids(self, tensor: Any) -> Tensor | None:
         known = self._memory.positions.get(tensor)
@@ -340,11 +350,16 @@ class Tracer:
                 positions = values, values
             else:
                 queries, keys = (self._tokens_of(product, side, weights.shape) for side in (0, 1))
+                if queries is None:  # other axes in front than the scores had
+                    known = self._ids(use.weights.original)
+                    queries = None if known is None else use.weights.like(known)
+                    queries = queries if queries is not None and constant(queries, -1) else None
+                    if queries is None and self._memory.positions.operand(product, 0) is not None:
+                        keys = values = None
                 positions = queries, values if values is not None else keys
         deviation = self._deviation(weights, use.values.tensor, use.output.tensor)
         if weights.weights.ndim == 2:
-            self._pieces.setdefault(self.stack.site, []).append((weights.weights, positions, deviation))
-            self.stack.awaited.add(self.stack.site)
+            self._piece(weights.weights, positions, deviation)
             return True
         normalised, hidden_rows = self._memory.judge(self.stack.site, weights, _row_sums, changed=use.weighting.changed)
         self._record(
@@ -563,7 +578,7 @@ def _without_padding(layout: Layout, weights: WeightSource, *, masked: bool) -> 
     if hidden is None:
         return layout, None
     arrangement = layout.arrangement
-    rows = replace(arrangement, query_order=None, key_order=None).fold(hidden.unsqueeze(-2))[:, :, 0].all(1)
+    rows = replace(arrangement, key_order=None).fold(hidden.unsqueeze(-2))[:, :, 0].all(1)
     queries, keys = weights.shape[-2:]
     order = torch.arange(keys) if arrangement.key_order is None else arrangement.key_order.cpu()
     rows = rows.cpu()[:, order]
@@ -596,7 +611,11 @@ def _row_sums(weights: MaterialisedWeights) -> tuple[bool, bool]:
     if not weights.weights.numel():
         return True, False
     values = weights.weights.detach()
-    sums = values.float().sum(-1)
+    sums = values.sum(-1, dtype=torch.float32)
+    if values.device.type == "cpu":  # most are as a softmax leaves them
+        lowest, highest = sums.aminmax()
+        if max(1 - float(lowest), float(highest) - 1) <= row_tolerance(values.dtype) and float(values.amin()) >= 0:
+            return True, False
     if not bool(torch.isfinite(sums).all()):
         return True, False  # said when the map is read
     empty = sums == 0

@@ -208,6 +208,7 @@ _SAME = {
     "_safe_softmax": "softmax",
     "linalg_matmul": "matmul",
     "linalg_vecdot": "vecdot",
+    "linalg_multi_dot": "chain_matmul",
     "mm": "matmul",
     "__matmul__": "matmul",
     "__mul__": "mul",
@@ -311,13 +312,15 @@ class Operands:
     tensors: tuple[Tensor, Tensor]
     letters: tuple[str, str]
     output: str
+    scaled: bool = False
+    """Whether more tensors than these two are multiplied."""
 
     def summed(self, side: int) -> list[str]:
         """Letters of the axes of one tensor that the product sums."""
         return [letter for letter in self.letters[side] if letter not in self.output]
 
 
-PRODUCTS = frozenset({"matmul", "__rmatmul__", "bmm", "baddbmm", "addmm", "inner", "einsum", "linear", "tensordot"})
+PRODUCTS = frozenset("matmul __rmatmul__ bmm baddbmm addmm inner einsum linear tensordot chain_matmul cdist".split())
 
 
 def product_operands(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
@@ -326,9 +329,13 @@ def product_operands(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return None
     if name == "einsum":
         return _einsum_operands(args, kwargs)
+    if name == "chain_matmul":
+        args, kwargs = tuple(tensors_in((args, kwargs))), {}
+        if len(args) != 2:
+            return None
     first = 1 if name in ("baddbmm", "addmm") else 0  # behind what they add
-    left = argument(args, kwargs, first, *(("batch1", "mat1") if first else ("input", "self", "a", "mat1")))
-    right = argument(args, kwargs, first + 1, "other", "mat2", "batch2", "weight", "b", "tensor2")
+    left = argument(args, kwargs, first, *(("batch1", "mat1") if first else ("input", "self", "a", "mat1", "x1")))
+    right = argument(args, kwargs, first + 1, "other", "mat2", "batch2", "weight", "b", "tensor2", "x2")
     if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.ndim < 2 or right.ndim < 2:
         return None
     if name == "tensordot":
@@ -339,7 +346,8 @@ def product_operands(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         left, right = right, left
     axes = max(left.ndim, right.ndim) - 2
     batch = string.ascii_uppercase[:axes]
-    return Operands((left, right), (batch[axes - left.ndim + 2 :] + "ik", batch[axes - right.ndim + 2 :] + "kj"), batch + "ij")
+    last = "jk" if name == "cdist" else "kj"
+    return Operands((left, right), (batch[axes - left.ndim + 2 :] + "ik", batch[axes - right.ndim + 2 :] + last), batch + "ij")
 
 
 def _einsum_operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
@@ -353,7 +361,7 @@ def _einsum_operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands 
     if not isinstance(equation, str):
         return None
     tensors = tuple(tensors_in((args[1:], kwargs.get("operands", ()))))
-    if len(tensors) != 2:
+    if len(tensors) < 2:
         return None
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")
@@ -373,7 +381,12 @@ def _einsum_operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands 
     output = output.replace("...", rest)
     if any(len(set(part)) != len(part) for part in letters):  # a diagonal
         return None
-    return Operands((tensors[0], tensors[1]), (letters[0], letters[1]), output) if output else None
+    pair = [place for place in range(len(tensors)) if not set(letters[place]) <= set(output)] if len(tensors) > 2 else [0, 1]
+    pair = sorted(sorted(pair, key=lambda place: -len(letters[place]))[:2])  # the others scale or turn these two
+    if not output or len(pair) < 2:
+        return None
+    left, right = pair
+    return Operands((tensors[left], tensors[right]), (letters[left], letters[right]), output, len(tensors) > 2)
 
 
 def _is_number(value: Any) -> bool:

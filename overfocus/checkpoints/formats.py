@@ -53,7 +53,11 @@ _FOLDERS = (
     (("Data/com.apple.CoreML",), "a Core ML package, which this does not read"),
 )  # fmt: skip
 _OF_TRANSFORMERS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "model.bin", "model.pth")
+_OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_WEIGHTS = (
+    *("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"),
+    *("model.bin", "model.pth"),
+)
 _PROTOCOL = 0x80  # a pickle of protocol 2 or later, as torch writes, begins with this byte
 
 
@@ -95,8 +99,8 @@ def foreign_folder(folder: Path) -> str | None:
     return None
 
 
-def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file and the parsed configuration of a folder.
+def find_folder(path: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """The weights file of a folder, the file of its configuration and what that says.
 
     Raises:
         CheckpointError: one of the two is missing or the configuration is no JSON object.
@@ -104,10 +108,8 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     foreign = foreign_folder(path)
     if foreign:
         raise CheckpointError(f"{path}: expected a checkpoint file or a folder with config.json and weights, got {foreign}")
-    if (path / "adapter_config.json").is_file():
-        raise CheckpointError(f"{path}: holds a PEFT adapter; merge it into its base model (merge_and_unload) and save that")
-    config_path = path / "config.json"
     weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    config_path = path / _configuration_of(weights)
     if not config_path.is_file():
         others = sorted(
             item for ending in ("safetensors", "pth", "pt", "bin", "tar", "ckpt") for item in path.glob(f"*.{ending}")
@@ -120,8 +122,25 @@ def find_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     config = read_json(config_path, "the configuration of a model", CheckpointError)
     if weights is None:
         shards = " (sharded weights are not read)" if list(path.glob("*.index.json")) else ""
-        raise CheckpointError(f"{path}: expected one of {', '.join(_WEIGHTS)} beside config.json, found none{shards}")
-    return weights, config
+        raise CheckpointError(f"{path}: expected one of {', '.join(_WEIGHTS)} beside {config_path.name}, found none{shards}")
+    return weights, config_path, config
+
+
+def _configuration_of(weights: Path | None) -> str:
+    return "open_clip_config.json" if weights is not None and weights.name.startswith("open_clip_") else "config.json"
+
+
+def configuration_beside(file: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Where and what the configuration of timm or OpenCLIP is beside a weights file of their names; None where there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    path = file.parent / _configuration_of(file)
+    if file.name not in _WEIGHTS or not path.is_file():
+        return None
+    config = read_json(path, "the configuration of a model", CheckpointError)
+    return (path, config) if "architecture" in config or "model_cfg" in config else None
 
 
 def transformers_folder(path: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -132,3 +151,18 @@ def transformers_folder(path: Path) -> tuple[Path, dict[str, Any]] | None:
         return None
     config = read_json(config_path, "the configuration of a model", CheckpointError)
     return (folder, config) if "model_type" in config and "architecture" not in config else None
+
+
+def adapter_folder(path: Path) -> tuple[Path, Path, dict[str, Any]] | None:
+    """The folder, weights and configuration of a PEFT adapter that a path leads to; None for anything else.
+
+    Raises:
+        CheckpointError: the configuration is no JSON object, or no weights are beside it.
+    """
+    folder = path.parent if path.is_file() and path.name in _OF_ADAPTERS else path
+    if not (folder / "adapter_config.json").is_file() or (path.is_file() and folder == path):
+        return None
+    weights = next((folder / name for name in _OF_ADAPTERS if (folder / name).is_file()), None)
+    if weights is None:
+        raise CheckpointError(f"{folder}: a PEFT adapter without its weights; expected {' or '.join(_OF_ADAPTERS)} in it")
+    return folder, weights, read_json(folder / "adapter_config.json", "the configuration of an adapter", CheckpointError)

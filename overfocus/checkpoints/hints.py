@@ -1,8 +1,8 @@
 """What a checkpoint says about itself beside its weights, read and written.
 
-Three writers are understood: trainers that save `arch`, `args` or `hyper_parameters`; timm's `config.json` of a hub folder;
-and the metadata of a safetensors file as `save_checkpoint` writes it. That metadata is a table of texts; each key but
-`architecture` is optional and holds JSON:
+Four writers are understood: trainers that save `arch`, `args` or `hyper_parameters`; timm's `config.json` of a hub folder;
+OpenCLIP's `open_clip_config.json`; and the metadata of a safetensors file as `save_checkpoint` writes it. That metadata is a
+table of texts; each key but `architecture` is optional and holds JSON:
 
     architecture    a name that timm or overfocus.models registers, or "VisionTransformer" for a model that
                     `timm.models.vision_transformer.VisionTransformer(**model_args)` makes and no name stands for
@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from overfocus.checkpoints.arguments import checked_arguments
+from overfocus.checkpoints.names import CLIP_PREPROCESSING
 from overfocus.checkpoints.read import plain_data
 from overfocus.errors import CheckpointError
 from overfocus.files import atomic_file
@@ -99,11 +100,13 @@ def hints_of_content(content: Mapping[str, Any], path: object = "checkpoint") ->
 
 
 def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
-    """What timm's `config.json` says.
+    """What timm's `config.json` says, or OpenCLIP's `open_clip_config.json`.
 
     Raises:
         CheckpointError: the file belongs to another library.
     """
+    if isinstance(config.get("model_cfg"), Mapping):
+        return _hints_of_open_clip(_plain(config["model_cfg"]), _plain(config.get("preprocess_cfg")))
     name = config.get("architecture")
     if not isinstance(name, str):
         kind = config.get("model_type")
@@ -119,6 +122,22 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
         checked_arguments(_plain(config.get("model_args")), path),
         _preprocessing(data),
         _class_names({"class_names": names}),
+    )
+
+
+def _hints_of_open_clip(model: dict[str, Any], preprocessing: dict[str, Any]) -> Hints:
+    """The image tower of a CLIP model and how OpenCLIP prepares its images."""
+    vision = _plain(model.get("vision_cfg"))
+    modes = {"shortest": "center", "longest": "border", "squash": "squash"}
+    values = {"crop_pct": 1.0, "img_size": vision.get("image_size"), **preprocessing}
+    values["crop_mode"] = modes.get(str(preprocessing.get("resize_mode", "shortest")))
+    name, width, of_head = vision.get("timm_model_name"), vision.get("width"), vision.get("head_width", 64)
+    whole = isinstance(width, int) and isinstance(of_head, int) and 0 < of_head <= width and width % of_head == 0
+    return Hints(
+        ((name, "open_clip_config.json"),) if isinstance(name, str) else (),
+        preprocessing={**CLIP_PREPROCESSING, **_preprocessing(values)},
+        heads=width // of_head if whole and not name else None,  # both are integers then
+        quick_gelu=bool(model.get("quick_gelu", False)),
     )
 
 

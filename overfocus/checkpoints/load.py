@@ -35,17 +35,17 @@ from overfocus.checkpoints.build import (
     resampled_note,
     skeleton,
 )
-from overfocus.checkpoints.formats import find_folder, transformers_folder
+from overfocus.checkpoints.formats import adapter_folder, configuration_beside, find_folder, transformers_folder
 from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
-from overfocus.checkpoints.names import Reading
+from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, Reading
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
-from overfocus.checkpoints.transformers_models import load_transformers
+from overfocus.checkpoints.transformers_models import load_transformers, merge_adapter
 from overfocus.errors import CheckpointError, OverfocusError, first_line
 from overfocus.samples import sample_checkpoint
-from overfocus.text import some
+from overfocus.text import printable, some
 
 _HUB_NAME = re.compile(r"(hf[-_]hub:)?[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -62,7 +62,7 @@ def fetch_folder(source: str) -> Path:
         CheckpointError: it cannot be had.
     """
     name = source.partition(":")[2] or source
-    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "model*.bin"]
+    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "model*.bin", "adapter_model.bin", "open_clip_*.bin"]
     try:
         with _hub_as_reachable() as reachable:
             return Path(snapshot_download(name, allow_patterns=wanted))
@@ -242,9 +242,11 @@ def load_model(
     """Load a checkpoint file, a hub folder or a timm model by name.
 
     Args:
-        source: `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file; folder with `config.json`; or a timm name.
+        source: `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file; folder with `config.json`; or a timm name. An adapter
+            of PEFT (a folder with `adapter_config.json`) is merged into its base model.
         model: architecture, where the checkpoint does not say it and its tensors fit several; or "package.module:factory", a
-            function of your own that returns a module or `overfocus.wrap(module, …)`, filled from the checkpoint.
+            function of your own that returns a module or `overfocus.wrap(module, …)`, filled from the checkpoint. Of an adapter
+            the base model: anything that can be a `source`, or such a function; by default the one that its configuration names.
         model_args: arguments of the architecture that the checkpoint does not say, as a mapping or "num_heads=12,qk_norm=true".
         weights: which network of the file to take, by where it stands there, e.g. "teacher.backbone".
         use_ema: take weights averaged over training where the file holds them.
@@ -263,10 +265,18 @@ def load_model(
     given = parse_arguments(model_args) if isinstance(model_args, str) else checked_arguments(model_args or {}, "model_args")
     request = Request(model, given, size, num_classes, lenient)
     path = Path(source)
+    try:
+        path.exists()
+    except OSError as error:  # too long a name, a folder that may not be entered
+        raise CheckpointError(f"{printable(source)}: cannot be opened ({error.strerror}); check the path") from None
     if not path.exists() and is_hub_name(str(source)):
         path = fetch_folder(str(source))
-    folder = transformers_folder(path)
-    if model is not None and is_factory(model):
+    folder, adapter = transformers_folder(path), adapter_folder(path)
+    if adapter is not None:
+        options: dict[str, Any] = {"model_args": model_args, "weights": weights, "use_ema": use_ema, "lenient": lenient}
+        options |= {"image_size": size, "num_classes": num_classes}
+        loaded = _with_adapter(*adapter, model, options)
+    elif model is not None and is_factory(model):
         loaded = load_own(read_checkpoint(path), model, weights=weights, use_ema=use_ema, lenient=lenient)
     elif folder is not None and model is None:
         loaded = load_transformers(*folder, size, lenient)
@@ -281,6 +291,30 @@ def load_model(
     if loaded.lenient:
         warnings.warn(f"{source}: this may be another network: {loaded.notes[0]}", stacklevel=2)
     return loaded
+
+
+def _with_adapter(
+    folder: Path, weights: Path, config: Mapping[str, Any], model: str | None, options: Mapping[str, Any]
+) -> LoadedModel:
+    """The base model of a PEFT adapter with the adapter merged into it."""
+    named = str(config.get("base_model_name_or_path") or "")[:1000]
+    near: list[Path] = []
+    with contextlib.suppress(OSError):  # no name of a file
+        near = [place for place in (Path(named), folder / named, folder.parent / named) if named and place.exists()]
+    base = model or (str(near[0]) if near else named)
+    if not base:
+        raise CheckpointError(f"{folder}: a PEFT adapter whose adapter_config.json names no base model; name it with --model")
+    if near and model is None and adapter_folder(near[0]) is not None:
+        raise CheckpointError(
+            f"{folder}: a PEFT adapter of {base}, which is one itself; merge that first, or name the base (--model)"
+        )
+    try:
+        loaded = make(base) if is_factory(base) and model is not None else load_model(base, **options)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder}: a PEFT adapter, whose base model cannot be loaded ({error}); --model names it"
+        ) from error
+    return merge_adapter(loaded, folder, config, flatten(read_checkpoint(weights).content))
 
 
 def resolve_model(source: Source | None, *, device: str | torch.device | None = None, **options: Any) -> LoadedModel:
@@ -309,15 +343,14 @@ def resolve_model(source: Source | None, *, device: str | torch.device | None = 
 
 def _read(path: Path) -> tuple[CheckpointFile, Hints]:
     if path.is_dir():
-        weights, config = find_folder(path)
-        hints = hints_of_config(config, path / "config.json")
-        return read_checkpoint(weights), hints
-    file = read_checkpoint(path)
+        weights, described, config = find_folder(path)
+        return read_checkpoint(weights), hints_of_config(config, described)
+    file, beside = read_checkpoint(path), configuration_beside(path)
     if file.metadata.get("origin") == "JAX":
         return file, hints_of_jax(file.metadata)
-    return file, hints_of_metadata(file.metadata, path) if file.metadata.get("architecture") else hints_of_content(
-        file.content, path
-    )
+    if file.metadata.get("architecture"):
+        return file, hints_of_metadata(file.metadata, path)
+    return file, hints_of_content(file.content, path) if beside is None else hints_of_config(beside[1], beside[0])
 
 
 def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, request: Request, taken: list[str]) -> LoadedModel:
@@ -351,9 +384,10 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     said = (
         [f"LENIENT: loaded although it is not {found.name} to the last tensor: {real.faults or some(outside)}"] if lenient else []
     )
-    if found.reading.preprocessing and not hints.preprocessing.keys() & {"mean", "std"}:
-        hints = replace(hints, preprocessing={**hints.preprocessing, **found.reading.preprocessing})
-        said.append(f"mean and std are those of {found.reading.origin}, which the tensors' names show")
+    origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
+    if origin is not None and not hints.preprocessing.keys() & {"mean", "std"}:
+        hints = replace(hints, preprocessing={**hints.preprocessing, **origin[0]})
+        said.append(f"mean and std are those of {origin[1]}, which the tensors' names show")
     try:
         preprocess, assumed = preprocess_for(
             model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
@@ -380,6 +414,17 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         class_names=class_names_for(hints, model),
         class_colours=class_colours_for(hints, model),
     )
+
+
+def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], str] | None:
+    """Mean and standard deviation of an image tower of timm in OpenCLIP, and whose they are; None for any other network.
+
+    SigLIP's loss has a bias and its towers pool by attention; everything else is trained with CLIP's unless told otherwise.
+    """
+    if not f".{network.path}".endswith(".visual.trunk"):
+        return None
+    siglip = "attn_pool.latent" in network.tensors or any(name.endswith("logit_bias") for name in network.beside)
+    return (SIGLIP_PREPROCESSING, "SigLIP (0.5)") if siglip else (CLIP_PREPROCESSING, "CLIP, as OpenCLIP trains by default")
 
 
 def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) -> list[str]:

@@ -224,7 +224,7 @@ def preprocess_for(
     `imagenet`: take ImageNet's mean and standard deviation where the checkpoint says none, not timm's for the architecture.
 
     Raises:
-        CheckpointError: the model takes neither grey nor RGB pictures, or mean and std do not fit its channels.
+        CheckpointError: the model takes neither grey nor RGB images, or mean and std do not fit its channels.
     """
     known: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     if imagenet:

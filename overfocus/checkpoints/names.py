@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -18,7 +19,8 @@ PARTS = "parts behind prefixes of their own"
 _VIT_PART = re.compile(
     r"(?<![^.])((patch_embed|blocks)\.|(cls_token|pos_embed|reg_token|dist_token)$|(norm|fc_norm|norm_pre|head)\.(weight|bias)$)"
 )
-_CLIP_PREPROCESSING = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+CLIP_PREPROCESSING = {"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
+SIGLIP_PREPROCESSING = {"mean": IMAGENET_INCEPTION_MEAN, "std": IMAGENET_INCEPTION_STD}
 CLIP = "CLIP"
 """Origin of OpenAI's CLIP and of OpenCLIP, whose tensors do not say whether the activation is QuickGELU."""
 CHUNKED = "DINO trained in chunks"
@@ -147,7 +149,7 @@ def _clip(tensors: Tensors) -> Reading:
     if projection is not None and projection.ndim == 2:
         result["head.weight"] = projection.T
         result["head.bias"] = torch.zeros(projection.shape[1], dtype=projection.dtype, device=projection.device)
-    return Reading(result, CLIP, 1e-5, preprocessing=_CLIP_PREPROCESSING)
+    return Reading(result, CLIP, 1e-5, preprocessing=CLIP_PREPROCESSING)
 
 
 def _torchvision_vit(tensors: Tensors) -> Reading:

@@ -60,7 +60,7 @@ _FOREIGN = (
     (
         re.compile(r"\.lora_[AB]\.|base_model\.model\."),
         "PEFT",
-        "merge the adapter into its base model (merge_and_unload) and save that",
+        "pass its folder with adapter_config.json, or merge it into its base model (merge_and_unload) and save that",
     ),
     (re.compile(r"transformer\.resblocks\.\d+\."), "CLIP", "try --model vit_base_patch32_clip_224 or the like"),
     (

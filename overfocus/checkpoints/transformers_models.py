@@ -1,18 +1,22 @@
 """Models of Hugging Face transformers: folders that `save_pretrained` and its Trainer write, built by transformers itself.
+Adapters of PEFT, merged into their base model by peft itself.
 
 No code comes with the weights: remote code is off, kernels are torch's own, pickles are read as tensors only, and nothing is
-fetched for a folder on the disk.
+fetched for a folder on the disk but the base model that an adapter names. Of an adapter's configuration, plain numbers and
+switches are passed on; which layers it changes is read from its tensors' names, never from a regular expression in the file.
 """
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from overfocus.checkpoints.build import is_harmless
+from overfocus.checkpoints.build import is_harmless, is_head
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.errors import CheckpointError, first_line
 from overfocus.files import read_json
@@ -142,9 +146,7 @@ def _needless(key: str) -> bool:
 
 
 def _require_sound(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse, before anything is built, sizes out of reason and weights that need another library to be read."""
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{folder}: holds a PEFT adapter; merge it into its base model (merge_and_unload) and save that")
+    """Refuse, before anything is built, sizes out of reason and quantised weights."""
     if config.get("quantization_config"):
         raise CheckpointError(f"{folder}: its weights are quantised; save the model dequantised (model.dequantize())")
     stack: list[tuple[dict[str, Any], int]] = [(config, 0)]
@@ -205,3 +207,172 @@ def _sides(size: Any, default: int) -> tuple[int, int]:
     if isinstance(size, list) and len(size) == 2:
         return int(size[0]), int(size[1])
     return default, default
+
+
+_ADAPTED = re.compile(r"(?P<module>.+)\.(?P<tensor>(lora|hada|lokr|ia3)_\w+(\.(weight|bias))?)")
+"""A tensor of an adapter, behind the name of the layer that it changes."""
+_METHODS = {
+    "LORA": "lora_alpha r use_rslora use_dora fan_in_fan_out lora_bias".split(),
+    "LOHA": "alpha r use_effective_conv2d".split(),
+    "LOKR": "alpha r use_effective_conv2d decompose_both decompose_factor".split(),
+    "IA3": ["fan_in_fan_out"],
+}
+"""Methods that can be merged into the weights, and what decides how."""
+_OF_TRAINING = frozenset(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
+    "exclude_modules feedforward_modules modules_to_save bias layers_to_transform layers_pattern rank_pattern alpha_pattern "
+    "lora_dropout rank_dropout module_dropout init_weights init_ia3_weights megatron_core qalora_group_size runtime_config "
+    "eva_config loftq_config".split()
+)
+"""Settings of an adapter without effect on what it is once trained, and those that its tensors say better."""
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
+"""Ways to start a LoRA that leave the base model as it was."""
+
+
+def merge_adapter(base: LoadedModel, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoadedModel:
+    """The base model with a PEFT adapter merged into its weights.
+
+    Args:
+        base: is changed in place.
+        folder: of the adapter, for messages.
+        config: what its `adapter_config.json` says.
+        tensors: what its weights file holds.
+
+    Raises:
+        CheckpointError: peft is not installed, the adapter is of a kind that cannot be merged, or it is not one of this base.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise CheckpointError(f"{folder}: a PEFT adapter; install what merges it: pip install 'overfocus[peft]'") from None
+    settings = _adapter_settings(folder, config)
+    tuned, plain = _sorted_out(base, folder, tensors)
+    names = list(tuned)
+    settings["target_modules"] = names
+    if settings["peft_type"] == "IA3":
+        settings["feedforward_modules"] = [name for name, parts in tuned.items() if parts["ia3_l"].shape[0] == 1]
+    else:
+        settings |= {key: _by_layer(folder, config.get(key), names) for key in ("rank_pattern", "alpha_pattern")}
+    kind = settings.pop("peft_type")
+    notes = _replace(base, folder, plain)
+    try:
+        wrapped = peft.get_peft_model(base.model, getattr(peft, _CONFIGURATIONS[kind])(**settings))
+        state = {f"base_model.model.{name}.{part}": t for name, parts in tuned.items() for part, t in parts.items()}
+        result: Any = peft.set_peft_model_state_dict(wrapped, state)
+        left = [key for key in result.missing_keys if _ADAPTED.fullmatch(key.replace(".default", ""))]
+        if left or result.unexpected_keys:
+            raise ValueError(f"missing {some(left)}" if left else f"no place for {some(result.unexpected_keys)}")
+        model = wrapped.merge_and_unload(safe_merge=True)
+    except Exception as error:  # peft raises whatever its parts raise
+        raise CheckpointError(f"{folder}: peft cannot merge this adapter into {base.source} ({first_line(error)})") from error
+    base.model, base.sha256 = model.eval(), hash_weights(model)
+    base.notes = (f"adapter ({kind}, {len(names)} layers) merged into {base.source}", *notes, *base.notes)
+    base.source, base.found_by, base.weights_entry = str(folder), f"{base.found_by} of the base", "base model and adapter"
+    return base
+
+
+_CONFIGURATIONS = {"LORA": "LoraConfig", "LOHA": "LoHaConfig", "LOKR": "LoKrConfig", "IA3": "IA3Config"}
+
+
+def _adapter_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an adapter's configuration goes to peft: numbers within bounds and switches.
+
+    Raises:
+        CheckpointError: it is of another method, or asks for something that merging would leave out.
+    """
+    kind = str(config.get("peft_type"))
+    advice = "merge it where it was trained (merge_and_unload) and save that"
+    if kind not in _METHODS:
+        raise CheckpointError(f"{folder}: a PEFT adapter of the kind {kind[:40]}, expected {', '.join(_METHODS)}; {advice}")
+    settings: dict[str, Any] = {"peft_type": kind}
+    for key, value in config.items():
+        start = key == "init_lora_weights" and (not isinstance(value, str) or value in _PLAIN_STARTS)
+        if key in _METHODS[kind]:
+            if not isinstance(value, int | float) or not -1 <= value <= 65_536 or (key == "r" and not 1 <= value <= 8192):
+                raise CheckpointError(f"{folder}: refused, {key} of its adapter_config.json is {str(value)[:60]!r}")
+            settings[key] = value
+        elif value and key not in _OF_TRAINING and not start:
+            asked = f"{str(key)[:60]} ({str(value)[:60]})"
+            raise CheckpointError(f"{folder}: its adapter_config.json asks for {asked}, which is not known here; {advice}")
+    return settings
+
+
+def _sorted_out(
+    base: LoadedModel, folder: Path, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The tensors of an adapter by the layer of the base that they change, and those that replace one of the base's own."""
+    tuned: dict[str, dict[str, Tensor]] = {}
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        match = _ADAPTED.fullmatch(short)
+        if match:
+            tuned.setdefault(match["module"], {})[match["tensor"]] = tensor
+        else:
+            plain[short] = tensor
+    if not tuned:
+        raise CheckpointError(f"{folder}: none of its tensors belong to an adapter of a layer ({some(list(tensors))})")
+    theirs = {name for name, _ in base.model.named_modules()}
+    words = next(iter(tuned)).split(".")
+    fronts = [".".join(words[:count]) + "." for count in range(1, len(words))]
+    own = {name.partition(".")[0] + "." for name in theirs}
+    cut = next((front for front in ["", *fronts] if all(_moved(name, front, "") in theirs for name in tuned)), None)
+    added = "" if cut is not None else next((f for f in own if all(f + name in theirs for name in tuned)), None)
+    if added is None:
+        raise CheckpointError(
+            f"{folder}: it changes {some(list(tuned))}, which its base {base.source} ({base.name}) does not have; "
+            "is it an adapter of another model? --model names the base"
+        )
+    return (
+        {_moved(name, cut or "", added): parts for name, parts in tuned.items()},
+        {_moved(name, cut or "", added): tensor for name, tensor in plain.items()},
+    )
+
+
+def _moved(name: str, cut: str, added: str) -> str:
+    return added + name.removeprefix(cut)
+
+
+def _by_layer(folder: Path, patterns: object, names: list[str]) -> dict[str, Any]:
+    """Ranks or alphas that an adapter's configuration gives single layers, by the full names of these layers.
+
+    peft reads the keys as regular expressions that match the end of a name. Names and ends of names are taken, nothing else.
+    """
+    found: dict[str, Any] = {}
+    for key, value in (patterns if isinstance(patterns, dict) else {}).items():
+        ending = str(key).removeprefix("^").replace("\\.", ".").removesuffix("$")
+        if not re.fullmatch(r"[\w.-]{1,500}", ending) or not isinstance(value, int | float):
+            raise CheckpointError(
+                f"{folder}: refused, its adapter_config.json gives {str(value)[:40]!r} to the layers {key[:60]!r}"
+            )
+        for name in names:
+            if f".{name}".endswith(f".{ending}") or f".{ending}".endswith(f".{name}"):
+                found.setdefault(name, value)
+    return found
+
+
+def _replace(base: LoadedModel, folder: Path, plain: Mapping[str, Tensor]) -> list[str]:
+    """Put the tensors that an adapter's training saved whole (a classifier, biases) in place of the base's; gives notes."""
+    state, left = base.model.state_dict(), []
+    for name, tensor in sorted(plain.items(), reverse=True):  # a layer's weight before its bias
+        layer, _, kind = name.rpartition(".")
+        if name not in state:
+            if not is_head(name, ()) and not _needless(name):
+                raise CheckpointError(f"{folder}: {name[:120]} has no place in its base {base.source} ({base.name})")
+            left.append(name)
+        elif state[name].shape != tensor.shape:
+            module = base.model.get_submodule(layer)
+            if not isinstance(module, nn.Linear) or tensor.shape[1:] != state[name].shape[1:] or kind != "weight":
+                shapes = f"{tuple(tensor.shape)}, its base {base.source} has {tuple(state[name].shape)}"
+                raise CheckpointError(f"{folder}: {name[:120]} has shape {shapes}; is it an adapter of another model?")
+            other = nn.Linear(tensor.shape[1], tensor.shape[0], bias=f"{layer}.bias" in plain)
+            base.model.set_submodule(layer, other)
+            if hasattr(base.model, "num_classes"):
+                setattr(base.model, "num_classes", tensor.shape[0])  # noqa: B010  # torch says attributes are tensors or modules
+            base.classes, base.class_names, state = tensor.shape[0], None, base.model.state_dict()
+    fitting = {name: tensor for name, tensor in plain.items() if name in state}
+    for name, tensor in fitting.items():
+        with torch.no_grad():
+            state[name].copy_(tensor)
+    notes = [f"left out, no part of the encoder: {some(left)}"] if left else []
+    return [*notes, f"replaced by the adapter's own: {some(sorted(fitting))}"] if fitting else notes

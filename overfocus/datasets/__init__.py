@@ -1,4 +1,4 @@
-"""Pictures to train on and to evaluate with, with a class each or one for each pixel."""
+"""Images to train on and to evaluate with, with a class each or one for each pixel."""
 
 from overfocus.datasets.labelled import LabelledImages, open_evaluation_images, open_images
 from overfocus.datasets.segmented import (
@@ -10,7 +10,7 @@ from overfocus.datasets.segmented import (
 )
 
 Images = LabelledImages | SegmentedImages
-"""Pictures to train on, whatever the task."""
+"""Images to train on, whatever the task."""
 
 __all__ = [
     "Images",

@@ -70,7 +70,7 @@ FASHION_MNIST_CLASSES = (
 
 
 class IdxImages:
-    """Pictures and labels of one pair of IDX files, held in memory.
+    """Images and labels of one pair of IDX files, held in memory.
 
     Raises:
         ImageError: a file is missing or damaged, or the two do not hold the same number.
@@ -81,15 +81,15 @@ class IdxImages:
         self.labels: Int[np.ndarray, images] = read_idx(labels).astype(np.int64)
         if self.pixels.ndim not in (3, 4) or self.labels.ndim != 1:
             raise ImageError(
-                f"{images}: expected pictures with 3 or 4 axes and labels with 1, got {self.pixels.ndim} and {self.labels.ndim}"
+                f"{images}: expected images with 3 or 4 axes and labels with 1, got {self.pixels.ndim} and {self.labels.ndim}"
             )
         if self.pixels.shape[3:] not in ((), (3,)):
             raise ImageError(
-                f"{images}: expected pictures of shape (number, height, width), or with a last axis of 3 colours (RGB), "
+                f"{images}: expected images of shape (number, height, width), or with a last axis of 3 colours (RGB), "
                 f"got {self.pixels.shape}; write them in one of these shapes"
             )
         if len(self.pixels) != len(self.labels) or not len(self.labels):
-            raise ImageError(f"{labels}: expected a label for each of {len(self.pixels)} pictures, got {len(self.labels)}")
+            raise ImageError(f"{labels}: expected a label for each of {len(self.pixels)} images, got {len(self.labels)}")
         numbers = int(self.labels.max()) + 1
         self.class_names = class_names or [str(number) for number in range(numbers)]
         if len(self.class_names) < numbers:
@@ -102,7 +102,7 @@ class IdxImages:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """One picture, grey where the file has no axis of colours."""
+        """One image, grey where the file has no axis of colours."""
         return Image.fromarray(self.pixels[index])
 
     def name(self, index: int) -> str:
@@ -111,12 +111,12 @@ class IdxImages:
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether a folder holds IDX pictures to train on."""
+    """Whether a folder holds IDX images to train on."""
     return _find(folder, _PREFIXES["train"], "images") is not None
 
 
 def open_idx_split(folder: Path, split: str) -> IdxImages | None:
-    """The pictures of a split; None where their file is not there.
+    """The images of a split; None where their file is not there.
 
     Fashion-MNIST is recognised by its folder's name, and only then are the classes named.
 
@@ -168,13 +168,13 @@ def _find(folder: Path, prefix: str, kind: str) -> Path | None:
 
 
 _UNLABELLED = (
-    "which usually marks a split without labels; give pictures whose classes are known (in training, --validation takes others "
+    "which usually marks a split without labels; give images whose classes are known (in training, --validation takes others "
     "to validate with)"
 )
 
 
 def read_labels(split: Any, trained: Any, column: str, source: str) -> tuple[Int[np.ndarray, "images"], list[str]]:
-    """Class of each picture of a split, from 0, and the names of the classes.
+    """Class of each image of a split, from 0, and the names of the classes.
 
     Texts are names, and the classes are the distinct ones of the split to train on, `trained`, in order. Numbers are named by
     themselves where the column does not name them.
@@ -185,7 +185,7 @@ def read_labels(split: Any, trained: Any, column: str, source: str) -> tuple[Int
     feature, values = split.features[column], list(split[column])
     if missing := values.count(None):
         raise ImageError(
-            f"{source}: expected a class in the column {column} for each picture, got None for {missing} of {len(values)}, "
+            f"{source}: expected a class in the column {column} for each image, got None for {missing} of {len(values)}, "
             f"{_UNLABELLED}"
         )
     if "string" in feature.dtype:
@@ -201,7 +201,7 @@ def read_labels(split: Any, trained: Any, column: str, source: str) -> tuple[Int
     if negative := int((labels < 0).sum()):
         raise ImageError(
             f"{source}: expected classes from 0 in the column {column}, got {labels.min()} for {negative} of {len(labels)} "
-            f"pictures, {_UNLABELLED}"
+            f"images, {_UNLABELLED}"
         )
     return labels, list(getattr(feature, "names", None) or map(str, range(int(labels.max()) + 1)))
 
@@ -217,12 +217,12 @@ def _number(values: list[str], names: list[str], source: str) -> tuple[Int[np.nd
 
 
 class HubImages:
-    """One split, read from disk picture by picture; its classes are those of the split to train on, `trained`.
+    """One split, read from disk image by image; its classes are those of the split to train on, `trained`.
 
     Unless it is `labelled` there are no classes, and all labels are 0.
 
     Raises:
-        ImageError: it has no column of pictures or none of classes, or as `read_labels` says.
+        ImageError: it has no column of images or none of classes, or as `read_labels` says.
     """
 
     def __init__(self, split: Any, trained: Any, source: str, *, labelled: bool) -> None:
@@ -230,11 +230,11 @@ class HubImages:
         from datasets import Image as ImageFeature
 
         features = split.features
-        pictures = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+        images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
         named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         classes = named or [name for name in ("label", "labels") if isinstance(features.get(name), Value)]
-        if not pictures or (labelled and not classes):
-            wanted = "a column of pictures" + (" and one of classes (a ClassLabel, or named label)" if labelled else "")
+        if not images or (labelled and not classes):
+            wanted = "a column of images" + (" and one of classes (a ClassLabel, or named label)" if labelled else "")
             raise ImageError(f"{source}: expected {wanted}, got {', '.join(map(str, features)) or 'no columns'}")
         self.source = source
         self.class_names: list[str] = []
@@ -244,19 +244,19 @@ class HubImages:
         texts = labelled and "string" in features[classes[0]].dtype and not named
         self.numbering: list[str] | None = None if texts else list(self.class_names)
         self.channels = 3
-        self._column = pictures[0]
+        self._column = images[0]
         self._split = split
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """One picture as RGB."""
+        """One image as RGB."""
         try:
             return to_rgb(self._split[index][self._column])
-        except Exception as error:  # Pillow's readers raise a dozen classes on damaged pictures
+        except Exception as error:  # Pillow's readers raise a dozen classes on damaged images
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"{self.source}: picture {index} cannot be read ({reason}); remove it from the data set") from error
+            raise ImageError(f"{self.source}: image {index} cannot be read ({reason}); remove it from the data set") from error
 
     def name(self, index: int) -> str:
         """Number in the split."""
@@ -269,7 +269,7 @@ def is_hub_folder(folder: Path) -> bool:
 
 
 def open_hub_split(folder: Path, split: str, *, labelled: bool = True) -> HubImages | None:
-    """The pictures of a split; None where there is none of that kind. A data set without splits is one for training.
+    """The images of a split; None where there is none of that kind. A data set without splits is one for training.
 
     Raises:
         ImageError: `datasets` is not installed, it cannot read the folder, no name of a split is known, or as `HubImages` says.

@@ -22,8 +22,8 @@ from overfocus.errors import ImageError
 from overfocus.images.sources import EXTENSIONS, ImageSource, find_images
 
 
-class PictureFiles:
-    """Read from the disk picture by picture."""
+class ImageFiles:
+    """Read from the disk image by image."""
 
     channels = 3
     numbering: list[str] | None = None
@@ -35,7 +35,7 @@ class PictureFiles:
         return len(self._sources)
 
     def image(self, index: int) -> Image.Image:
-        """One picture as RGB.
+        """One image as RGB.
 
         Raises:
             ImageError: it cannot be read.
@@ -47,7 +47,7 @@ class PictureFiles:
         return self._sources[index].name
 
 
-class LabelledFiles(PictureFiles):
+class LabelledFiles(ImageFiles):
     """Images whose labels stand in a CSV file, or that are in memory; images without a label have the class −1."""
 
     def __init__(self, sources: Sequence[ImageSource], numbering: Sequence[str] | None = None) -> None:
@@ -60,11 +60,11 @@ class LabelledFiles(PictureFiles):
         self.hashes = {source.name: source.sha256 for source in sources if source.sha256 is not None}
 
 
-class UnlabelledImages(PictureFiles):
-    """All pictures in a folder and the folders in it; there are no classes, and all labels are 0.
+class UnlabelledImages(ImageFiles):
+    """All images in a folder and the folders in it; there are no classes, and all labels are 0.
 
     Raises:
-        ImageError: there is no picture.
+        ImageError: there is no image.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,11 +73,11 @@ class UnlabelledImages(PictureFiles):
         self.labels = np.zeros(len(self), np.int64)
 
 
-class ClassFolders(PictureFiles):
+class ClassFolders(ImageFiles):
     """The classes are the sub-folders in the order of their names.
 
     Raises:
-        ImageError: there are fewer than two class folders, or one holds no picture.
+        ImageError: there are fewer than two class folders, or one holds no image.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,7 +87,7 @@ class ClassFolders(PictureFiles):
             there = f"{self.class_names[0]} alone" if self.class_names else "none"
             raise ImageError(
                 f"{folder}: expected a folder for each class, at least two, got {there}; "
-                "put the pictures into folders named after their classes, and give the folder of these (or of train/ and val/)"
+                "put the images into folders named after their classes, and give the folder of these (or of train/ and val/)"
             )
         sources = [source for source in find_images(folder) if source.label is not None]
         numbers = {name: number for number, name in enumerate(self.class_names)}
@@ -96,26 +96,26 @@ class ClassFolders(PictureFiles):
         if empty := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
             which = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
             raise ImageError(
-                f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in the class folder {which}; add some or remove the folder"
+                f"{folder}: no images ({', '.join(EXTENSIONS)}) in the class folder {which}; add some or remove the folder"
             )
         super().__init__(sources)
 
 
 class LabelledImages(Protocol):
-    """Pictures with a class each."""
+    """Images with a class each."""
 
     class_names: list[str]
     labels: Int[np.ndarray, "images"]
-    """Class of each picture, from 0."""
+    """Class of each image, from 0."""
     numbering: list[str] | None
     """The names of the classes, where the data set itself numbers them; None where their order is that of folders or texts."""
     channels: int
-    """Of what `image` gives: 1 for "L", as grey IDX files are read, 3 for "RGB", as all else is, grey pictures too."""
+    """Of what `image` gives: 1 for "L", as grey IDX files are read, 3 for "RGB", as all else is, grey images too."""
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """One picture, in mode "RGB" or "L".
+        """One image, in mode "RGB" or "L".
 
         Raises:
             ImageError: it cannot be read.
@@ -123,19 +123,19 @@ class LabelledImages(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What the picture is called in tables."""
+        """What the image is called in tables."""
         ...
 
 
 def open_images(source: str | Path, split: str, *, labelled: bool = True) -> LabelledImages | None:
-    """The pictures of a split, "train" or "validation"; None where the data set has no part of that kind.
+    """The images of a split, "train" or "validation"; None where the data set has no part of that kind.
 
-    - A folder of class folders: each folder in it is a class, pictures may lie deeper. Where it holds `train` beside `val` or
+    - A folder of class folders: each folder in it is a class, images may lie deeper. Where it holds `train` beside `val` or
       `test`, or another of the names in `SPLITS`, or nothing but one of these, they are its splits; otherwise all of it is for
       training.
     - A CSV file with the names and labels of images, or a folder of images with such a file in it: all of it is for training.
     - IDX files, gzipped or not: a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same of `t10k-`.
-    - Without `labelled`, any folder of pictures, with `train` and `val` in it or not.
+    - Without `labelled`, any folder of images, with `train` and `val` in it or not.
     - A folder that Hugging Face `datasets` wrote (`save_to_disk`) or reads (parquet files); needs that package.
 
     Raises:
@@ -157,21 +157,21 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     if is_hub_folder(folder):
         return open_hub_split(folder, split, labelled=labelled)
     parts = {part: split_folders(folder, part) for part in SPLITS}
-    pictures = ClassFolders if labelled else UnlabelledImages
+    images = ClassFolders if labelled else UnlabelledImages
     one_alone = labelled and any(parts.values()) and len(subfolders(folder)) == 1
     if all(parts.values()) or one_alone:
-        return pictures(parts[split][0]) if parts[split] else None
+        return images(parts[split][0]) if parts[split] else None
     if labelled and not subfolders(folder) and any(folder.glob("*.[cC][sS][vV]")):
         found = find_images(folder)
         if any(source.label is not None for source in found):
             return LabelledFiles(found) if split == "train" else None
     if labelled:
         refuse_unrecognised_splits(folder)
-    return pictures(folder) if split == "train" else None
+    return images(folder) if split == "train" else None
 
 
 def open_evaluation_images(source: str | Path, *, labelled: bool = True) -> LabelledImages:
-    """The pictures to evaluate with: the validation split where the data set has one, else all of it.
+    """The images to evaluate with: the validation split where the data set has one, else all of it.
 
     Raises:
         ImageError: as `open_images`.

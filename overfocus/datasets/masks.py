@@ -26,9 +26,9 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width"]:
-    """The numbers in a mask: grey values, or the indices of a palette picture.
+    """The numbers in a mask: grey values, or the indices of a palette image.
 
-    `size` is (width, height) of the picture that it belongs to.
+    `size` is (width, height) of the image that it belongs to.
 
     Raises:
         ImageError: it is missing or damaged, has another size, holds colours instead of numbers, numbers above 255, or was
@@ -41,7 +41,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
                 raise ImageError(f"{path}: {opened.width}×{opened.height} pixels exceed the limit of {MAX_PIXELS:,}")
             if size is not None and opened.size != size:
                 expected, got = (f"{width}×{height}" for width, height in (size, opened.size))
-                raise ImageError(f"{path}: expected a mask of its picture's {expected} pixels, got {got}; resize one of them")
+                raise ImageError(f"{path}: expected a mask of its image's {expected} pixels, got {got}; resize one of them")
             if opened.mode not in _NUMBERS:
                 raise ImageError(
                     f"{path}: expected a class number for each pixel (a grey or palette PNG), got colours ({opened.mode}); "
@@ -60,8 +60,8 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
     return np.array(numbers, np.uint8)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture as `read_image` gives it, upright, from its header alone.
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as `read_image` gives it, upright, from its header alone.
 
     Raises:
         ImageError: it cannot be read.
@@ -73,7 +73,7 @@ def picture_size(path: Path) -> tuple[int, int]:
             turned = opened.getexif().get(_ORIENTATION) in _TURNED
     except Exception as error:
         raise ImageError(
-            f"{path}: expected a picture, reading it failed ({type(error).__name__}); replace or remove it"
+            f"{path}: expected an image, reading it failed ({type(error).__name__}); replace or remove it"
         ) from error
     return (height, width) if turned else (width, height)
 
@@ -113,26 +113,26 @@ def class_colours(class_names: Sequence[str]) -> UInt8[np.ndarray, "classes 3"]:
 
 
 @dataclass(frozen=True)
-class PictureMask:
-    """One picture and its mask."""
+class ImageMask:
+    """One image and its mask."""
 
-    picture: Path
+    image: Path
     mask: Path
     name: str
     numbers: UInt8[np.ndarray, " 256"] | None = None
     """Class for each number in the mask file, where they differ."""
 
 
-class PictureMasks:
-    """Read from the disk picture by picture.
+class ImageMasks:
+    """Read from the disk image by image.
 
     Raises:
-        ImageError: there is no picture, or fewer than two classes.
+        ImageError: there is no image, or fewer than two classes.
     """
 
-    def __init__(self, entries: Sequence[PictureMask], class_names: Sequence[str]) -> None:
+    def __init__(self, entries: Sequence[ImageMask], class_names: Sequence[str]) -> None:
         if not entries:
-            raise ImageError("expected pictures with masks, got none")
+            raise ImageError("expected images with masks, got none")
         if not 2 <= len(class_names) < IGNORED:
             raise ImageError(
                 f"{entries[0].mask.parent}: expected from 2 to {IGNORED - 1} classes, got {len(class_names)}; masks hold the "
@@ -147,22 +147,22 @@ class PictureMasks:
         return len(self._entries)
 
     def image(self, index: int) -> Image.Image:
-        """One picture as RGB."""
-        return read_image(self._entries[index].picture)
+        """One image as RGB."""
+        return read_image(self._entries[index].image)
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of one picture."""
-        width, height = picture_size(self._entries[index].picture)
+        """(height, width) of one image."""
+        width, height = image_size(self._entries[index].image)
         return height, width
 
     def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        """The class of each pixel of a picture, `IGNORED` where none counts.
+        """The class of each pixel of an image, `IGNORED` where none counts.
 
         Raises:
-            ImageError: it cannot be read, has another size than the picture, or holds a number that is no class.
+            ImageError: it cannot be read, has another size than the image, or holds a number that is no class.
         """
         entry = self._entries[index]
-        found = read_mask(entry.mask, picture_size(entry.picture))
+        found = read_mask(entry.mask, image_size(entry.image))
         numbers = found if entry.numbers is None else entry.numbers[found]
         outside = (numbers >= len(self.class_names)) & (numbers != IGNORED)
         if outside.any():
@@ -176,11 +176,11 @@ class PictureMasks:
         return numbers
 
     def path(self, index: int) -> Path:
-        """The file of a picture."""
-        return self._entries[index].picture
+        """The file of an image."""
+        return self._entries[index].image
 
     def name(self, index: int) -> str:
-        """Path below the folder of the pictures."""
+        """Path below the folder of the images."""
         return self._entries[index].name
 
 
@@ -202,41 +202,41 @@ def train_ids() -> np.ndarray:
 
 
 def is_cityscapes(folder: Path) -> bool:
-    """Whether a folder holds Cityscapes' pictures and fine labels."""
+    """Whether a folder holds Cityscapes' images and fine labels."""
     return all((folder / name).is_dir() for name in ("leftImg8bit", "gtFine")) and any(
         (folder / "leftImg8bit" / name).is_dir() for name in _FOLDERS.values()
     )
 
 
-def open_cityscapes(folder: Path, split: str) -> PictureMasks | None:
+def open_cityscapes(folder: Path, split: str) -> ImageMasks | None:
     """`leftImg8bit/{train,val}/city/*_leftImg8bit.png` with `gtFine/{train,val}/city/*_gtFine_label{TrainIds,Ids}.png`."""
-    pictures = folder / "leftImg8bit" / _FOLDERS[split]
-    if not pictures.is_dir():
+    images = folder / "leftImg8bit" / _FOLDERS[split]
+    if not images.is_dir():
         return None
-    return _pair(find_files(pictures), label_files(folder / "gtFine" / _FOLDERS[split]), pictures)
+    return _pair(find_files(images), label_files(folder / "gtFine" / _FOLDERS[split]), images)
 
 
 def is_acdc(folder: Path) -> bool:
-    """Whether a folder holds ACDC's pictures and labels."""
+    """Whether a folder holds ACDC's images and labels."""
     return all((folder / name).is_dir() for name in ("rgb_anon", "gt"))
 
 
-def open_acdc(folder: Path, split: str, conditions: Iterable[str] = CONDITIONS) -> PictureMasks | None:
+def open_acdc(folder: Path, split: str, conditions: Iterable[str] = CONDITIONS) -> ImageMasks | None:
     """`rgb_anon/condition/{train,val}/…/*_rgb_anon.png` with `gt/condition/{train,val}/…/*_gt_label{TrainIds,Ids}.png`."""
-    pictures: list[Path] = []
+    images: list[Path] = []
     labels: dict[str, Path] = {}
     for condition in conditions:
         place = folder / "rgb_anon" / condition / _FOLDERS[split]
         if place.is_dir():
-            pictures += find_files(place)
+            images += find_files(place)
             labels |= label_files(folder / "gt" / condition / _FOLDERS[split])
-    return _pair(pictures, labels, folder / "rgb_anon") if pictures else None
+    return _pair(images, labels, folder / "rgb_anon") if images else None
 
 
-def corrupted_cityscapes(folder: Path) -> Iterator[tuple[str, int, PictureMasks]]:
-    """Corruption, severity and pictures of each part of a Cityscapes-C tree; nothing where a folder holds none.
+def corrupted_cityscapes(folder: Path) -> Iterator[tuple[str, int, ImageMasks]]:
+    """Corruption, severity and images of each part of a Cityscapes-C tree; nothing where a folder holds none.
 
-    The pictures lie in `CORRUPTION/SEVERITY/…/*_leftImg8bit.png` or in `leftImg8bit/CORRUPTION/SEVERITY/…`, and the labels in
+    The images lie in `CORRUPTION/SEVERITY/…/*_leftImg8bit.png` or in `leftImg8bit/CORRUPTION/SEVERITY/…`, and the labels in
     `gtFine` of the folder, of a folder `clean` in it, or beside the folder.
     """
     from overfocus.corruptions import CORRUPTIONS
@@ -267,17 +267,17 @@ def is_corrupted_cityscapes(folder: Path) -> bool:
 
 
 def clean_cityscapes(folder: Path) -> Path | None:
-    """The folder of the uncorrupted pictures of a Cityscapes-C tree, where they are there."""
+    """The folder of the uncorrupted images of a Cityscapes-C tree, where they are there."""
     return next((place for place in (folder, folder / "clean") if is_cityscapes(place)), None)
 
 
 def find_files(folder: Path) -> list[Path]:
-    """All pictures below a folder, in order."""
+    """All images below a folder, in order."""
     return [source.path for source in find_images(folder) if source.path is not None]
 
 
 def label_files(folder: Path) -> dict[str, Path]:
-    """Label files below a folder by the name that they share with their picture; train ids come before label ids."""
+    """Label files below a folder by the name that they share with their image; train ids come before label ids."""
     found: dict[str, Path] = {}
     for ending in ("labelIds", "labelTrainIds"):
         for kind in ("gtFine", "gt"):
@@ -290,28 +290,28 @@ def _label_places(folder: Path) -> tuple[Path, ...]:
     return folder / "gtFine", folder / "clean" / "gtFine", folder.absolute().parent / "gtFine"
 
 
-def _pair(pictures: list[Path], labels: dict[str, Path], root: Path) -> PictureMasks:
-    keys = [_key(path) for path in pictures]
-    if missing := [path for path, key in zip(pictures, keys, strict=True) if key not in labels]:
+def _pair(images: list[Path], labels: dict[str, Path], root: Path) -> ImageMasks:
+    keys = [_key(path) for path in images]
+    if missing := [path for path, key in zip(images, keys, strict=True) if key not in labels]:
         raise ImageError(
-            f"{root}: {len(missing)} of {len(pictures)} pictures have no *_labelTrainIds.png or *_labelIds.png "
-            f"(first: {missing[0].name}); add the labels or remove the pictures"
+            f"{root}: {len(missing)} of {len(images)} images have no *_labelTrainIds.png or *_labelIds.png "
+            f"(first: {missing[0].name}); add the labels or remove the images"
         )
     table = train_ids()
     entries = [
-        PictureMask(
+        ImageMask(
             path,
             labels[key],
             path.relative_to(root.absolute()).as_posix(),
             None if labels[key].stem.endswith("TrainIds") else table,
         )
-        for path, key in zip(pictures, keys, strict=True)
+        for path, key in zip(images, keys, strict=True)
     ]
-    return PictureMasks(entries, list(CITYSCAPES))
+    return ImageMasks(entries, list(CITYSCAPES))
 
 
-def _key(picture: Path) -> str:
-    key = picture.stem
+def _key(image: Path) -> str:
+    key = image.stem
     for last in _LAST:
         key = key.removesuffix(last)
     return key

@@ -14,8 +14,8 @@ from overfocus.datasets.masks import (
     CITYSCAPES,
     CONDITIONS,
     IGNORED,
-    PictureMask,
-    PictureMasks,
+    ImageMask,
+    ImageMasks,
     clean_cityscapes,
     corrupted_cityscapes,
     find_files,
@@ -39,12 +39,12 @@ CLASSES = "classes.txt"
 
 
 def is_mask_folders(folder: Path) -> bool:
-    """Whether a folder holds pictures with masks."""
+    """Whether a folder holds images with masks."""
     return next(_places(folder), None) is not None
 
 
-def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | None = None) -> PictureMasks | None:
-    """The pictures of a split; None where there is none of that kind. Without splits all are for training.
+def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | None = None) -> ImageMasks | None:
+    """The images of a split; None where there is none of that kind. Without splits all are for training.
 
     Raises:
         ImageError: an image has no mask, or the classes are not known.
@@ -54,7 +54,7 @@ def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | Non
     if place is None:
         return None
     names = class_names or _listed(folder) or _numbered(list(splits.values()))
-    opened = PictureMasks(_pair(*place), names)
+    opened = ImageMasks(_pair(*place), names)
     if _hold_zero_and_ignored([entry.mask for pair in splits.values() for entry in _pair(*pair)]):
         raise ImageError(_nothing_shown(place[1]))
     return opened
@@ -74,16 +74,16 @@ def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
         yield "all", (folder / "images", folder / "masks")
 
 
-def _pair(pictures: Path, masks: Path) -> list[PictureMask]:
+def _pair(images: Path, masks: Path) -> list[ImageMask]:
     there = {_name_below(path, masks): path for path in find_files(masks)}
-    files = {path: _name_below(path, pictures) for path in find_files(pictures)}
-    if missing := [path.relative_to(pictures.absolute()) for path, name in files.items() if name not in there]:
+    files = {path: _name_below(path, images) for path in find_files(images)}
+    if missing := [path.relative_to(images.absolute()) for path, name in files.items() if name not in there]:
         raise ImageError(
-            f"{masks}: no mask for {len(missing)} of {len(files)} pictures (first: {missing[0]}); "
+            f"{masks}: no mask for {len(missing)} of {len(files)} images (first: {missing[0]}); "
             "expected one of the same name, such as PNG, for each"
         )
-    root = pictures.absolute()
-    return [PictureMask(path, there[name], path.relative_to(root).as_posix()) for path, name in files.items()]
+    root = images.absolute()
+    return [ImageMask(path, there[name], path.relative_to(root).as_posix()) for path, name in files.items()]
 
 
 def _name_below(path: Path, folder: Path) -> str:
@@ -105,8 +105,8 @@ def _listed(folder: Path) -> list[str] | None:
 def _numbered(places: list[tuple[Path, Path]]) -> list[str]:
     """The numbers up to the largest in any mask of any split."""
     largest = 0
-    for pictures, masks in places:
-        for entry in _pair(pictures, masks):
+    for images, masks in places:
+        for entry in _pair(images, masks):
             numbers = read_mask(entry.mask)
             largest = max(largest, int(numbers[numbers != IGNORED].max(initial=0)))
     if largest == 0:
@@ -115,7 +115,7 @@ def _numbered(places: list[tuple[Path, Path]]) -> list[str]:
 
 
 def _hold_zero_and_ignored(masks: list[Path]) -> bool:
-    """Whether all masks hold 0 and `IGNORED` alone, and both: usual in pictures of a foreground, and nothing to learn from.
+    """Whether all masks hold 0 and `IGNORED` alone, and both: usual in images of a foreground, and nothing to learn from.
 
     One that cannot be read may hold others, and is reported when its turn comes.
     """
@@ -139,7 +139,7 @@ def _nothing_shown(masks: Path) -> str:
 
 
 class SegmentedImages(Protocol):
-    """Pictures with a mask each."""
+    """Images with a mask each."""
 
     class_names: list[str]
     colours: UInt8[np.ndarray, "classes 3"]
@@ -149,7 +149,7 @@ class SegmentedImages(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """One picture at its full size, in mode "RGB" or "L".
+        """One image at its full size, in mode "RGB" or "L".
 
         Raises:
             ImageError: it cannot be read.
@@ -157,7 +157,7 @@ class SegmentedImages(Protocol):
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of that picture, told from its header.
+        """(height, width) of that image, told from its header.
 
         Raises:
             ImageError: it cannot be read.
@@ -165,25 +165,25 @@ class SegmentedImages(Protocol):
         ...
 
     def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        """The class of each pixel of that picture; `IGNORED` where none counts.
+        """The class of each pixel of that image; `IGNORED` where none counts.
 
         Raises:
-            ImageError: it cannot be read, has another size than the picture, or holds a number that is no class.
+            ImageError: it cannot be read, has another size than the image, or holds a number that is no class.
         """
         ...
 
     def path(self, index: int) -> Path:
-        """The file of a picture."""
+        """The file of an image."""
         ...
 
     def name(self, index: int) -> str:
-        """What the picture is called in tables."""
+        """What the image is called in tables."""
         ...
 
 
 @dataclass(frozen=True)
 class SegmentedPortion:
-    """Pictures that share a corruption and severity: ("clean", 0) for those that nothing was done to."""
+    """Images that share a corruption and severity: ("clean", 0) for those that nothing was done to."""
 
     corruption: str
     """One of overfocus's corruptions, "clean", or "ACDC fog", "ACDC night", … with severity 0: real weather."""
@@ -194,7 +194,7 @@ class SegmentedPortion:
 
 
 def is_segmented(source: str | Path) -> bool:
-    """Whether a folder holds pictures and masks that this module opens."""
+    """Whether a folder holds images and masks that this module opens."""
     folder = Path(source)
     return folder.is_dir() and (
         is_cityscapes(folder) or is_acdc(folder) or is_corrupted_cityscapes(folder) or is_mask_folders(folder)
@@ -202,16 +202,16 @@ def is_segmented(source: str | Path) -> bool:
 
 
 def open_segmented_images(source: str | Path, split: str, *, class_names: Sequence[str] | None = None) -> SegmentedImages | None:
-    """The pictures of a split, "train" or "validation"; None where the data set has no part of that kind.
+    """The images of a split, "train" or "validation"; None where the data set has no part of that kind.
 
     - Cityscapes: `leftImg8bit/` beside `gtFine/`, with `*_gtFine_labelTrainIds.png` or `*_gtFine_labelIds.png`.
     - ACDC: `rgb_anon/` beside `gt/`; names start with the condition.
     - `images/` beside `masks/`, or `images/train`, `masks/train`, `images/val` …, or `train/images`, `train/masks` …: for each
-      picture a mask of the same name, grey or palette PNG with the number of a class for each pixel, 255 where it does not
+      image a mask of the same name, grey or palette PNG with the number of a class for each pixel, 255 where it does not
       count. The classes are named in `classes.txt`, one a line, or by `class_names`, or numbered as in the masks.
 
     Raises:
-        ImageError: there is nothing of these, or a picture has no mask.
+        ImageError: there is nothing of these, or an image has no mask.
     """
     if split not in SPLITS:
         raise ValueError(f"expected one of the splits {', '.join(SPLITS)}, got {split!r}")
@@ -225,7 +225,7 @@ def open_segmented_images(source: str | Path, split: str, *, class_names: Sequen
         clean = clean_cityscapes(folder)
         return None if clean is None else open_cityscapes(clean, split)
     raise ImageError(
-        f"{folder}: expected pictures with masks: images/ beside masks/ (with {CLASSES}), Cityscapes (leftImg8bit/ and gtFine/) "
+        f"{folder}: expected images with masks: images/ beside masks/ (with {CLASSES}), Cityscapes (leftImg8bit/ and gtFine/) "
         "or ACDC (rgb_anon/ and gt/)"
     )
 
@@ -233,7 +233,7 @@ def open_segmented_images(source: str | Path, split: str, *, class_names: Sequen
 def open_segmented_portions(source: str | Path, *, class_names: Sequence[str] | None = None) -> list[SegmentedPortion]:
     """The parts of a data set to evaluate with: the validation split where there is one, else all of it.
 
-    Of ACDC each condition is a part. A Cityscapes-C tree gives one for every corruption and severity, and the clean pictures
+    Of ACDC each condition is a part. A Cityscapes-C tree gives one for every corruption and severity, and the clean images
     where they are there; `overfocus.datasets.masks.corrupted_cityscapes` says how it may be nested.
 
     Raises:
@@ -266,7 +266,7 @@ def _folder(source: str | Path) -> Path:
     folder = Path(source)
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
-        raise ImageError(f"{folder}: expected a folder of pictures and masks, but {problem}")
+        raise ImageError(f"{folder}: expected a folder of images and masks, but {problem}")
     return folder
 
 
@@ -277,39 +277,39 @@ def _require_cityscapes_classes(folder: Path, class_names: Sequence[str] | None)
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSource(ImageSource):
-    """One picture of a data set with masks."""
+    """One image of a data set with masks."""
 
     images: SegmentedImages
     index: int
-    """Of the picture in `images`."""
+    """Of the image in `images`."""
 
     def read_mask(self) -> UInt8[np.ndarray, "height width"]:
         """The class of each pixel, 255 where none counts.
 
         Raises:
-            ImageError: the mask cannot be read, has another size than the picture, or holds what is no class.
+            ImageError: the mask cannot be read, has another size than the image, or holds what is no class.
         """
         return self.images.mask(self.index)
 
 
 def masked_sources(images: Any, loaded: "LoadedModel") -> list[MaskedSource] | None:
-    """The pictures of a data set with masks, its validation split where it has one; None where `images` is something else.
+    """The images of a data set with masks, its validation split where it has one; None where `images` is something else.
 
     Raises:
-        ImageError: the classes of the data set are not the model's, or its pictures are corrupted already.
+        ImageError: the classes of the data set are not the model's, or its images are corrupted already.
     """
     folders = [images] if isinstance(images, str | Path) else list(images) if isinstance(images, list | tuple) else []
     found = [Path(folder) for folder in folders if isinstance(folder, str | Path) and is_segmented(folder)]
     if not found:
         return None
     if len(folders) > 1:
-        raise ImageError(f"{found[0]}: holds pictures with masks; give this data set alone, or folders of pictures only")
+        raise ImageError(f"{found[0]}: holds images with masks; give this data set alone, or folders of images only")
     folder = found[0]
     names = None if (folder / CLASSES).is_file() else loaded.class_names
     opened = open_segmented_images(folder, "validation", class_names=names)
     opened = opened or open_segmented_images(folder, "train", class_names=names)
     if opened is None:
-        raise ImageError(f"{folder}: holds corrupted pictures only, and the clean ones are needed to compare them with; add them")
+        raise ImageError(f"{folder}: holds corrupted images only, and the clean ones are needed to compare them with; add them")
     _check_classes(folder, opened, loaded)
     return [
         MaskedSource(path=opened.path(index), name=opened.name(index), images=opened, index=index) for index in range(len(opened))

@@ -44,10 +44,10 @@ ALEXNET_ERRORS = {
 ALEXNET_CLEAN_ERROR = 0.435
 """Top-1 error of the same AlexNet on ImageNet, from the paper's table 1."""
 _NOT_PUBLISHED = {
-    "on-the-fly": "; pictures were corrupted on the fly, so it is near to but not the published benchmark",
+    "on-the-fly": "; images were corrupted on the fly, so it is near to but not the published benchmark",
     TREE: "; the tree does not hold ImageNet-C's corruptions alone, so it may not be the published benchmark",
 }
-"""What to say where the pictures are not those of AlexNet's errors, by how the corruptions were made."""
+"""What to say where the images are not those of AlexNet's errors, by how the corruptions were made."""
 
 Errors = Mapping[tuple[str, int], float]
 """Share of wrong predictions by (corruption, severity)."""
@@ -105,7 +105,7 @@ def corruption_error(
         errors: of the model.
         clean: its error without corruption, if measured.
         made: how the corruptions were made, such as "ImageNet-C" or "on-the-fly".
-        imagenet: whether the model has ImageNet's 1000 classes and the pictures are labelled with them.
+        imagenet: whether the model has ImageNet's 1000 classes and the images are labelled with them.
         baseline: what to divide by where AlexNet does not fit.
         constants: those of corruptions made on the fly.
         pixels: the size at which they were made, or to which images of a tree were brought.
@@ -149,12 +149,12 @@ def corruption_error(
         note += f"; {by} makes no error under {_listed(flawless)}"
     mce = None if flawless else _mean(list(ratios.values()))
     if clean is None:
-        why = "no clean pictures were measured; give those that the tree was made from (--clean)"
+        why = "no clean images were measured; give those that the tree was made from (--clean)"
     elif other_clean is None:
-        why = f"{by} was measured without clean pictures; evaluate it with them (--clean)"
+        why = f"{by} was measured without clean images; evaluate it with them (--clean)"
     else:
         increases = {name: base[name] - len(levels) * other_clean for name, levels in shared.items()}
-        # errors are shares of whole pictures: what is smaller comes from rounding
+        # errors are shares of whole images: what is smaller comes from rounding
         robust = [name for name, increase in increases.items() if increase < 1e-9]
         if not robust:
             relative = _mean([100 * (own[name] - len(shared[name]) * clean) / increases[name] for name in shared])

@@ -19,7 +19,7 @@ from overfocus.evaluation.layouts import (
     Item,
     LabelledReader,
     SegmentedReader,
-    add_clean_pictures,
+    add_clean_images,
     choose_portions,
     is_imagenet,
     list_items,
@@ -37,7 +37,7 @@ from overfocus.run import folder_names
 from overfocus.runs.description import FORMAT, ImageEntry, Pixels, RunDescription, RunSettings
 from overfocus.segmentation.inference import InferenceSettings, is_segmentation, usual_batch
 from overfocus.settings import takes
-from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, pack_images
+from overfocus.sweep.reading import OWN_SIZE, InputSize, Reader, Work, choose_workers, describe_pixels, plan_images
 from overfocus.sweep.recorder import Stopwatch
 from overfocus.sweep.settings import EvaluateSettings, listed
 from overfocus.sweep.sweep import Subject, describe_checkpoint, describe_source, described_size, open_run, place_of, sweep
@@ -51,10 +51,10 @@ USUAL_BATCH = 64
 FRAMES = 30
 """Frames that a film has about."""
 TASKS = ("classification", SEGMENTATION)
-OWN_SIZE_WORDS = "the picture's own"
+OWN_SIZE_WORDS = "the image's own"
 """Stands in run.json's `pixels` for the size at which images with masks are corrupted."""
 NOT_PUBLISHED = (
-    "Cityscapes was corrupted on the fly, as RGB pictures; published scores on Cityscapes-C rest on files that were corrupted as "
+    "Cityscapes was corrupted on the fly, as RGB images; published scores on Cityscapes-C rest on files that were corrupted as "
     "BGR and with other random numbers, so that these are near to but not on that benchmark"
 )
 
@@ -109,11 +109,11 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     elif settings.severities is not None and not names:
         raise RunError("severities are those of corruptions, but none is to be made; name one or a group, such as common")
     elif names and opened.layout == "ACDC":
-        raise RunError(f"{data}: the pictures of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
+        raise RunError(f"{data}: the images of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
     if again and (segmented or not opened.corrupted):
         raise RunError("tree_geometry is for images of a classifier that are corrupted on the disk, which the data are not")
     if clean is not None:
-        opened = add_clean_pictures(opened, clean)
+        opened = add_clean_images(opened, clean)
     usual = usual_batch(models[0], settings.window) if segmented else USUAL_BATCH
     fitting = _constants(opened, models[0], segmented=segmented) if names and not opened.corrupted else None
     described = RunSettings(
@@ -230,8 +230,8 @@ class _Plan:
         """At which a model takes the images that are read."""
         raise NotImplementedError
 
-    def _work(self, reader: Reader, packing: Any) -> Work:
-        return Work(reader, [item.image for item in self.items], self.variants, packing, workers=self.settings.workers or 0)
+    def _work(self, reader: Reader, plan: Any) -> Work:
+        return Work(reader, [item.image for item in self.items], self.variants, plan, workers=self.settings.workers or 0)
 
 
 class _Classification(_Plan):
@@ -316,10 +316,10 @@ class _Classification(_Plan):
             self._tree(loaded),
             self.cache,
         )
-        packing = pack_images(len(self.variants), self.batch_size)
+        plan = plan_images(len(self.variants), self.batch_size)
         if self.data.layout == "ImageNet-P":
-            packing = pack_images(len(self.variants), max(1, self.batch_size // FRAMES))
-        return self._work(reader, packing)
+            plan = plan_images(len(self.variants), max(1, self.batch_size // FRAMES))
+        return self._work(reader, plan)
 
     def probe(self, loaded: LoadedModel) -> Probe:
         """The classes of the labels, in the order of the model; films by the portion that they are of."""
@@ -383,7 +383,7 @@ class _Segmentation(_Plan):
         reader = SegmentedReader(
             self.items, self.data.portions, self.variants, settings.seed, settings.constants, self.custom, self.cache
         )
-        return self._work(reader, pack_images(len(self.variants), self.batch_size, split=True))
+        return self._work(reader, plan_images(len(self.variants), self.batch_size, split=True))
 
     def probe(self, loaded: LoadedModel) -> Probe:
         """Whole images or sliding windows, as the settings say."""
@@ -461,7 +461,7 @@ def _require_options(
     if segmented and baseline is not None:
         raise RunError("a baseline is what mCE is divided by, which segmentation does not have; compare the runs instead")
     if segmented and clean is not None:
-        raise RunError("clean pictures beside a tree are for relative mCE, which segmentation does not have; evaluate them alone")
+        raise RunError("clean images beside a tree are for relative mCE, which segmentation does not have; evaluate them alone")
     if not segmented and inference != InferenceSettings():
         raise RunError("window, stride, whole, flip and scales are for segmentation models, but the checkpoint is a classifier")
 
@@ -481,16 +481,16 @@ def _require_task(task: str | None, data: Any) -> None:
         return
     if not data.is_dir() and not (data.suffix.lower() == ".csv" and data.is_file()):
         problem = "it is a file" if data.exists() else "there is no such folder"
-        raise ImageError(f"{data}: expected a folder of labelled pictures, or of pictures and masks, but {problem}")
+        raise ImageError(f"{data}: expected a folder of labelled images, or of images and masks, but {problem}")
     if task == "classification" and is_segmented(data):
-        raise RunError(f"{data}: holds pictures with masks, which classification has no use for; try --task segmentation")
+        raise RunError(f"{data}: holds images with masks, which classification has no use for; try --task segmentation")
 
 
 def _task_of(models: Sequence[LoadedModel], task: str | None, data: Any) -> str:
     """What the checkpoints are for: "segmentation" or "classification".
 
     Raises:
-        RunError: they are not what was asked for, not all of one kind, or classifiers with pictures and masks.
+        RunError: they are not what was asked for, not all of one kind, or classifiers with images and masks.
     """
     kinds = [TASKS[is_segmentation(loaded.model)] for loaded in models]
     wanted = task or kinds[0]
@@ -505,8 +505,8 @@ def _task_of(models: Sequence[LoadedModel], task: str | None, data: Any) -> str:
         raise RunError("segmentation models are evaluated on images with masks in a folder; images in memory have none")
     if wanted == "classification" and _is_path(data) and is_segmented(data):
         raise RunError(
-            f"{models[0].source}: {models[0].name} is no segmentation model, but {data} holds pictures with masks; "
-            "give labelled pictures, or a segmentation checkpoint"
+            f"{models[0].source}: {models[0].name} is no segmentation model, but {data} holds images with masks; "
+            "give labelled images, or a segmentation checkpoint"
         )
     return wanted
 
@@ -520,7 +520,7 @@ def _require_comparable(baseline: Evaluation, images: Sequence[tuple[str, str | 
     """Find out before anything is evaluated whether mCE can be relative to a baseline.
 
     Raises:
-        RunError: it is not finished, saw other pictures or others of their corruptions, or none of the severities.
+        RunError: it is not finished, saw other images or others of their corruptions, or none of the severities.
     """
     where, description = baseline.path, baseline.run.description
     if not baseline.run.complete:
@@ -539,7 +539,7 @@ def _require_comparable(baseline: Evaluation, images: Sequence[tuple[str, str | 
         if mine != other:
             raise RunError(f"{where}: the baseline was evaluated with {words} {other!r}, expected {mine!r}; evaluate it alike")
     if [(image.name, image.label) for image in description.images] != list(images):
-        raise RunError(f"{where}: the baseline was evaluated on other pictures; evaluate it on the same data")
+        raise RunError(f"{where}: the baseline was evaluated on other images; evaluate it on the same data")
     wanted = [(name, level) for name in settings.corruptions if name in GROUPS["common"] for level in settings.severities]
     there = list(errors_of(baseline.table)[0])
     if wanted and not set(wanted) & set(there):

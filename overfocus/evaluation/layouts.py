@@ -38,7 +38,7 @@ Images = TypeVar("Images", LabelledImages, SegmentedImages)
 
 @dataclass(frozen=True)
 class Portion(Generic[Images]):
-    """Pictures that share a corruption and severity; ("clean", 0) for those that nothing was done to.
+    """Images that share a corruption and severity; ("clean", 0) for those that nothing was done to.
 
     A condition of ACDC is ("ACDC fog", 0) and so on: real weather, not a corruption.
     """
@@ -58,7 +58,7 @@ class EvaluationData(Generic[Images]):
     """A data set to evaluate with."""
 
     layout: str
-    """"images", "ImageNet-A", "ImageNet-R", "ImageNet-C", "ImageNet-C-bar", "tree of corruptions" or "ImageNet-P"; of pictures
+    """"images", "ImageNet-A", "ImageNet-R", "ImageNet-C", "ImageNet-C-bar", "tree of corruptions" or "ImageNet-P"; of images
     with masks "images", "Cityscapes", "Cityscapes-C" or "ACDC"."""
     portions: list[Portion[Images]]
     synsets: list[str] | None = None
@@ -66,7 +66,7 @@ class EvaluationData(Generic[Images]):
 
     @property
     def corrupted(self) -> bool:
-        """Whether the pictures are corrupted on the disk."""
+        """Whether the images are corrupted on the disk."""
         return any(portion.severity for portion in self.portions)
 
 
@@ -76,7 +76,7 @@ def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationDat
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
     levels up (ImageNet-C's archives add noise, blur, weather, digital and extra); it is ImageNet-C or ImageNet-C-bar where its
     corruptions are theirs and its classes ImageNet's. Films in perturbation/class are ImageNet-P, with severity 1. Its name says
-    whether a folder of pictures is ImageNet-A or -R.
+    whether a folder of images is ImageNet-A or -R.
 
     Raises:
         ImageError: as `open_images`.
@@ -112,7 +112,7 @@ def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationDat
 
 
 def open_segmented_data(source: str | Path, loaded: LoadedModel) -> EvaluationData[SegmentedImages]:
-    """Pictures with masks; those that do not say what their classes are called have the model's, or its numbers.
+    """Images with masks; those that do not say what their classes are called have the model's, or its numbers.
 
     Raises:
         ImageError: as `open_segmented_images`.
@@ -125,7 +125,7 @@ def open_segmented_data(source: str | Path, loaded: LoadedModel) -> EvaluationDa
 def choose_portions(
     data: EvaluationData[Images], corruptions: Sequence[str] | None, severities: Sequence[int] | None
 ) -> EvaluationData[Images]:
-    """The part of a tree with the corruptions and severities asked for, and its clean pictures; None for all there are.
+    """The part of a tree with the corruptions and severities asked for, and its clean images; None for all there are.
 
     Raises:
         ImageError: the tree does not hold one of them.
@@ -145,15 +145,15 @@ def choose_portions(
     return EvaluationData(data.layout, kept, data.synsets)
 
 
-def add_clean_pictures(tree: EvaluationData[LabelledImages], source: str | Path) -> EvaluationData[LabelledImages]:
-    """A tree of corruptions with the pictures that it was made from.
+def add_clean_images(tree: EvaluationData[LabelledImages], source: str | Path) -> EvaluationData[LabelledImages]:
+    """A tree of corruptions with the images that it was made from.
 
     Raises:
         RunError: the data are no such tree.
-        ImageError: the pictures cannot be read, or have other classes than the tree.
+        ImageError: the images cannot be read, or have other classes than the tree.
     """
     if not tree.corrupted or tree.layout == "ImageNet-P":
-        raise RunError("clean pictures go with a tree corruption/severity/class, which the data are not; leave --clean out")
+        raise RunError("clean images go with a tree corruption/severity/class, which the data are not; leave --clean out")
     images = open_evaluation_images(source)
     for portion in tree.portions:
         if different := sorted(set(images.class_names) ^ set(portion.images.class_names)):
@@ -161,7 +161,7 @@ def add_clean_pictures(tree: EvaluationData[LabelledImages], source: str | Path)
             which = "is not in" if different[0] in images.class_names else "is only in"
             raise ImageError(
                 f"{source}: expected the classes of the tree, but {different[0]} {which} {there}; "
-                "give the clean pictures that the tree was made from"
+                "give the clean images that the tree was made from"
             )
     return EvaluationData(tree.layout, [Portion(CLEAN, 0, images), *tree.portions])
 
@@ -228,7 +228,7 @@ FILMS = (".mp4", ".avi", ".mkv", ".webm")
 
 
 class FilmFolders:
-    """Films of one perturbation in class folders; as a picture, a film is its first frame."""
+    """Films of one perturbation in class folders; as an image, a film is its first frame."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

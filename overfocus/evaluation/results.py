@@ -92,7 +92,7 @@ def measure_segmentation(predictions: "pd.DataFrame", class_names: Sequence[str]
     """One row per corruption × severity: images, miou, pixel_accuracy, image_iou, agreement, and the IoU of each class.
 
     miou, pixel_accuracy and the IoU of the classes, all 0 … 1, are those of all pixels of the set together; NaN for a class that
-    is in no mask and no prediction. image_iou is the mean over the pictures of each one's own mIoU; agreement that of the share
+    is in no mask and no prediction. image_iou is the mean over the images of each one's own mIoU; agreement that of the share
     of pixels that keep the class which they have without corruption.
     """
     import pandas as pd
@@ -114,7 +114,7 @@ def measure_segmentation(predictions: "pd.DataFrame", class_names: Sequence[str]
 
 
 def average_corruptions(mious: Mapping[tuple[str, int], float]) -> list[Average]:
-    """Means over the corruptions of their means over severities; `mious` by (corruption, severity), without the clean pictures.
+    """Means over the corruptions of their means over severities; `mious` by (corruption, severity), without the clean images.
 
     That of the published evaluations and that over the 15 common corruptions stand there even where something is missing,
     without a number then; what was measured in any other choice follows as a mean of its own.
@@ -149,7 +149,7 @@ def average_conditions(predictions: "pd.DataFrame", mious: Mapping[str, float]) 
     mean, together = float(np.mean(list(mious.values()))), float(mean_iou(intersections, unions))
     return [
         Average("acdc_mean", "the mean of ACDC's four conditions", None if missing else mean, missing),
-        Average("acdc_all", "the pictures of ACDC's four conditions as one set", None if missing else together, missing),
+        Average("acdc_all", "the images of ACDC's four conditions as one set", None if missing else together, missing),
     ]
 
 
@@ -275,7 +275,7 @@ def _means(table: Any) -> dict[str, float | None] | None:
 def write_segmented_summary(evaluation: Evaluation) -> None:
     """Write evaluation.json and evaluation.csv into the run folder.
 
-    evaluation.json: task, data (path, images, how corruptions were made, skipped pictures), inference (in words), clean (miou,
+    evaluation.json: task, data (path, images, how corruptions were made, skipped images), inference (in words), clean (miou,
     pixel_accuracy, image_iou, per_class), conditions (the same for each of ACDC's), per_corruption (mIoU, mean over the
     severities measured), averages (each with a name, what it is the mean of, the mIoU or null and what is missing for it), notes.
     evaluation.csv is `Evaluation.table`.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfocus.errors import RunError
-from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, legend_below
+from overfocus.figures.style import INK, OKABE_ITO, PlainFigure, every_few, legend_below
 from overfocus.metrics.catalogue import title_of
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES
 from overfocus.variants import Variant
@@ -52,10 +52,11 @@ def ablation_figure(
     score = score or usual_score(table)
     pairs = table[["corruption", "severity"]].drop_duplicates().to_numpy()
     variants = [Variant(str(name), int(severity)) for name, severity in pairs]
-    across = min(ACROSS, len(variants))
-    blocks = -(-len(variants) // across)
+    blocks = -(-len(variants) // ACROSS)
+    across = -(-len(variants) // blocks)
+    shares = sorted(set(table.loc[table["k"] > 0, "fraction"]))
     width = width or PANEL_INCHES[0] * max(across, 2)
-    figure = PlainFigure(figsize=(width, 2 * PANEL_INCHES[1] * blocks + 0.4), layout="constrained")
+    figure = PlainFigure(figsize=(width, 2 * PANEL_INCHES[1] * blocks), layout="constrained")
     panels = figure.subplots(2 * blocks, across, squeeze=False)
     done = "removed" if how == "remove" else "corrupted"
     for place in range(blocks * across):
@@ -65,9 +66,9 @@ def ablation_figure(
             lower.set_axis_off()
             continue
         variant = variants[place]
-        _curves(upper, _of(table, variant), "choice", score, score)
+        _curves(upper, _of(table, variant), shares, "choice", score, score)
         rows = _of(differences, variant)
-        _curves(lower, rows[rows["quantity"] == score], "against", "difference", "")
+        _curves(lower, rows[rows["quantity"] == score], shares, "against", "difference", "")
         lower.axhline(0, color=INK, linewidth=0.7, alpha=0.6)
         upper.set_title(variant.label, fontsize=9)
         lower.set_xlabel(f"% of patches {done}")
@@ -88,8 +89,11 @@ def _of(table: "pd.DataFrame", variant: Variant) -> "pd.DataFrame":
     return table[(table["corruption"] == variant.corruption) & (table["severity"] == variant.severity)]
 
 
-def _curves(panel: "Axes", table: "pd.DataFrame", column: str, value: str, ends: str) -> None:
-    """A curve for each choice in `column`: `value`, whose interval ends in the columns low and high, after `ends` and _."""
+def _curves(panel: "Axes", table: "pd.DataFrame", shares: list[float], column: str, value: str, ends: str) -> None:
+    """A curve for each choice in `column`: `value`, whose interval ends in the columns low and high, after `ends` and _.
+
+    Shares of the patches stand at equal distances, since they are about multiples of one another; 0 is left of them.
+    """
     prefix = f"{ends}_" if ends else ""
     for choice in CHOICES:
         rows = table[table[column] == choice].sort_values("fraction")
@@ -98,8 +102,11 @@ def _curves(panel: "Axes", table: "pd.DataFrame", column: str, value: str, ends:
         colour, dash = LOOKS[choice]
         middle, low, high = (rows[name].to_numpy("float64") for name in (value, f"{prefix}low", f"{prefix}high"))
         bars: Any = np.nan_to_num(np.clip([middle - low, high - middle], 0, None))
+        at = [0 if share == 0 else 1 + shares.index(share) for share in rows["fraction"]]
         panel.errorbar(
-            100 * rows["fraction"], middle, yerr=bars, color=colour, linestyle=dash, marker="o", markersize=3, linewidth=1.3,
+            at, middle, yerr=bars, color=colour, linestyle=dash, marker="o", markersize=3, linewidth=1.3,
             elinewidth=0.8, capsize=2, label=CHOICE_WORDS[choice],
         )  # fmt: skip
+    panel.set_xticks(*every_few(range(len(shares) + 1), ["0", *(f"{100 * share:.3g}" for share in shares)], PANEL_INCHES[0]))
+    panel.set_xlim(-0.4, len(shares) + 0.4)
     panel.grid(axis="y")

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from overfocus.figures.style import INK, PlainFigure, axis_label, legend_below, line_style, model_colour
+from overfocus.figures.style import (
+    INK,
+    PlainFigure,
+    axis_label,
+    every_few,
+    legend_below,
+    line_style,
+    model_colour,
+    small_multiples,
+)
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import value_range
 from overfocus.statistics.panel import LayerStatistics
@@ -15,6 +24,10 @@ from overfocus.variants import CLEAN_VARIANT, Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+UNIFORM, ANOTHER_IMAGE = "uniform attention", "another image"
+"""Labels of the reference lines."""
 
 
 def is_relative(every: Sequence[LayerStatistics]) -> bool:
@@ -58,7 +71,7 @@ def draw_references(axes: "Axes", statistics: LayerStatistics, metric: str, *, r
     stable = CATALOGUE[metric].group == "stability"
     uniform = [math.nan] * len(layers) if stable else statistics.uniform(metric)
     control = statistics.another_image(metric)
-    for values, dash, label in ((uniform, (0, (5, 3)), "uniform attention"), (control, (0, (1, 2)), "another image")):
+    for values, dash, label in ((uniform, (0, (5, 3)), UNIFORM), (control, (0, (1, 2)), ANOTHER_IMAGE)):
         measured = metric in statistics.values and np.isfinite(statistics.values[metric]["mean"][0]).any(axis=0)
         shown = np.where(measured, np.array(values, dtype=float), np.nan)
         if not np.isfinite(shown).any():
@@ -99,16 +112,12 @@ def depth_figure(
     One run: the clean curve and one per variant. Several: a colour per model, solid when clean, a dash per variant (solid, too,
     where no metric has a clean value); depth is relative where the models differ in their layers.
     """
-    across = min(len(metrics), max(1, round(width / 2.4)))
-    down = -(-len(metrics) // across)
-    figure = PlainFigure(figsize=(width, down * min(2.1, 0.72 * width / across + 0.5) + 0.35), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
+    figure, panels = small_multiples(len(metrics), width, 2.4)
     relative = is_relative(every)
     # one dash a variant in all panels, so that one legend is right for all
     stable = all(CATALOGUE[metric].group == "stability" for metric in metrics)
     dashes = ["-", "--", ":", "-."] if stable else ["--", ":", "-."]
-    for place, metric in enumerate(metrics):
-        panel = axes[divmod(place, across)]
+    for panel, metric in zip(panels, metrics, strict=True):
         if len(every) == 1:
             _one_model(panel, every[0], metric, shown)
         else:
@@ -117,16 +126,17 @@ def depth_figure(
         panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
         panel.set_xlabel("relative depth" if relative else "layer")
         panel.set_ylabel(axis_label(title_of(metric), CATALOGUE[metric].unit))
-        panel.xaxis.get_major_locator().set_params(integer=not relative)
-        if not relative and (numbers := [layer.number for layer in every[0].layers]) != list(range(len(numbers))):
-            panel.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+        if not relative:
+            numbers = [layer.number for layer in every[0].layers]
+            panel.set_xticks(*every_few(range(len(numbers)), numbers, min(width, 2.4)))
+            panel.set_xlim(-0.5, len(numbers) - 0.5)
         panel.grid(axis="y")
-    for place in range(len(metrics), down * across):
-        axes[divmod(place, across)].set_axis_off()
     handles: dict[str, Any] = {}
-    for panel in axes.flat:
+    for panel in panels:
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    legend_below(figure, list(handles.values()), list(handles), width)
+    order = {"clean": -1, UNIFORM: 1, ANOTHER_IMAGE: 2}
+    labels = sorted(handles, key=lambda label: order.get(label, 0))
+    legend_below(figure, [handles[label] for label in labels], labels, width)
     return figure
 
 

@@ -310,7 +310,7 @@ def as_html(shown: "Run | Comparison") -> str:
 
 
 def run_html(run: "Run") -> str:
-    """What the run is, and the means of a few metrics over images and layers, for clean pictures and each corruption."""
+    """What the run is, and the means of a few metrics over images and layers, for clean images and each corruption."""
     state = "" if run.complete else ", unfinished"
     layers = f", {len(run.layers)} attention layers" if run.layers else ""
     heading = f"{len(run.images)} images{layers}{state} · {run.path}"

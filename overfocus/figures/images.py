@@ -58,7 +58,7 @@ def largest_places(values: Profile, top_fraction: float) -> list[int]:
 OUTLINE = "#ff4d00"
 OPACITY = 0.6
 SMALLEST = 224
-"""Pixels that a picture is enlarged to at least."""
+"""Pixels that an image is enlarged to at least."""
 LOWEST = -3.0
 """Lower end of the colour scale of attention, in powers of two of uniform attention."""
 
@@ -78,24 +78,24 @@ def attention_norm(high: float) -> "LogNorm":
 
 def draw_overlay(
     axes: "Axes",
-    picture: npt.NDArray[np.uint8],
+    image: npt.NDArray[np.uint8],
     multiples: npt.NDArray[np.floating[Any]] | None,
     norm: "LogNorm",
     places: Iterable[int] = (),
 ) -> None:
     """An image (height, width, 3) under multiples of uniform attention (rows, columns), NaN clear, these places outlined."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     axes.set_axis_off()
-    shown = picture if multiples is None else outlined(blended(picture, multiples, norm), places, multiples.shape)
+    shown = image if multiples is None else outlined(blended(image, multiples, norm), places, multiples.shape)
     axes.imshow(shown, extent=(0, width, height, 0))
 
 
-def blended(picture: npt.NDArray[np.uint8], multiples: npt.NDArray[np.floating[Any]], norm: "LogNorm") -> npt.NDArray[np.uint8]:
-    """A picture mixed with the colours of a map, cell by cell; one picture draws twice as fast as one over another."""
+def blended(image: npt.NDArray[np.uint8], multiples: npt.NDArray[np.floating[Any]], norm: "LogNorm") -> npt.NDArray[np.uint8]:
+    """An image mixed with the colours of a map, cell by cell; one image draws twice as fast as one over another."""
     import matplotlib as mpl
 
-    larger = max(1, -(-SMALLEST // max(picture.shape[:2])))  # so that cells of small pictures keep their shape
-    pixels = picture.repeat(larger, 0).repeat(larger, 1)
+    larger = max(1, -(-SMALLEST // max(image.shape[:2])))  # so that cells of small images keep their shape
+    pixels = image.repeat(larger, 0).repeat(larger, 1)
     rows, columns = (np.arange(side) * cells // side for side, cells in zip(pixels.shape[:2], multiples.shape, strict=True))
     values = multiples[np.ix_(rows, columns)]
     colours = 255 * mpl.colormaps[SEQUENTIAL](norm(np.nan_to_num(values)))[..., :3]
@@ -120,7 +120,7 @@ def outlined(pixels: npt.NDArray[np.uint8], places: Iterable[int], grid: tuple[i
 def frame_patch(
     axes: "Axes", patch: tuple[int, int], grid: tuple[int, ...], size: tuple[int, ...], colour: str, thickness: float
 ) -> None:
-    """A frame round the patch (row, column) of a grid that covers a picture of (height, width) pixels."""
+    """A frame round the patch (row, column) of a grid that covers an image of (height, width) pixels."""
     from matplotlib.patches import Rectangle
 
     high, wide = size[0] / grid[0], size[1] / grid[1]
@@ -155,7 +155,7 @@ def multiple(value: float) -> str:
 
 
 def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: Layer, high: float) -> PlainFigure:
-    """Two rows: picture with received attention, and attention matrix, of one layer; call inside `styled()`.
+    """Two rows: image with received attention, and attention matrix, of one layer; call inside `styled()`.
 
     `high` is the upper end of the colour scale, in powers of two of uniform attention.
     """
@@ -176,7 +176,7 @@ def image_figure(maps: ReceivedMaps, image: int, shown: list[Variant], layer: La
         profile = maps(image, variant)[place]
         axes[0, column].set_title(variant.label, fontsize=9)
         multiples = None if profile is None else profile * profile.size
-        draw_overlay(axes[0, column], kept.pictures[version], multiples, norm, top_places(profile, layer))
+        draw_overlay(axes[0, column], kept.pixels[version], multiples, norm, top_places(profile, layer))
         if rows == 2 and weights is not None:
             matrix = weights[version, 0].astype(np.float32)
             axes[1, column].imshow(matrix * layer.keys, norm=norm, cmap=SEQUENTIAL, interpolation="nearest", aspect="auto")
@@ -196,7 +196,7 @@ def image_rows_figure(
     layers: Sequence[Layer],
     high: float,
 ) -> PlainFigure:
-    """Pictures under their received attention, the top k outlined; `high` ends the colour scale; call inside `styled()`."""
+    """Images under their received attention, the top k outlined; `high` ends the colour scale; call inside `styled()`."""
     side, left, right = 2.0, 0.3, 0.95
     width, height = left + side * len(shown) + right, (side + 0.1) * len(maps) + 0.35
     figure = PlainFigure(figsize=(width, height))
@@ -211,9 +211,9 @@ def image_rows_figure(
         place = [known.layer for known in of_run.run.layers].index(layer.number)
         for column, variant in enumerate(shown):
             profile = of_run(image, variant)[place]
-            picture = kept.pictures[kept.variants.index(variant)]
+            pixels = kept.pixels[kept.variants.index(variant)]
             multiples = None if profile is None else profile * profile.size
-            draw_overlay(axes[row, column], picture, multiples, norm, top_places(profile, layer))
+            draw_overlay(axes[row, column], pixels, multiples, norm, top_places(profile, layer))
             if row == 0:
                 axes[row, column].set_title(variant.label, fontsize=9, pad=3)
         axes[row, 0].text(

@@ -1,5 +1,6 @@
 """Stability under corruption: heat maps by severity and by layer, and curves over severity."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,14 +9,17 @@ import numpy as np
 import pandas as pd
 
 from overfocus.figures.style import (
+    CHARACTER,
     INK,
     SEQUENTIAL,
     PlainFigure,
     axis_label,
+    every_few,
     legend_below,
     line_style,
     model_colour,
     model_dash,
+    small_multiples,
 )
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.intervals import Interval, interval_of
@@ -89,12 +93,14 @@ def matrix_figure(
     """Means over images at one severity; bright means that attention changed."""
     import seaborn
 
-    rows = 0.16 * len(corruptions) + (0.42 if len(every) > 1 else 0.28)
-    figure = PlainFigure(figsize=(width, max(2.0, rows * len(every) + 0.75)), layout="constrained")
+    # seaborn leaves a third of a narrow figure to the labels of the rows, and as much to the scale
+    titles = [textwrap.wrap(name, max(12, int((width - 1.9) / 0.075))) if len(every) > 1 else [] for name in names]
+    rows = (0.16 * len(corruptions) + 0.28) * len(every) + 0.14 * sum(map(len, titles))
+    figure = PlainFigure(figsize=(width, max(2.0, rows + 0.75)), layout="constrained")
     axes = figure.subplots(len(every), 1, squeeze=False)[:, 0]
     scale, retained = scale_of(every, metric), shows_retained(every, metric)
     words = [corruption.replace("_", " ") for corruption in corruptions]
-    for panel, statistics, name in zip(axes, every, names, strict=True):
+    for panel, statistics, title in zip(axes, every, titles, strict=True):
         kept = [statistics.corruptions.index(corruption) for corruption in corruptions]
         layers = [layer.number for layer in statistics.layers]
         seaborn.heatmap(
@@ -103,19 +109,12 @@ def matrix_figure(
         )  # fmt: skip
         panel.set_xticks(*every_few(panel.get_xticks(), layers, width))
         panel.tick_params(length=0, rotation=0)
-        if len(every) > 1:
-            panel.set_title(name, loc="left", pad=3)
+        panel.set_title("\n".join(title), loc="left", pad=3)
     axes[-1].set_xlabel(f"layer, severity {severity}")
     bar = figure.colorbar(axes[-1].collections[0], ax=list(axes), aspect=max(6, 10 * len(every)), pad=0.02)
     bar.set_label(axis_label(*labels_of(metric, retained=retained)))
     bar.outline.set_visible(False)
     return figure
-
-
-def every_few(places: Sequence[float], layers: Sequence[int], width: float) -> tuple[list[float], list[str]]:
-    """As many ticks and labels as fit a width of so many inches."""
-    step = -(-len(layers) // max(1, int(width / 0.28)))
-    return list(places)[::step], [str(layer) for layer in layers[::step]]
 
 
 def severity_figure(
@@ -132,30 +131,28 @@ def severity_figure(
     One run: a curve per corruption. Several: a curve per model, corruptions averaged for each image first. Where there is one
     severity only, the corruptions stand on the axis instead.
     """
-    across = min(len(metrics), max(1, round(width / 2.2)))
-    down = -(-len(metrics) // across)
-    figure = PlainFigure(figsize=(width, down * min(2.1, 0.72 * width / across + 0.5) + 0.35), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
     single = len(severities) == 1
+    labels = [name.replace("_", " ") for name in corruptions] if single else [str(severity) for severity in severities]
+    longest = CHARACTER * max(map(len, labels))
+    steep = len(labels) * 0.3 > min(width, 2.2)  # slanted labels would stand on one another
+    figure, axes = small_multiples(len(metrics), width, 2.2, longest * (1.0 if steep else 0.6) if single else 0.0)
     panels = [read_panel(run) for run in runs]
-    for place, metric in enumerate(metrics):
-        panel = axes[divmod(place, across)]
-        bars: list[tuple[str, str, list[Interval]]] = []
-        for label, colour, dash, values in _curves(panels, names, metric, corruptions, severities):
-            if single:
-                bars.append((label, colour, values))
-            else:
-                _points(panel, values, label, colour, dash)
-        _bars(panel, bars)
+    for panel, metric in zip(axes, metrics, strict=True):
+        curves = _curves(panels, names, metric, corruptions, severities)
+        if single:
+            _bars(panel, curves)
+        else:
+            _points(panel, curves)
         panel.set_ylabel(axis_label(*labels_of(metric, retained=metric in stable_metrics(panels))))
         panel.set_xlabel(f"corruption, severity {severities[0]}" if single else "severity")
-        labels = [name.replace("_", " ") for name in corruptions] if single else [str(severity) for severity in severities]
-        panel.set_xticks(range(len(labels)), labels, rotation=30 if single else 0, ha="right" if single else "center")
+        panel.set_xticks(range(len(labels)), labels)
+        if single:
+            panel.tick_params("x", rotation=90 if steep else 35)
+            for label in panel.get_xticklabels():
+                label.set(ha="center" if steep else "right", rotation_mode="default" if steep else "anchor")
         panel.set_xlim(-0.5, len(labels) - 0.5)
         panel.grid(axis="y")
-    for place in range(len(metrics), down * across):
-        axes[divmod(place, across)].set_axis_off()
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     if len(labels) > 1:
         legend_below(figure, handles, labels, width)
     return figure
@@ -193,24 +190,30 @@ def mean_of(panel: Panel, metric: str, corruptions: Sequence[str], severity: int
     return interval_of(pd.Series(by_image), metric)
 
 
-def _points(panel: "Axes", values: list[Interval], label: str, colour: str, dash: str) -> None:
-    means = np.array([value.mean for value in values])
-    ends: Any = np.array([[value.mean - value.low, value.high - value.mean] for value in values]).T
-    panel.errorbar(
-        np.arange(len(values)), means, yerr=ends, color=colour, linestyle=dash, marker="o", markersize=3, capsize=2,
-        elinewidth=0.8, label=label,
-    )  # fmt: skip
+def _points(panel: "Axes", curves: Sequence[tuple[str, str, str, list[Interval]]]) -> None:
+    """Curves over severity; points of one severity stand a little apart, so that their intervals can be told apart."""
+    apart = min(0.06, 0.4 / len(curves))
+    for number, (label, colour, dash, values) in enumerate(curves):
+        means, ends = _means_and_ends(values)
+        at = np.arange(len(values)) + (number - (len(curves) - 1) / 2) * apart
+        panel.errorbar(
+            at, means, yerr=ends, color=colour, linestyle=dash, marker="o", markersize=3, capsize=2, elinewidth=0.8, label=label
+        )
 
 
-def _bars(panel: "Axes", series: Sequence[tuple[str, str, list[Interval]]]) -> None:
+def _bars(panel: "Axes", curves: Sequence[tuple[str, str, str, list[Interval]]]) -> None:
     """Bars side by side, for values that no line connects."""
-    thick = 0.8 / max(1, len(series))
-    for number, (label, colour, values) in enumerate(series):
-        means = np.array([value.mean for value in values])
-        ends: Any = np.array([[value.mean - value.low, value.high - value.mean] for value in values]).T
-        at = np.arange(len(values)) + (number - (len(series) - 1) / 2) * thick
+    thick = 0.8 / len(curves)
+    for number, (label, colour, _, values) in enumerate(curves):
+        means, ends = _means_and_ends(values)
+        at = np.arange(len(values)) + (number - (len(curves) - 1) / 2) * thick
         panel.bar(
             at, means, thick, yerr=ends, color=colour, label=label, error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": INK}
         )
-    if series:
-        panel.axhline(0, color=INK, linewidth=0.6)
+    panel.axhline(0, color=INK, linewidth=0.6)
+
+
+def _means_and_ends(values: Sequence[Interval]) -> tuple[Any, Any]:
+    """Means, and the lengths of the intervals below and above them, (2, n)."""
+    means = np.array([value.mean for value in values])
+    return means, np.array([[value.mean - value.low, value.high - value.mean] for value in values]).T

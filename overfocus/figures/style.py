@@ -16,7 +16,7 @@ from overfocus.errors import RunError, explain
 from overfocus.files import atomic_file, remove_unfinished
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 
 INK = "#1a1d23"
@@ -26,7 +26,7 @@ OKABE_ITO = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 SEQUENTIAL = "viridis"
 DIFFERENCE = ("#0072B2", "#D55E00")
-"""Less and more attention than clean; no difference is clear, so that it works on light, dark and pictures."""
+"""Less and more attention than clean; no difference is clear, so that it works on light, on dark and on images."""
 MISSING = "#8a8f98"
 
 
@@ -177,16 +177,52 @@ def axis_label(title: str, unit: str) -> str:
     >>> axis_label("Jensen–Shannon divergence", "bits")
     'Jensen–Shannon\ndivergence\n(bits)'
     """
-    lines = textwrap.wrap(title, LINE)
+    lines = textwrap.wrap(title.replace("top k", "top\N{NO-BREAK SPACE}k"), LINE)
     return "\n".join(lines if len(unit) + 2 > LINE or len(lines) > 2 else [*lines, f"({unit})"])
 
 
 HANDLE, CHARACTER = 0.55, 0.062
-"""Inches that a line and its margins take, and one character of 7 points."""
+"""Inches that a line and its margins take, and one character, in a legend of 7 points."""
+
+
+def small_multiples(count: int, width: float, panel: float, below: float = 0.0) -> tuple["PlainFigure", list["Axes"]]:
+    """A figure of `width` inches with panels of about `panel` inches, and the axes of the panels.
+
+    Args:
+        count: number of panels.
+        width: of the figure in inches.
+        panel: width of a panel in inches.
+        below: inches that long labels take below each panel.
+    """
+    across = min(count, max(1, round(width / panel)))
+    down = -(-count // across)
+    figure = PlainFigure(figsize=(width, down * (min(2.1, 0.72 * width / across + 0.5) + below)), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
+
+
+def every_few(places: Sequence[float], labels: Sequence[object], width: float) -> tuple[list[float], list[str]]:
+    """As many ticks and short labels as fit a width of so many inches."""
+    step = -(-len(labels) // max(1, int(width / 0.28)))
+    return list(places)[::step], [str(label) for label in labels[::step]]
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any], labels: Sequence[str], width: float) -> None:
-    """Put the legend below the panels, in as many columns as fit a figure of `width` inches."""
-    longest = max((len(label) for label in labels), default=0)
-    columns = max(1, int(width / (HANDLE + CHARACTER * longest)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels) or 1), handlelength=2.6)
+    """Put the legend below the panels of a figure of `width` inches, which grows by it; long labels are wrapped."""
+    import matplotlib as mpl
+    from matplotlib.font_manager import FontProperties
+
+    if not labels:
+        return
+    points = FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points()
+    handle, character = HANDLE * points / 7, CHARACTER * points / 7
+    wrapped = [textwrap.wrap(label, max(8, int((width - handle) / character))) or [""] for label in labels]
+    columns = int(width / (handle + character * max(len(line) for lines in wrapped for line in lines)))
+    columns = min(max(1, columns), len(labels))
+    rows = -(-len(labels) // columns)
+    lines = max(sum(map(len, wrapped[start : start + rows])) for start in range(0, len(labels), rows))
+    figure.set_figheight(figure.get_figheight() + 0.1 + 1.6 * lines * points / 72)
+    texts = ["\n".join(lines) for lines in wrapped]
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, handlelength=2.6, frameon=False)

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from overfocus.checkpoints.load import resolve_model
 from overfocus.corruptions import check_severity, resolve_corruptions
-from overfocus.errors import CaptureError, ImageError, RunError
+from overfocus.errors import CaptureError, ImageError, RunError, out_of_memory_as
 from overfocus.figures.images import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import save_figure, styled
 from overfocus.heatmaps.maps import HeatMap, heat_maps
 from overfocus.images.live import image_sources
 from overfocus.images.sources import ImageSource
-from overfocus.memory import out_of_memory_as
 from overfocus.processes import choose_device
 from overfocus.sweep.reading import ImageReader, InputSize
 from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings
@@ -46,7 +45,7 @@ class HeatMaps:
 
     maps: list[HeatMap]
     """One for each layer (or head) asked for; `values` has the versions on its first axis."""
-    pictures: npt.NDArray[np.uint8] = field(repr=False)
+    pixels: npt.NDArray[np.uint8] = field(repr=False)
     """(versions, height, width, 3), as the model sees them."""
     variants: list[Variant]
     """Clean first."""
@@ -63,7 +62,7 @@ class HeatMaps:
         with styled():
             heading = f"{printable(self.name)} · {describe(self.request)}{of_class}"
             return heat_map_sheet(
-                self.pictures, [variant.label for variant in self.variants], self.maps, heading, counted(self.request)
+                self.pixels, [variant.label for variant in self.variants], self.maps, heading, counted(self.request)
             )
 
     def _repr_png_(self) -> bytes:
@@ -128,10 +127,10 @@ def _heat_maps(
         sample = reader(number, range(len(variants)))
         if sample.reason is not None:
             raise ImageError(sample.reason)
-        pictures = sample.pixels[InputSize.of(loaded.preprocess)]
+        images = sample.pixels[InputSize.of(loaded.preprocess)]
         with out_of_memory_as(RunError, "try fewer corruptions, or a smaller image_size"):
-            maps = heat_maps(loaded.model, loaded.preprocess.normalize_batch(list(pictures), device), request)
-        yield HeatMaps(maps, pictures, variants, request, f"{loaded.name} · {image.name}", loaded.class_names)
+            maps = heat_maps(loaded.model, loaded.preprocess.normalize_batch(list(images), device), request)
+        yield HeatMaps(maps, images, variants, request, f"{loaded.name} · {image.name}", loaded.class_names)
 
 
 def class_number(target: int | str | None, names: Sequence[str] | None) -> int | None:
@@ -219,19 +218,17 @@ def file_part(drawn: HeatMaps, variants: Sequence[Variant]) -> str:
 
 
 def unused(folder: Path, name: str, taken: dict[Path, None]) -> Path:
-    """A path in `folder` that none of this call's files has: pictures of different folders may share a name."""
+    """A path in `folder` that none of this call's files has: images of different folders may share a name."""
     path, number = folder / f"{name}.png", 2
     while path in taken:
         path, number = folder / f"{name}-{number}.png", number + 1
     return path
 
 
-def heat_map_sheet(
-    pictures: npt.NDArray[np.uint8], versions: list[str], maps: list[HeatMap], heading: str, what: str
-) -> "Figure":
-    """Draw (versions, height, width, 3) pictures under their maps; call inside `styled()`.
+def heat_map_sheet(images: npt.NDArray[np.uint8], versions: list[str], maps: list[HeatMap], heading: str, what: str) -> "Figure":
+    """Draw (versions, height, width, 3) images under their maps; call inside `styled()`.
 
-    One map: each version's picture, plain and covered. Several layers: a block of rows with one row per version for every
+    One map: each version's image, plain and covered. Several layers: a block of rows with one row per version for every
     six layers; several heads: one such block for each layer. `what` says what the colours count.
     """
     from matplotlib.figure import Figure
@@ -248,7 +245,7 @@ def heat_map_sheet(
     columns = across + 1
     blocks = -(-len(order) // across)
     side = 1.5 if len(maps) > 1 else 2.8
-    height_of_one = side * pictures.shape[1] / pictures.shape[2]
+    height_of_one = side * images.shape[1] / images.shape[2]
     rows = blocks * len(versions)
     left, right, top, below = 0.25, 0.95, 0.62, 0.32
     width, height = left + side * columns + right, top + rows * (height_of_one + 0.2) + below
@@ -263,8 +260,8 @@ def heat_map_sheet(
     norm = attention_norm(high)
     for row in range(rows):
         block, version = divmod(row, len(versions))
-        picture = pictures[version]
-        draw_overlay(axes[row, 0], picture, None, norm)
+        image = images[version]
+        draw_overlay(axes[row, 0], image, None, norm)
         axes[row, 0].set_title(versions[version], fontsize=8, pad=3)
         for column in range(1, columns):
             place = block * across + column - 1
@@ -274,10 +271,10 @@ def heat_map_sheet(
                 continue
             shown = values[number][version]
             top_k = largest_places(shown, TOP_FRACTION)
-            draw_overlay(axes[row, column], picture, shown, norm, top_k)
+            draw_overlay(axes[row, column], image, shown, norm, top_k)
             query, grid = maps[number].query, maps[number].query_grid
             if query and grid:
-                frame_patch(axes[row, column], query, grid, picture.shape[:2], "#ffffff", 2.0)
+                frame_patch(axes[row, column], query, grid, image.shape[:2], "#ffffff", 2.0)
             if version == 0:
                 module = f" ({maps[number].module})" if len(maps) == 1 and maps[number].module else ""
                 axes[row, column].set_title(maps[number].label + module, fontsize=8, pad=3)

@@ -200,7 +200,7 @@ def _weighted(maps: list[AttentionMap], score: Tensor) -> list[Float[Tensor, "ba
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One map over the picture."""
+    """One map over the image."""
 
     label: str
     """Which layer, in few words."""
@@ -283,7 +283,7 @@ def _layer_map(attention: AttentionMap, number: int, head: int | None, request: 
         return HeatMap(label, attention.module, attended(heads, query), patch, grid, number, head)
     grid, received = attention.image_grid, measure(heads, profiles=True).get("received")
     if grid is None or received is None:
-        raise CaptureError(f"{attention.module}: its patches have no known grid, so they cannot be laid over the picture")
+        raise CaptureError(f"{attention.module}: its patches have no known grid, so they cannot be laid over the image")
     values = received.reshape(-1, *grid) * received.shape[-1]
     return HeatMap(label, attention.module, values, None, None, number, head)
 
@@ -319,7 +319,7 @@ def _laid(cam: Cam) -> Float[Tensor, "batch rows columns"]:
         return _relative(patches.reshape(-1, *cam.grid))
     grid, places = query_grid(attention), attention.partition
     if places is None:
-        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the picture")
+        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the image")
     places = places.to(patches.device).flatten()
     laid = torch.zeros(len(patches) // attention.windows, math.prod(grid), device=patches.device)
     laid[:, places[places >= 0]] = patches.reshape(len(laid), -1)[:, places >= 0]
@@ -364,7 +364,7 @@ def query_grid(attention: AttentionMap) -> tuple[int, int]:
     """
     grid = attention.image_grid if attention.kind == "window" else attention.grid
     if grid is None:
-        raise CaptureError(f"{attention.module}: its patches have no known grid, so they cannot be laid over the picture")
+        raise CaptureError(f"{attention.module}: its patches have no known grid, so they cannot be laid over the image")
     return grid
 
 
@@ -391,7 +391,7 @@ def attended(attention: AttentionMap, query: Query) -> Float[Tensor, "batch rows
 def _in_window(attention: AttentionMap, query: Query) -> Tensor:
     grid, partition = query_grid(attention), attention.partition
     if partition is None:
-        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the picture")
+        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the image")
     if query == "class":
         raise CaptureError(f"{attention.module}: windows have no class token; choose a patch as row,column, e.g. {_middle(grid)}")
     held = (partition == patch_number(attention, query, grid)).nonzero()

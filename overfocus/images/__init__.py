@@ -1,1 +1,1 @@
-"""Pictures: finding them, their labels, and reading every usual kind of file as RGB."""
+"""Images: finding them, their labels, and reading every usual kind of file as RGB."""

@@ -317,8 +317,8 @@ def image_profile(sites: Sequence[KeySite], model: nn.Module) -> Float[Tensor, "
 class PatchChoice:
     """Chooses patches of one layer, or of the image, by what they receive."""
 
-    def __init__(self, received: Float[Tensor, "pictures windows tokens"], images: Sequence[int], seed: int, layer: int) -> None:
-        """`images` is the number of each picture's image: random choices depend on it, the layer, the seed and the draw alone."""
+    def __init__(self, received: Float[Tensor, "images windows tokens"], images: Sequence[int], seed: int, layer: int) -> None:
+        """`images`: the image that each input shows. Choices depend on it, the layer, the seed and the draw alone."""
         self._received = received
         self._images = images
         self._seed = seed
@@ -326,8 +326,8 @@ class PatchChoice:
         self._sorted = {descending: ranks(received, descending=descending) for descending in (True, False)}
         self._values: dict[int, Array] = {}
 
-    def choose(self, job: Job, count: int) -> tuple[Bool[Tensor, "pictures windows tokens"], Bool[Tensor, " pictures"]]:
-        """The patches of a job, `count` in each window, and for which pictures there are such ones."""
+    def choose(self, job: Job, count: int) -> tuple[Bool[Tensor, "images windows tokens"], Bool[Tensor, " images"]]:
+        """The patches of a job, `count` in each window, and for which images there are such ones."""
         every = torch.ones(len(self._images), dtype=torch.bool, device=self._received.device)
         if job.choice == "mass":
             return self._equal_mass(job.draw, self._sorted[True] < count)
@@ -336,8 +336,8 @@ class PatchChoice:
         return self._sorted[job.choice == "top"] < count, every
 
     def _equal_mass(
-        self, draw: int, top: Bool[Tensor, "pictures windows tokens"]
-    ) -> tuple[Bool[Tensor, "pictures windows tokens"], Bool[Tensor, " pictures"]]:
+        self, draw: int, top: Bool[Tensor, "images windows tokens"]
+    ) -> tuple[Bool[Tensor, "images windows tokens"], Bool[Tensor, " images"]]:
         received, is_top = shares(self._received.flatten(1)), top.flatten(1)
         wanted = (received * is_top).sum(-1, keepdim=True)
         others = received.masked_fill(is_top, 0)
@@ -383,7 +383,7 @@ class AblationProbe(Probe):
         """Patch tokens among the keys of each layer; of the image's patch grid alone where pixels are corrupted."""
         self._sites: list[KeySite] = []
         self._profile = torch.zeros(0)
-        """Of each picture, where pixels are corrupted."""
+        """Of each image, where pixels are corrupted."""
 
     def describe(self, inputs: Tensor) -> Described:
         """The patch tokens of each layer, or of the image.
@@ -416,7 +416,7 @@ class AblationProbe(Probe):
     def forward(self, batch: Batch) -> Tensor:
         """The output for all tokens; notes what each token receives."""
         inputs = batch.inputs
-        alone = len(inputs) == 1  # one picture alone does not show which axis of a map holds images
+        alone = len(inputs) == 1  # one image alone does not show which axis of a map holds images
         whole, sites = find_key_sites(self.loaded.model, torch.cat([inputs, inputs]) if alone else inputs)
         if alone:
             whole, sites = whole[:1], [_first_half(site) for site in sites]
@@ -428,7 +428,7 @@ class AblationProbe(Probe):
         return whole
 
     def columns(self, batch: Batch, output: Any) -> Mapping[str, Column]:
-        """`QUANTITIES` (pictures, choices and jobs, quantities), all tokens first; NaN where a job has nothing to change.
+        """`QUANTITIES` (images, choices and jobs, quantities), all tokens first; NaN where a job has nothing to change.
 
         Raises:
             CaptureError: keys cannot be taken out of a layer, or the output without them holds NaN.
@@ -444,12 +444,12 @@ class AblationProbe(Probe):
         cells = [self._compare(whole, whole, of_clean)] * len(CHOICES)
         for job in self.jobs:
             chosen = [chooser.choose(job, count) for chooser, count in zip(choosers, job.counts, strict=True)]
-            pictures = torch.stack([changeable, *(known for _, known in chosen)]).all(0).nonzero().squeeze(1)
+            images = torch.stack([changeable, *(known for _, known in chosen)]).all(0).nonzero().squeeze(1)
             values = torch.full_like(cells[0], torch.nan)
-            if len(pictures):
-                masks = [mask[pictures] for mask, _ in chosen]
-                without = self._without(batch.inputs[pictures], batch.inputs[clean[pictures]], masks)
-                values[pictures] = self._compare(without, whole[pictures], of_clean[pictures])
+            if len(images):
+                masks = [mask[images] for mask, _ in chosen]
+                without = self._without(batch.inputs[images], batch.inputs[clean[images]], masks)
+                values[images] = self._compare(without, whole[images], of_clean[images])
             cells.append(values)
         return {"cells": torch.stack(cells, dim=1).cpu().numpy()}
 
@@ -469,15 +469,15 @@ class AblationProbe(Probe):
             return [site.tokens for site in sites]
         return [image_profile(sites, self.loaded.model)[0].numel()]
 
-    def _choosers(self, images: Sequence[int], clean: Int[Tensor, " pictures"]) -> list[PatchChoice]:
-        """One per layer; for corruption one for the image, by its clean picture."""
+    def _choosers(self, images: Sequence[int], clean: Int[Tensor, " images"]) -> list[PatchChoice]:
+        """One per layer; for corruption one for the whole image, by its clean version."""
         if self.how == "remove":
             received = [site.received.view(-1, site.windows, site.tokens) for site in self._sites]
         else:
             received = [self._profile[clean].flatten(1).unsqueeze(1)]
         return [PatchChoice(part, images, self.seed, layer) for layer, part in enumerate(received)]
 
-    def _without(self, inputs: Tensor, clean: Tensor, masks: Sequence[Bool[Tensor, "pictures windows tokens"]]) -> Tensor:
+    def _without(self, inputs: Tensor, clean: Tensor, masks: Sequence[Bool[Tensor, "images windows tokens"]]) -> Tensor:
         """The output without the chosen patches; `clean` is the clean input beside each of `inputs`."""
         if self.how == "remove":
             with hide_keys(self.loaded.model, self._sites, [mask.flatten(0, 1) for mask in masks]):
@@ -485,8 +485,8 @@ class AblationProbe(Probe):
         corrupted = _over_pixels(masks[0].reshape(-1, *self._profile.shape[1:]), (inputs.shape[-2], inputs.shape[-1]))
         return output_tensor(self.loaded.model(torch.where(corrupted.unsqueeze(1), inputs, clean)))
 
-    def _compare(self, output: Tensor, whole: Tensor, of_clean: Tensor) -> Float[Tensor, "pictures quantities"]:
-        """An output compared with that for all tokens, and with that for the clean picture."""
+    def _compare(self, output: Tensor, whole: Tensor, of_clean: Tensor) -> Float[Tensor, "images quantities"]:
+        """An output compared with that for all tokens, and with that for the clean image."""
         output = output.float()
         if not bool(torch.isfinite(output).all()):
             raise CaptureError("the model's output without some patches holds NaN; try smaller fractions")
@@ -501,7 +501,7 @@ class AblationProbe(Probe):
         return torch.stack([values[name].float() for name in QUANTITIES], dim=1)
 
 
-def _over_pixels(chosen: Bool[Tensor, "pictures rows columns"], size: tuple[int, int]) -> Bool[Tensor, "pictures height width"]:
+def _over_pixels(chosen: Bool[Tensor, "images rows columns"], size: tuple[int, int]) -> Bool[Tensor, "images height width"]:
     """For each pixel, whether the patch that its centre lies in is chosen."""
     row, column = (
         (torch.arange(pixels, device=chosen.device) * 2 + 1) * patches // (2 * pixels)

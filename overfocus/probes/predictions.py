@@ -62,8 +62,8 @@ class ClassesProbe(Probe):
         return {"predictions": Table(prediction_columns(columns, self._names))}
 
     def _score(
-        self, batch: Batch, logits: Float[Tensor, "pictures *features"], allowed: Int[Tensor, " classes"] | None = None
-    ) -> dict[str, Float[Tensor, " pictures"]]:
+        self, batch: Batch, logits: Float[Tensor, "images *features"], allowed: Int[Tensor, " classes"] | None = None
+    ) -> dict[str, Float[Tensor, " images"]]:
         targets = torch.tensor(batch.each([self.targets[sample.item] for sample in batch.samples]), device=logits.device)
         classes = self.loaded.num_classes
         known = bool(classes) and logits.shape[1:] == (classes,)
@@ -114,19 +114,19 @@ class ScoresProbe(ClassesProbe):
 
 
 def score(
-    logits: Float[Tensor, "pictures *features"],
-    targets: Int[Tensor, " pictures"],
-    reference: Int[Tensor, " pictures"] | None,
+    logits: Float[Tensor, "images *features"],
+    targets: Int[Tensor, " images"],
+    reference: Int[Tensor, " images"] | None,
     allowed: Int[Tensor, " classes"] | None = None,
     *,
     classifier: bool = True,
-) -> dict[str, Float[Tensor, " pictures"]]:
+) -> dict[str, Float[Tensor, " images"]]:
     """The columns of the predictions table; NaN where undefined, as is correct_top5 where there are at most five classes.
 
     Args:
         logits: of all classes, or features of any shape.
-        targets: the class of each picture, −1 where it means none of the model's.
-        reference: place of each picture's clean counterpart in the batch; None where there are none.
+        targets: the class of each image, −1 where it means none of the model's.
+        reference: place of each image's clean counterpart in the batch; None where there are none.
         allowed: classes that predictions are restricted to; the others are left out before the softmax.
         classifier: whether these are logits; of features the cosine alone is defined.
     """
@@ -228,7 +228,7 @@ class PixelsProbe(Probe):
         return {"predictions": sum(variant != CONTROL_VARIANT for variant in variants)}
 
     def columns(self, batch: Batch, output: Any) -> Mapping[str, Column]:
-        """The columns of the predictions table, and class maps; only one picture's logits exist at full size at a time."""
+        """The columns of the predictions table, and class maps; only one image's logits exist at full size at a time."""
         size = batch.inputs.shape[2], batch.inputs.shape[3]
         masks = [_fitted(sample.mask, size) for sample in batch.samples]
         rows, maps = [], []
@@ -289,14 +289,14 @@ class WindowsProbe(PixelsProbe):
         self.device = model_device(loaded)
 
     def forward(self, batch: Batch) -> Iterator[Tensor]:
-        """Logits of each picture; those of one size go through the model together.
+        """Logits of each image; those of one size go through the model together.
 
         Raises:
             RunError: the window that was asked for is larger than an image.
         """
         items = batch.each([sample.item for sample in batch.samples])
-        pictures = list(zip(items, batch.pixels, strict=True))
-        for (height, width), group in groupby(pictures, key=lambda picture: picture[1].shape[:2]):
+        images = list(zip(items, batch.pixels, strict=True))
+        for (height, width), group in groupby(images, key=lambda image: image[1].shape[:2]):
             same = list(group)
             self.settings.require_room(self.names[same[0][0]], (height, width))
             together = max(1, self.inference.together // self.inference.windows((height, width)))

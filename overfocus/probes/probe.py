@@ -30,35 +30,35 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Column = Array | list[Array | None]
-"""A value for each picture of a batch: an array whose first axis they are, or a list with None where nothing is kept."""
+"""A value for each image of a batch: an array whose first axis they are, or a list with None where nothing is kept."""
 
 
 @dataclass(eq=False)
 class Batch:
-    """Pictures that go through a model together: some variants of each sample, sample after sample."""
+    """Images that go through a model together: some variants of each sample, sample after sample."""
 
     samples: Sequence[Sample]
     members: Sequence[Sequence[int]]
     """Which of its variants stand for each sample."""
     pixels: list[UInt8[np.ndarray, "height width 3"]]
-    """Of every picture, before normalisation."""
+    """Of every image, before normalisation."""
     device: torch.device
-    inputs: Float[Tensor, "pictures channels height width"] = field(init=False)
+    inputs: Float[Tensor, "images channels height width"] = field(init=False)
     """What the model was given; set before its forward, except where images keep their own size."""
 
     @property
     def variants(self) -> list[Variant]:
-        """Of every picture."""
+        """Of every image."""
         return [sample.variants[member] for sample, members in zip(self.samples, self.members, strict=True) for member in members]
 
     @property
     def starts(self) -> list[int]:
-        """Place of the first picture of each sample, and the number of pictures at the end."""
+        """Place of the first image of each sample, and the number of images at the end."""
         return [0, *np.cumsum([len(members) for members in self.members]).tolist()]
 
     @property
     def places(self) -> list[int] | None:
-        """Place of each picture's clean counterpart; None where a sample has none in this batch."""
+        """Place of each image's clean counterpart; None where a sample has none in this batch."""
         places: list[int] = []
         for start, sample, members in zip(self.starts, self.samples, self.members, strict=False):
             own = [sample.variants[member] for member in members]
@@ -68,13 +68,13 @@ class Batch:
         return places
 
     @property
-    def reference(self) -> Int[Tensor, " pictures"] | None:
+    def reference(self) -> Int[Tensor, " images"] | None:
         """The same as a tensor on the device."""
         places = self.places
         return None if places is None else torch.tensor(places, device=self.device)
 
     def each(self, values: Sequence[Any]) -> list[Any]:
-        """A value of each sample repeated for each of its pictures."""
+        """A value of each sample repeated for each of its images."""
         return [value for value, members in zip(values, self.members, strict=True) for _ in members]
 
 
@@ -140,7 +140,7 @@ class Probe:
 
     name: ClassVar[str] = ""
     paired: ClassVar[bool] = False
-    """Whether a corrupted picture needs its clean counterpart in the same forward."""
+    """Whether a corrupted image needs its clean counterpart in the same forward."""
     owns_forward: ClassVar[bool] = False
     """Whether `forward` runs the model in the place of a plain call."""
     measures: tuple[MeasureEntry, ...] = ()
@@ -171,7 +171,7 @@ class Probe:
         raise NotImplementedError
 
     def columns(self, batch: Batch, output: Any) -> Mapping[str, Column]:
-        """Values of each picture of a batch that went through the model; `output` is the tensor that the model returned."""
+        """Values of each image of a batch that went through the model; `output` is the tensor that the model returned."""
         raise NotImplementedError
 
     def finish(self, sample: Sample, result: ItemResult) -> None:
@@ -202,7 +202,7 @@ def model_device(loaded: "LoadedModel") -> torch.device:
 
 
 def variant_columns(results: Sequence[ItemResult]) -> dict[str, Array]:
-    """Corruption and severity of every picture of images in all variants, without the control."""
+    """Corruption and severity of every variant of every image, without the control."""
     variants = [result.variants[place] for result in results for place in result.kept]
     names, severities = zip(*variants, strict=True)
     return {"corruption": np.array(names), "severity": np.array(severities)}

@@ -1,4 +1,4 @@
-"""`compare`: several checkpoints on the same corrupted pictures, or several saved runs, the first being the baseline."""
+"""`compare`: several checkpoints on the same corrupted images, or several saved runs, the first being the baseline."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -21,6 +21,7 @@ from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
 from overfocus.runs.folder import COMPARISON_FILES, entry_names, own_files, refuse_others, remove_files, write_csv
 from overfocus.runs.notebook import NotebookMethods
+from overfocus.settings import did_you_mean
 from overfocus.statistics.differences import tabulate_differences
 from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability
 from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, ImageKey, Panel, read_panel
@@ -397,17 +398,30 @@ class Comparison(NotebookMethods):
             ) from error
         return folder
 
-    def overview(self) -> pd.DataFrame:
-        """The rows of `table` that fit on a page: all layers, clean images and all corruptions together."""
-        return choose_overview(self.table)
+    def overview(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+        """The rows of `table` that fit on a page: all layers, clean images and all corruptions together.
+
+        Raises:
+            RunError: one of `metrics`, all by default, is not in the table; the message lists what is.
+        """
+        rows = choose_overview(self.table)
+        known = list(dict.fromkeys(rows["metric"]))
+        for name in metrics or ():
+            if name not in known:
+                raise RunError(f"the comparison has no metric {name!r}{did_you_mean(name, known)}; there is {', '.join(known)}")
+        return rows if metrics is None else rows[rows["metric"].isin(metrics)]
+
+    def decisive(self) -> pd.DataFrame:
+        """The rows of `overview` whose metrics the verdicts rest on."""
+        return self.overview(sorted({str(metric) for verdict in self.verdicts for metric in verdict.rows["metric"]}))
 
     def to_markdown(self, rows: pd.DataFrame | None = None) -> str:
         """Rows of `table` (the overview where none are given) as a Markdown table."""
         return markdown(self.overview() if rows is None else rows)
 
     def to_latex(self, rows: pd.DataFrame | None = None) -> str:
-        """Rows of `table` (the overview where none are given) as a LaTeX table; it needs the package booktabs."""
-        return latex(self.overview() if rows is None else rows)
+        """Rows of `table` (where none are given, those that the verdicts rest on) as a LaTeX table for the package booktabs."""
+        return latex(self.decisive() if rows is None else rows)
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as plain values for JSON; NaN as None."""

@@ -7,7 +7,7 @@ _FOLDER = Path(str(files(__package__)))
 
 
 def sample_checkpoint() -> Path:
-    """The bundled checkpoint: a small VisionTransformer for 32×32 grey pictures, trained on Fashion-MNIST."""
+    """The bundled checkpoint: a small VisionTransformer for 32×32 grey images, trained on Fashion-MNIST."""
     return _FOLDER / "fashion_mnist_vit.safetensors"
 
 

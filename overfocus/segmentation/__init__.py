@@ -13,12 +13,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class PixelScores:
-    """One picture's scores, each 0 … 1; NaN where there is no mask, or no clean prediction, to score against."""
+    """One image's scores, each 0 … 1; NaN where there is no mask, or no clean prediction, to score against."""
 
     pixel_accuracy: float
     """Share of the pixels that have the mask's class."""
     image_iou: float
-    """Intersection over union, mean over the classes in the mask or in the prediction of this one picture."""
+    """Intersection over union, mean over the classes in the mask or in the prediction of this one image."""
     agreement: float
     """Share of the pixels whose class is that of the clean prediction."""
     intersections: Int[np.ndarray, " classes"]
@@ -33,14 +33,14 @@ def pixel_scores(
     clean: UInt8[np.ndarray, "height width"] | None,
     classes: int,
 ) -> PixelScores:
-    """Score the classes predicted for one picture.
+    """Score the classes predicted for one image.
 
     Pixels that the mask ignores (255) count nowhere, in the agreement neither.
 
     Args:
         predicted: class of every pixel.
         mask: the right ones.
-        clean: the prediction for the same picture without corruption.
+        clean: the prediction for the same image without corruption.
         classes: number of classes.
 
     Raises:
@@ -81,9 +81,9 @@ def class_iou(
 def mean_iou(
     intersections: Int[np.ndarray, "*sets classes"], unions: Int[np.ndarray, "*sets classes"]
 ) -> Float[np.ndarray, "*sets"]:
-    """mIoU, the mean over the classes that occur, of intersections and unions that were added up over the pictures of a set.
+    """mIoU, the mean over the classes that occur, of intersections and unions that were added up over the images of a set.
 
-    It is not the mean over pictures of their own IoU. NaN where no class occurs.
+    It is not the mean over images of their own IoU. NaN where no class occurs.
 
     >>> float(mean_iou(np.array([1, 3, 0]), np.array([2, 4, 0])))
     0.625

@@ -35,22 +35,22 @@ def is_segmentation(model: nn.Module, output: Tensor | None = None) -> bool:
 def upsample(
     logits: Float[Tensor, "batch classes rows columns"], size: tuple[int, int]
 ) -> Float[Tensor, "batch classes height width"]:
-    """Logits at the size (height, width) of a picture, bilinearly and without aligned corners, as the models are trained."""
+    """Logits at the size (height, width) of an image, bilinearly and without aligned corners, as the models are trained."""
     if tuple(logits.shape[2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def class_map(logits: Float[Tensor, "batch classes rows columns"], size: tuple[int, int]) -> UInt8[Tensor, "batch height width"]:
-    """The class of every pixel of pictures of `size` (height, width), on the device of the logits.
+    """The class of every pixel of images of `size` (height, width), on the device of the logits.
 
-    One picture after the other, so that no full-size logits of a batch exist.
+    One image after the other, so that no full-size logits of a batch exist.
 
     >>> class_map(torch.tensor([[[[0.0]], [[1.0]]]]), (1, 2))
     tensor([[[1, 1]]], dtype=torch.uint8)
     """
     # on a CPU, max finds the places seven times as fast as argmax
-    return torch.stack([upsample(picture, size)[0].max(0).indices.to(torch.uint8) for picture in logits[:, None]])
+    return torch.stack([upsample(image, size)[0].max(0).indices.to(torch.uint8) for image in logits[:, None]])
 
 
 def pixel_confidence(
@@ -58,17 +58,17 @@ def pixel_confidence(
     size: tuple[int, int],
     classes: UInt8[Tensor, "height width"] | None = None,
 ) -> float:
-    """Mean over the pixels of a picture of the probability (softmax) of its most probable class, or of the class in `classes`.
+    """Mean over the pixels of an image of the probability (softmax) of its most probable class, or of the class in `classes`.
 
-    Range 0 … 1; at `size` (height, width), as `class_map`. With the class map of the clean picture as `classes`, the
-    confidence of the clean picture minus this of its corrupted version is the confidence drop.
+    Range 0 … 1; at `size` (height, width), as `class_map`. With the class map of the clean image as `classes`, the
+    confidence of the clean image minus this of its corrupted version is the confidence drop.
 
     >>> round(pixel_confidence(torch.tensor([[[0.0]], [[0.0]]]), (2, 2)), 3)
     0.5
     """
     full = upsample(logits[None], size)[0]
     total = torch.zeros((), dtype=torch.float64, device=full.device)
-    # in strips: the exponentials of a whole large picture would take as much memory again as its logits
+    # in strips: the exponentials of a whole large image would take as much memory again as its logits
     for start in range(0, full.shape[1], _ROWS_PER_STRIP):
         rows = slice(start, start + _ROWS_PER_STRIP)
         strip = full[:, rows].float()
@@ -79,7 +79,7 @@ def pixel_confidence(
 
 @dataclass(frozen=True, eq=False)
 class PixelPrediction:
-    """A model's answer to one picture."""
+    """A model's answer to one image."""
 
     classes: UInt8[Tensor, "height width"]
     """Of every pixel, on the model's device."""
@@ -90,7 +90,7 @@ class PixelPrediction:
 
 
 def predict_pixels(logits: Float[Tensor, "classes rows columns"], size: tuple[int, int]) -> PixelPrediction:
-    """The class of every pixel of a picture of `size` (height, width)."""
+    """The class of every pixel of an image of `size` (height, width)."""
     classes = class_map(logits[None], size)[0]
     return PixelPrediction(classes, classes.cpu().numpy(), pixel_confidence(logits, size))
 
@@ -103,7 +103,7 @@ def pixel_columns(
 ) -> dict[str, Any]:
     """The columns of a prediction that was made of `logits`; NaN for what needs a mask, or a clean prediction, and has none.
 
-    predicted is the class of most pixels, confidence_drop the mean over the pixels of what the class that the clean picture has
+    predicted is the class of most pixels, confidence_drop the mean over the pixels of what the class that the clean image has
     there loses in probability; the others are those of `pixel_scores`, its pixel accuracy under the name correct.
     """
     height, width = prediction.on_host.shape
@@ -134,56 +134,56 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Inference:
-    """Sends pictures through a model.
+    """Sends images through a model.
 
-    A picture that is smaller than the window makes the window smaller. Only where the model takes inputs of one size (a ViT with
-    a table of positions), such a picture is continued to the right and below with the mean colour, and what is predicted
+    An image that is smaller than the window makes the window smaller. Only where the model takes inputs of one size (a ViT with
+    a table of positions), such an image is continued to the right and below with the mean colour, and what is predicted
     there is cut off.
 
-    Test-time augmentation averages the soft-max probabilities of all versions of a picture, as mmsegmentation does.
+    Test-time augmentation averages the soft-max probabilities of all versions of an image, as mmsegmentation does.
     """
 
     window: Size | None
-    """None takes every picture whole, in one forward."""
+    """None takes every image whole, in one forward."""
     stride: Size
     together: int
     """Windows in one forward."""
     flip: bool = False
     """Also mirrored from left to right."""
     scales: tuple[float, ...] = (1.0,)
-    """Sizes at which a picture is seen, relative to its own."""
+    """Sizes at which an image is seen, relative to its own."""
     only: Size | None = None
     """The one input size that the model takes; None where it takes any."""
 
     @property
     def augmented(self) -> bool:
-        """Whether a picture is seen in more than one version, or resized."""
+        """Whether an image is seen in more than one version, or resized."""
         return self.flip or self.scales != (1.0,)
 
     def windows(self, size: Size) -> int:
-        """How many windows a picture has; 1 where it is taken whole."""
+        """How many windows an image has; 1 where it is taken whole."""
         padded, window, stride = self._fit(size)
         axes = zip(padded, window, stride, strict=True)
         rows, columns = (len(window_starts(*axis)) for axis in axes)
         return rows * columns
 
     def logits(
-        self, model: nn.Module, pictures: Float[Tensor, "batch channels height width"]
+        self, model: nn.Module, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes rows columns"]:
-        """Logits of pictures of one size, at that size or, of pictures taken whole, as coarse as the model gives them.
+        """Logits of images of one size, at that size or, of images taken whole, as coarse as the model gives them.
 
         With test-time augmentation these are logarithms of the averaged probabilities, whose soft-max they are themselves.
 
         Raises:
             RunError: the model does not take inputs of this size.
         """
-        height, width = pictures.shape[2:]
+        height, width = images.shape[2:]
         if not self.augmented:
-            return self._one_version(model, pictures)
+            return self._one_version(model, images)
         total: Tensor | None = None
         for scale in self.scales:
             size = max(1, round(scale * height)), max(1, round(scale * width))
-            scaled = pictures if scale == 1 else F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
+            scaled = images if scale == 1 else F.interpolate(images, size=size, mode="bilinear", antialias=True)
             for mirrored in (False, True) if self.flip else (False,):
                 logits = self._one_version(model, scaled.flip(3) if mirrored else scaled).float()
                 logits = upsample(upsample(logits, size), (height, width))
@@ -193,15 +193,15 @@ class Inference:
         versions = len(self.scales) * (1 + self.flip)
         return total.div_(versions).log_()
 
-    def _one_version(self, model: nn.Module, pictures: Tensor) -> Tensor:
-        height, width = pictures.shape[2:]
+    def _one_version(self, model: nn.Module, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
         padded, window, stride = self._fit((height, width))
         try:
             if padded == window:
-                inputs = F.pad(pictures, (0, padded[1] - width, 0, padded[0] - height))
+                inputs = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
                 logits = torch.cat([model(part) for part in inputs.split(self.together)])  # type: ignore[no-untyped-call]
                 return logits if padded == (height, width) else upsample(logits, padded)[:, :, :height, :width]
-            inputs = F.pad(pictures, (0, padded[1] - width, 0, padded[0] - height))
+            inputs = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
             return sliding_logits(model, inputs, window, stride, self.together)[:, :, :height, :width]
         except AssertionError as error:  # timm's models assert what they demand of their input
             raise RunError(
@@ -209,11 +209,11 @@ class Inference:
             ) from error
 
     def _fit(self, size: Size) -> tuple[Size, Size, Size]:
-        """For a picture of `size`: the size that it is padded to, its window and stride."""
+        """For an image of `size`: the size that it is padded to, its window and stride."""
         if self.window is None:
             if self.only is not None and size != self.only:
                 raise RunError(
-                    f"the model takes {_text(self.only)} pixels only, got a picture of {_text(size)} to be taken whole; "
+                    f"the model takes {_text(self.only)} pixels only, got an image of {_text(size)} to be taken whole; "
                     "leave whole (--whole) out for sliding windows"
                 )
             return size, size, size
@@ -263,11 +263,11 @@ class InferenceSettings:
     stride: int | None = None
     """From window to window; None takes three quarters of the window."""
     whole: bool = False
-    """Take every picture in one forward instead."""
+    """Take every image in one forward instead."""
     flip: bool = False
-    """Average with what is predicted of the mirrored picture."""
+    """Average with what is predicted of the mirrored image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """Sizes at which each picture is seen, relative to its own; their predictions are averaged."""
+    """Sizes at which each image is seen, relative to its own; their predictions are averaged."""
 
     def __post_init__(self) -> None:
         for name in ("window", "stride"):
@@ -275,7 +275,7 @@ class InferenceSettings:
             if value is not None and value < 1:
                 raise RunError(f"{name} must be at least 1 pixel, got {value}")
         if self.whole and (self.window is not None or self.stride is not None):
-            raise RunError("whole pictures have no windows: give whole (--whole) or window and stride, not both")
+            raise RunError("whole images have no windows: give whole (--whole) or window and stride, not both")
         if self.window is not None and self.stride is not None and self.stride > self.window:
             raise RunError(
                 f"a stride of {self.stride} pixels between windows of {self.window} would leave pixels out; "
@@ -285,7 +285,7 @@ class InferenceSettings:
             raise RunError(f"scales must be above 0, got {self.scales or 'none'}; 0.5 0.75 1 1.25 1.5 1.75 is usual")
 
     def for_model(self, loaded: LoadedModel, batch_size: int) -> Inference:
-        """How pictures go through a model.
+        """How images go through a model.
 
         Raises:
             RunError: the model takes inputs of another size than the window only, or the stride is larger than its window.
@@ -308,20 +308,20 @@ class InferenceSettings:
         return Inference((height, width), stride, batch_size, self.flip, tuple(self.scales), only)
 
     def require_room(self, name: str, size: tuple[int, int]) -> None:
-        """Raise a `RunError` where the window that was asked for is larger than a picture of (height, width)."""
+        """Raise a `RunError` where the window that was asked for is larger than an image of (height, width)."""
         if self.window is not None and self.window > min(size):
             raise RunError(
-                f"{name}: a window of {self.window}×{self.window} pixels is larger than the picture ({size[1]}×{size[0]}); "
+                f"{name}: a window of {self.window}×{self.window} pixels is larger than the image ({size[1]}×{size[0]}); "
                 f"give a window of at most {min(size)}, or leave it out"
             )
 
     def describe(self, inference: Inference) -> str:
         """In words, for people."""
         if inference.window is None:
-            words = "whole pictures"
+            words = "whole images"
         else:
             (height, width), (down, across) = inference.window, inference.stride
-            words = f"windows of {width}×{height} pixels, stride {across}×{down}, where a picture is larger"
+            words = f"windows of {width}×{height} pixels, stride {across}×{down}, where an image is larger"
         if inference.flip:
             words += "; mirrored too"
         if inference.scales != (1.0,):
@@ -352,29 +352,29 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 def sliding_logits(
     model: nn.Module,
-    pictures: Float[Tensor, "batch channels height width"],
+    images: Float[Tensor, "batch channels height width"],
     window: tuple[int, int],
     stride: tuple[int, int],
     together: int,
 ) -> Float[Tensor, "batch classes height width"]:
     """Logits of every pixel: the mean of those of the windows that it lies in, each upsampled to the window's size.
 
-    `together` windows go through the model at a time and are added up in place, so that memory depends on the pictures and on
+    `together` windows go through the model at a time and are added up in place, so that memory depends on the images and on
     `together`, not on the number of windows. `window` and `stride` are (height, width).
     """
-    height, width = pictures.shape[2:]
+    height, width = images.shape[2:]
     tops, lefts = window_starts(height, window[0], stride[0]), window_starts(width, window[1], stride[1])
-    places = [(number, top, left) for number in range(len(pictures)) for top in tops for left in lefts]
+    places = [(number, top, left) for number in range(len(images)) for top in tops for left in lefts]
     total: Tensor | None = None
     for start in range(0, len(places), together):
         chosen = places[start : start + together]
-        crops = torch.stack([pictures[n, :, top : top + window[0], left : left + window[1]] for n, top, left in chosen])
+        crops = torch.stack([images[n, :, top : top + window[0], left : left + window[1]] for n, top, left in chosen])
         logits: Tensor = model(crops)
         if total is None:
-            total = torch.zeros(len(pictures), logits.shape[1], height, width, device=logits.device)
+            total = torch.zeros(len(images), logits.shape[1], height, width, device=logits.device)
         for (number, top, left), part in zip(chosen, logits, strict=True):
             _add_upsampled(total[number, :, top : top + window[0], left : left + window[1]], part)
-    assert total is not None  # there is a picture, so there is a window
+    assert total is not None  # there is an image, so there is a window
     # windows form a grid: how many lie on a pixel is the product of how many lie on its row and on its column
     for axis, length, starts in ((2, height, tops), (3, width, lefts)):
         if len(starts) > 1:

@@ -39,11 +39,11 @@ def measure_title(name: str) -> str:
     'Retained: attention cosine'
     """
     if name.startswith(RETAINED):
-        return f"Retained: {_within(title_of(name.removeprefix(RETAINED)))}"
+        return f"Retained: {within_sentence(title_of(name.removeprefix(RETAINED)))}"
     return _GUESSES.get(name) or title_of(name)
 
 
-def _within(title: str) -> str:
+def within_sentence(title: str) -> str:
     """A title within a sentence: names keep their capitals."""
     return title if title[1:2].isupper() or title.startswith(("Jensen", "Gini")) else title[:1].lower() + title[1:]
 
@@ -183,19 +183,20 @@ _FEATURES = {"output_cosine": 1}
 """Decides on the predictions where neither model has a classifier."""
 
 RULE = (
-    "Each question rests on a few quantities, each the mean over all layers and images of the paired difference to the baseline "
-    "with its 95 % interval and a test, adjusted by Holm over the quantities of the question. A difference is sure where the "
-    f"interval leaves out 0 and the adjusted p is below {LEVEL}. Overfocusing rests on top_share, gini and effective_tokens of "
-    "clean images; predictions on agreement, confidence_drop and, where labels are known, correct (output_cosine for models "
-    "without a classifier), averaged over all corruptions and severities: the answer is yes where more than half of the "
-    "differences are sure and better and none is sure and worse, no the other way round, mixed where some are sure and better "
-    f"and others sure and worse; a difference below {SMALLEST_DIFFERENCE} counts for neither side. Of a model that predicts one "
-    "class for every clean image only correct counts. Stability rests on what is retained against the control, another image, of "
-    "js_divergence, received_shift, attention_cosine, top_overlap and rank_correlation: yes where js_divergence is surely better "
-    "and none of the others surely worse, no where it is surely worse and none surely better, mixed where some are surely better "
-    "and others surely worse. Where the raw difference of a quantity that decided excludes 0 on the other side, the answer is "
-    "can't tell. It is can't tell in every other case, without a control, where the control is no more than "
-    f"{NOISE_MARGIN} times the numerical noise, and with fewer than {FEWEST_IMAGES} images."
+    "Each question rests on a few quantities: the mean over all layers and images of the paired difference to the baseline, "
+    "with its 95 % interval and a test, adjusted by Holm over the quantities of the question. A difference is significant "
+    f"if the interval excludes 0 and the adjusted p is below {LEVEL}. Overfocusing rests on top_share, gini and "
+    "effective_tokens of clean images; predictions on agreement, confidence_drop and, where labels are known, correct "
+    "(output_cosine for models without a classifier), averaged over all corruptions and severities: the answer is yes if "
+    "more than half of the differences are significantly better and none is significantly worse, no the other way round, "
+    f"mixed if some are significantly better and others significantly worse; a difference below {SMALLEST_DIFFERENCE} counts "
+    "for neither side. For a model that predicts one class for every clean image only correct counts. Stability rests on "
+    "what is retained relative to the control, another image, of js_divergence, received_shift, attention_cosine, "
+    "top_overlap and rank_correlation: yes if js_divergence is significantly better and none of the others significantly "
+    "worse, no if it is significantly worse and none significantly better, mixed if some are significantly better and "
+    "others significantly worse. If the raw difference of a deciding quantity excludes 0 on the other side, the answer is "
+    f"can't tell. It is can't tell in every other case, without a control, where the control is no more than {NOISE_MARGIN} "
+    f"times the numerical noise, and with fewer than {FEWEST_IMAGES} images."
 )
 
 
@@ -251,7 +252,7 @@ def _predictions(table: pd.DataFrame, baseline: str, model: str, clean_classes: 
         return None
     if rows.empty:
         told = f"{' and '.join(constant)} predict{'s' if len(constant) == 1 else ''} one class for every clean image"
-        why = f"{told}, which cannot change; only accuracy would tell, and labels are not known"
+        why = f"{told}, which cannot change; only accuracy could answer this, and labels are not known"
         rows = _rows(table, PREDICTIONS, ["agreement", "confidence_drop"])
         return _verdict(PREDICTIONS, baseline, model, rows, "can't tell", [], [], why) if len(rows) else None
     better, worse = _sides(rows, signs, SMALLEST_DIFFERENCE)
@@ -267,7 +268,7 @@ def _stability(table: pd.DataFrame, baseline: str, model: str, _: Mapping[str, i
         return _verdict(STABILITY, baseline, model, raw, "can't tell", [], [], NOT_MEASURED)
     primary = rows[rows["metric"] == PRIMARY]
     if primary.empty or primary["difference"].isna().all():
-        why = "what is retained of the Jensen–Shannon divergence is undefined: the control cannot be told from numerical noise"
+        why = "retained Jensen–Shannon divergence is undefined: the control cannot be distinguished from numerical noise"
         return _verdict(STABILITY, baseline, model, rows, "can't tell", [], [], why)
     better, worse = _sides(rows, STABILITY.quantities, 0.0)
     if better and worse:
@@ -328,7 +329,7 @@ def _verdict(
         few = f"a difference is judged from at least {FEWEST_IMAGES} images{images_needed(rows, question)}"
         answer, why = "can't tell", f"{why}, and {few}" if why else few
     elif answer == "can't tell" and not why:
-        why = f"too few of the differences are sure and on one side{images_needed(rows, question)}"
+        why = f"too few of the differences are significant in one direction{images_needed(rows, question)}"
     sentence = _claim(question, answer, rows, baseline, model, better, worse, why)
     return Verdict(question.name, question.asked, model, answer, f"{sentence} {_numbers(rows)}.", rows)
 
@@ -348,7 +349,7 @@ def _claim(
         sides = [", ".join(_subject(name) for name in names) for names in (better, worse)]
         return (
             f"Against {baseline} {question.where}, on {images}, {model} is better by {sides[0]} and worse by {sides[1]}, so "
-            "there is no one answer:"
+            "there is no single answer:"
         )
     if answer != "can't tell":
         return f"{model} {question.better if answer == 'yes' else question.worse} {baseline} {question.where}, on {images}:"
@@ -357,7 +358,7 @@ def _claim(
 
 def _subject(metric: str) -> str:
     """A quantity within a sentence."""
-    title = _within(title_of(metric.removeprefix(RETAINED)))
+    title = within_sentence(title_of(metric.removeprefix(RETAINED)))
     return f"what is retained of {title}" if metric.startswith(RETAINED) else title
 
 

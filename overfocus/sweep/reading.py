@@ -46,13 +46,13 @@ class InputSize(NamedTuple):
         """That of one model."""
         return cls(*preprocess.input_size[1:], preprocess.interpolation)
 
-    def fit(self, pictures: UInt8[np.ndarray, "variants height width 3"]) -> UInt8[np.ndarray, "variants new_height new_width 3"]:
+    def fit(self, images: UInt8[np.ndarray, "variants height width 3"]) -> UInt8[np.ndarray, "variants new_height new_width 3"]:
         """Resize what was prepared for another model; what has the size stays as it is."""
-        if pictures.shape[1:3] == (self.height, self.width):
-            return pictures
+        if images.shape[1:3] == (self.height, self.width):
+            return images
         method = str_to_pil_interp(self.interpolation)  # type: ignore[no-untyped-call]
         size = self.width, self.height
-        return np.stack([np.asarray(Image.fromarray(pixels).resize(size, method)) for pixels in pictures])
+        return np.stack([np.asarray(Image.fromarray(pixels).resize(size, method)) for pixels in images])
 
     def fit_mask(self, mask: Mask) -> Mask:
         """Resize a mask that was prepared for another model, each pixel taking the class of the nearest."""
@@ -201,7 +201,7 @@ def partners(images: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 @dataclass(frozen=True)
-class Packing:
+class BatchPlan:
     """How images in their variants are put together."""
 
     images: int
@@ -212,30 +212,30 @@ class Packing:
     """The variants of an image in the parts that are read one after the other; several only where `images` is 1."""
 
 
-def pack_pairs(variants: int, batch_size: int) -> Packing:
-    """Pack images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.
+def plan_pairs(variants: int, batch_size: int) -> BatchPlan:
+    """Divide images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.
 
-    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean picture
-    repeated. A corrupted picture needs its clean one, so that a forward holds at least two.
+    Several images share a forward where they fit; the variants of one that is larger are split evenly and its clean image
+    repeated. A corrupted image needs its clean one, so that a forward holds at least two.
     """
     if variants <= batch_size:
-        return Packing(batch_size // variants, (tuple(range(variants)),), (range(variants),))
+        return BatchPlan(batch_size // variants, (tuple(range(variants)),), (range(variants),))
     room = max(1, batch_size - 1)
     corrupted = variants - 1
     number = -(-corrupted // room)
     ends = [round(corrupted * part / number) for part in range(number + 1)]
-    return Packing(1, tuple((0, *range(1 + start, 1 + stop)) for start, stop in pairwise(ends)), (range(variants),))
+    return BatchPlan(1, tuple((0, *range(1 + start, 1 + stop)) for start, stop in pairwise(ends)), (range(variants),))
 
 
-def pack_images(variants: int, batch_size: int, *, split: bool = False) -> Packing:
-    """Pack images in so many variants whose forwards need no clean counterpart: as many images as fill a batch.
+def plan_images(variants: int, batch_size: int, *, split: bool = False) -> BatchPlan:
+    """Divide images in so many variants whose forwards need no clean counterpart: as many images as fill a batch.
 
     With `split`, the variants of an image are read a batch at a time: all those of a large image would take gigabytes.
     """
     every = tuple(range(variants))
     size = batch_size if split else variants
     pieces = tuple(range(start, min(start + size, variants)) for start in range(0, variants, size))
-    return Packing(max(1, batch_size // variants), (every,), pieces)
+    return BatchPlan(max(1, batch_size // variants), (every,), pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +247,7 @@ class Work:
     """Number of the image of each item; the versions of an image in a tree of corruptions share it."""
     variants: Sequence[Variant]
     """Made of each item; one where the data say what the images are."""
-    packing: Packing
+    plan: BatchPlan
     workers: int = 0
     strict: bool = False
     """Whether an image that cannot be read ends the sweep."""

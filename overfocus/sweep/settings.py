@@ -68,7 +68,7 @@ def _class_map() -> Any:
         "How labels that name no class are matched: number (that of the class, from 0), natural (2 before 10) or sorted (as "
         "plain text, 10 before 2) for the order of the class folders, or a file with the class of each label (JSON, CSV, or "
         "one label a line in the order of the classes).",
-        none="numbers, else natural order; it is said where this is not sure",
+        none="numbers, else natural order; a note says where this is uncertain",
         metavar="FILE|sorted|natural|number",
     )
 
@@ -97,7 +97,7 @@ def _checkpoint() -> Any:
 
 
 def _model() -> Any:
-    return setting(None, "Architecture (a timm name), where the checkpoint does not tell.", metavar="NAME")
+    return setting(None, "Architecture (a timm name), if the checkpoint does not determine it.", metavar="NAME")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class LoadingSettings(Settings):
 
     _: KW_ONLY
     use_ema: bool = setting(
-        True, "Take the plain weights where the checkpoint also holds averaged (EMA) ones.", spelling=("--no-ema",)
+        True, "Load the plain weights, even if the checkpoint also holds averaged (EMA) ones.", spelling=("--no-ema",)
     )
     image_size: int | tuple[int, int] | None = setting(
         None,
@@ -119,17 +119,17 @@ class LoadingSettings(Settings):
     )
     model_args: str | None = setting(
         None,
-        "Arguments of the architecture that the checkpoint does not tell, such as num_heads=12,qk_norm=true.",
+        "Arguments of the architecture that the checkpoint does not determine, such as num_heads=12,qk_norm=true.",
         metavar="KEY=VALUE,…",
     )
     weights: str | None = setting(
-        None, "Which network of the checkpoint to take, by where it stands there, such as teacher.backbone.", metavar="ENTRY"
+        None, "Which network of the checkpoint to load, by its path in the file, such as teacher.backbone.", metavar="ENTRY"
     )
     lenient: bool = setting(
-        False, "Load a checkpoint although tensors of its trunk are missing or left over; every result says so."
+        False, "Load a checkpoint even if tensors of its backbone are missing or left over; every result says so."
     )
     device: "str | torch.device | None" = setting(
-        None, "cpu, cuda, cuda:1, …", none="CUDA where there is, and a loaded model where it is", metavar="DEVICE"
+        None, "cpu, cuda, cuda:1, …", none="CUDA if available; a loaded model stays where it is", metavar="DEVICE"
     )
 
     def loading(self) -> dict[str, Any]:
@@ -171,21 +171,21 @@ class SweepSettings(LoadingSettings):
     seed: int = setting(0, "Seed of the corruptions and of the control.", least=0, most=LARGEST_SEED, metavar="N")
     cache: str | Path | None = setting(
         None,
-        "Folder that keeps corrupted images (64 GB at most), so that other models are measured on them without corrupting again.",
-        none="none is kept",
+        "Folder in which corrupted images are kept (64 GB at most), so that other models are measured without corrupting again.",
+        none="no cache",
         affects_result=False,
         metavar="FOLDER",
     )
     workers: int | None = setting(
         None,
-        "Processes that read and corrupt images beside the model; 0 does it in this one.",
+        "Worker processes that read and corrupt images; 0 uses the main process.",
         none="by the number of cores",
         least=0,
         most=256,
         affects_result=False,
         metavar="N",
     )
-    overwrite: bool = setting(False, "Replace the run that the output folder holds.", affects_result=False)
+    overwrite: bool = setting(False, "Replace the run in the output folder.", affects_result=False)
     progress: bool | None = setting(
         None, "Whether to show a progress bar.", none="on a terminal", affects_result=False, command_line=False
     )
@@ -305,13 +305,13 @@ class CompareSettings(MeasuringSettings):
         "Checkpoints (files, hub folders, timm names), or folders of saved runs; the first is the baseline.",
         none="the two bundled ones",
         argument=True,
-        metavar="BASELINE OTHER…",
+        metavar="BASELINE OTHER",
     )
     _: KW_ONLY
     groups: "Mapping[str, Sequence[str | Path | Run]] | None" = setting(
         None,
-        "In place of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then take "
-        "in images and runs.",
+        "Instead of sources, saved runs of several seeds under the name of their model, the baseline first; intervals then cover "
+        "images and runs.",
         spelling=("--group",),
         metavar="NAME=RUN,RUN…",
         parse=lambda text: [run for run in text.split(",") if run],
@@ -326,12 +326,12 @@ class CompareSettings(MeasuringSettings):
     )
     model: str | Sequence[str | None] | None = setting(
         None,
-        "Architecture, where checkpoints do not tell: one for all, or one for each ('' where it does tell).",
+        "Architecture, if checkpoints do not determine it: one for all, or one for each ('' if it is determined).",
         metavar="NAME",
         may_be_empty=True,
     )
     resamples: int = setting(
-        10_000, "Bootstrap resamples behind intervals of ratios and of mIoU.", least=1, most=10**7, metavar="N"
+        10_000, "Bootstrap resamples for the intervals of ratios and of mIoU.", least=1, most=10**7, metavar="N"
     )
 
 
@@ -352,13 +352,13 @@ class AblateSettings(SweepSettings):
     _: KW_ONLY
     how: Literal["remove", "corrupt"] = setting(
         "remove",
-        "remove: take the patches out of the attention of every layer. corrupt: corrupt their pixels, the rest of the image "
+        "remove: hide the patches from the attention of every layer. corrupt: corrupt their pixels; the rest of the image "
         "stays clean.",
         metavar="NAME",
     )
     draws: int | None = setting(
         None,
-        "Random patches are drawn so many times, each time as many as the most attended ones, and as many as receive the same.",
+        "Number of random draws, each of as many patches as the most attended ones and of patches that receive as much.",
         none="1 for remove, 5 for corrupt",
         least=1,
         most=1000,
@@ -405,11 +405,11 @@ class EvaluateSettings(SweepSettings):
     checkpoints: "str | Path | nn.Module | LoadedModel | Sequence[str | Path | nn.Module | LoadedModel]" = setting(
         help="Checkpoints, hub folders or timm names; in Python also modules or loaded models.",
         argument=True,
-        metavar="CHECKPOINT...",
+        metavar="CHECKPOINT",
     )
     data: "str | Path | Sequence[Any] | Dataset[Any] | DataLoader[Any]" = setting(
         help="Class folders, IDX files, a Hugging Face data set (their validation split if there is one), a CSV file of labels "
-        "or images with one beside them, ImageNet-A, -R (told by the folder's name) or -P, or a tree corruption/severity/class. "
+        "or images with one beside them, ImageNet-A, -R (known by the folder's name) or -P, or a tree corruption/severity/class. "
         "For segmentation: Cityscapes, Cityscapes-C, ACDC, or images/ beside masks/. In Python also images in memory and their "
         "labels.",
         parse=str,
@@ -417,7 +417,7 @@ class EvaluateSettings(SweepSettings):
     )
     output: str | Path = setting(
         Path("overfocus-evaluation"),
-        "A folder; with several checkpoints each has its run in a folder of it.",
+        "Folder of the run; with several checkpoints, a subfolder for each.",
         affects_result=False,
         metavar="FOLDER",
     )
@@ -425,8 +425,8 @@ class EvaluateSettings(SweepSettings):
     task: str | None = setting(None, "classification or segmentation.", none="what the checkpoints are for", metavar="NAME")
     corruptions: "str | Corruption | Sequence[str | Corruption] | None" = setting(
         None,
-        "Corruption or group to make on the fly, or to take of a tree.",
-        none="none; all of a tree",
+        "Corruption or group to apply on the fly, or to select from a tree.",
+        none="none; all those of a tree",
         metavar="NAME",
     )
     severities: int | Sequence[int] | None = _severities("all")
@@ -446,15 +446,15 @@ class EvaluateSettings(SweepSettings):
     )
     baseline: str | Path | None = setting(
         None,
-        "A finished evaluation's folder, or a checkpoint, whose errors those of the others are divided by for mCE, where "
-        "AlexNet's published ones do not fit. Not for segmentation.",
+        "Folder of a finished evaluation, or a checkpoint, by whose errors those of the others are divided for mCE, where "
+        "AlexNet's published errors do not apply. Not for segmentation.",
         none="the first of several checkpoints",
         metavar="RUN|CHECKPOINT",
     )
     model: str | None = _model()
     window: int | None = setting(
         None,
-        "Of segmentation: side of the sliding windows in pixels.",
+        "Segmentation: side of the sliding windows in pixels.",
         none="the model's input size",
         least=1,
         most=LARGEST_SIDE,
@@ -462,17 +462,17 @@ class EvaluateSettings(SweepSettings):
     )
     stride: int | None = setting(
         None,
-        "From one window to the next in pixels.",
+        "Segmentation: step from one window to the next in pixels.",
         none="three quarters of the window",
         least=1,
         most=LARGEST_SIDE,
         metavar="PIXELS",
     )
-    whole: bool = setting(False, "Take images in one forward, whatever their size, instead of windows.")
-    flip: bool = setting(False, "Average with the prediction of the mirrored image.")
+    whole: bool = setting(False, "Segmentation: process each image whole, whatever its size, instead of in windows.")
+    flip: bool = setting(False, "Segmentation: average with the prediction for the mirrored image.")
     scales: float | Sequence[float] | None = setting(
         None,
-        "Sizes at which each image is seen, relative to its own, and their predictions averaged.",
+        "Segmentation: scales at which each image is predicted; predictions are averaged.",
         none="1 alone",
         above=0,
         most=100,
@@ -518,24 +518,22 @@ class HeatMapRequest(Settings):
     )
     layer: int | None = setting(None, "Layer in call order from 0, from the end where negative.", none="all", metavar="N")
     head: int | Literal["all"] | None = setting(
-        None, "Head from 0, or all for a sheet of every head.", none="the mean over heads", metavar="N|all"
+        None, "Head, from 0, or all for a contact sheet of every head.", none="the mean over heads", metavar="N|all"
     )
     query: Query | None = setting(
         None,
-        "Token that attends, for row and the rollouts.",
+        "Query token, for row and the rollouts.",
         none="the class token, or without one the middle patch (for rollout the mean over patches)",
         metavar="ROW,COL|class",
         parse=_query,
     )
-    head_fusion: Literal["mean", "max", "min"] = setting(
-        "mean", "How rollout makes one map of all heads: mean, max or min.", metavar="NAME"
-    )
+    head_fusion: Literal["mean", "max", "min"] = setting("mean", "How rollout combines heads: mean, max or min.", metavar="NAME")
     discard_ratio: float = setting(
         0.0, "Share of a layer's weights, the smallest, that rollout drops.", least=0, below=1, metavar="SHARE"
     )
     target: int | str | None = setting(
         None,
-        "Class that gradient-rollout and grad-cam explain, by number or name.",
+        "Class to explain with gradient-rollout or grad-cam, by number or name.",
         none="the one predicted for the clean image",
         spelling=("--class",),
         metavar="NAME|N",
@@ -573,7 +571,7 @@ class HeatMapSettings(LoadingSettings, HeatMapRequest):
 
     checkpoint: "str | Path | LoadedModel | None" = _checkpoint()
     images: str | Path | Sequence[str | Path] | None = setting(
-        None, "Images, folders or text lists of images.", none="bundled ones", argument=True, metavar="IMAGE…"
+        None, "Images, folders or text lists of images.", none="bundled ones", argument=True, metavar="IMAGE"
     )
     corruptions: str | Sequence[str] | None = setting(
         None, "Show the image under this corruption or group too.", none="none", metavar="NAME"

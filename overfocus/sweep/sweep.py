@@ -21,16 +21,23 @@ from PIL import Image
 from torch import nn
 
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
-from overfocus.errors import ChangedImageError, ImageError, OverfocusError, RunError, first_line, is_out_of_memory
+from overfocus.errors import (
+    ChangedImageError,
+    ImageError,
+    OverfocusError,
+    RunError,
+    first_line,
+    is_out_of_memory,
+    out_of_memory_as,
+)
 from overfocus.forward import output_tensor, precision
 from overfocus.images.sources import ImageSource
-from overfocus.memory import out_of_memory_as
 from overfocus.preprocessing import Preprocess
 from overfocus.probes.probe import Array, Batch, Column, ItemResult, Probe
 from overfocus.processes import Processes
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription
 from overfocus.runs.folder import RunFolder
-from overfocus.sweep.reading import BYTES_AHEAD, InputSize, Packing, Sample, Unit, Work, load_units
+from overfocus.sweep.reading import BYTES_AHEAD, BatchPlan, InputSize, Sample, Unit, Work, load_units
 from overfocus.sweep.recorder import Recorder, Stopwatch, progress_bar
 from overfocus.variants import Variant
 
@@ -159,11 +166,11 @@ def choose_displayed(
     return chosen[:displayed], example
 
 
-PACKS_PER_ROUND = 4
-"""So many packs go through one model before the next one's turn, and before processes bring their results together. The first
-rounds are shorter, so that nobody waits long for the first images."""
-PACKS_AHEAD = 3
-"""Packs of images that are prepared ahead of the models."""
+SHARDS_PER_ROUND = 4
+"""So many shards go through one model before they go through the next one, and before processes bring their results together.
+The first rounds are shorter, so that nobody waits long for the first images."""
+SHARDS_AHEAD = 3
+"""Shards of images that are prepared ahead of the models."""
 
 
 class Subject:
@@ -220,15 +227,15 @@ class Subject:
         if contexts is not None:
             contexts.close()
 
-    def measure(self, samples: Sequence[Sample], packing: Packing) -> list[ItemResult]:
+    def measure(self, samples: Sequence[Sample], plan: BatchPlan) -> list[ItemResult]:
         """What the probes say of samples that were read together."""
         readable = [sample for sample in samples if sample.reason is None]
         results = {
             sample.item: ItemResult(sample.item, list(sample.variants), sample.size, reason=sample.reason) for sample in samples
         }
         if readable:
-            whole = len(packing.batches) == 1
-            for number, members in enumerate(packing.batches):
+            whole = len(plan.batches) == 1
+            for number, members in enumerate(plan.batches):
                 chosen = [range(len(sample.variants)) if whole else members for sample in readable]
                 self._measure_batch(readable, chosen, results, first=number == 0)
         displayed = {number for probe in self.probes for number in getattr(probe, "displayed", ())}
@@ -244,7 +251,7 @@ class Subject:
     def _measure_batch(
         self, samples: Sequence[Sample], members: Sequence[Sequence[int]], results: Mapping[int, ItemResult], *, first: bool
     ) -> None:
-        """Send a batch through the model and add its columns to the results; the clean picture counts in the first alone."""
+        """Send a batch through the model and add its columns to the results; the clean image counts in the first alone."""
         pixels = [
             sample.pixels[self.input_size][place] for sample, places in zip(samples, members, strict=True) for place in places
         ]
@@ -318,8 +325,8 @@ def _begin(folder: RunFolder, wanted: RunDescription, subject: Subject, example:
     arrays: dict[str, Mapping[str, Array]] = {}
     if example is not None:
         with out_of_memory_as(RunError, f"try a smaller batch_size than {subject.batch_size}"), inputs_taken(subject.loaded):
-            picture = subject.loaded.preprocess(example).to(subject.device)
-            inputs = picture.expand(max(2, subject.batch_size), *picture.shape)
+            image = subject.loaded.preprocess(example).to(subject.device)
+            inputs = image.expand(max(2, subject.batch_size), *image.shape)
             for probe in subject.probes:
                 described = probe.describe(inputs)
                 description = replace(description, **described.fields)
@@ -348,22 +355,22 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
         CaptureError, ImageError, RunError: as the probes and the reader say.
     """
     recorders = [subject.recorder for subject in subjects if subject.recorder is not None]
-    packs = [tuple(range(start, min(start + work.packing.images, len(work.images)))) for start in _starts(work)]
-    first = min(subject.done for subject in subjects) // work.packing.images
+    shards = [tuple(range(start, min(start + work.plan.images, len(work.images)))) for start in _starts(work)]
+    first = min(subject.done for subject in subjects) // work.plan.images
     shown = progress if processes.main else False
     results: list[list[ItemResult]] = []
     with ExitStack() as contexts:
         contexts.enter_context(torch.no_grad())
-        show = contexts.enter_context(progress_bar(len(work.images), packs[first][0] if packs[first:] else 0, show=shown))
+        show = contexts.enter_context(progress_bar(len(work.images), shards[first][0] if shards[first:] else 0, show=shown))
         contexts.callback(_detach_all, subjects)
         try:
-            most = PACKS_PER_ROUND if max(len(subjects), processes.count) > 1 else 1
-            rounds = _rounds(len(packs) - first, processes.count, most)
-            mine = [[packs[first + number] for number in numbers[processes.index :: processes.count]] for numbers in rounds]
-            loaded = _load(work, [pack for packs_of_round in mine for pack in packs_of_round])
-            for packs_of_round in mine:
+            most = SHARDS_PER_ROUND if max(len(subjects), processes.count) > 1 else 1
+            rounds = _rounds(len(shards) - first, processes.count, most)
+            mine = [[shards[first + number] for number in numbers[processes.index :: processes.count]] for numbers in rounds]
+            loaded = _load(work, [shard for shards_of_round in mine for shard in shards_of_round])
+            for shards_of_round in mine:
                 results = [[] for _ in subjects]
-                error = _measure_round(subjects, work, loaded, packs_of_round, results)
+                error = _measure_round(subjects, work, loaded, shards_of_round, results)
                 if processes.count > 1:  # what processes exchange is not to be captured
                     _detach_all(subjects)
                 gathered = processes.gather([_whole(found) for found in results] if error is None else [], error)
@@ -394,28 +401,28 @@ def _record(subject: Subject, results: Sequence[ItemResult]) -> None:
 
 def _is_whole(result: ItemResult, work: Work) -> bool:
     """Whether all pieces of an item are there."""
-    return len(work.packing.pieces) == 1 or result.reason is not None or len(result.variants) == len(work.variants)
+    return len(work.plan.pieces) == 1 or result.reason is not None or len(result.variants) == len(work.variants)
 
 
 def _starts(work: Work) -> range:
-    return range(0, len(work.images), work.packing.images)
+    return range(0, len(work.images), work.plan.images)
 
 
-def _rounds(packs: int, processes: int, most: int) -> list[range]:
-    """Numbers of the packs of each round: one for each process at first, then more, up to `most`."""
+def _rounds(shards: int, processes: int, most: int) -> list[range]:
+    """Numbers of the shards of each round: one for each process at first, then more, up to `most`."""
     rounds, start, size = [], 0, 1
-    while start < packs:
-        stop = min(packs, start + size * processes)
+    while start < shards:
+        stop = min(shards, start + size * processes)
         rounds.append(range(start, stop))
         start, size = stop, min(2 * size, most)
     return rounds
 
 
-def _load(work: Work, packs: Sequence[tuple[int, ...]]) -> Iterator[list[Sample]]:
-    """The samples of packs, piece by piece."""
-    units = [Unit(pack, piece) for pack in packs for piece in work.packing.pieces]
-    unit_bytes = work.image_bytes * work.packing.images // len(work.packing.pieces)
-    ahead = min(max(2 * work.workers, PACKS_AHEAD * PACKS_PER_ROUND), BYTES_AHEAD // max(1, unit_bytes))
+def _load(work: Work, shards: Sequence[tuple[int, ...]]) -> Iterator[list[Sample]]:
+    """The samples of shards, piece by piece."""
+    units = [Unit(shard, piece) for shard in shards for piece in work.plan.pieces]
+    unit_bytes = work.image_bytes * work.plan.images // len(work.plan.pieces)
+    ahead = min(max(2 * work.workers, SHARDS_AHEAD * SHARDS_PER_ROUND), BYTES_AHEAD // max(1, unit_bytes))
     return load_units(work.reader, units, work.variants, workers=work.workers, ahead=-(-ahead // max(1, work.workers)))
 
 
@@ -423,18 +430,18 @@ def _measure_round(
     subjects: Sequence[Subject],
     work: Work,
     loaded: Iterator[list[Sample]],
-    packs: Sequence[tuple[int, ...]],
+    shards: Sequence[tuple[int, ...]],
     results: Sequence[list[ItemResult]],
 ) -> OverfocusError | None:
-    """Add to the results of each model those of this process's packs of a round; what went wrong, for all processes to know.
+    """Add to the results of each model those of this process's shards of a round; what went wrong, for all processes to know.
 
     Images that are read in pieces are measured piece by piece, so that one piece is in memory at a time.
     """
-    pieces = len(work.packing.pieces)
-    together = 1 if pieces > 1 else len(packs)
+    pieces = len(work.plan.pieces)
+    together = 1 if pieces > 1 else len(shards)
     try:
         with out_of_memory_as(RunError, f"try a smaller batch_size than {subjects[0].batch_size}; what is measured is kept"):
-            for _ in range(0, len(packs) * pieces, max(1, together)):
+            for _ in range(0, len(shards) * pieces, max(1, together)):
                 began = time.perf_counter()
                 units = list(islice(loaded, together))
                 waited = (time.perf_counter() - began) / len(subjects)
@@ -446,7 +453,7 @@ def _measure_round(
                     with subject.stopwatch.running():
                         for samples in units:
                             if samples[-1].item >= subject.done:
-                                found += subject.measure(samples, work.packing)
+                                found += subject.measure(samples, work.plan)
     except OverfocusError as error:
         return error
     return None

@@ -203,7 +203,7 @@ class Reconstruction(NamedTuple):
     patches: Float[Tensor, "batch patches values"]
     """Decoded pixels of every patch."""
     expected: Float[Tensor, "batch patches values"]
-    """What they should be: the picture's, each patch normalised to mean 0 and standard deviation 1."""
+    """What they should be: the image's, each patch normalised to mean 0 and standard deviation 1."""
     masked: Bool[Tensor, "batch patches"]
     """Which patches the encoder did not see."""
 
@@ -227,7 +227,7 @@ class MaskedAutoencoder(nn.Module):
     """Images (batch, channels, height, width) → `Reconstruction`.
 
     A plain ViT encodes the visible patches alone, as in the paper. Where the encoder needs the whole grid of tokens (TAP,
-    convolutional stems, windows), it sees the picture with a learned patch in the place of every masked one. The decoder is the
+    convolutional stems, windows), it sees the image with a learned patch in the place of every masked one. The decoder is the
     paper's: transformer blocks over all patches, with a learned token for each masked one and a fixed position encoding.
     Masked patches are drawn from the global generator; in evaluation mode they are always the same.
 
@@ -239,7 +239,7 @@ class MaskedAutoencoder(nn.Module):
         depth: blocks of the decoder.
 
     Raises:
-        TrainingError: the encoder gives no feature maps, or the picture holds too few patches.
+        TrainingError: the encoder gives no feature maps, or the image holds too few patches.
     """
 
     def __init__(
@@ -345,7 +345,7 @@ def _features(encoder: nn.Module, input_size: tuple[int, int, int]) -> tuple[int
     """Width and grid of the encoder's last feature map.
 
     Raises:
-        TrainingError: there is none, or it does not divide the picture.
+        TrainingError: there is none, or it does not divide the image.
     """
     if not hasattr(encoder, "forward_intermediates"):
         raise TrainingError(f"{type(encoder).__name__} gives no feature maps (forward_intermediates); choose a timm encoder")
@@ -356,7 +356,7 @@ def _features(encoder: nn.Module, input_size: tuple[int, int, int]) -> tuple[int
     rows, columns = int(shape[2]), int(shape[3])
     if input_size[1] % rows or input_size[2] % columns:
         raise TrainingError(
-            f"pictures of {input_size[1]}×{input_size[2]} do not divide into the encoder's {rows}×{columns} patches; "
+            f"images of {input_size[1]}×{input_size[2]} do not divide into the encoder's {rows}×{columns} patches; "
             "choose another image_size"
         )
     return int(shape[1]), (rows, columns)
@@ -383,7 +383,7 @@ class MaskedAutoencoding:
         return [Part(images, targets, True)]
 
     def loss(self, output: Reconstruction, targets: Tensor) -> Float[Tensor, ""]:
-        """Mean over the masked patches of all pictures."""
+        """Mean over the masked patches of all images."""
         del targets
         return self._errors(output).mean()
 

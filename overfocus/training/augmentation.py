@@ -22,11 +22,11 @@ from overfocus.preprocessing import Preprocess
 from overfocus.training.settings import Recipe
 
 _TURNING = ("random", "nearest", "bilinear", "bicubic")
-"""Interpolations with which Pillow turns and shears pictures; "random" draws bilinear or bicubic."""
+"""Interpolations with which Pillow turns and shears images; "random" draws bilinear or bicubic."""
 INTERPOLATIONS = (*_TURNING, "box", "hamming", "lanczos")
 """Of the crop."""
 _LARGEST_SAMPLE = 2000
-"""Pictures that the mean and standard deviation are taken from."""
+"""Images that the mean and standard deviation are taken from."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Augmentation:
         auto_augment = recipe.auto_augment or ""
         if auto_augment and recipe.interpolation not in _TURNING:
             raise TrainingError(
-                f"auto_augment turns and shears pictures, which interpolation {recipe.interpolation!r} cannot; "
+                f"auto_augment turns and shears images, which interpolation {recipe.interpolation!r} cannot; "
                 f"set it to one of {', '.join(_TURNING)}, or auto_augment to null"
             )
         if not _is_read_whole(auto_augment):
@@ -74,8 +74,8 @@ class Augmentation:
         except (AssertionError, ValueError) as error:
             raise TrainingError(_unknown(auto_augment)) from error
 
-    def __call__(self, picture: Image.Image, label: int) -> tuple[Float[Tensor, "channels height width"], int]:
-        image: Any = picture.convert("L" if self.preprocess.channels == 1 else "RGB")
+    def __call__(self, loaded: Image.Image, label: int) -> tuple[Float[Tensor, "channels height width"], int]:
+        image: Any = loaded.convert("L" if self.preprocess.channels == 1 else "RGB")
         for step in self._steps:
             image = step(image)
         result: Tensor = image
@@ -97,7 +97,7 @@ def _unknown(auto_augment: str) -> str:
 
 
 def measure_statistics(images: Images, preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of values in [0, 1], over pictures spread evenly over the data set."""
+    """Mean and standard deviation of each channel, of values in [0, 1], over images spread evenly over the data set."""
     unscaled = Preprocess(
         preprocess.input_size,
         (0.0,) * preprocess.channels,
@@ -111,13 +111,13 @@ def measure_statistics(images: Images, preprocess: Preprocess) -> tuple[tuple[fl
     read = 0
     for place in range(count):
         try:
-            picture = unscaled(images.image(place * len(images) // count)).double().flatten(1)
-        except ImageError:  # the training says so when it meets the picture
+            image = unscaled(images.image(place * len(images) // count)).double().flatten(1)
+        except ImageError:  # the training says so when it meets the image
             continue
-        sums += torch.stack([picture.mean(1), picture.square().mean(1)])
+        sums += torch.stack([image.mean(1), image.square().mean(1)])
         read += 1
     if not read:
-        raise ImageError(f"none of {count} pictures of the training data could be read")
+        raise ImageError(f"none of {count} images of the training data could be read")
     mean, square = sums / read
     std = (square - mean.square()).clamp_min(1e-8).sqrt()
     return tuple(np.round(mean.tolist(), 4).tolist()), tuple(np.round(std.tolist(), 4).tolist())
@@ -134,10 +134,10 @@ Mask = UInt8[np.ndarray, "height width"]
 
 @dataclass(frozen=True)
 class MaskAugmentation:
-    """Random scale, crop and flip, the same for picture and mask, then photometric distortion of the picture.
+    """Random scale, crop and flip, the same for image and mask, then photometric distortion of the image.
 
     The order and the chances are those of mmsegmentation's pipeline for Cityscapes; the distortions are torchvision's. What a
-    crop lacks is filled after normalisation, with 0 in the picture and `IGNORED` in the mask.
+    crop lacks is filled after normalisation, with 0 in the image and `IGNORED` in the mask.
     """
 
     preprocess: Preprocess
@@ -149,9 +149,9 @@ class MaskAugmentation:
             raise TrainingError(f"no interpolation {self.recipe.interpolation!r} for segmentation; there are {', '.join(known)}")
 
     def __call__(
-        self, picture: Image.Image, mask: Mask
+        self, loaded: Image.Image, mask: Mask
     ) -> tuple[Float[Tensor, "channels height width"], UInt8[Tensor, "height width"]]:
-        image = tv_tensors.Image(picture.convert("RGB"))
+        image = tv_tensors.Image(loaded.convert("RGB"))
         classes = tv_tensors.Mask(torch.from_numpy(mask)[None])
         image, classes = self._scaled(image, classes)
         image, classes = self._cropped(image, classes)
@@ -174,7 +174,7 @@ class MaskAugmentation:
             return image, classes
         kinds = _INTERPOLATIONS if self.recipe.interpolation == "random" else (self.recipe.interpolation,)
         scaled = F.resize(image, size, InterpolationMode(random.choice(kinds)), antialias=True)
-        # torchvision takes masks by the rounded-down place, half a pixel off the picture
+        # torchvision takes masks by the rounded-down place, half a pixel off the image
         plain = F.resize(tv_tensors.Image(classes), size, InterpolationMode.NEAREST_EXACT)
         return scaled, tv_tensors.Mask(plain)
 

@@ -33,7 +33,7 @@ from overfocus.training.augmentation import measure_statistics
 from overfocus.training.settings import SEGMENTATION
 
 ORDER, AUGMENTATION, STEP = range(3)
-"""What a seed is for: the order of an epoch, the augmentation of one picture, one forward of one process."""
+"""What a seed is for: the order of an epoch, the augmentation of one image, one forward of one process."""
 
 
 def derived_seed(seed: int, *parts: int) -> int:
@@ -53,7 +53,7 @@ def seed_processor(seed: int) -> None:
     """Seed the global generators that timm's augmentations draw from: Python's, numpy's and torch's for the processor.
 
     `torch.manual_seed` would note a stack trace for every kind of device that is not in use yet: half a millisecond, as much as
-    the augmentation of a small picture.
+    the augmentation of a small image.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -61,12 +61,12 @@ def seed_processor(seed: int) -> None:
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """The data of a training and the model that fits them."""
 
     images: Images
     chosen: Int[np.ndarray, "images"]
-    """Numbers of the pictures to train on."""
+    """Numbers of the images to train on."""
     validation: Images | None
     class_names: list[str]
     class_colours: list[list[int]] | None
@@ -91,10 +91,10 @@ def gather(
     labelled: bool,
     limit: int | None,
     use_ema: bool = True,
-) -> Material:
-    """Open the data and find architecture and preprocessing; without classes unless the pictures are to be `labelled`.
+) -> TrainingData:
+    """Open the data and find architecture and preprocessing; without classes unless the images are to be `labelled`.
 
-    A model for pictures of one channel gets the mean and standard deviation of the data, and so does one whose own are not
+    A model for images of one channel gets the mean and standard deviation of the data, and so does one whose own are not
     known; others keep those that they were designed or trained with.
 
     Raises:
@@ -128,13 +128,13 @@ def gather(
     if task == SEGMENTATION:
         preprocess = replace(preprocess, crop_pct=1.0)
         colours = class_colours(names).tolist()
-    return Material(images, _spread(len(images), limit), held_out, names, colours, architecture, preprocess, loaded)
+    return TrainingData(images, _spread(len(images), limit), held_out, names, colours, architecture, preprocess, loaded)
 
 
 def _open(
     data: Path, validation: Path | None, class_names: Sequence[str] | None, task: str, *, labelled: bool
 ) -> tuple[Images, Images | None]:
-    """The pictures to train on and those to validate with."""
+    """The images to train on and those to validate with."""
     images: Images | None
     held_out: Images | None
     if task == SEGMENTATION:
@@ -146,7 +146,7 @@ def _open(
     else:
         if labelled and is_segmented(data):
             raise TrainingError(
-                f"{data}: holds pictures with masks; train on them with --task {SEGMENTATION} (task={SEGMENTATION!r})"
+                f"{data}: holds images with masks; train on them with --task {SEGMENTATION} (task={SEGMENTATION!r})"
             )
         images = open_images(data, "train", labelled=labelled)
         if validation is None:
@@ -192,9 +192,7 @@ def _named(images: Images, held_out: Images | None, class_names: Sequence[str] |
         strange = sorted(set(held_out.class_names) - set(names)) or held_out.class_names
         lacking = [name for name in names if name not in held_out.class_names]
         if lacking and set(held_out.class_names) < set(names):
-            raise ImageError(
-                f"{source}: has no pictures of {lacking[0]!r}, which is trained; validate with pictures of all classes"
-            )
+            raise ImageError(f"{source}: has no images of {lacking[0]!r}, which is trained; validate with images of all classes")
         raise ImageError(f"{source}: classes differ from those trained (for instance {strange[0]!r}); name them alike")
     return names
 
@@ -218,12 +216,12 @@ def _spread(count: int, limit: int | None) -> Int[np.ndarray, "images"]:
 
 
 _PIXELS_TOGETHER = 4 * 1024 * 1024
-"""Of pictures that are validated at their own size in one batch: their logits take a number for each pixel and class."""
+"""Of images that are validated at their own size in one batch: their logits take a number for each pixel and class."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One picture at one place in the order of a training."""
+    """One image at one place in the order of a training."""
 
     epoch: int
     position: int
@@ -233,16 +231,16 @@ class Draw:
 
 
 Target = int | UInt8[Tensor, "height width"]
-"""What is known of a picture: its class, or that of each pixel."""
+"""What is known of an image: its class, or that of each pixel."""
 Sample = tuple[Float[Tensor, "channels height width"], Target] | ImageError
 Batch = tuple[Float[Tensor, "batch channels height width"], Tensor] | ImageError
-"""Pictures and their targets, int64 (batch,) or uint8 (batch, height, width)."""
+"""Images and their targets, int64 (batch,) or uint8 (batch, height, width)."""
 
 
 class AugmentedImages(Dataset[Sample]):
-    """Pictures by `Draw`; the augmentation depends on the draw and the seed alone.
+    """Images by `Draw`; the augmentation depends on the draw and the seed alone.
 
-    `augmentation` takes a picture and its class, or the mask as an array, to a sample.
+    `augmentation` takes an image and its class, or the mask as an array, to a sample.
     """
 
     def __init__(self, images: Images, augmentation: Callable[[Image.Image, Any], Sample], seed: int) -> None:
@@ -252,18 +250,18 @@ class AugmentedImages(Dataset[Sample]):
 
     def __getitem__(self, draw: Draw) -> Sample:
         try:
-            picture, target = read(self.images, draw.index)
+            image, target = read(self.images, draw.index)
         except ImageError as error:
             return error
         seed_processor(derived_seed(self.seed, AUGMENTATION, draw.epoch, draw.position))
-        return self.augmentation(picture, target)
+        return self.augmentation(image, target)
 
 
 class StepOrder(Sampler[list[Draw]]):
     """The draws of one process, forward by forward, from step `start` to the end.
 
     A step takes `accumulation` batches of each process. What a step sees over all processes depends on their number times
-    batch size alone. The pictures of an epoch that do not fill a step are left out of it; each epoch has another order.
+    batch size alone. The images of an epoch that do not fill a step are left out of it; each epoch has another order.
     """
 
     def __init__(
@@ -296,7 +294,7 @@ class StepOrder(Sampler[list[Draw]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole steps that the pictures fill."""
+        """Whole steps that the images fill."""
         return len(self.indices) // self.images_per_step
 
     def __len__(self) -> int:
@@ -317,12 +315,12 @@ def collate(samples: list[Sample]) -> Batch:
     for sample in samples:
         if isinstance(sample, ImageError):
             return sample
-    pictures, targets = zip(*(sample for sample in samples if not isinstance(sample, ImageError)), strict=True)
-    return torch.stack(pictures), torch.stack([torch.as_tensor(target) for target in targets])
+    images, targets = zip(*(sample for sample in samples if not isinstance(sample, ImageError)), strict=True)
+    return torch.stack(images), torch.stack([torch.as_tensor(target) for target in targets])
 
 
 class PlainImages(Dataset[Sample]):
-    """Pictures by number: those with a class preprocessed as for use, those with a mask normalised at their own size."""
+    """Images by number: those with a class preprocessed as for use, those with a mask normalised at their own size."""
 
     def __init__(self, images: Images, preprocess: Preprocess) -> None:
         self.images = images
@@ -333,15 +331,15 @@ class PlainImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            picture, target = read(self.images, index)
+            image, target = read(self.images, index)
         except ImageError as error:
             return error
         if isinstance(target, int):
-            return self.preprocess(picture), target
-        return self.preprocess.normalize(np.array(picture.convert("RGB"))), torch.from_numpy(target)
+            return self.preprocess(image), target
+        return self.preprocess.normalize(np.array(image.convert("RGB"))), torch.from_numpy(target)
 
     def batches(self, size: int, process: int, processes: int) -> list[list[int]]:
-        """The numbers of one process in batches of up to `size` pictures of the same height and width; fewer of large ones."""
+        """The numbers of one process in batches of up to `size` images of the same height and width; fewer of large ones."""
         groups: list[list[int]] = []
         before: tuple[int, int] | None = None
         for index in range(process, len(self), processes):
@@ -356,13 +354,13 @@ class PlainImages(Dataset[Sample]):
 
 
 def read(images: Images, index: int) -> tuple[Image.Image, int | UInt8[np.ndarray, "height width"]]:
-    """A picture, and its class or mask.
+    """An image, and its class or mask.
 
     Raises:
         ImageError: one of them cannot be read.
     """
-    picture = images.image(index)
-    return picture, int(images.labels[index]) if hasattr(images, "labels") else images.mask(index)
+    image = images.image(index)
+    return image, int(images.labels[index]) if hasattr(images, "labels") else images.mask(index)
 
 
 def load_batches(dataset: Any, workers: int, *, batch_sampler: Any, pin: bool) -> Iterator[Batch]:

@@ -133,7 +133,7 @@ class Trainer:
     """Takes steps with a model that `accelerator` has prepared.
 
     The state of a training is the weights, their average, the optimiser, the scaler, λ of "auto", the sums of the row of the
-    log in work, and the number of the step: random numbers, learning rate and order of the pictures follow from the step.
+    log in work, and the number of the step: random numbers, learning rate and order of the images follow from the step.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Trainer:
         """Take the steps that are left.
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
             TrainingError: the loss is no number, or memory ran out; the last checkpoint is kept.
         """
         if self.watch is not None:
@@ -294,7 +294,7 @@ class Trainer:
         return self.recipe.batch_size * self.recipe.accumulation * int(self.accelerator.num_processes)
 
     def _take_step(self, batches: Iterator[Batch]) -> float:
-        """One step of the optimiser; returns the seconds that were spent waiting for pictures."""
+        """One step of the optimiser; returns the seconds that were spent waiting for images."""
         waited = 0.0
         self.model.train()
         for number in range(self.recipe.accumulation):
@@ -371,7 +371,7 @@ def validate(accelerator: "Accelerator", objective: Objective, model: nn.Module,
     """What the objective says of the batches of all processes.
 
     Raises:
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     model.eval()
     sums = torch.zeros(objective.sums, dtype=torch.float64)

@@ -100,7 +100,7 @@ class Classification:
         part = Part(images, targets, True)
         if not self.recipe.patch_augmentation:
             return [part]
-        # RVT's step: the augmented pictures with the plain criterion, then the others with ADL
+        # RVT's step: the augmented images with the plain criterion, then the others with ADL
         return [Part(augment_patches(images, self.patch_size), targets, False), part]
 
     def loss(self, output: Float[Tensor, "batch classes"], targets: Tensor) -> Float[Tensor, ""]:
@@ -168,7 +168,7 @@ class Segmentation:
         confusion = multiclass_confusion_matrix(
             predicted.long(), masks.long(), self.num_classes, ignore_index=IGNORED, validate_args=False
         )
-        # picture by picture: the logits of one at full size may take 80 MB
+        # image by image: the logits of one at full size may take 80 MB
         losses = [self._summed(one[None], mask[None], 0.0).double() for one, mask in zip(logits, masks, strict=True)]
         counted = (masks != IGNORED).sum().double()
         return torch.cat([torch.stack([torch.stack(losses).sum(), counted]), confusion.flatten().double()])
@@ -199,7 +199,7 @@ PROBABILITY = 0.1
 SMALLEST_CROP = 0.85
 """Share of a patch's area that a crop keeps at least."""
 NOISE = 0.01
-"""Standard deviation of the noise, in units of the normalised picture."""
+"""Standard deviation of the noise, in units of the normalised image."""
 
 
 def augment_patches(

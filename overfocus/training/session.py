@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
-from overfocus.errors import TrainingError, explain
+from overfocus.errors import TrainingError, explain, out_of_memory_as
 from overfocus.files import FolderLock, lock_folder
 from overfocus.forward import output_tensor
-from overfocus.memory import out_of_memory_as
 from overfocus.monitoring import Monitor, monitor
 from overfocus.preprocessing import Preprocess
 from overfocus.runs.description import FORMAT, ArchitectureEntry, TrainingDescription, TrainingEntry, read_description
@@ -28,7 +27,7 @@ from overfocus.sweep.reading import choose_workers
 from overfocus.sweep.sweep import describe_versions
 from overfocus.training.architecture import MaskedAutoencoder, MaskedAutoencoding, fill_from
 from overfocus.training.augmentation import Augmentation, MaskAugmentation
-from overfocus.training.data import AugmentedImages, Material, PlainImages, Sample, StepOrder, gather, load_batches, seed_all
+from overfocus.training.data import AugmentedImages, PlainImages, Sample, StepOrder, TrainingData, gather, load_batches, seed_all
 from overfocus.training.folder import (
     is_complete,
     open_folder,
@@ -160,7 +159,7 @@ _WATCHED = 4
 """Images that the attention is measured on."""
 
 
-def run_session(request: TrainSettings, recipe: Recipe) -> None:
+def run_session(settings: TrainSettings, recipe: Recipe) -> None:
     """Train from the beginning or from the last checkpoint to the end; nothing is done where the training is complete.
 
     Raises:
@@ -169,47 +168,47 @@ def run_session(request: TrainSettings, recipe: Recipe) -> None:
     remedy = f"try a smaller batch_size than {recipe.batch_size} with more accumulation, or checkpointing"
     with out_of_memory_as(TrainingError, f"{remedy}; the last good checkpoint is kept"):
         try:
-            _run(request, recipe)
+            _run(settings, recipe)
         except (OSError, UnicodeError, EOFError, RecursionError) as error:
             raise TrainingError(f"{explain(error)}; the last good checkpoint is kept") from error
 
 
-def _run(request: TrainSettings, recipe: Recipe) -> None:
-    material = gather(
-        Path(request.data),
-        None if request.validation is None else Path(request.validation),
-        model=request.model,
-        model_args=request.model_args or {},
-        init=None if request.init is None else str(request.init),
-        tap=None if request.tap is None else {"branches": request.tap, "pooling": request.tap_pooling},
-        image_size=request.image_size,
-        class_names=request.class_names,
-        task=request.task,
-        labelled=request.objective == SUPERVISED,
-        limit=request.limit,
+def _run(settings: TrainSettings, recipe: Recipe) -> None:
+    data = gather(
+        Path(settings.data),
+        None if settings.validation is None else Path(settings.validation),
+        model=settings.model,
+        model_args=settings.model_args or {},
+        init=None if settings.init is None else str(settings.init),
+        tap=None if settings.tap is None else {"branches": settings.tap, "pooling": settings.tap_pooling},
+        image_size=settings.image_size,
+        class_names=settings.class_names,
+        task=settings.task,
+        labelled=settings.objective == SUPERVISED,
+        limit=settings.limit,
         use_ema=recipe.init_ema,
     )
-    folder = Path(request.output)
-    model, notes = build_model(material, request, recipe)
-    has_unused = processes_started() > 1 and unused_parameters(model, material.preprocess)
+    folder = Path(settings.output)
+    model, notes = build_model(data, settings, recipe)
+    has_unused = processes_started() > 1 and unused_parameters(model, data.preprocess)
     accelerator = make_accelerator(
         recipe,
         folder,
-        device=request.device,
-        trackers=request.trackers,
-        compiled=request.compiled,
+        device=settings.device,
+        trackers=settings.trackers,
+        compiled=settings.compiled,
         has_unused=has_unused,
     )
-    if request.task == SEGMENTATION and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+    if settings.task == SEGMENTATION and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         synchronise_norms(model)
-    order = _order(material, recipe, request.seed, accelerator)
+    order = _order(data, recipe, settings.seed, accelerator)
     optimizer = make_optimizer(model, recipe, order.images_per_step)
     rate = LearningRate(optimizer, recipe, order.steps_per_epoch)
     order.epochs = -(-rate.steps // order.steps_per_epoch)
-    settings = _settings(material, request, recipe, accelerator)
+    recorded = _describe(data, settings, recipe, accelerator)
     lock = None  # held until this function ends
     if accelerator.is_main_process:
-        lock = _enter(folder, settings, notes, overwrite=request.overwrite)
+        lock = _enter(folder, recorded, notes, overwrite=settings.overwrite)
     accelerator.wait_for_everyone()
     state = read_state(folder / "checkpoint.pt")
 
@@ -222,35 +221,35 @@ def _run(request: TrainSettings, recipe: Recipe) -> None:
         optimizer=prepared_optimizer,
         rate=rate,
         recipe=recipe,
-        objective=choose_objective(model, material, request, recipe),
+        objective=choose_objective(model, data, settings, recipe),
         diversity=Diversity(recipe, order.steps_per_epoch),
         pace=Pace(
             steps_per_epoch=order.steps_per_epoch,
             steps=rate.steps,
-            log_every=request.log_every,
-            save_every=request.save_every or order.steps_per_epoch,
-            validate_every=request.validate_every and request.validate_every * order.steps_per_epoch
-            if material.validation is not None
+            log_every=settings.log_every,
+            save_every=settings.save_every or order.steps_per_epoch,
+            validate_every=settings.validate_every and settings.validate_every * order.steps_per_epoch
+            if data.validation is not None
             else None,
         ),
-        seed=request.seed,
+        seed=settings.seed,
         folder=folder,
     )
     if state is not None:
         trainer.restore(state)
     order.start = trainer.step
     if not is_complete(folder):
-        _take_steps(trainer, material, request, order, settings)
+        _take_steps(trainer, data, settings, order, recorded)
         if accelerator.is_main_process:
-            write_result(trainer, material, seed=request.seed, folder=folder)
+            write_result(trainer, data, seed=settings.seed, folder=folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     del lock
 
 
-def _order(material: Material, recipe: Recipe, seed: int, accelerator: "Accelerator") -> StepOrder:
+def _order(data: TrainingData, recipe: Recipe, seed: int, accelerator: "Accelerator") -> StepOrder:
     order = StepOrder(
-        material.chosen,
+        data.chosen,
         batch_size=recipe.batch_size,
         accumulation=recipe.accumulation,
         repeats=recipe.repeated_augmentation,
@@ -260,7 +259,7 @@ def _order(material: Material, recipe: Recipe, seed: int, accelerator: "Accelera
         processes=accelerator.num_processes,
     )
     if order.steps_per_epoch < 1:
-        count, others = len(material.chosen), recipe.accumulation * accelerator.num_processes
+        count, others = len(data.chosen), recipe.accumulation * accelerator.num_processes
         largest = count // others
         if recipe.mixed:
             largest -= largest % 2
@@ -280,22 +279,22 @@ def _average(model: nn.Module, recipe: Recipe) -> Any:
     return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
 
-def _settings(material: Material, request: TrainSettings, recipe: Recipe, accelerator: "Accelerator") -> TrainingEntry:
-    architecture = material.architecture
+def _describe(data: TrainingData, settings: TrainSettings, recipe: Recipe, accelerator: "Accelerator") -> TrainingEntry:
+    architecture = data.architecture
     return TrainingEntry(
         recipe=_plain(asdict(recipe)),
         architecture=ArchitectureEntry(
             name=architecture.name, arguments=_plain(architecture.arguments), tap=_plain(architecture.tap)
         ),
-        task=request.task,
-        objective=request.objective,
-        init=None if material.initial is None else material.initial.sha256 or material.initial.source,
-        seed=request.seed,
-        images=len(material.chosen),
-        class_names=list(material.class_names),
-        mean=list(material.preprocess.mean),
-        std=list(material.preprocess.std),
-        input_size=material.preprocess.input_size,
+        task=settings.task,
+        objective=settings.objective,
+        init=None if data.initial is None else data.initial.sha256 or data.initial.source,
+        seed=settings.seed,
+        images=len(data.chosen),
+        class_names=list(data.class_names),
+        mean=list(data.preprocess.mean),
+        std=list(data.preprocess.std),
+        input_size=data.preprocess.input_size,
         processes=accelerator.num_processes,
     )
 
@@ -305,8 +304,8 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite: bool) -> FolderLock | None:
-    """Lock and open the folder for these settings; nothing more to do where their training lies there already."""
+def _enter(folder: Path, recorded: TrainingEntry, notes: list[str], *, overwrite: bool) -> FolderLock | None:
+    """Lock and open the folder for a training of these settings; nothing more to do where their training lies there already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -314,14 +313,14 @@ def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite
     lock = lock_folder(folder, TrainingError)
     there = open_folder(folder, overwrite=overwrite)
     if there is not None:
-        require_same(there.settings, settings, folder)
+        require_same(there.settings, recorded, folder)
         return lock
     info = TrainingDescription(
         format=FORMAT,
         overfocus=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         status="running",
-        settings=settings,
+        settings=recorded,
         notes=notes,
         versions=describe_versions(),
     )
@@ -329,86 +328,86 @@ def _enter(folder: Path, settings: TrainingEntry, notes: list[str], *, overwrite
     return lock
 
 
-def _take_steps(trainer: Trainer, material: Material, request: TrainSettings, order: StepOrder, settings: TrainingEntry) -> None:
+def _take_steps(trainer: Trainer, data: TrainingData, settings: TrainSettings, order: StepOrder, recorded: TrainingEntry) -> None:
     accelerator = trainer.accelerator
-    workers = choose_workers(request.workers)
-    augmented = AugmentedImages(material.images, choose_augmentation(material, trainer.recipe), request.seed)
+    workers = choose_workers(settings.workers)
+    augmented = AugmentedImages(data.images, choose_augmentation(data, trainer.recipe), settings.seed)
     pin = accelerator.device.type == "cuda"
     batches = load_batches(augmented, workers, batch_sampler=order, pin=pin)
-    if request.watch_every is not None:
-        trainer.watch = _watched(trainer, material, request.watch_every, quiet=not request.progress)
+    if settings.watch_every is not None:
+        trainer.watch = _watched(trainer, data, settings.watch_every, quiet=not settings.progress)
     columns = TRAINING if trainer.watch is None else (*TRAINING, *ATTENTION)
-    log = Log(Path(request.output) / "log.csv", trainer.step, columns) if accelerator.is_main_process else None
-    start_trackers(accelerator, settings.recipe, trainer.step)
+    log = Log(Path(settings.output) / "log.csv", trainer.step, columns) if accelerator.is_main_process else None
+    start_trackers(accelerator, recorded.recipe, trainer.step)
 
     def validated(model: nn.Module) -> dict[str, float]:
-        images = material.validation
+        images = data.validation
         assert images is not None
         share_buffers(accelerator, model)
-        plain = PlainImages(images, material.preprocess)
+        plain = PlainImages(images, data.preprocess)
         sampler = plain.batches(2 * order.batch_size, accelerator.process_index, accelerator.num_processes)
         held_out = load_batches(plain, workers, batch_sampler=sampler, pin=pin)
-        if request.task == SEGMENTATION:
-            model = InWindows(model, material.preprocess.input_size[1:], together=2 * order.batch_size)
+        if settings.task == SEGMENTATION:
+            model = InWindows(model, data.preprocess.input_size[1:], together=2 * order.batch_size)
         return validate(accelerator, trainer.objective, model, held_out)
 
     shown = None if accelerator.is_main_process else False
-    with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else request.progress) as show:
+    with progress_display(trainer.pace.steps, trainer.step, show=shown if shown is False else settings.progress) as show:
         trainer.run(batches, validated, show, log)
     if trainer.watch is not None:
         trainer.watch.close()
 
 
-def _watched(trainer: Trainer, material: Material, every: int, *, quiet: bool) -> Monitor:
+def _watched(trainer: Trainer, data: TrainingData, every: int, *, quiet: bool) -> Monitor:
     """A monitor of the model that is kept in the end, on images that are spread evenly over the data."""
-    source, numbers = (material.images, material.chosen)
-    if material.validation is not None:
-        source, numbers = material.validation, np.arange(len(material.validation))
+    source, numbers = (data.images, data.chosen)
+    if data.validation is not None:
+        source, numbers = data.validation, np.arange(len(data.validation))
     places = [int(numbers[place * len(numbers) // _WATCHED]) for place in range(min(_WATCHED, len(numbers)))]
     images = [source.image(place) for place in dict.fromkeys(places)]
     network = trainer.objective.network(trainer.bare)
-    return monitor(network, images, every=every, preprocess=material.preprocess, quiet=quiet)
+    return monitor(network, images, every=every, preprocess=data.preprocess, quiet=quiet)
 
 
-def build_model(material: Material, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
+def build_model(data: TrainingData, settings: TrainSettings, recipe: Recipe) -> tuple[nn.Module, list[str]]:
     """The model to train, the same for the same seed, and what a user should know of its start."""
     seed_all(settings.seed)
-    initial = material.initial
-    model = material.architecture.build(drop_path=recipe.drop_path, tap_init="default" if initial is None else "identity")
+    initial = data.initial
+    model = data.architecture.build(drop_path=recipe.drop_path, tap_init="default" if initial is None else "identity")
     notes = []
     if initial is not None:
-        fresh = fill_from(model, initial, material.class_names)
+        fresh = fill_from(model, initial, data.class_names)
         notes = [f"start from {initial.source} ({initial.name})" + (f"; new: {', '.join(fresh)}" if fresh else "")]
     if settings.objective == MASKED_AUTOENCODING:
-        size = material.preprocess.input_size
+        size = data.preprocess.input_size
         model = MaskedAutoencoder(model, size, masking=recipe.masking, width=recipe.decoder_width, depth=recipe.decoder_depth)
     if settings.checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
-            raise TrainingError(f"{material.architecture.name} has no activation checkpointing; leave it out")
+            raise TrainingError(f"{data.architecture.name} has no activation checkpointing; leave it out")
         getattr(model, "set_grad_checkpointing")(True)  # noqa: B009  # torch says it is a tensor
     if settings.compiled and recipe.diversified:
         notes.append("torch.compile has no effect where ADL watches the model")
     return model, notes
 
 
-def choose_objective(model: nn.Module, material: Material, settings: TrainSettings, recipe: Recipe) -> Objective:
+def choose_objective(model: nn.Module, data: TrainingData, settings: TrainSettings, recipe: Recipe) -> Objective:
     """What the model is trained for."""
     if isinstance(model, MaskedAutoencoder):
         return MaskedAutoencoding()
     if settings.task == SEGMENTATION:
-        return Segmentation(recipe, len(material.class_names))
-    return Classification(recipe, len(material.class_names))
+        return Segmentation(recipe, len(data.class_names))
+    return Classification(recipe, len(data.class_names))
 
 
-def choose_augmentation(material: Material, recipe: Recipe) -> Callable[[Any, Any], Sample]:
-    """What makes samples of pictures and their classes or masks."""
-    if material.class_colours is not None:
-        return MaskAugmentation(material.preprocess, recipe)
-    return Augmentation(material.preprocess, recipe)
+def choose_augmentation(data: TrainingData, recipe: Recipe) -> Callable[[Any, Any], Sample]:
+    """What makes samples of images and their classes or masks."""
+    if data.class_colours is not None:
+        return MaskAugmentation(data.preprocess, recipe)
+    return Augmentation(data.preprocess, recipe)
 
 
 class InWindows(nn.Module):
-    """A segmentation model that takes pictures of any size: larger ones than it was trained at in sliding windows."""
+    """A segmentation model that takes images of any size: larger ones than it was trained at in sliding windows."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int], together: int) -> None:
         super().__init__()
@@ -419,29 +418,29 @@ class InWindows(nn.Module):
         return self._inference.logits(self.model, images)
 
 
-def write_result(trainer: Trainer, material: Material, *, seed: int, folder: Path) -> None:
+def write_result(trainer: Trainer, data: TrainingData, *, seed: int, folder: Path) -> None:
     """model.safetensors, curves.png, curves.html, and the status in training.json."""
     log = read_log(folder / "log.csv")
     last = log.iloc[-1]
     described = {
         "recipe": json.dumps(asdict(trainer.recipe)),
         "seed": str(seed),
-        "training_images": str(len(material.chosen)),
+        "training_images": str(len(data.chosen)),
         "weights": "averaged (EMA)" if trainer.average is not None else "last step",
     }
     for name in ("validation_loss", "validation_accuracy", "validation_miou"):
         if last.notna()[name]:
             described[name] = f"{last[name]:.5f}"
-    architecture = material.architecture
+    architecture = data.architecture
     save_checkpoint(
         trainer.objective.network(trainer.result),
         folder / "model.safetensors",
         architecture=architecture.name,
         model_args=architecture.arguments,
         tap=architecture.tap,
-        class_names=material.class_names or None,
-        class_colours=material.class_colours,
-        preprocess=material.preprocess,
+        class_names=data.class_names or None,
+        class_colours=data.class_colours,
+        preprocess=data.preprocess,
         extra=described,
     )
     for name in ("curves.png", "curves.html"):

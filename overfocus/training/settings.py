@@ -40,7 +40,7 @@ class Recipe(Settings):
     error: ClassVar[type[OverfocusError]] = TrainingError
 
     epochs: int | None = setting(None, "Passes over the data.", least=1, most=1_000_000, metavar="N")
-    iterations: int | None = setting(None, "Steps to take, in place of epochs.", least=1, most=_MANY, metavar="N")
+    iterations: int | None = setting(None, "Number of steps, instead of epochs.", least=1, most=_MANY, metavar="N")
     batch_size: int = setting(help="Images in one forward of one process.", least=1, most=1_000_000, metavar="N")
     accumulation: int = setting(
         1, "Forwards whose gradients are added up for one step of the optimiser.", least=1, most=1_000_000, metavar="N"
@@ -48,11 +48,11 @@ class Recipe(Settings):
 
     optimizer: str = setting("adamw", "A name that timm.optim knows.")
     learning_rate: float = setting(
-        help="The highest learning rate; with a reference_batch, that for so many images a step, scaled in proportion.",
+        help="Peak learning rate; with a reference_batch, the rate for that many images per step, scaled in proportion.",
         above=0,
         metavar="RATE",
     )
-    reference_batch: int | None = setting(None, "Images a step that learning_rate is meant for.", least=1, most=_MANY)
+    reference_batch: int | None = setting(None, "Images per step that learning_rate is meant for.", least=1, most=_MANY)
     weight_decay: float = setting(
         0.05, "Not applied to biases, norms and what the model excepts (class token, position table).", least=0
     )
@@ -60,10 +60,10 @@ class Recipe(Settings):
         None, "Factor on the learning rate from each layer to the one before it, for fine-tuning.", above=0, most=1
     )
     head_rate: float = setting(1.0, "Factor on the learning rate of the classifier, or of all of a segmentation head.", above=0)
-    clip_norm: float | None = setting(None, "Longest gradient; longer ones are scaled down.", above=0)
+    clip_norm: float | None = setting(None, "Maximum gradient norm; larger gradients are scaled down.", above=0)
     schedule: str = setting("cosine", 'A name that timm.scheduler knows, or "none".')
     power: float = setting(1.0, 'Of the schedule "poly".', above=0)
-    warmup_epochs: float = setting(0.0, "Epochs in which the learning rate rises.", least=0)
+    warmup_epochs: float = setting(0.0, "Epochs over which the learning rate rises.", least=0)
     warmup_iterations: int | None = setting(None, "Steps of the warm-up; in place of warmup_epochs.", least=0, most=_MANY)
     warmup_rate: float = setting(1e-6, "Learning rate at the first step of the warm-up.", least=0)
     minimum_rate: float = setting(1e-6, "Lowest learning rate.", least=0)
@@ -128,7 +128,7 @@ class Recipe(Settings):
     )
     adl_threshold: float = setting(2.0, "τ of the paper: attention above so many times the mean is left out.", above=0)
     adl_layers: tuple[int, ...] | None = setting(None, "Only these layers, e.g. 3,4,-1.", none="all", metavar="N,N,…")
-    adl_warmup: float = setting(0.0, "Epochs in which λ rises from 0.", least=0, metavar="EPOCHS")
+    adl_warmup: float = setting(0.0, "Epochs over which λ rises from 0.", least=0, metavar="EPOCHS")
     adl_share: float = setting(0.1, "What auto keeps the gradient of ADL at, as a share of the task's.", above=0, most=1)
 
     def __post_init__(self) -> None:
@@ -304,7 +304,7 @@ class TrainSettings(Settings):
     output: str | Path = setting(Path("overfocus-training"), "Folder of the training.", affects_result=False, metavar="FOLDER")
     _: KW_ONLY
     task: Literal["classification", "segmentation"] = setting(
-        "classification", "What is learned: classification, or segmentation, a class for every pixel."
+        "classification", "classification, or segmentation: a class for every pixel."
     )
     model: str | None = setting(
         None,
@@ -322,8 +322,7 @@ class TrainSettings(Settings):
     )
     objective: Literal["supervised", "mae"] = setting(
         "supervised",
-        "What is optimised: supervised, or mae, a masked autoencoder (He et al. 2022), which needs no labels and gives an "
-        "encoder to start from.",
+        "supervised, or mae: a masked autoencoder (He et al. 2022), which needs no labels and gives an encoder to start from.",
     )
     recipe: str | Path | Recipe | None = setting(
         None,
@@ -334,15 +333,13 @@ class TrainSettings(Settings):
     changes: Mapping[str, Any] | None = setting(None, "Settings of the recipe to replace, e.g. mixup=0.8.", spelling=("--set",))
     tap: int | None = setting(
         None,
-        "Token-aware average pooling in front of the attention, with this number of branches (the paper: 4); for a model that "
-        "has it, the number of its branches. On top of trained weights it starts as the identity.",
+        "Token-aware average pooling before the attention, with this number of branches (the paper: 4); for a model that "
+        "has it already, its number of branches. On top of trained weights it starts as the identity.",
         least=1,
         most=64,
         metavar="K",
     )
-    tap_pooling: Literal["average", "max", "gaussian", "learned"] = setting(
-        "average", "What a branch takes of its neighbourhood."
-    )
+    tap_pooling: Literal["average", "max", "gaussian", "learned"] = setting("average", "How a branch pools its neighbourhood.")
     adl: float | Literal["auto"] | None = _of_recipe("adl")
     adl_warmup: float | None = _of_recipe("adl_warmup")
     adl_layers: Sequence[int] | None = _of_recipe("adl_layers")
@@ -360,7 +357,7 @@ class TrainSettings(Settings):
         None, "Side of the model's input in pixels.", none="the model's own", least=1, most=16_384, metavar="PIXELS"
     )
     class_names: Sequence[str] | None = setting(
-        None, "Names of the classes, where the data only number them.", commas=True, metavar="NAME,NAME,…"
+        None, "Names of the classes, if the data only number them.", commas=True, metavar="NAME,NAME,…"
     )
     limit: int | None = setting(
         None, "Train on this many images only, spread evenly over the data.", least=1, most=LARGEST_COUNT, metavar="N"
@@ -368,13 +365,13 @@ class TrainSettings(Settings):
     seed: int = setting(0, "Seed of weights, order, augmentation and dropout.", least=0, most=LARGEST_SEED, metavar="N")
     precision: Literal["auto", "float32", "bfloat16", "float16"] | None = _of_recipe("precision")
     checkpointing: bool = setting(
-        False, "Keep fewer activations and compute them again in the backward pass: less memory, a third more time."
+        False, "Activation checkpointing: recompute activations in the backward pass, for less memory and a third more time."
     )
     compiled: bool = setting(False, "Compile the model with torch.compile.", spelling=("--compile",))
     device: str | None = setting(None, "cpu or cuda.", none="what accelerate finds", affects_result=False, metavar="DEVICE")
     workers: int | None = setting(
         None,
-        "Processes that read and augment images beside the model; 0 does it in this one.",
+        "Worker processes that read and augment images; 0 uses the main process.",
         none="by the number of cores",
         least=0,
         most=256,
@@ -413,7 +410,7 @@ class TrainSettings(Settings):
         affects_result=False,
         metavar="NAME",
     )
-    overwrite: bool = setting(False, "Start again, replacing the training that the output folder holds.", affects_result=False)
+    overwrite: bool = setting(False, "Start again, replacing the training in the output folder.", affects_result=False)
     progress: bool | None = setting(
         None, "Whether to show a progress bar.", none="on a terminal", affects_result=False, command_line=False
     )

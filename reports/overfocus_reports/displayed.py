@@ -48,19 +48,19 @@ def png(codes: npt.NDArray[np.uint8]) -> str:
     return base64_of(Image.fromarray(codes.reshape(-1, codes.shape[-1])), "PNG", optimize=True)
 
 
-def picture_uri(pixels: npt.NDArray[np.uint8], longest: int, quality: int) -> str:
+def image_uri(pixels: npt.NDArray[np.uint8], longest: int, quality: int) -> str:
     """A photograph (height, width, 3) as a data URI, at most `longest` pixels a side; PNG where it is tiny."""
-    picture = Image.fromarray(pixels)
-    if max(picture.size) <= 96:
-        return "data:image/png;base64," + base64_of(picture, "PNG", optimize=True)
-    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    return "data:image/jpeg;base64," + base64_of(picture, "JPEG", quality=quality, optimize=True)
+    image = Image.fromarray(pixels)
+    if max(image.size) <= 96:
+        return "data:image/png;base64," + base64_of(image, "PNG", optimize=True)
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return "data:image/jpeg;base64," + base64_of(image, "JPEG", quality=quality, optimize=True)
 
 
-def base64_of(picture: Image.Image, kind: str, **options: object) -> str:
-    """An encoded picture as text."""
+def base64_of(image: Image.Image, kind: str, **options: object) -> str:
+    """An encoded image as text."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -78,14 +78,14 @@ def numbers(values: npt.NDArray[np.floating[Any]]) -> object:
 
 RECEIVED = Codes(per_octave=18)
 """Scale of the received attention: steps of 4 %, up to 256 times uniform."""
-PICTURES = ((224, 85), (224, 75), (192, 72), (160, 68), (128, 62), (112, 55), (96, 50))
+IMAGES = ((224, 85), (224, 75), (192, 72), (160, 68), (128, 62), (112, 55), (96, 50))
 """Longest side in pixels and JPEG quality, from the finest that is tried."""
-LARGE_PICTURES = ((1024, 82), (768, 82), (640, 80), (512, 78), (448, 76), (384, 74), (320, 72), *PICTURES)
+LARGE_IMAGES = ((1024, 82), (768, 82), (640, 80), (512, 78), (448, 76), (384, 74), (320, 72), *IMAGES)
 """The same for segmentation, where single pixels are looked at."""
 MANY = 128
-"""Pictures above which only the middle severity of each corruption is shown."""
+"""Images above which only the middle severity of each corruption is shown."""
 SHEET = 256
-"""Columns of the sheet that one picture's received attention, all layers in a row, is laid out on."""
+"""Columns of the sheet that one image's received attention, all layers in a row, is laid out on."""
 
 
 @dataclass(frozen=True)
@@ -110,39 +110,38 @@ class Displayed:
 
     @cached_property
     def shown(self) -> list[int]:
-        """Numbers of the variants to show: all, or the middle ones where that would be too many pictures."""
+        """Numbers of the variants to show: all, or the middle ones where that would be too many images."""
         few = len(self.run.displayed) * len(self.variants) <= MANY
         return list(range(len(self.variants))) if few else self.middle
 
-    def pictures(self, room: int) -> dict[int, dict[int, str]]:
+    def images(self, room: int) -> dict[int, dict[int, str]]:
         """Image → variant → data URI, as fine as `room` characters allow."""
-        pixels = {image: self.run.maps(image, ()).pictures for image in self.run.displayed}
-        sizes = LARGE_PICTURES if self.run.segmented else PICTURES
+        pixels = {image: self.run.maps(image, ()).pixels for image in self.run.displayed}
+        sizes = LARGE_IMAGES if self.run.segmented else IMAGES
         longest, quality = sizes[-1]
         for longest, quality in sizes:
             sample = [
-                len(picture_uri(kept[number], longest, quality)) for kept in list(pixels.values())[:2] for number in self.shown
+                len(image_uri(kept[number], longest, quality)) for kept in list(pixels.values())[:2] for number in self.shown
             ]
             if sum(sample) / max(1, len(sample)) * len(self.shown) * len(pixels) <= room:
                 break
         return {
-            image: {number: picture_uri(kept[number], longest, quality) for number in self.shown}
-            for image, kept in pixels.items()
+            image: {number: image_uri(kept[number], longest, quality) for number in self.shown} for image, kept in pixels.items()
         }
 
-    def same_pictures(self, other: "Displayed") -> bool:
+    def same_images(self, other: "Displayed") -> bool:
         """Whether both show the very same pixels."""
         if self.run.displayed != other.run.displayed:
             return False
         shown = self.run.displayed
-        return all(np.array_equal(self.run.maps(image, ()).pictures, other.run.maps(image, ()).pictures) for image in shown)
+        return all(np.array_equal(self.run.maps(image, ()).pixels, other.run.maps(image, ()).pixels) for image in shown)
 
     def sheets(self) -> dict[int, dict[int, dict[str, Any]]]:
         """Image → variant → {"sheet": PNG of all layers' maps in a row, "top": places of the top k, layer by layer}."""
         return {image: {number: self.sheet_of(image, number) for number in self.shown} for image in self.run.displayed}
 
     def sheet_of(self, image: int, number: int) -> dict[str, Any]:
-        """The received attention of one picture in multiples of uniform attention."""
+        """The received attention of one image in multiples of uniform attention."""
         maps = self.received_maps(image, self.variants[number])
         flat = [profile.ravel() * profile.size for profile in maps if profile is not None]
         if not flat:

@@ -1,4 +1,4 @@
-"""Draws the page's figures: curves and heat maps straight as SVG, pictures of the displayed images as PNG.
+"""Draws the page's figures: curves and heat maps straight as SVG, the displayed images as PNG.
 
 A page holds some thirty figures that its script moves afterwards; as plain SVG each takes a millisecond, in matplotlib a
 second. What is drawn once, for a paper or a section of its own, comes from matplotlib and enters the page by `inline_svg`.
@@ -26,7 +26,7 @@ from overfocus.figures.style import INK, MISSING, SEQUENTIAL, line_style, lookup
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
-from overfocus_reports.displayed import picture_uri
+from overfocus_reports.displayed import image_uri
 from overfocus_reports.model import Model
 from overfocus_reports.payload import metrics_of
 
@@ -91,6 +91,10 @@ def ticks_between(low: float, high: float, most: int = 5) -> dict[float, str]:
     return {number * step: f"{number * step:,.{places}f}".replace("-", "−") for number in numbers}
 
 
+RING = " m -2.5 0 a 2.5 2.5 0 1 0 5 0 a 2.5 2.5 0 1 0 -5 0"
+"""Around the point that a path has come to; the page's script draws the same."""
+
+
 @dataclass(frozen=True)
 class Plot:
     """Where values lie in a figure of curves: x = left + layer · step, y = bottom − value · rise, in points."""
@@ -113,12 +117,12 @@ class Plot:
         return f"{self.left + x * self.step:.2f} {self.bottom - y * self.rise:.2f}"
 
     def line(self, at: Values, values: Values) -> str:
-        """A path through the known values; a value whose neighbours are unknown becomes a dot."""
+        """A path through the known values; a value whose neighbours are unknown becomes a ring."""
         known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))
         parts = []
         for place in np.flatnonzero(known[1:-1]):
             begins, ends = not known[place], not known[place + 2]
-            parts.append(("M " if begins else "L ") + self.at(at[place], values[place]) + (" h 0.01" if begins and ends else ""))
+            parts.append(("M " if begins else "L ") + self.at(at[place], values[place]) + (RING if begins and ends else ""))
         return " ".join(parts)
 
     def band(self, at: Values, low: Values, high: Values) -> str:
@@ -434,11 +438,11 @@ def pair_of(model: Model, high: float) -> dict[str, Any] | None:
         image = max(displayed, key=lambda image: np.nan_to_num(model.values.moved(number, image), nan=-1.0))
         shown.append(damaging)
     layer, place = model.focus, model.statistics.layers.index(model.focus)
-    pictures = [
+    images = [
         {
             "label": variant.label,
             "alt": f"attention received in layer {layer.number}, {variant.label}",
-            "uri": picture_uri(overlaid(model, image, variant, place, high), 384, 80),
+            "uri": image_uri(overlaid(model, image, variant, place, high), 384, 80),
         }
         for variant in shown
     ]
@@ -446,7 +450,7 @@ def pair_of(model: Model, high: float) -> dict[str, Any] | None:
     words += f"; outlined: the {layer.top} most attended of {layer.tokens}" if layer.top > 1 else "; outlined: the most attended"
     if damaging is not None and len(displayed) > 1:
         words += f". Of {len(displayed)} displayed images this is the one where most attention moves under {damaging.words}"
-    return {"images": pictures, "caption": words + "."}
+    return {"images": images, "caption": words + "."}
 
 
 def layer_beside(first: Model, model: Model) -> int:
@@ -458,7 +462,7 @@ def layer_beside(first: Model, model: Model) -> int:
 def overlaid(model: Model, image: int, variant: Variant, place: int, high: float) -> npt.NDArray[np.uint8]:
     """An image under the received attention of one layer, its top k outlined; bare where that was not kept."""
     kept = model.run.maps(image, ())
-    pixels = kept.pictures[kept.variants.index(variant)]
+    pixels = kept.pixels[kept.variants.index(variant)]
     profile = model.displayed.received_maps(image, variant)[place]
     if profile is None:
         return np.asarray(pixels, dtype=np.uint8)
@@ -468,27 +472,27 @@ def overlaid(model: Model, image: int, variant: Variant, place: int, high: float
 
 
 def sheet(rows: Sequence[tuple[Model, list[npt.NDArray[np.uint8]]]], first: Model, shown: Sequence[Variant], high: float) -> Any:
-    """The images of some models as one picture, with the names of variants and layers and the colour scale."""
+    """The heat maps of some models as one image, with the names of variants and layers and the colour scale."""
     tall = [round(TILE * tiles[0].shape[0] / tiles[0].shape[1]) for _, tiles in rows]
     width, height = (TILE + GAP) * len(shown) + BAR, HEAD + sum(tall) + (HEAD + GAP) * len(rows)
-    picture = Image.new("RGB", (width, max(height, 240)), "white")
-    pen, font = ImageDraw.Draw(picture), font_of(13)
+    image = Image.new("RGB", (width, max(height, 240)), "white")
+    pen, font = ImageDraw.Draw(image), font_of(13)
     for column, variant in enumerate(shown):
         pen.text(((TILE + GAP) * column, 3), variant.label, INK, font)
     top = HEAD
     for (model, tiles), side in zip(rows, tall, strict=True):
         for column, pixels in enumerate(tiles):
-            picture.paste(Image.fromarray(pixels).resize((TILE, side)), ((TILE + GAP) * column, top))
+            image.paste(Image.fromarray(pixels).resize((TILE, side)), ((TILE + GAP) * column, top))
         number = model.statistics.layers[layer_beside(first, model)].number
         pen.text((0, top + side + 3), f"{model.name}, layer {number}" if len(rows) > 1 else f"layer {number}", INK, font)
         top += side + HEAD + GAP
     ramp = Image.fromarray(lookup_table(SEQUENTIAL)[::-1][:, None]).resize((14, 176))
     left = width - BAR + 6
-    picture.paste(ramp, (left, HEAD + 18))
+    image.paste(ramp, (left, HEAD + 18))
     pen.text((left, HEAD - 2), "× uniform", INK, font)
     for value, share in scale_ticks(high):
         pen.text((left + 19, HEAD + 18 + 176 * (1 - share)), multiple(value), INK, font, anchor="lm")
-    return picture
+    return image
 
 
 def font_of(size: int) -> Any:

@@ -84,7 +84,7 @@ class SharedRun(Run):
         kept = self.run.maps(self.numbers[image], layers)
         places = [kept.variants.index(variant) for variant in self.variants]
         attention = {layer: weights[places] for layer, weights in kept.attention.items()}
-        return DisplayedImage([kept.variants[place] for place in places], kept.pictures[places], attention)
+        return DisplayedImage([kept.variants[place] for place in places], kept.pixels[places], attention)
 
     @cached_property
     def attention_by_class(self) -> "pd.DataFrame":
@@ -140,7 +140,7 @@ class Model:
 
     @cached_property
     def displayed(self) -> Displayed:
-        """Pictures and maps."""
+        """Images and maps."""
         return Displayed(self.run, self.statistics.layers, self.statistics.variants)
 
     @cached_property

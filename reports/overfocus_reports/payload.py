@@ -27,9 +27,9 @@ from overfocus_reports.displayed import (
     Displayed,
     ImageValues,
     base64_of,
+    image_uri,
     number,
     numbers,
-    picture_uri,
     png,
 )
 from overfocus_reports.model import Model
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 SIZE = 4
 """Images at each end of the ranking."""
-MOST_PICTURES = 24
-"""Small pictures that are read from files; images beyond are named without one."""
+MOST_THUMBNAILS = 24
+"""Thumbnails that are read from files; images beyond are named without one."""
 PIXELS = 112
 
 
 def gallery(run: "Run", displayed: Displayed, values: ImageValues, layer: Layer) -> dict[str, Any]:
     """Per shown variant the images at both ends with the share of attention that moved and the maps of `layer` before and after.
 
-    Small pictures of displayed images are the ones of the explorer; the others are read from their files where those still are.
+    Thumbnails of displayed images are those of the explorer; the others are read from their files where those still are.
     """
     variants, received, place = displayed.variants, displayed.received_maps, displayed.layers.index(layer)
     ends = {variant: values.gallery(variant, SIZE) for variant in displayed.shown if variant}
@@ -65,8 +65,8 @@ def gallery(run: "Run", displayed: Displayed, values: ImageValues, layer: Layer)
     }
     wanted = Counter(image for both in ends.values() for end in both for image in end if image not in run.displayed)
     files = {entry.image: entry.path for entry in run.images}
-    pictures = {image: small_picture(files[image]) for image, _ in wanted.most_common(MOST_PICTURES)}
-    return {"items": items, "pictures": pictures, "layer": layer.number}
+    images = {image: read_thumbnail(files[image]) for image, _ in wanted.most_common(MOST_THUMBNAILS)}
+    return {"items": items, "pictures": images, "layer": layer.number}
 
 
 def item_of(received: ReceivedMaps, variant: Variant, image: int, moved: float, place: int) -> dict[str, Any]:
@@ -78,21 +78,21 @@ def item_of(received: ReceivedMaps, variant: Variant, image: int, moved: float, 
     return {"image": image, "moved": number(moved), "maps": maps}
 
 
-def small_picture(path: str | None) -> str | None:
-    """A small version of a picture file; None where it cannot be read any more."""
+def read_thumbnail(path: str | None) -> str | None:
+    """A small version of an image file; None where it cannot be read any more."""
     if path is None:
         return None
     try:
-        return picture_uri(np.asarray(shrunk(path)), PIXELS, 70)
+        return image_uri(np.asarray(shrunk(path)), PIXELS, 70)
     except OverfocusError:
         return None
 
 
 def shrunk(path: str) -> Any:
-    """The picture at four times the size that is kept, so that a large one is not scaled twice at full size."""
-    picture = read_image(path)
-    picture.thumbnail((4 * PIXELS, 4 * PIXELS))
-    return picture
+    """The image at four times the size that is kept, so that a large one is not scaled twice at full size."""
+    image = read_image(path)
+    image.thumbnail((4 * PIXELS, 4 * PIXELS))
+    return image
 
 
 MOST_CELLS = 6000
@@ -185,7 +185,7 @@ def scale_payload(models: Sequence[Model], metric: str) -> dict[str, Any]:
 
 
 def model_payload(model: Model) -> dict[str, Any]:
-    """One model: its means, worst images, galleries and predictions; pictures, maps and layers come when room is known."""
+    """One model: its means, worst images, galleries and predictions; images, maps and layers come when room is known."""
     statistics = model.statistics
     return {
         "name": model.name,
@@ -374,8 +374,8 @@ def attention_shares(table: "pd.DataFrame", image: int, variants: list[Variant],
 
 def class_png(classes: Classes) -> str:
     """A class map as a base64 PNG whose red is the number of the class; a palette keeps it small."""
-    picture = Image.fromarray(classes)
-    picture.thumbnail((CLASS_MAP_PIXELS, CLASS_MAP_PIXELS), Image.Resampling.NEAREST)
-    picture = Image.fromarray(np.asarray(picture), "P")
-    picture.putpalette([value for grey in range(IGNORED + 1) for value in (grey, grey, grey)])
-    return base64_of(picture, "PNG", optimize=True)
+    image = Image.fromarray(classes)
+    image.thumbnail((CLASS_MAP_PIXELS, CLASS_MAP_PIXELS), Image.Resampling.NEAREST)
+    image = Image.fromarray(np.asarray(image), "P")
+    image.putpalette([value for grey in range(IGNORED + 1) for value in (grey, grey, grey)])
+    return base64_of(image, "PNG", optimize=True)

@@ -168,9 +168,9 @@ PAGE_MEGABYTES = 3.0
 MODEL_MEGABYTES = 1.5
 """What each further model adds."""
 SEGMENTED_MEGABYTES = 5.0
-"""What pictures and class maps of segmentation add, large as they are."""
-PICTURES_SHARE = 0.35
-"""Of the room that pictures and attention matrices have together."""
+"""What images and class maps of segmentation add, large as they are."""
+IMAGES_SHARE = 0.35
+"""Of the room that images and attention matrices have together."""
 SEGMENTED_SHARE = 0.85
 """The same for segmentation, whose attention matrices are too large to be kept."""
 
@@ -178,7 +178,7 @@ SEGMENTED_SHARE = 0.85
 def draw_report(run: "Run", *, megabytes: float | None = None) -> Path:
     """Write figures/*.png and report.html into the run's folder and return the path of the page.
 
-    `megabytes` is what the page may weigh, by default 3, and 8 for segmentation: the pictures and attention matrices in it are
+    `megabytes` is what the page may weigh, by default 3, and 8 for segmentation: the images and attention matrices in it are
     as fine as that allows.
 
     Raises:
@@ -246,8 +246,8 @@ def page_of(models: Sequence[Model], folder: Path, room: int, context: dict[str,
     context = template_context(models, drawn, picked, shared["scale"]["high"]) | context
     payload |= {"figureTables": context.pop("head_tables") | payload.get("figureTables", {})}
     spent = len(render(context, payload))
-    share = SEGMENTED_SHARE if context["segmented"] else PICTURES_SHARE
-    pictures(models, parts, round(share * (room - spent)))
+    share = SEGMENTED_SHARE if context["segmented"] else IMAGES_SHARE
+    images(models, parts, round(share * (room - spent)))
     spent += sum(len(json_for_html(part["pictures"])) for part in parts)
     for model, part in zip(models, parts, strict=True):
         matrices = matrices_of(model.displayed, max(0, room - spent) // len(models))
@@ -255,12 +255,12 @@ def page_of(models: Sequence[Model], folder: Path, room: int, context: dict[str,
     return render(context, payload)
 
 
-def pictures(models: Sequence[Model], parts: Sequence[dict[str, Any]], room: int) -> None:
-    """Add the pictures to each model's part; those of a model that saw the very pixels of the first stand once."""
-    different = [model for model in models[1:] if not model.displayed.same_pictures(models[0].displayed)]
+def images(models: Sequence[Model], parts: Sequence[dict[str, Any]], room: int) -> None:
+    """Add the images to each model's part; those of a model that saw the very pixels of the first stand once."""
+    different = [model for model in models[1:] if not model.displayed.same_images(models[0].displayed)]
     for model, part in zip(models, parts, strict=True):
         own = model is models[0] or model in different
-        part["pictures"] = model.displayed.pictures(room // (1 + len(different))) if own else None
+        part["pictures"] = model.displayed.images(room // (1 + len(different))) if own else None
 
 
 def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = (), *, megabytes: float | None = None) -> Path:

@@ -16,11 +16,11 @@ from overfocus.runs.description import RunDescription
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
 from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics, mean_of_known
 from overfocus.statistics.retained import RETAINED, distances, undefined_control
-from overfocus.statistics.verdicts import MILD, STRONG, counted, measure_title
+from overfocus.statistics.verdicts import MILD, STRONG, counted, measure_title, within_sentence
 from overfocus.variants import CLEAN, OTHER_IMAGE
 from overfocus_reports.displayed import numbers
 from overfocus_reports.figures import Table, Values, heat_map, inline_svg
-from overfocus_reports.sentences import percent
+from overfocus_reports.sentences import listed, percent, spans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +124,9 @@ def settings_rows(run: RunDescription) -> list[tuple[str, str]]:
 def version_rows(run: RunDescription) -> list[tuple[str, str]]:
     """What it ran with, when, and how long it took."""
     rows: dict[str, Any] = {"overfocus": run.overfocus, "started": run.created} | run.versions
-    rows |= {name.replace("_", " "): value for name, value in run.timing.items()}
+    for name, value in run.timing.items():
+        title, seconds = name.replace("_", " "), not name.endswith("_per_second")
+        rows["total" if name == "seconds" else title] = f"{in_words(value)} s" if seconds else value
     return [(name, in_words(value) or NOTHING) for name, value in rows.items()]
 
 
@@ -216,7 +218,7 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence_of(model: str, rows: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Which metric tells flips apart best within a corruption and severity; what is known without it; or that none does."""
+    """Which metric predicts flips best within a corruption and severity; what is known without it; or that none does."""
     metrics = rows[rows["layers"] != OUTPUT]
     flipped, count = int(metrics["flipped"].max()), int(metrics["count"].max())
     seen = f"{model}: {flipped:,} of {count:,} predictions flip under corruption"
@@ -225,28 +227,26 @@ def sentence_of(model: str, rows: pd.DataFrame, table: pd.DataFrame) -> str:
     guesses = plain_guesses(table)
     sure = metrics[(metrics["auroc_low"] > 0.5) | (metrics["auroc_high"] < 0.5)]
     if sure.empty:
-        return (
-            f"{seen}; within a corruption and severity no metric tells which ones with an interval that excludes 0.5. {guesses}"
-        )
+        return f"{seen}; within a corruption and severity no metric predicts which, with an interval that excludes 0.5. {guesses}"
     best = sure.iloc[int((sure["auroc"] - 0.5).abs().to_numpy().argmax())]
     way = "higher" if best["auroc"] > 0.5 else "lower"
     ends = f"{best['auroc_low']:.2f}–{best['auroc_high']:.2f}"
     pooled = auroc_of(table, str(best["metric"]), str(best["layers"]), POOLED)
-    title = title_of(str(best["metric"]))
+    title = within_sentence(title_of(str(best["metric"])))
     return (
-        f"{seen}. Within a corruption and severity, {title} tells them best: {way} where predictions flip, AUROC "
+        f"{seen}. Within a corruption and severity, {title} predicts them best: {way} where predictions flip, AUROC "
         f"{best['auroc']:.2f} (95 % interval {ends}; pooled over corruptions {pooled:.2f}); it is the most extreme of "
         f"{len(metrics)} metrics, of which {len(sure)} have an interval that excludes 0.5. {guesses}"
     )
 
 
 def plain_guesses(table: pd.DataFrame) -> str:
-    """What tells flips apart without attention."""
+    """What predicts flips without attention."""
     corruption = auroc_of(table, CORRUPTION_ALONE, OUTPUT, POOLED)
     confidence = auroc_of(table, CLEAN_CONFIDENCE, OUTPUT, EVERY)
     found = []
     if not math.isnan(corruption):
-        found.append(f"to know only the corruption and severity gives {corruption:.2f} pooled")
+        found.append(f"knowing only the corruption and severity gives {corruption:.2f} pooled")
     if not math.isnan(confidence):
         found.append(f"the confidence on the clean image gives {confidence:.2f} within a corruption and severity")
     return f"Without attention, {'; '.join(found)}." if found else ""
@@ -364,15 +364,20 @@ def head_sentences(found: HeadValues) -> list[str]:
     known = np.isfinite(found.effective)
     strong = np.argwhere(known & (found.effective < STRONG))
     mild = int((known & (found.effective >= STRONG) & (found.effective < MILD)).sum())
-    by_layer: dict[int, list[str]] = {}
-    for layer, head in strong:
-        by_layer.setdefault(found.layers[layer], []).append(str(head))
+    heads = {layer: [str(head) for place, head in strong if place == layer] for layer in dict.fromkeys(strong[:, 0])}
+    whole = [layer for layer, numbers in heads.items() if len(numbers) == known[layer].sum()]
     total = counted(int(known.sum()), "head")
     below = f"effective tokens below {percent(STRONG)}"
-    if by_layer:
-        named = "; ".join(f"layer {layer}: {', '.join(heads)}" for layer, heads in by_layer.items())
+    if heads:
+        named = [f"every head of {spans([found.layers[layer] for layer in whole])}"] if whole else []
+        named += [
+            f"head{'s' if len(numbers) > 1 else ''} {listed(numbers)} of layer {found.layers[layer]}"
+            for layer, numbers in heads.items()
+            if layer not in whole
+        ]
         many = len(strong)
-        first = f"{many} of {total} overfocus{'es' if many == 1 else ''} strongly ({below}) and {mild} mildly. Strongly: {named}."
+        first = f"{many} of {total} overfocus{'es' if many == 1 else ''} strongly ({below}) and {mild} mildly. "
+        first += f"Strongly: {'; '.join(named)}."
     else:
         first = f"No head of {total} overfocuses strongly ({below}); {mild} do{'es' if mild == 1 else ''} mildly."
     place = np.unravel_index(int(np.nanargmin(found.effective)), found.effective.shape)

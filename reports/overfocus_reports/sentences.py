@@ -63,7 +63,7 @@ def overfocusing_answer(judged: Overfocusing) -> Answer:
     reason = (
         f"{layers} effectively reaches {percent(effective.mean)} of the patches{interval}; uniform attention reaches all of them"
     )
-    reason += ", as nearly does that of an untrained network" if judged.nearly_uniform else ""
+    reason += ", and that of an untrained network nearly all" if judged.nearly_uniform else ""
     return Answer(asked, judged.answer, reason + ".")
 
 
@@ -286,8 +286,8 @@ def overall_sentence(summary: Summary) -> str:
     primary = summary.retained[PRIMARY]
     if math.isnan(primary.retained):
         return (
-            "What attention retains under corruption is undefined: the difference between two different images cannot be told "
-            "from numerical noise."
+            "What attention retains under corruption is undefined: the difference between two different images cannot be "
+            "distinguished from numerical noise."
         )
     interval = between(primary.low, primary.high, cut=False)
     claim = (

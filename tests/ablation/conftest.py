@@ -16,7 +16,7 @@ def _sharpen(model):
 
 
 class _Spelled(nn.Module):
-    """One head of attention over patches, written out: 4×4 pictures, patches of one pixel."""
+    """One head of attention over patches, written out: 4×4 images, patches of one pixel."""
 
     def __init__(self):
         super().__init__()
@@ -24,8 +24,8 @@ class _Spelled(nn.Module):
         self.qkv = nn.Linear(8, 24)
         self.head = nn.Linear(8, 5)
 
-    def forward(self, pictures):
-        tokens = self.embed(pictures).flatten(2).transpose(1, 2)
+    def forward(self, images):
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         weights = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1)
         return self.head((weights @ value).mean(1))

@@ -1,4 +1,4 @@
-"""`ablate` from pictures to a folder: what its rows say, that nothing depends on batches, and what is refused."""
+"""`ablate` from images to a folder: what its rows say, that nothing depends on batches, and what is refused."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def loaded(make_model):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Five pictures of noise."""
+    """Five images of noise."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(5):
@@ -127,8 +127,8 @@ def test_interrupted_it_goes_on_to_the_same_tables(loaded, photos, tmp_path, mon
     pd.testing.assert_frame_equal(_ablate(loaded, photos, tmp_path / "out", batch_size=2).table, whole.table)
 
 
-def test_unreadable_pictures_are_left_out_and_named(loaded, photos, tmp_path):
-    (photos / "3.png").write_text("no picture")
+def test_unreadable_images_are_left_out_and_named(loaded, photos, tmp_path):
+    (photos / "3.png").write_text("no image")
     found = _ablate(loaded, photos, tmp_path / "out", corruptions=[])
     assert found.images == 4
     assert [skipped.name for skipped in found.description.skipped] == ["3.png"]

@@ -33,8 +33,8 @@ class _Toy(nn.Module):
         self.patches, self.placed = patches, placed
         self.num_classes = 2
 
-    def forward(self, pictures):
-        tokens = self.embed(pictures).flatten(2).transpose(1, 2)
+    def forward(self, images):
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
         if not self.placed:
             tokens = tokens.sort(1).values
         scores = tokens @ tokens.transpose(1, 2) * 0 + SHARES.to(tokens).log()
@@ -53,7 +53,7 @@ def _loaded(model):
 
 @pytest.fixture
 def photos(tmp_path):
-    """24 dark pictures, which the corruption makes bright."""
+    """24 dark images, which the corruption makes bright."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(24):
@@ -205,10 +205,10 @@ def test_layers_of_several_grids_are_averaged_on_the_finest(make_model):
 @pytest.mark.parametrize("family", ["vit", "swin", "cait"])
 def test_received_on_the_image_is_that_of_the_maps(family, make_model):
     """Window by window, from the captured weights."""
-    model, pictures = make_model(family), torch.randn(2, 3, 32, 32)
-    _, sites = find_key_sites(model, pictures)
+    model, images = make_model(family), torch.randn(2, 3, 32, 32)
+    _, sites = find_key_sites(model, images)
     with capture(model) as captured:
-        model(pictures)
+        model(images)
     maps = [attention for attention in captured.maps if attention.kind in ("global", "window", "class")]
     assert len(sites) == len(maps)
     for site, attention in zip(sites, maps, strict=True):

@@ -24,30 +24,30 @@ def _hide_some(sites, count=2):
 def test_equals_attention_computed_without_these_keys(family, make_model):
     """By hand: leave the rows of the hidden tokens out of keys and values, for queries of all tokens."""
     model = make_model(family)
-    pictures = torch.randn(3, 3, *((4, 4) if family == "spelled" else (32, 32)))
-    _, sites = find_key_sites(model, pictures)
+    images = torch.randn(3, 3, *((4, 4) if family == "spelled" else (32, 32)))
+    _, sites = find_key_sites(model, images)
     hidden = _hide_some(sites, 3)
     with hide_keys(model, sites, hidden):
-        found = model(pictures)
-    for picture in range(3):
-        assert torch.allclose(found[picture], _without(model, family, pictures[picture], hidden, picture), atol=1e-5)
+        found = model(images)
+    for image in range(3):
+        assert torch.allclose(found[image], _without(model, family, images[image], hidden, image), atol=1e-5)
 
 
-def _without(model, family, picture, hidden, number):
+def _without(model, family, image, hidden, number):
     if family == "spelled":
-        tokens = model.embed(picture[None]).flatten(2)[0].T
+        tokens = model.embed(image[None]).flatten(2)[0].T
         query, key, value = model.qkv(tokens).chunk(3, dim=-1)
         kept = ~hidden[0][number]
         weights = (query @ key[kept].T / 8**0.5).softmax(-1)
         return model.head((weights @ value[kept]).mean(0))
     if family == "encoder":
-        tokens = model[:3](picture[None])
+        tokens = model[:3](image[None])
         for layer, block in enumerate(model[3].layers):
             kept = tokens[:, ~hidden[layer][number]]
             tokens = block.norm1(tokens + block.self_attn(tokens, kept, kept, need_weights=False)[0])
             tokens = block.norm2(tokens + block.linear2(block.activation(block.linear1(tokens))))
         return model[4:](tokens)[0]
-    tokens = model._pos_embed(model.patch_embed(picture[None]))[0]
+    tokens = model._pos_embed(model.patch_embed(image[None]))[0]
     for layer, block in enumerate(model.blocks):
         query, key, value = block.attn.qkv(block.norm1(tokens)).reshape(len(tokens), 3, 2, 16).permute(1, 2, 0, 3)
         kept = torch.cat([torch.ones(1, dtype=torch.bool), ~hidden[layer][number]])
@@ -62,11 +62,11 @@ def _without(model, family, picture, hidden, number):
 @torch.no_grad()
 def test_hidden_keys_get_no_attention_and_the_others_all(family, fused, make_model):
     model = make_model(family, fused)
-    pictures = torch.randn(2, 3, *((4, 4) if family == "spelled" else (32, 32)))
-    whole, sites = find_key_sites(model, pictures)
+    images = torch.randn(2, 3, *((4, 4) if family == "spelled" else (32, 32)))
+    whole, sites = find_key_sites(model, images)
     hidden = _hide_some(sites)
     with overfocus.capture(model) as captured, hide_keys(model, sites, hidden):
-        without = model(pictures)
+        without = model(images)
     assert len(captured.maps) == len(sites) == len(hidden)
     for attention, site, keys in zip(captured.maps, sites, hidden, strict=True):
         weights = attention.weights[..., site.key_prefix_tokens :]
@@ -81,29 +81,29 @@ def test_hidden_keys_get_no_attention_and_the_others_all(family, fused, make_mod
 @torch.no_grad()
 def test_nothing_hidden_changes_nothing_and_nothing_stays_behind(family, make_model):
     model = make_model(family)
-    pictures = torch.randn(2, 3, *((4, 4) if family == "spelled" else (32, 32)))
-    before, sites = find_key_sites(model, pictures)
+    images = torch.randn(2, 3, *((4, 4) if family == "spelled" else (32, 32)))
+    before, sites = find_key_sites(model, images)
     with hide_keys(model, sites, [torch.zeros_like(keys) for keys in _hide_some(sites)]):
-        assert torch.allclose(model(pictures), before, atol=1e-5)
+        assert torch.allclose(model(images), before, atol=1e-5)
     with hide_keys(model, sites, _hide_some(sites)):
-        model(pictures)
-    assert torch.equal(model(pictures), before)
+        model(images)
+    assert torch.equal(model(images), before)
 
 
 @torch.no_grad()
-def test_pictures_of_one_batch_lose_keys_of_their_own(make_model):
+def test_images_of_one_batch_lose_keys_of_their_own(make_model):
     model = make_model("swin")
-    pictures = torch.randn(2, 3, 32, 32)
-    _, sites = find_key_sites(model, pictures)
+    images = torch.randn(2, 3, 32, 32)
+    _, sites = find_key_sites(model, images)
     hidden = _hide_some(sites)
     none = [torch.zeros_like(keys) for keys in hidden]
     halves = [torch.cat([keys.chunk(2)[0], empty.chunk(2)[1]]) for keys, empty in zip(hidden, none, strict=True)]
     with hide_keys(model, sites, halves):
-        found = model(pictures)
+        found = model(images)
     with hide_keys(model, sites, hidden):
-        first = model(pictures)[0]
+        first = model(images)[0]
     assert torch.allclose(found[0], first, atol=1e-5)
-    assert torch.allclose(found[1], model(pictures)[1], atol=1e-5)
+    assert torch.allclose(found[1], model(images)[1], atol=1e-5)
 
 
 @torch.no_grad()
@@ -161,11 +161,11 @@ def test_unfolding_is_the_way_back(axes, sizes):
 def test_families(name):
     importlib.import_module("overfocus.models")
     model = timm.create_model(name).eval()
-    pictures = torch.randn(2, *model.default_cfg["input_size"])
-    _, sites = find_key_sites(model, pictures)
+    images = torch.randn(2, *model.default_cfg["input_size"])
+    _, sites = find_key_sites(model, images)
     hidden = [ranks(site.received, descending=True) < max(1, site.tokens // 20) for site in sites]
     with overfocus.capture(model) as captured, hide_keys(model, sites, hidden):
-        assert torch.isfinite(model(pictures)).all()
+        assert torch.isfinite(model(images)).all()
     maps = [attention for attention in captured.maps if attention.kind != "channel"]
     for attention, site, keys in zip(maps, sites, hidden, strict=True):
         weights = attention.weights[..., site.key_prefix_tokens :]

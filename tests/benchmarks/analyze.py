@@ -3,7 +3,7 @@
     export OMP_WAIT_POLICY=PASSIVE    # as the program `overfocus` does by itself
     python tests/benchmarks/analyze.py [MODEL] [--images N] [--batch-size N] [--corruption NAME]... [--workers N] [--rounds N]
 
-Each round times the plain forwards of all pictures, `analyze`, and the plain forwards again. Wall time says how long a user
+Each round times the plain forwards of all images, `analyze`, and the plain forwards again. Wall time says how long a user
 waits; processor time (of this process and its workers) is hardly disturbed by what else the machine does. Weights are random: the
 time does not depend on them.
 """
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import overfocus
-from overfocus.sweep.reading import pack_pairs
+from overfocus.sweep.reading import plan_pairs
 from overfocus.variants import list_variants
 
 
@@ -50,16 +50,16 @@ def compare_with_plain(
     """Medians over the rounds of the time of `analyze` over that of the plain forwards: wall and processor time."""
     loaded = overfocus.load_model(name, pretrained=False)
     variants = len(list_variants(corruptions, [3])) + 1  # and the control
-    packing = pack_pairs(variants, batch_size)
-    sizes = [packing.images * len(members) for members in packing.batches]
+    plan = plan_pairs(variants, batch_size)
+    sizes = [plan.images * len(members) for members in plan.batches]
     forwards = [torch.randn(size, *loaded.input_size) for size in sizes]
-    packs = -(-images // packing.images)
+    shards = -(-images // plan.images)
 
     def plain() -> None:
         with torch.no_grad():
-            for _ in range(packs):
-                for pictures in forwards:
-                    loaded.model(pictures)
+            for _ in range(shards):
+                for inputs in forwards:
+                    loaded.model(inputs)
 
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder) / "photos", images)

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/families.py                     # every form, a quarter of an hour on two cores
     python tests/benchmarks/families.py --only vit_pytorch  # those whose name holds a word
-    python tests/benchmarks/families.py --readme            # and print the table into overfocus/capturing/README.md
+    python tests/benchmarks/families.py --part 2/5          # the second of five parts
+    python tests/benchmarks/families.py --readme            # and put their rows into overfocus/capturing/README.md
 
 Small models with random weights of timm, torchvision, transformers, vit-pytorch, open_clip, peft, MONAI, segmentation-models-
 pytorch, and attention written by hand. The oracle knows nothing of overfocus:
@@ -21,8 +22,9 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -720,42 +722,39 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="forms whose name holds this")
-    parser.add_argument("--readme", action="store_true", help="write the table into overfocus/capturing/README.md")
+    parser.add_argument("--part", default="1/1", help="of these forms, the second of five parts where it is 2/5")
+    parser.add_argument("--readme", action="store_true", help="put the rows into the table of overfocus/capturing/README.md")
     arguments = parser.parse_args()
-    counts = {"right": 0, "refused": 0, "wrong": 0}
-    lines = []
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
-        for source in (by_hand, of_timm, of_torchvision, of_others, of_vit_pytorch, of_transformers):
-            for name, form in source():
-                if arguments.only and arguments.only not in name:
-                    continue
-                try:
-                    verdict = judge(form)
-                except ValueError as error:
-                    if "does not support an attention implementation" not in str(error):
-                        print(f"{name}: not judged: {error}", file=sys.stderr, flush=True)
-                    continue
-                except Exception as error:  # a release of a library without this form, or a fault of ours: look
-                    print(
-                        f"{name}: not judged: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr, flush=True
-                    )
-                    continue
-                counts[verdict.verdict] += 1
-                lines.append(f"| {name} | {verdict.verdict} | {verdict.maps} | {verdict.detail.replace('|', '/')} |")
-                print(lines[-1], flush=True)
-    total = f"{sum(counts.values())} forms: " + ", ".join(f"{number} {name}" for name, number in counts.items())
-    print(total)
+    part, parts = map(int, arguments.part.split("/"))
+    sources = (by_hand, of_timm, of_torchvision, of_others, of_vit_pytorch, of_transformers)
+    forms = [(name, form) for source in sources for name, form in source()]
+    chosen = [(name, form) for name, form in forms if arguments.only in name][part - 1 :: parts]
+    rows: dict[str, str | None] = {}
+    with torch.random.fork_rng():
+        for name, form in chosen:
+            rows[name] = None
+            try:
+                verdict = judge(form)
+            except Exception as error:  # a release of a library without this form, or a fault of ours: look
+                if "does not support an attention implementation" not in str(error):
+                    print(f"{name}: not judged: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
+                continue
+            rows[name] = f"| {name} | {verdict.verdict} | {verdict.maps} | {verdict.detail.replace('|', '/')} |"
+            print(rows[name], flush=True)
+    print(_total([row for row in rows.values() if row]))
     if arguments.readme:
-        table = "\n".join([total, "", "| form | | maps | |", "|---|---|---|---|", *lines])
-        text = README.read_text()
-        README.write_text(
-            re.sub(r"(<!-- families -->\n).*(<!-- end -->)", rf"\g<1>{_escaped(table)}\n\g<2>", text, flags=re.DOTALL)
-        )
+        before, rest = README.read_text().split("<!-- families -->\n")
+        table, after = rest.split("<!-- end -->")
+        found = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines() if " | " in line} | rows
+        lines = [row for name, _ in forms if (row := found.get(name))]
+        table = "\n".join([_total(lines), "", "| form | | maps | |", "|---|---|---|---|", *lines])
+        README.write_text(f"{before}<!-- families -->\n{table}\n<!-- end -->{after}")
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\")
+def _total(rows: list[str]) -> str:
+    counts = {name: sum(f" | {name} | " in row for row in rows) for name in ("right", "refused", "wrong")}
+    versions = [f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "vit-pytorch")]
+    return f"{len(rows)} forms: {', '.join(f'{number} {name}' for name, number in counts.items())} ({', '.join(versions)})."
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python tests/benchmarks/segmentation.py                      # a few minutes on two cores
     python tests/benchmarks/segmentation.py --model tap_fan_small_12_p4_hybrid_segformer --rounds 9
 
-Crops of 1024×1024 with a stride of 768, as Cityscapes is evaluated: three a picture. Sliding takes from normalised pixels to a
+Crops of 1024×1024 with a stride of 768, as Cityscapes is evaluated: three an image. Sliding takes from normalised pixels to a
 logit for every class and pixel and to the class of every pixel; the plain forwards put the same crops through the model in the
 same batches and drop what comes out. Both follow each other in every round of one process. Peak memory is that of one process
-per number of windows, above what it holds with the model and the picture made. Weights are random: nothing here depends on them.
+per number of windows, above what it holds with the model and the image made. Weights are random: nothing here depends on them.
 """
 
 import argparse
@@ -25,34 +25,34 @@ from overfocus.segmentation.inference import Inference, class_map, window_starts
 MODEL = "tap_fan_tiny_8_p4_hybrid_segformer"
 HEIGHT, WIDTH, CROP, STRIDE = 1024, 2048, 1024, 768
 STRIDES = (1024, 768, 256, 64)
-"""2, 3, 5 and 17 windows a picture."""
+"""2, 3, 5 and 17 windows an image."""
 TOGETHER = 1
 TARGET = 0.85
 
 
 def build(model: str) -> tuple[nn.Module, Tensor]:
-    """The model and a picture."""
+    """The model and an image."""
     torch.manual_seed(0)
     return timm.create_model(model).eval(), torch.randn(1, 3, HEIGHT, WIDTH)
 
 
-def slide(model: nn.Module, picture: Tensor, stride: int, together: int) -> Tensor:
+def slide(model: nn.Module, image: Tensor, stride: int, together: int) -> Tensor:
     """The class of every pixel."""
     inference = Inference((CROP, CROP), (stride, stride), together)
-    return class_map(inference.logits(model, picture), (HEIGHT, WIDTH))
+    return class_map(inference.logits(model, image), (HEIGHT, WIDTH))
 
 
-def crops_of(picture: Tensor, stride: int) -> Tensor:
+def crops_of(image: Tensor, stride: int) -> Tensor:
     """The same windows, side by side."""
-    return torch.cat([picture[..., left : left + CROP] for left in window_starts(WIDTH, CROP, stride)])
+    return torch.cat([image[..., left : left + CROP] for left in window_starts(WIDTH, CROP, stride)])
 
 
 def print_times(name: str, rounds: int, together: int) -> None:
     """Images/s of both ways, and their ratio."""
-    model, picture = build(name)
-    crops = crops_of(picture, STRIDE)
+    model, image = build(name)
+    crops = crops_of(image, STRIDE)
     forms = {
-        "sliding": lambda: slide(model, picture, STRIDE, together),
+        "sliding": lambda: slide(model, image, STRIDE, together),
         "crops": lambda: [model(part) for part in crops.split(together)],
     }
     with torch.no_grad():
@@ -71,7 +71,7 @@ def print_times(name: str, rounds: int, together: int) -> None:
 
 def print_memory(name: str, together: int) -> None:
     """Peak memory by number of windows, each in a process of its own."""
-    print("peak memory above what the model and the picture take")
+    print("peak memory above what the model and the image take")
     for stride in (0, *STRIDES):
         command = [sys.executable, __file__, "--model", name, "--together", str(together), "--memory", str(stride)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -94,11 +94,11 @@ def main() -> None:
         if not arguments.no_memory:
             print_memory(arguments.model, arguments.together)
         return
-    model, picture = build(arguments.model)
-    small = picture[..., :64, :64]
-    stride, crop = arguments.memory, picture[..., :CROP]
+    model, image = build(arguments.model)
+    small = image[..., :64, :64]
+    stride, crop = arguments.memory, image[..., :CROP]
     with torch.no_grad():
-        run = (lambda: slide(model, picture, stride, arguments.together)) if stride else (lambda: model(crop))
+        run = (lambda: slide(model, image, stride, arguments.together)) if stride else (lambda: model(crop))
         print(peak_memory(lambda: model(small), run))
 
 

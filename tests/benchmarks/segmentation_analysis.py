@@ -1,9 +1,9 @@
-"""Peak memory of `analyze` on segmentation models at 1024×1024 pixels, above that of the plain forward of the same pictures.
+"""Peak memory of `analyze` on segmentation models at 1024×1024 pixels, above that of the plain forward of the same images.
 
     python tests/benchmarks/segmentation_analysis.py [MODEL]... [--batch-size N] [--image-size PIXELS] [--variants N]
 
 Each number is that of one process of its own: the plain forward of the largest batch that `analyze` makes, and `analyze` of one
-picture in that many variants, masks and class maps included. Workers that read and corrupt pictures are processes beside it; the
+image in that many variants, masks and class maps included. Workers that read and corrupt images are processes beside it; the
 largest is given, and shares its pages of the model with the main process. Weights are random: memory does not depend on them. On
 two cores a model takes some minutes.
 """
@@ -24,7 +24,7 @@ from PIL import Image
 
 import overfocus
 from overfocus.corruptions import resolve_corruptions
-from overfocus.sweep.reading import pack_pairs
+from overfocus.sweep.reading import plan_pairs
 
 MODELS = (
     "tap_fan_tiny_8_p4_hybrid_segformer",
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=1024)
-    parser.add_argument("--variants", type=int, default=4, help="the clean picture and up to 15 corruptions of it")
+    parser.add_argument("--variants", type=int, default=4, help="the clean image and up to 15 corruptions of it")
     parser.add_argument("--way", choices=("plain", "analyze"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
@@ -73,10 +73,10 @@ def run(model: str, way: str, arguments: argparse.Namespace) -> dict[str, float]
     loaded = overfocus.load_model(model, pretrained=False, device="cpu", image_size=arguments.image_size)
     began = time.perf_counter()
     if way == "plain":
-        largest = max(len(batch) for batch in pack_pairs(arguments.variants, arguments.batch_size).batches)
-        pictures = torch.randn(largest, *loaded.input_size)
+        largest = max(len(batch) for batch in plan_pairs(arguments.variants, arguments.batch_size).batches)
+        images = torch.randn(largest, *loaded.input_size)
         with torch.no_grad():
-            loaded.model(pictures)
+            loaded.model(images)
     else:
         with tempfile.TemporaryDirectory() as folder:
             data = write_data(Path(folder) / "data", arguments.image_size, loaded.num_classes)
@@ -94,7 +94,7 @@ def run(model: str, way: str, arguments: argparse.Namespace) -> dict[str, float]
 
 
 def write_data(folder: Path, side: int, classes: int) -> Path:
-    """One picture of smooth colours with noise, and its mask."""
+    """One image of smooth colours with noise, and its mask."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)

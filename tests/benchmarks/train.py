@@ -1,4 +1,4 @@
-"""Time of a training step with TAP and ADL, the share of waiting for pictures, and evaluation beside the plain forward.
+"""Time of a training step with TAP and ADL, the share of waiting for images, and evaluation beside the plain forward.
 
     python tests/benchmarks/train.py [--model NAME] [--batch-size N] [--rounds N] [--threads N] [--only step|waiting|evaluate]
 
@@ -115,15 +115,15 @@ class Stepper:
 
 def photographs(folder: Path, count: int) -> Path:
     """Class folders with the bundled photographs, again and again, as JPEG files."""
-    pictures = [Image.open(path).convert("RGB").resize((500, 400)) for path in sorted(sample_images((3, 224, 224)).glob("*.*"))]
+    images = [Image.open(path).convert("RGB").resize((500, 400)) for path in sorted(sample_images((3, 224, 224)).glob("*.*"))]
     for number in range(count):
         (folder / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
-        pictures[number % len(pictures)].save(folder / f"class {number % 2}" / f"{number}.jpg", quality=90)
+        images[number % len(images)].save(folder / f"class {number % 2}" / f"{number}.jpg", quality=90)
     return folder
 
 
 def show_waiting(arguments: argparse.Namespace) -> None:
-    """Share of a training's time that is spent waiting for pictures."""
+    """Share of a training's time that is spent waiting for images."""
     with tempfile.TemporaryDirectory() as name:
         folder = photographs(Path(name) / "data", 8 * arguments.batch_size)
         augmented = {"auto_augment": "rand-m9-mstd0.5-inc1", "erasing": 0.3, "interpolation": "random", "crop_scale": [0.08, 1]}
@@ -141,7 +141,7 @@ def show_waiting(arguments: argparse.Namespace) -> None:
         waiting = training.log["waiting"].to_numpy()
     print(
         f"Training of {arguments.model}, batch {arguments.batch_size}, 2 workers: "
-        f"waiting for pictures {np.mean(waiting[1:]):.1%} of the time"
+        f"waiting for images {np.mean(waiting[1:]):.1%} of the time"
     )
 
 

@@ -19,7 +19,7 @@ TINY = {"embed_dim": 24, "depths": (2, 2, 2), "num_heads": (1, 2, 4)}
 
 
 def places(rows, columns):
-    """The patch grid as a picture (1, rows, columns, 1) of row-major numbers that begin at 1, so that 0 is padding."""
+    """The patch grid as an image (1, rows, columns, 1) of row-major numbers that begin at 1, so that 0 is padding."""
     return torch.arange(1, rows * columns + 1).reshape(1, rows, columns, 1)
 
 

@@ -221,6 +221,94 @@ def keys_repeated_for_the_heads(q, k, v):
     return torch.bmm(weights, v).unflatten(0, (-1, HEADS)), weights.unflatten(0, (-1, HEADS))
 
 
+@_one_by_one
+def fused_per_image_and_head(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v), torch.linalg.multi_dot([q, k.T]).mul(WIDTH**-0.5).softmax(-1)
+
+
+@_one_by_one
+def chained_matrices(q, k, v):
+    weights = torch.linalg.multi_dot([q, k.T]).mul(WIDTH**-0.5).softmax(-1)
+    return torch.linalg.multi_dot([weights, v]), weights
+
+
+def flattened_behind_the_softmax(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1).flatten(0, 1)
+    output = torch.baddbmm(torch.zeros(1, 1, WIDTH), weights, v.flatten(0, 1))
+    return output.unflatten(0, (-1, HEADS)), weights.unflatten(0, (-1, HEADS))
+
+
+def powers_of_two(q, k, v):
+    powers = torch.exp2(q @ k.mT * WIDTH**-0.5)
+    weights = powers / powers.sum(-1, keepdim=True)
+    return weights @ v, weights
+
+
+def powers_of_e(q, k, v):
+    powers = math.e ** (q @ k.mT * WIDTH**-0.5)
+    weights = powers / powers.sum(-1, keepdim=True)
+    return weights @ v, weights
+
+
+def powers_by_function(q, k, v):
+    powers = torch.pow(2.0, q @ k.mT * WIDTH**-0.5)
+    weights = F.normalize(powers, p=1, dim=-1)
+    return weights @ v, weights
+
+
+def divided_by_einsum(q, k, v):
+    exponentials = (q @ k.mT * WIDTH**-0.5).exp()
+    weights = torch.einsum("bhij,bhi->bhij", exponentials, 1 / exponentials.sum(-1))
+    return weights @ v, weights
+
+
+def einsum_with_a_metric(q, k, v):
+    weights = torch.einsum("bhid,d,bhjd->bhij", q, torch.full((WIDTH,), WIDTH**-0.5), k).softmax(-1)
+    return weights @ v, weights
+
+
+def einsum_with_a_matrix(q, k, v):
+    weights = torch.einsum("bhid,de,bhje->bhij", q, torch.eye(WIDTH).roll(1, 0), k).softmax(-1)
+    return weights @ v, weights
+
+
+def cosines(q, k, v):
+    weights = (F.cosine_similarity(q[:, :, :, None], k[:, :, None], dim=-1) * 9).softmax(-1)
+    return weights @ v, weights
+
+
+def distances(q, k, v):
+    weights = (-(torch.cdist(q, k) ** 2)).softmax(-1)
+    return weights @ v, weights
+
+
+def stretched_by_expand(q, k, v):
+    q, k = q.unsqueeze(3).expand(-1, -1, -1, 16, -1), k.unsqueeze(2).expand(-1, -1, 16, -1, -1)
+    weights = ((q * k).sum(-1, keepdim=True).squeeze(-1) * WIDTH**-0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def one_key_head_by_einsum(q, k, v):
+    weights = torch.einsum("bhid,bjd->bhij", q, k[:, 0]).mul(WIDTH**-0.5).softmax(-1)
+    return torch.einsum("bhij,bjd->bhid", weights, v[:, 0]), weights
+
+
+def one_key_head_behind_the_queries(q, k, v):
+    weights = torch.einsum("bihd,bjd->bihj", q.transpose(1, 2), k[:, 0]).mul(WIDTH**-0.5).softmax(-1)
+    return torch.einsum("bihj,bjd->bihd", weights, v[:, 0]).transpose(1, 2), weights.transpose(1, 2)
+
+
+def one_key_head_of_folded_queries(q, k, v):
+    weights = (q.flatten(1, 2) @ k[:, 0].mT * WIDTH**-0.5).softmax(-1)
+    return (weights @ v[:, 0]).unflatten(1, (HEADS, 16)), weights.unflatten(1, (HEADS, 16))
+
+
+def one_fused_key_head_of_interleaved_queries(q, k, v):
+    folded = q.transpose(1, 2).flatten(1, 2)
+    output = F.scaled_dot_product_attention(folded[:, None], k[:, :1], v[:, :1])[:, 0].unflatten(1, (16, HEADS))
+    return output.transpose(1, 2), (q @ k[:, :1].mT * WIDTH**-0.5).softmax(-1)
+
+
 def flexible(q, k, v):
     scores = q @ k.mT * WIDTH**-0.5 - 0.1 * (torch.arange(16)[:, None] - torch.arange(16)).abs()
     return flex_attention(q, k, v, score_mod=lambda score, _, __, i, j: score - 0.1 * (i - j).abs()), scores.softmax(-1)
@@ -259,6 +347,22 @@ SPELLINGS = [
     tensordot_per_image_and_head,
     heads_behind_each_other,
     keys_repeated_for_the_heads,
+    fused_per_image_and_head,
+    chained_matrices,
+    flattened_behind_the_softmax,
+    powers_of_two,
+    powers_of_e,
+    powers_by_function,
+    divided_by_einsum,
+    einsum_with_a_metric,
+    einsum_with_a_matrix,
+    cosines,
+    distances,
+    stretched_by_expand,
+    one_key_head_by_einsum,
+    one_key_head_behind_the_queries,
+    one_key_head_of_folded_queries,
+    one_fused_key_head_of_interleaved_queries,
     flexible,
 ]
 
@@ -330,6 +434,28 @@ def assigned(q, k, v):
     return weights @ v, weights
 
 
+def followed_twice(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1)
+    weights = weights @ weights
+    return weights @ v, weights
+
+
+def followed_there_and_back(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1) @ (k @ q.mT * WIDTH**-0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def similar_rows(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1)
+    weights = torch.einsum("bhik,bhjk->bhij", weights, weights)
+    return weights @ v, weights
+
+
+def mean_of_the_heads(q, k, v):
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1).mean(1, keepdim=True).expand(-1, HEADS, -1, -1)
+    return weights @ v, weights
+
+
 def exponentials_divided_late(q, k, v):
     exponentials = (q @ k.mT * WIDTH**-0.5).exp()
     return (exponentials @ v) / exponentials.sum(-1, keepdim=True), exponentials
@@ -346,6 +472,10 @@ def exponentials_divided_late(q, k, v):
         (sink, False),
         (over_the_queries, False),
         (assigned, True),
+        (followed_twice, True),
+        (followed_there_and_back, True),
+        (similar_rows, False),
+        (mean_of_the_heads, True),
         (exponentials_divided_late, False),
     ],
 )
@@ -385,6 +515,43 @@ def test_other_softmaxes_are_gatings(family, attend):
     assert all(not site.captured and "softmax" in site.reason for site in captured.coverage)
 
 
+def summed_over_the_queries(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    return torch.einsum("bhij,bhjd->bhd", weights, v).unsqueeze(2).expand(-1, -1, 16, -1), None
+
+
+def scaled_in_the_same_product(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    return torch.einsum("bhij,j,bhjd->bhid", weights, torch.arange(16.0), v), None
+
+
+@pytest.mark.parametrize("attend", [summed_over_the_queries, scaled_in_the_same_product])
+def test_weights_used_in_an_unknown_way_are_no_softmax_over_something_else(family, attend):
+    captured = run(Projected(attend), family.images(32))
+    assert captured.maps == ()
+    (site,) = captured.coverage
+    assert (site.kind, site.captured) == ("unsupported", False)
+    assert site.reason.startswith("a softmax over query-key products, whose weights")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_images_that_are_attended_one_by_one_keep_their_heads(family, fused, batch):
+    def attend(q, k, v):
+        weights = [(q[image] @ k[image].mT * WIDTH**-0.5).softmax(-1) for image in range(len(q))]
+        if fused:
+            return torch.stack([F.scaled_dot_product_attention(*tensors) for tensors in zip(q, k, v, strict=True)]), weights
+        return torch.stack([weights[image] @ v[image] for image in range(len(q))]), weights
+
+    model = Projected(attend)
+    maps = run(model, family.images(32, batch=batch)).maps
+    assert [(attention.kind, attention.grid, attention.shape) for attention in maps] == [
+        ("global", (4, 4), (1, HEADS, 16, 16))
+    ] * batch
+    for attention, weights in zip(maps, model.used, strict=True):
+        torch.testing.assert_close(attention.weights[0], weights)
+
+
 def sigmoid(q, k, v):
     return (q @ k.mT).sigmoid() @ v, None
 
@@ -412,7 +579,7 @@ def neighbourhood(q, k, v):
 
 
 def neighbourhood_elementwise(q, k, v):
-    around = [tensor.unsqueeze(2).roll(1, 3).expand(-1, -1, 16, -1, -1)[..., :9, :] for tensor in (k, v)]
+    around = [torch.stack([tensor.roll(step, 2) for step in range(16)], 2)[..., :9, :] for tensor in (k, v)]
     weights = (q.unsqueeze(-2) * around[0]).sum(-1).softmax(-1)
     return (weights.unsqueeze(-1) * around[1]).sum(-2), weights
 

@@ -353,6 +353,48 @@ def test_mask_tokens_are_no_prefix(family, restore):
     assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 0)
 
 
+def test_a_class_token_written_into_a_sequence_is_prefix(family):
+    token = nn.Parameter(torch.randn(16))
+
+    def written(tokens):
+        sequence = torch.zeros(len(tokens), 17, 16)
+        sequence[:, 0] = token
+        sequence[:, 1:] = tokens
+        return sequence
+
+    (attention,) = capture_all(Patches(after=written), family.images(32)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", (4, 4), 1)
+
+
+class OtherImages(Patches):
+    """Queries of one image that look at the next."""
+
+    def forward(self, images):
+        tokens, others = (self.patches(item).flatten(2).mT for item in (images, images.flip(0)))
+        q, k, v = (self.qkv(item).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4) for item in (tokens, others, others))
+        return F.scaled_dot_product_attention(q[0], k[1], v[2])
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: OtherImages(), "its queries and keys are of different images"),
+        (lambda: Patches(lambda images: images.flip(0)), "its images are in another order than the input's"),
+        (lambda: Patches(after=lambda tokens: tokens[[1, 0]]), "its images are in another order than the input's"),
+    ],
+)
+def test_maps_of_other_images_stay_unlabelled(family, model, reason):
+    captured = capture_all(model(), family.images(32))
+    assert [attention.kind for attention in captured.maps] == ["unlabelled"]
+    assert captured.coverage[0].reason == f"left out of the metrics: {reason}"
+
+
+def test_slots_that_mix_all_patches_have_no_place(family):
+    mix = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    (attention,) = capture_all(Patches(after=lambda tokens: (tokens @ mix).softmax(1).mT @ tokens), family.images(32)).maps
+    assert (attention.kind, attention.grid, attention.image_grid, attention.prefix_tokens) == ("global", None, None, 0)
+
+
 def test_registers_that_begin_at_zero_are_prefix(family):
     registers = nn.Parameter(torch.zeros(1, 4, 16))
     model = Patches(after=lambda tokens: torch.cat([tokens, registers.expand(len(tokens), -1, -1)], 1))

@@ -45,6 +45,12 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert "found nothing there" in refusal(tmp_path / "missing.pth")
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".pth"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        load_model(name)
+
+
 def test_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "empty.pth"
     path.touch()

@@ -184,6 +184,71 @@ def test_hub_folder(weights: str, tmp_path: Path, state: State, vit: nn.Module) 
     assert (loaded.mean, loaded.std, loaded.interpolation, loaded.crop_pct) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 1.0)
     assert loaded.sha256 is not None
     assert not any("assumed" in note for note in loaded.notes)
+    assert load_model(tmp_path / weights).mean == loaded.mean
+
+
+CLIP_MEAN, HALF = (0.48145466, 0.4578275, 0.40821073), (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("beside", "arguments", "mean"),
+    [
+        (("logit_scale", "logit_bias"), {}, HALF),
+        (("logit_scale",), {"global_pool": "map"}, HALF),
+        (("logit_scale",), {}, CLIP_MEAN),
+    ],
+    ids=["SigLIP", "attention pooling", "CLIP"],
+)
+def test_image_towers_of_timm_in_openclip(beside: tuple[str, ...], arguments: dict[str, object], mean, tmp_path: Path) -> None:
+    """What mean and std are follows from the loss that the file shows, unless a configuration says it."""
+    import timm
+
+    model = timm.create_model("test_vit", num_classes=0, **arguments)
+    state = {f"visual.trunk.{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {name: torch.ones(()) for name in beside} | {"text.ln_final.weight": torch.ones(8)}
+    save_file(state, tmp_path / "weights.safetensors")
+    loaded = load_model(tmp_path / "weights.safetensors")
+    assert loaded.mean == mean
+    assert any("mean and std are those of" in note for note in loaded.notes)
+    (tmp_path / "weights.safetensors").rename(tmp_path / "open_clip_model.safetensors")
+    vision = {"timm_model_name": "test_vit", "image_size": 160}
+    how = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resize_mode": "squash", "interpolation": "bilinear"}
+    config = {"model_cfg": {"vision_cfg": vision}, "preprocess_cfg": how}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
+        loaded = load_model(path)
+        assert (loaded.mean, loaded.std, loaded.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+        assert (loaded.preprocess.crop_mode, loaded.crop_pct, loaded.found_by) == ("squash", 1.0, "open_clip_config.json")
+
+
+def clip_tower(width: int, layers: int, patch: int, side: int) -> State:
+    """Names and shapes of the image tower of CLIP."""
+    norms = {f"{name}.{kind}": torch.ones(width) for name in ("ln_pre", "ln_post") for kind in ("weight", "bias")}
+    state = {"class_embedding": torch.zeros(width), "positional_embedding": torch.zeros(side**2 + 1, width), **norms}
+    state |= {"conv1.weight": torch.rand(width, 3, patch, patch), "proj": torch.rand(width, 16)}
+    shapes = {
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+    }
+    shapes |= {"attn.out_proj.bias": (width,), "mlp.c_fc.weight": (4 * width, width), "mlp.c_fc.bias": (4 * width,)}
+    shapes |= {"mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,)}
+    shapes |= {f"ln_{number}.{kind}": (width,) for number in (1, 2) for kind in ("weight", "bias")}
+    blocks = range(layers)
+    return state | {f"transformer.resblocks.{n}.{name}": torch.rand(shape) for n in blocks for name, shape in shapes.items()}
+
+
+def test_openclip_folder_says_heads_and_activation(tmp_path: Path) -> None:
+    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8}
+    made = clip_tower(width=64, layers=2, patch=8, side=4)
+    save_file({f"visual.{name}": tensor for name, tensor in made.items()}, tmp_path / "open_clip_model.safetensors")
+    for quick, activation in ((True, "QuickGELU"), (False, "GELU")):
+        config = {"model_cfg": {"vision_cfg": vision, "quick_gelu": quick}, "preprocess_cfg": {}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        loaded = load_model(tmp_path)
+        block = loaded.model.blocks[0]
+        assert (block.attn.num_heads, type(block.mlp.act).__name__.lower().replace("_", "")) == (4, activation.lower())
+        assert (loaded.mean, loaded.input_size) == (pytest.approx(CLIP_MEAN), (3, 32, 32))
 
 
 def test_hub_folder_of_older_timm_and_model_args(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from overfocus.preprocessing import Preprocess
 RANDOM = np.random.default_rng(0)
 
 
-def picture(width: int, height: int) -> Image.Image:
+def random_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -27,12 +27,12 @@ def test_equals_timm(size, crop_mode, interpolation, crop_pct, target) -> None:
     transform = timm.data.create_transform(
         input_size=(3, *target), interpolation=interpolation, mean=mean, std=std, crop_pct=crop_pct, crop_mode=crop_mode
     )
-    image = picture(*size)
+    image = random_image(*size)
     torch.testing.assert_close(preprocess(image), transform(image), rtol=0, atol=1e-6)
 
 
 def test_two_steps_are_the_whole() -> None:
-    preprocess, image = Preprocess(), picture(300, 200)
+    preprocess, image = Preprocess(), random_image(300, 200)
     pixels = preprocess.resize(image)
     assert (pixels.dtype, pixels.shape) == (np.uint8, (224, 224, 3))
     torch.testing.assert_close(preprocess.normalize(pixels), preprocess(image), rtol=0, atol=0)
@@ -47,7 +47,7 @@ def test_normalize_by_hand() -> None:
 
 def test_one_channel_takes_luma() -> None:
     preprocess = Preprocess((1, 28, 28), (0.5,), (0.5,), crop_pct=1.0)
-    image = picture(28, 28)
+    image = random_image(28, 28)
     expected = (np.asarray(image.convert("L"), dtype=np.float32) / 255 - 0.5) / 0.5
     torch.testing.assert_close(preprocess(image)[0], torch.from_numpy(expected))
 
@@ -60,13 +60,13 @@ def test_grey_levels_survive_the_way_through_rgb() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I"])
 def test_every_mode_of_pillow_becomes_rgb(mode: str) -> None:
-    assert Preprocess()(picture(40, 30).convert(mode)).shape == (3, 224, 224)
+    assert Preprocess()(random_image(40, 30).convert(mode)).shape == (3, 224, 224)
 
 
 def test_preprocessing_can_be_sent_to_workers() -> None:
     import pickle
 
-    preprocess, image = Preprocess(), picture(50, 60)
+    preprocess, image = Preprocess(), random_image(50, 60)
     torch.testing.assert_close(pickle.loads(pickle.dumps(preprocess))(image), preprocess(image))
 
 

@@ -83,7 +83,7 @@ def test_other_image_size(size: int) -> None:
     assert found(outline("vit_small_patch14_dinov2", img_size=size)).name == "vit_small_patch14_dinov2"
 
 
-def test_grey_pictures() -> None:
+def test_grey_images() -> None:
     assert found(outline("xcit_nano_12_p16_224", in_chans=1)).name == "xcit_nano_12_p16_224"
 
 

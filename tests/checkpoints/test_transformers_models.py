@@ -1,6 +1,8 @@
 """Folders of Hugging Face transformers, and modules of the user's own code."""
 
+import copy
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -109,10 +111,109 @@ def test_configurations_that_are_not_those_of_the_weights(change, words: str, tm
     assert "\n" not in str(caught.value)
 
 
-def test_adapters_are_named(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="PEFT adapter"):
-        load_model(tmp_path)
+PHOTOS = torch.linspace(-1, 1, 2 * 3 * 160 * 160).view(2, 3, 160, 160)
+ADAPTERS = {
+    "lora": ("LoraConfig", {"r": 4, "lora_alpha": 7, "target_modules": ["qkv", "proj"]}),
+    "by expression": ("LoraConfig", {"r": 4, "target_modules": r".*blocks\.[01]\..*(qkv|fc1)"}),
+    "rslora": ("LoraConfig", {"r": 4, "lora_alpha": 7, "target_modules": ["qkv"], "use_rslora": True}),
+    "dora": ("LoraConfig", {"r": 4, "target_modules": ["qkv", "fc2"], "use_dora": True}),
+    "ranks": (
+        "LoraConfig", {"target_modules": ["qkv", "fc2"], "rank_pattern": {"blocks.0.attn.qkv": 2}, "alpha_pattern": {"fc2": 3}}
+    ),
+    "classifier": ("LoraConfig", {"r": 4, "target_modules": ["qkv"], "modules_to_save": ["head"]}),
+    "convolution": ("LoraConfig", {"r": 4, "target_modules": ["patch_embed.proj"]}),
+    "biases": ("LoraConfig", {"r": 4, "target_modules": ["qkv"], "bias": "all"}),
+    "loha": ("LoHaConfig", {"r": 4, "alpha": 3, "target_modules": ["qkv"]}),
+    "lokr": ("LoKrConfig", {"r": 4, "alpha": 3, "target_modules": ["qkv"]}),
+    "ia3": ("IA3Config", {"target_modules": ["qkv", "fc2"], "feedforward_modules": ["fc2"]}),
+}  # fmt: skip
+
+
+def adapted(model: nn.Module, kind: str, folder: Path, **options: object) -> nn.Module:
+    """A model with an adapter of random values, which is saved in a folder."""
+    peft = pytest.importorskip("peft")
+    name, settings = ADAPTERS[kind]
+    model = peft.get_peft_model(model, getattr(peft, name)(**(settings | options))).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if re.search(
+                r"lora_|hada_|lokr_|ia3_|modules_to_save|bias$" if kind == "biases" else r"lora_|hada_|lokr_|ia3_|modules_to", key
+            ):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters_are_merged_into_their_base(kind: str, tmp_path: Path, vit: nn.Module, write) -> None:
+    base = write({"arch": "test_vit", "state_dict": vit.state_dict()})
+    original = copy.deepcopy(vit)
+    if kind == "classifier":
+        original.reset_classifier(7)
+    with torch.inference_mode():
+        expected = adapted(original, kind, tmp_path / "adapter")(PHOTOS)
+        loaded = load_model(tmp_path / "adapter", model=str(base))
+        torch.testing.assert_close(loaded.model(PHOTOS), expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(vit(PHOTOS)[:, :7], expected[:, :7], atol=1e-2)
+    assert loaded.num_classes == expected.shape[1]
+    assert "merged into" in loaded.notes[0]
+    assert not any(re.search("lora|hada|lokr|ia3|base_layer", name) for name in loaded.model.state_dict())
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = f"../{base.name}"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    assert load_model(next((tmp_path / "adapter").glob("adapter_model*"))).sha256 == loaded.sha256
+
+
+def test_adapter_of_a_classifier_on_a_base_without_one(tmp_path: Path) -> None:
+    """As the hub has it: the base is a ViTModel, the adapter was trained on its ViTForImageClassification."""
+    whole = saved(tmp_path / "whole", transformers.ViTForImageClassification(transformers.ViTConfig(**TINY)))
+    whole.vit.save_pretrained(tmp_path / "base")
+    options = {"target_modules": ["query"], "modules_to_save": ["classifier"], "alpha_pattern": {"vit.encoder.layer.0": 3}}
+    names = [name for name, _ in whole.named_modules() if name.endswith(("query", "q_proj"))]
+    options |= {"target_modules": names, "alpha_pattern": {names[0]: 3}}
+    with torch.inference_mode():
+        model = adapted(whole, "lora", tmp_path / "adapter", **options)
+        expected = model.base_model.model.vit(IMAGES).last_hidden_state
+        loaded = load_model(tmp_path / "adapter", model=str(tmp_path / "base"))
+        torch.testing.assert_close(first(loaded.model(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+    assert any("classifier" in note and "left out" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"peft_type": "PREFIX_TUNING"}, "of the kind PREFIX_TUNING"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"target_parameters": ["qkv.weight"]}, "target_parameters"),
+        ({"r": 10**9}, "refused, r"),
+        ({"lora_alpha": "exit()"}, "refused, lora_alpha"),
+        ({"rank_pattern": {"(a+)+$": 3}}, "refused"),
+        ({"base_model_name_or_path": None}, "name it with --model"),
+        ({"base_model_name_or_path": "nowhere/nothing-0000"}, "whose base model cannot be loaded"),
+        ({"base_model_name_or_path": "../adapter"}, "which is one itself"),
+        ({"a_method_of_tomorrow": True}, "a_method_of_tomorrow"),
+    ],
+    ids=str,
+)
+def test_adapters_that_are_not_merged(change, words: str, tmp_path: Path, vit: nn.Module, write) -> None:
+    base = write({"arch": "test_vit", "state_dict": vit.state_dict()})
+    adapted(copy.deepcopy(vit), "lora", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model(tmp_path / "adapter", model=None if "base_model_name_or_path" in change else str(base))
+    assert "\n" not in str(caught.value)
+
+
+def test_adapter_of_another_model(tmp_path: Path, vit: nn.Module) -> None:
+    saved(tmp_path / "base", transformers.ViTModel(transformers.ViTConfig(**TINY)))
+    adapted(copy.deepcopy(vit), "lora", tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="is it an adapter of another model"):
+        load_model(tmp_path / "adapter", model=str(tmp_path / "base"))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="a PEFT adapter without its weights"):
+        load_model(tmp_path / "adapter")
 
 
 CODE = """

@@ -1,4 +1,4 @@
-"""A small model's checkpoint, pictures for it, and the program to give them to."""
+"""A small model's checkpoint, images for it, and the program to give them to."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with three small pictures of noise, two of one class and one of another."""
+    """A folder with three small images of noise, two of one class and one of another."""
     folder = tmp_path / "photos"
     for name in ("cat/one.png", "cat/two.png", "dog/three.png"):
         path = folder / name

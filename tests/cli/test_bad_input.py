@@ -91,22 +91,22 @@ def test_missing_images(overfocus: Program, checkpoint: Path) -> None:
 
 
 def test_text_named_jpg(overfocus: Program, checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "picture.jpg").write_text("I am no picture")
+    (tmp_path / "picture.jpg").write_text("I am no image")
     assert "picture.jpg" in complaint(overfocus("analyze", checkpoint, "--images", "picture.jpg"))
 
 
-def test_huge_picture(overfocus: Program, checkpoint: Path, tmp_path: Path) -> None:
+def test_huge_image(overfocus: Program, checkpoint: Path, tmp_path: Path) -> None:
     Image.new("1", (30_000, 30_000)).save(tmp_path / "huge.png")
     assert "30000×30000" in complaint(overfocus("analyze", checkpoint, "--images", "huge.png"))
 
 
 def bad_among_good(photos: Path) -> None:
-    picture = photos / "cat" / "truncated.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(picture)
-    picture.write_bytes(picture.read_bytes()[:700])
+    image = photos / "cat" / "truncated.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(image)
+    image.write_bytes(image.read_bytes()[:700])
 
 
-def test_bad_picture_among_good_ones_is_left_out_and_counted(overfocus: Program, checkpoint: Path, photos: Path) -> None:
+def test_bad_image_among_good_ones_is_left_out_and_counted(overfocus: Program, checkpoint: Path, photos: Path) -> None:
     bad_among_good(photos)
     result = overfocus(
         "analyze", checkpoint, "--images", photos, "--corruption", "fog", "--severity", 3, "--workers", 0, "--no-report"
@@ -115,7 +115,7 @@ def test_bad_picture_among_good_ones_is_left_out_and_counted(overfocus: Program,
     assert "3 images, 1 left out" in result.stdout
 
 
-def test_strict_stops_at_a_bad_picture(overfocus: Program, checkpoint: Path, photos: Path) -> None:
+def test_strict_stops_at_a_bad_image(overfocus: Program, checkpoint: Path, photos: Path) -> None:
     bad_among_good(photos)
     assert "truncated.jpg" in complaint(overfocus("analyze", checkpoint, "--images", photos, "--strict", "--workers", 0))
 

@@ -1,6 +1,7 @@
 """`overfocus compare`: what it prints, where it writes, and what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_checkpoints_then_their_runs(overfocus: Program, checkpoint: Path, other
     result = overfocus("compare", checkpoint, other, "--images", photos, *FEW)
     assert result.exit_code == 0, result.stderr
     assert "other against small, 3 images" in result.stdout
-    assert "Does it overfocus less? can't tell" in result.stdout
+    assert "Does it overfocus less? Can't tell" in result.stdout
     assert "control: the same metric between two different clean images" in " ".join(result.stdout.split())
     (folder,) = Path("overfocus-comparison").iterdir()
     assert folder.name.startswith("small-")
@@ -43,6 +44,23 @@ def test_checkpoints_then_their_runs(overfocus: Program, checkpoint: Path, other
     assert markdown.startswith("| Metric | Layers | Corruption | Model |")
     latex = overfocus("compare", *runs, "--output", "saved", "--no-report", "--format", "latex").stdout
     assert latex.startswith("\\begin{tabular}")
+    rows = [line.partition(" & ")[0] for line in latex.splitlines() if line.endswith(r"\\")]
+    assert 5 < len(rows) < 12  # those that the verdicts rest on, and the headings
+    saved = ["compare", *runs, "--output", "saved", "--no-report", "--metrics"]
+    chosen = overfocus(*saved, "gini,row_entropy", "--format", "latex").stdout
+    assert re.findall(r"(?m)^(.*?) & .*\\\\$", chosen)[1:] == ["Gini coefficient", "Row entropy"]
+    wrong = overfocus(*saved, "ginny")
+    assert wrong.exit_code == 1
+    assert "the comparison has no metric 'ginny'; did you mean gini?" in wrong.stderr
+
+
+def test_identical_checkpoints_are_called_identical(overfocus: Program, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(checkpoint.read_bytes())
+    result = overfocus("compare", checkpoint, copy, "--images", photos, *FEW)
+    assert result.exit_code == 0, result.stderr
+    assert "copy is identical to small: every number" in " ".join(result.stdout.split())
+    assert "Does it overfocus less?" not in result.stdout
 
 
 def test_bundled_pair(overfocus: Program) -> None:

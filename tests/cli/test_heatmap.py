@@ -1,4 +1,4 @@
-"""`overfocus heatmap` writes pictures that show what they should, and tells in one line what it cannot."""
+"""`overfocus heatmap` writes images that show what they should, and tells in one line what it cannot."""
 
 import json
 
@@ -13,7 +13,7 @@ def opened(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-def test_one_file_per_picture(overfocus, checkpoint, photos):
+def test_one_file_per_image(overfocus, checkpoint, photos):
     result = overfocus("heatmap", checkpoint, photos, "--layer", "0", "--output", "maps", "--json")
     assert result.exit_code == 0, result.output
     paths = json.loads(result.stdout)
@@ -24,7 +24,7 @@ def test_one_file_per_picture(overfocus, checkpoint, photos):
 def test_bundled_model_and_every_option(overfocus, photos):
     from overfocus.samples import sample_checkpoint
 
-    picture = photos / "dog" / "three.png"
+    image = photos / "dog" / "three.png"
     drawn = {}
     for options in (
         ["--method", "received"],
@@ -38,7 +38,7 @@ def test_bundled_model_and_every_option(overfocus, photos):
         ["--method", "grad-cam", "--layer", "-1", "--class", "3"],
         ["--head", "all"],
     ):
-        result = overfocus("heatmap", sample_checkpoint(), picture, *options)
+        result = overfocus("heatmap", sample_checkpoint(), image, *options)
         assert result.exit_code == 0, result.output
         drawn[result.stdout.strip()] = opened(result.stdout.strip())
     assert len(drawn) == 10
@@ -50,7 +50,7 @@ def test_bundled_model_and_every_option(overfocus, photos):
     assert not np.array_equal(*patches)
 
 
-def test_the_colour_scale_is_in_the_picture(overfocus, checkpoint, photos):
+def test_the_colour_scale_is_in_the_image(overfocus, checkpoint, photos):
     path = overfocus("heatmap", checkpoint, photos / "dog", "--layer", "-1").stdout.strip()
     pixels = opened(path)
     table = lookup_table("viridis").astype(int)
@@ -83,7 +83,7 @@ def test_trouble_in_one_line(overfocus, checkpoint, photos, options, status, mes
     assert status == 2 or result.stderr.count("\n") == 1
 
 
-def test_missing_picture_and_folder_in_the_way(overfocus, checkpoint, photos):
+def test_missing_image_and_folder_in_the_way(overfocus, checkpoint, photos):
     assert "no such file" in overfocus("heatmap", checkpoint, "nowhere.png").stderr
     (photos / "file").write_text("")
     result = overfocus("heatmap", checkpoint, photos / "dog", "--layer", "0", "--output", photos / "file")

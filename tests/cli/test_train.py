@@ -70,7 +70,7 @@ def test_an_entry_without_an_equals_sign_is_wrong_usage(data: Path) -> None:
 
 @pytest.fixture
 def masks(tmp_path: Path) -> Path:
-    """Pictures of noise whose right half is brighter, which is class 1."""
+    """Images of noise whose right half is brighter, which is class 1."""
     random = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
         for number in range(count):
@@ -115,7 +115,7 @@ def test_train_a_segmentation_model(masks: Path, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--task", "detection"], "task must be classification or segmentation, got 'detection'"),
-        ([], "holds pictures with masks; train on them with --task segmentation"),
+        ([], "holds images with masks; train on them with --task segmentation"),
         (["--task", "segmentation", "--set", "mixup=0.2"], "mixup changes images but not their masks"),
     ],
 )

@@ -39,8 +39,8 @@ RANDOM = [
 
 
 @pytest.fixture(scope="module")
-def picture():
-    """A smooth 48×64 picture with colours and an edge."""
+def image():
+    """A smooth 48×64 image with colours and an edge."""
     rows, columns = np.mgrid[0:48, 0:64]
     pixels = np.stack([rows * 5, columns * 4, 255 - rows * 3], axis=-1).astype(np.uint8)
     pixels[10:30, 20:40] = (200, 30, 60)
@@ -57,14 +57,14 @@ def test_names_are_those_of_the_library():
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
-def test_every_corruption_keeps_shape_and_is_repeatable(picture, name, severity):
-    before = picture.copy()
-    first = corrupt(picture, name, severity, seed=7)
-    assert (first.dtype, first.shape) == (np.uint8, picture.shape)
-    assert (first != picture).any()
-    np.testing.assert_array_equal(picture, before)
-    corrupt(np.zeros_like(picture), "gaussian_noise", 1)
-    np.testing.assert_array_equal(corrupt(picture, name, severity, seed=7), first)
+def test_every_corruption_keeps_shape_and_is_repeatable(image, name, severity):
+    before = image.copy()
+    first = corrupt(image, name, severity, seed=7)
+    assert (first.dtype, first.shape) == (np.uint8, image.shape)
+    assert (first != image).any()
+    np.testing.assert_array_equal(image, before)
+    corrupt(np.zeros_like(image), "gaussian_noise", 1)
+    np.testing.assert_array_equal(corrupt(image, name, severity, seed=7), first)
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_below_the_librarys_limit(name, size):
     assert (result.dtype, result.shape) == (np.uint8, (*size, 3))
 
 
-def test_small_pictures_keep_the_strength_of_the_noise():
+def test_small_images_keep_the_strength_of_the_noise():
     for side in (16, 64):
         grey = np.full((side, side, 3), 128, np.uint8)
         noise = np.concatenate([corrupt(grey, "gaussian_noise", 1, seed, "imagenet-c").astype(float) - 128 for seed in range(20)])
@@ -92,12 +92,12 @@ def test_small_pictures_keep_the_strength_of_the_noise():
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_seed_and_severity_and_pixels_change_the_draw(picture, name):
-    result = corrupt(picture, name, 3, seed=0)
-    assert any((corrupt(picture, name, 3, seed) != result).any() for seed in range(1, 4))
+def test_seed_and_severity_and_pixels_change_the_draw(image, name):
+    result = corrupt(image, name, 3, seed=0)
+    assert any((corrupt(image, name, 3, seed) != result).any() for seed in range(1, 4))
 
 
-def test_different_pictures_get_different_noise():
+def test_different_images_get_different_noise():
     grey = np.full((40, 40, 3), 128, np.uint8)
     lighter = np.full((40, 40, 3), 129, np.uint8)
     one = corrupt(grey, "gaussian_noise", 1).astype(int) - 128
@@ -105,22 +105,22 @@ def test_different_pictures_get_different_noise():
     assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.1
 
 
-def test_layout_in_memory_does_not_matter(picture):
-    flipped = picture[:, ::-1]
+def test_layout_in_memory_does_not_matter(image):
+    flipped = image[:, ::-1]
     np.testing.assert_array_equal(corrupt(flipped, "glass_blur"), corrupt(flipped.copy(), "glass_blur"))
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_numpys_global_generator_is_left_alone(picture, name):
+def test_numpys_global_generator_is_left_alone(image, name):
     np.random.seed(11)  # noqa: NPY002
     expected = np.random.standard_normal(3)  # noqa: NPY002
     np.random.seed(11)  # noqa: NPY002
     first = np.random.standard_normal(1)  # noqa: NPY002  # leaves half a Box–Muller pair in the state
-    corrupt(picture, name, 2)
+    corrupt(image, name, 2)
     np.testing.assert_array_equal(np.concatenate([first, np.random.standard_normal(2)]), expected)  # noqa: NPY002
 
 
-def test_generator_is_put_back_when_the_package_fails(picture, monkeypatch):
+def test_generator_is_put_back_when_the_package_fails(image, monkeypatch):
     def fail(*_args, **_keywords):
         np.random.standard_normal(5)  # noqa: NPY002
         raise ZeroDivisionError
@@ -128,7 +128,7 @@ def test_generator_is_put_back_when_the_package_fails(picture, monkeypatch):
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     monkeypatch.setattr(imagecorruptions, "corrupt", fail)
     with pytest.raises(ZeroDivisionError):
-        corrupt(picture, "fog", constants="imagenet-c")
+        corrupt(image, "fog", constants="imagenet-c")
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
@@ -136,36 +136,36 @@ def _all(pixels):
     return {name: corrupt(pixels, name, 3, seed=5) for name in RANDOM}
 
 
-def test_order_threads_and_processes_do_not_matter(picture):
-    alone = _all(picture)
+def test_order_threads_and_processes_do_not_matter(image):
+    alone = _all(image)
     with ThreadPoolExecutor(4) as threads:
-        threaded = list(threads.map(lambda name: (name, corrupt(picture, name, 3, seed=5)), RANDOM * 3))
+        threaded = list(threads.map(lambda name: (name, corrupt(image, name, 3, seed=5)), RANDOM * 3))
     for name, result in threaded:
         np.testing.assert_array_equal(result, alone[name], err_msg=name)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        elsewhere = pool.apply(_all, (picture,))
+        elsewhere = pool.apply(_all, (image,))
     for name in RANDOM:
         np.testing.assert_array_equal(elsewhere[name], alone[name], err_msg=name)
 
 
-def test_new_process_gives_the_same(picture, tmp_path):
+def test_new_process_gives_the_same(image, tmp_path):
     """Another interpreter with another hash seed."""
-    np.save(tmp_path / "picture.npy", picture)
+    np.save(tmp_path / "picture.npy", image)
     names = ["glass_blur", "impulse_noise", "frost"]
     program = (
         "import numpy, sys; from overfocus import corrupt; "
-        f"picture = numpy.load(sys.argv[1]); numpy.savez(sys.argv[2], **{{n: corrupt(picture, n, 4, 3) for n in {names}}})"
+        f"image = numpy.load(sys.argv[1]); numpy.savez(sys.argv[2], **{{n: corrupt(image, n, 4, 3) for n in {names}}})"
     )
     subprocess.run([sys.executable, "-c", program, tmp_path / "picture.npy", tmp_path / "out.npz"], check=True)
     with np.load(tmp_path / "out.npz") as results:
         for name in names:
-            np.testing.assert_array_equal(results[name], corrupt(picture, name, 4, 3), err_msg=name)
+            np.testing.assert_array_equal(results[name], corrupt(image, name, 4, 3), err_msg=name)
 
 
-def test_values_are_those_of_the_package(picture):
+def test_values_are_those_of_the_package(image):
     for name in ("defocus_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "saturate"):
-        expected = imagecorruptions.corrupt(picture, corruption_name=name, severity=4)
-        np.testing.assert_array_equal(corrupt(picture, name, 4, constants="imagenet-c"), expected, err_msg=name)
+        expected = imagecorruptions.corrupt(image, corruption_name=name, severity=4)
+        np.testing.assert_array_equal(corrupt(image, name, 4, constants="imagenet-c"), expected, err_msg=name)
 
 
 def test_constants_follow_the_shorter_side():
@@ -196,9 +196,9 @@ def test_approximations_are_motion_blur_and_snow():
 
 
 @pytest.mark.parametrize("constants", ["imagenet", "CIFAR-C", "", 3, b"cifar-c"])
-def test_unknown_constants(picture, constants):
+def test_unknown_constants(image, constants):
     with pytest.raises(CorruptionError, match=r"unknown set of constants .*Valid names: cifar-c, tiny-imagenet-c, imagenet-c"):
-        corrupt(picture, "fog", constants=constants)
+        corrupt(image, "fog", constants=constants)
 
 
 def test_names_and_groups_resolve():
@@ -208,11 +208,11 @@ def test_names_and_groups_resolve():
     assert resolve_corruptions([]) == []
 
 
-def test_unknown_names_list_the_valid_ones_and_the_nearest(picture):
+def test_unknown_names_list_the_valid_ones_and_the_nearest(image):
     with pytest.raises(
         CorruptionError, match=r"unknown corruption 'gausian-noise'; did you mean 'gaussian_noise'.*Valid names:.*fog"
     ):
-        corrupt(picture, "gausian-noise")
+        corrupt(image, "gausian-noise")
     with pytest.raises(CorruptionError, match=r"unknown corruption 'wether'; did you mean 'weather'.*common"):
         resolve_corruptions(["wether"])
     with pytest.raises(ValueError, match="unknown corruption"):
@@ -220,17 +220,17 @@ def test_unknown_names_list_the_valid_ones_and_the_nearest(picture):
 
 
 @pytest.mark.parametrize("severity", [0, 6, -1, 2.5, True, "3"])
-def test_severity_outside_1_to_5(picture, severity):
+def test_severity_outside_1_to_5(image, severity):
     with pytest.raises(CorruptionError, match="severity must be a whole number from 1"):
-        corrupt(picture, "fog", severity)
+        corrupt(image, "fog", severity)
 
 
-def test_wrong_pixels(picture):
+def test_wrong_pixels(image):
     for pixels, words in [
-        (picture[..., 0], r"uint8 \(48, 64\)"),
-        (picture / 255, r"float64 \(48, 64, 3\)"),
-        (picture.tolist(), "got list"),
-        (picture[:0], "at least 1×1"),
+        (image[..., 0], r"uint8 \(48, 64\)"),
+        (image / 255, r"float64 \(48, 64, 3\)"),
+        (image.tolist(), "got list"),
+        (image[:0], "at least 1×1"),
     ]:
         with pytest.raises(CorruptionError, match=words):
             corrupt(pixels, "fog")

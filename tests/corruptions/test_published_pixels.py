@@ -73,7 +73,7 @@ def test_corrupt_chooses_the_constants_of_the_side(side):
 
 @pytest.fixture(scope="module")
 def photo():
-    """A picture with sharp and soft parts, 120×97."""
+    """An image with sharp and soft parts, 120×97."""
     with np.load(PUBLISHED / "224.npz") as arrays:
         return np.ascontiguousarray(arrays["clean"][40:160, 60:157])
 

@@ -17,7 +17,7 @@ TEXT, WHOLE, REAL = datasets.Value("string"), datasets.Value("int64"), datasets.
 
 
 def split_of(labels: list[Any] | None, kind: Any) -> Any:
-    """As many small grey pictures as labels, or three without a column of labels."""
+    """As many small grey images as labels, or three without a column of labels."""
     rows = {"image": [Image.new("L", (5, 4), 10 * number) for number in range(len(labels or "123"))]}
     features = {"image": datasets.Image()}
     return datasets.Dataset.from_dict(
@@ -79,14 +79,14 @@ def test_whole_numbers_are_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "labels", "words"),
     [
-        (TEXT, ["ant", None, "cat"], "expected a class in the column label for each picture, got None for 1 of 3"),
+        (TEXT, ["ant", None, "cat"], "expected a class in the column label for each image, got None for 1 of 3"),
         (NAMED, [None, None], "got None for 2 of 2, which usually marks a split without labels"),
-        (NAMED, [-1, -1, 1], "expected classes from 0 in the column label, got -1 for 2 of 3 pictures, which usually marks"),
-        (WHOLE, [-1], "got -1 for 1 of 1 pictures"),
+        (NAMED, [-1, -1, 1], "expected classes from 0 in the column label, got -1 for 2 of 3 images, which usually marks"),
+        (WHOLE, [-1], "got -1 for 1 of 1 images"),
         (REAL, [0, 0.5, 1.5], "expected whole numbers of classes, 0, 1, …, in the column label, got 0.5 (such are 2 of 3)"),
         (REAL, [0, math.nan], "got nan (such are 1 of 2)"),
         (datasets.Value("binary"), [b"a", b"b"], "expected names or numbers of classes in the column label, got binary"),
-        (None, None, "expected a column of pictures and one of classes (a ClassLabel, or named label), got image"),
+        (None, None, "expected a column of images and one of classes (a ClassLabel, or named label), got image"),
     ],
 )
 def test_labels_that_are_no_classes(tmp_path: Path, kind: Any, labels: list[Any] | None, words: str) -> None:
@@ -111,8 +111,8 @@ def test_the_part_to_validate_with_has_the_classes_trained(tmp_path: Path) -> No
         open_evaluation_images(folder)
 
 
-def test_folders_that_hold_no_pictures(tmp_path: Path) -> None:
+def test_folders_that_hold_no_images(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"label": [0, 1]}).save_to_disk(tmp_path)
     for labelled in (True, False):
-        with pytest.raises(ImageError, match=r"expected a column of pictures.*, got label"):
+        with pytest.raises(ImageError, match=r"expected a column of images.*, got label"):
             open_images(tmp_path, "train", labelled=labelled)

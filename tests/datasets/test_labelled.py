@@ -98,7 +98,7 @@ def test_class_folders_without_splits_are_for_training(tmp_path: Path) -> None:
     ("counts", "words"),
     [
         ({"cat": 2, "ant": 0}, "class folder ant"),
-        ({"cat": 2}, "at least two, got cat alone; put the pictures into folders named after their classes"),
+        ({"cat": 2}, "at least two, got cat alone; put the images into folders named after their classes"),
         ({}, "at least two, got none"),
     ],
 )
@@ -123,7 +123,7 @@ def test_data_that_are_not_there(tmp_path: Path) -> None:
 def test_damaged_idx_files(idx_folder: Path) -> None:
     labels = idx_folder / "train-labels-idx1-ubyte.gz"
     write_idx(labels, np.zeros(11, np.uint8))
-    with pytest.raises(ImageError, match="a label for each of 12 pictures, got 11"):
+    with pytest.raises(ImageError, match="a label for each of 12 images, got 11"):
         open_images(idx_folder, "train")
     labels.unlink()
     with pytest.raises(ImageError, match="expected its labels beside it"):

@@ -19,7 +19,7 @@ def write(path: Path, content: Array | Image.Image, **options: Any) -> Path:
     return path
 
 
-def picture(height: int = 6, width: int = 8) -> Array:
+def image(height: int = 6, width: int = 8) -> Array:
     return np.random.default_rng(height * width).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -29,16 +29,16 @@ def mask_of(*numbers: int) -> Array:
 
 
 def write_pair(folder: Path, name: str, mask: Array, part: str = "") -> None:
-    write(folder / "images" / part / f"{name}.png", picture())
+    write(folder / "images" / part / f"{name}.png", image())
     write(folder / "masks" / part / f"{name}.png", mask)
 
 
 def write_cityscapes(folder: Path, ending: str = "labelTrainIds", number: int = 11) -> None:
     for split, city in (("train", "aachen"), ("val", "munster")):
         stem = f"{city}_000000_000019"
-        write(folder / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", picture())
+        write(folder / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", image())
         write(folder / "gtFine" / split / city / f"{stem}_gtFine_{ending}.png", mask_of(0, number, 255))
-        write(folder / "gtFine" / split / city / f"{stem}_gtFine_color.png", picture())
+        write(folder / "gtFine" / split / city / f"{stem}_gtFine_color.png", image())
 
 
 def test_images_and_masks_with_numbered_classes(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_images_and_masks_with_numbered_classes(tmp_path: Path) -> None:
     assert is_segmented(tmp_path)
     assert images.class_names == ["0", "1", "2"]
     assert [images.name(index) for index in range(len(images))] == ["b.png", "a/c.png"]
-    assert np.array_equal(np.asarray(images.image(0)), picture())
+    assert np.array_equal(np.asarray(images.image(0)), image())
     assert np.array_equal(images.mask(0), mask_of(0, 2, IGNORED))
     assert images.mask(1).dtype == np.uint8
     assert images.colours.shape == (3, 3)
@@ -62,7 +62,7 @@ def test_images_and_masks_with_numbered_classes(tmp_path: Path) -> None:
 def test_splits_share_their_classes(tmp_path: Path, inside: bool) -> None:
     for split, number in (("train", 1), ("val", 3)):
         first, second = ("images", split) if inside else (split, "images")
-        write(tmp_path / first / second / "x.png", picture())
+        write(tmp_path / first / second / "x.png", image())
         first, second = ("masks", split) if inside else (split, "masks")
         write(tmp_path / first / second / "x.png", mask_of(0, number))
     train, validation = open_segmented_images(tmp_path, "train"), open_segmented_images(tmp_path, "validation")
@@ -86,11 +86,11 @@ def test_palette_masks_are_read_by_index(tmp_path: Path) -> None:
     palette = Image.fromarray(mask_of(0, 1, 2), "L").convert("P")
     palette.putdata(mask_of(0, 1, 2).ravel().tolist())
     palette.putpalette([200, 9, 9, 3, 200, 3, 7, 7, 255])
-    write(tmp_path / "images" / "x.png", picture())
+    write(tmp_path / "images" / "x.png", image())
     write(tmp_path / "masks" / "x.png", palette)
-    write(tmp_path / "images" / "y.png", picture())
+    write(tmp_path / "images" / "y.png", image())
     write(tmp_path / "masks" / "y.png", Image.fromarray(mask_of(0, 1) > 0))
-    write(tmp_path / "images" / "z.png", picture())
+    write(tmp_path / "images" / "z.png", image())
     write(tmp_path / "masks" / "z.png", mask_of(0, 2).astype(np.uint16))
     images = open_segmented_images(tmp_path, "train")
     assert images is not None
@@ -98,8 +98,8 @@ def test_palette_masks_are_read_by_index(tmp_path: Path) -> None:
         assert np.array_equal(images.mask(index), mask_of(*numbers))
 
 
-def test_upright_pictures_fit_their_masks(tmp_path: Path) -> None:
-    turned = Image.fromarray(picture(8, 6))
+def test_upright_images_fit_their_masks(tmp_path: Path) -> None:
+    turned = Image.fromarray(image(8, 6))
     exif = turned.getexif()
     exif[0x0112] = 6
     write(tmp_path / "images" / "x.jpg", turned, exif=exif)
@@ -113,9 +113,9 @@ def test_upright_pictures_fit_their_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (mask_of(0, 1)[:4], "its picture's 8×6 pixels, got 8×4"),
+        (mask_of(0, 1)[:4], "its image's 8×6 pixels, got 8×4"),
         (mask_of(0, 7, 9), "holds 7, 9, not among the 2 classes (0 … 1) nor 255"),
-        (picture(), "expected a class number for each pixel (a grey or palette PNG), got colours (RGB)"),
+        (image(), "expected a class number for each pixel (a grey or palette PNG), got colours (RGB)"),
         (mask_of(0, 1).astype(np.uint16) * 700, "numbers from 0 to 255, got 0 … 700"),
     ],
 )
@@ -129,7 +129,7 @@ def test_masks_that_do_not_fit(tmp_path: Path, mask: Array, words: str) -> None:
 
 def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
     write_pair(tmp_path, "x", mask_of(0, 1))
-    (tmp_path / "masks" / "x.png").write_bytes(b"no picture")
+    (tmp_path / "masks" / "x.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match="expected a mask, reading it failed") as caught:
         open_segmented_images(tmp_path, "train")
     assert "\n" not in str(caught.value)
@@ -158,7 +158,7 @@ def test_missing_masks(tmp_path: Path) -> None:
     for name in "xyz":
         write_pair(tmp_path, name, mask_of(0, 1))
     (tmp_path / "masks" / "y.png").unlink()
-    with pytest.raises(ImageError, match=re.escape("no mask for 1 of 3 pictures (first: y.png)")):
+    with pytest.raises(ImageError, match=re.escape("no mask for 1 of 3 images (first: y.png)")):
         open_segmented_images(tmp_path, "train")
 
 
@@ -213,7 +213,7 @@ def test_cityscapes_that_is_incomplete(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="19 classes of Cityscapes, got names for 2"):
         open_segmented_images(tmp_path, "train", class_names=["a", "b"])
     next((tmp_path / "gtFine" / "train").rglob("*labelIds.png")).unlink()
-    with pytest.raises(ImageError, match=r"1 of 1 pictures have no \*_labelTrainIds.png"):
+    with pytest.raises(ImageError, match=r"1 of 1 images have no \*_labelTrainIds.png"):
         open_segmented_images(tmp_path, "train")
 
 
@@ -223,7 +223,7 @@ def test_corrupted_cityscapes(tmp_path: Path, nesting: str, labels: str) -> None
     root = tmp_path / "c"
     stem = "munster_000000_000019"
     for part in ("fog/2", "gaussian_noise/1"):
-        write(root / nesting.format(part) / "munster" / f"{stem}_leftImg8bit.png", picture())
+        write(root / nesting.format(part) / "munster" / f"{stem}_leftImg8bit.png", image())
     write(root / labels / "gtFine" / "val" / "munster" / f"{stem}_gtFine_labelTrainIds.png", mask_of(3, 4))
     portions = open_segmented_portions(root)
     assert is_segmented(root)
@@ -238,7 +238,7 @@ def test_corrupted_cityscapes(tmp_path: Path, nesting: str, labels: str) -> None
 def test_corrupted_beside_clean_cityscapes(tmp_path: Path) -> None:
     write_cityscapes(tmp_path)
     for split, city in (("train", "aachen"), ("val", "munster")):
-        write(tmp_path / "snow" / "3" / "leftImg8bit" / split / city / f"{city}_000000_000019_leftImg8bit.png", picture())
+        write(tmp_path / "snow" / "3" / "leftImg8bit" / split / city / f"{city}_000000_000019_leftImg8bit.png", image())
     portions = open_segmented_portions(tmp_path)
     assert [(portion.corruption, portion.severity, len(portion.images)) for portion in portions] == [
         ("clean", 0, 1),
@@ -249,7 +249,7 @@ def test_corrupted_beside_clean_cityscapes(tmp_path: Path) -> None:
 def test_acdc(tmp_path: Path) -> None:
     for condition, split in (("fog", "train"), ("fog", "val"), ("night", "val"), ("rain", "train")):
         stem = f"{condition}_{split}_frame_000041"
-        write(tmp_path / "rgb_anon" / condition / split / "GOPR0475" / f"{stem}_rgb_anon.png", picture())
+        write(tmp_path / "rgb_anon" / condition / split / "GOPR0475" / f"{stem}_rgb_anon.png", image())
         write(tmp_path / "gt" / condition / split / "GOPR0475" / f"{stem}_gt_labelTrainIds.png", mask_of(10, 255))
     train, validation = open_segmented_images(tmp_path, "train"), open_segmented_images(tmp_path, "validation")
     assert train is not None

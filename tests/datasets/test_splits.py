@@ -51,7 +51,7 @@ def test_a_split_alone_is_that_split(tmp_path: Path) -> None:
     assert images.class_names == held_out.class_names == open_evaluation_images(tmp_path / "one").class_names == ["ant", "cat"]
     assert open_images(tmp_path / "one", "validation") is None
     assert open_images(tmp_path / "other", "train") is None
-    unlabelled = open_images(tmp_path / "other", "train", labelled=False)  # any folder of pictures
+    unlabelled = open_images(tmp_path / "other", "train", labelled=False)  # any folder of images
     assert unlabelled is not None
     assert len(unlabelled) == 2
 

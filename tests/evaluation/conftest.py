@@ -1,4 +1,4 @@
-"""A tiny classifier of three colours, and pictures to evaluate it on."""
+"""A tiny classifier of three colours, and images to evaluate it on."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Four pictures of each class in class folders."""
+def images(tmp_path: Path) -> Path:
+    """Four images of each class in class folders."""
     random = np.random.default_rng(0)
     for channel, name in zip((2, 1, 0), CLASSES, strict=True):
         (tmp_path / "pictures" / name).mkdir(parents=True)
@@ -61,7 +61,7 @@ MASKED = ["ground", "box", "corner"]
 
 @pytest.fixture
 def masked(tmp_path: Path) -> Path:
-    """Five pictures of 48×40 pixels with masks of three classes, some pixels ignored."""
+    """Five images of 48×40 pixels with masks of three classes, some pixels ignored."""
     random = np.random.default_rng(0)
     folder = tmp_path / "masked"
     for part in ("images", "masks"):

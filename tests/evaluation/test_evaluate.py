@@ -41,8 +41,8 @@ SEES = 70
 COMPARED = ["image", "name", "label", "corruption", "severity", "predicted", "correct", "confidence", "negative_log_likelihood"]
 
 
-def test_predictions_are_those_of_the_model(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+def test_predictions_are_those_of_the_model(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    (evaluation,) = evaluate(checkpoint, images, tmp_path / "run", **QUICK)
     run = evaluation.run
     assert run.complete
     assert run.table.empty
@@ -50,7 +50,7 @@ def test_predictions_are_those_of_the_model(checkpoint: Path, pictures: Path, tm
     assert len(run.predictions) == 12 * 5
     loaded = overfocus.load_model(checkpoint)
     for row in run.predictions.sample(10, random_state=0).to_dict("records"):
-        pixels = loaded.preprocess.resize(Image.open(pictures / row["name"]))
+        pixels = loaded.preprocess.resize(Image.open(images / row["name"]))
         if row["severity"]:
             pixels = overfocus.corrupt(pixels, row["corruption"], row["severity"], constants="imagenet-c")
         with torch.no_grad():
@@ -70,8 +70,8 @@ def test_predictions_are_those_of_the_model(checkpoint: Path, pictures: Path, tm
     pd.testing.assert_frame_equal(written, evaluation.table, check_dtype=False)
 
 
-def test_agreement_is_with_the_clean_picture(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+def test_agreement_is_with_the_clean_image(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    (evaluation,) = evaluate(checkpoint, images, tmp_path / "run", **QUICK)
     predictions = evaluation.run.predictions
     clean = predictions[predictions["severity"] == 0].set_index("image")["predicted"]
     corrupted = predictions[predictions["severity"] > 0]
@@ -80,12 +80,12 @@ def test_agreement_is_with_the_clean_picture(checkpoint: Path, pictures: Path, t
 
 
 @pytest.fixture
-def tree(pictures: Path, tmp_path: Path) -> Path:
-    """The pictures as `QUICK` corrupts them."""
-    for path in pictures.glob("*/*.png"):
+def tree(images: Path, tmp_path: Path) -> Path:
+    """The images as `QUICK` corrupts them."""
+    for path in images.glob("*/*.png"):
         for name in QUICK["corruptions"]:
             for severity in QUICK["severities"]:
-                target = tmp_path / "tree" / name / str(severity) / path.relative_to(pictures)
+                target = tmp_path / "tree" / name / str(severity) / path.relative_to(images)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(overfocus.corrupt(np.asarray(Image.open(path)), name, severity, constants="imagenet-c")).save(
                     target
@@ -94,9 +94,9 @@ def tree(pictures: Path, tmp_path: Path) -> Path:
 
 
 def test_a_tree_gives_what_the_same_corruptions_on_the_fly_give(
-    checkpoint: Path, pictures: Path, tree: Path, tmp_path: Path
+    checkpoint: Path, images: Path, tree: Path, tmp_path: Path
 ) -> None:
-    (fly,) = evaluate(checkpoint, pictures, tmp_path / "fly", **QUICK)
+    (fly,) = evaluate(checkpoint, images, tmp_path / "fly", **QUICK)
     (disk,) = evaluate(checkpoint, tree, tmp_path / "disk", workers=0, device="cpu")
     assert disk.summary["data"]["corruptions"] == "tree of corruptions"
     assert len(disk.run.images) == 12
@@ -109,24 +109,24 @@ def test_a_tree_gives_what_the_same_corruptions_on_the_fly_give(
     assert part.table[["corruption", "severity"]].to_numpy().tolist() == [["fog", 4]]
 
 
-def test_a_tree_with_its_clean_pictures_has_the_relative_mce_of_on_the_fly(
-    checkpoint: Path, write_checkpoint: Callable[..., Path], pictures: Path, tree: Path, tmp_path: Path
+def test_a_tree_with_its_clean_images_has_the_relative_mce_of_on_the_fly(
+    checkpoint: Path, write_checkpoint: Callable[..., Path], images: Path, tree: Path, tmp_path: Path
 ) -> None:
     both = [write_checkpoint("other", SEES), checkpoint]
     plain: dict[str, Any] = {"workers": 0, "device": "cpu"}
-    fly = evaluate(both, pictures, tmp_path / "fly", **QUICK)[1].summary
-    disk = evaluate(both, tree, tmp_path / "disk", clean=pictures, **plain)[1].summary
+    fly = evaluate(both, images, tmp_path / "fly", **QUICK)[1].summary
+    disk = evaluate(both, tree, tmp_path / "disk", clean=images, **plain)[1].summary
     without = evaluate(both, tree, tmp_path / "without", **plain)[1].summary
     assert fly["mce"]["relative_mce"] is not None
     for name in ("mce", "relative_mce"):
         assert disk["mce"][name] == pytest.approx(fly["mce"][name])
     assert disk["clean"] == pytest.approx(fly["clean"])
-    assert (disk["data"]["clean"], disk["data"]["images"]) == (str(pictures), 12)
+    assert (disk["data"]["clean"], disk["data"]["images"]) == (str(images), 12)
     assert without["mce"]["mce"] == pytest.approx(fly["mce"]["mce"])
     assert (without["clean"], without["mce"]["relative_mce"]) == (None, None)
-    assert without["mce"]["relative_note"].startswith("no relative mCE: no clean pictures were measured")
-    (late,) = evaluate(checkpoint, tree, tmp_path / "late", clean=pictures, baseline=tmp_path / "without" / "other", **plain)
-    assert "other was measured without clean pictures" in late.summary["mce"]["relative_note"]
+    assert without["mce"]["relative_note"].startswith("no relative mCE: no clean images were measured")
+    (late,) = evaluate(checkpoint, tree, tmp_path / "late", clean=images, baseline=tmp_path / "without" / "other", **plain)
+    assert "other was measured without clean images" in late.summary["mce"]["relative_note"]
 
 
 def cropping(checkpoint: Path, tmp_path: Path) -> tuple[Path, Preprocess]:
@@ -147,15 +147,15 @@ def cropping(checkpoint: Path, tmp_path: Path) -> tuple[Path, Preprocess]:
 
 @pytest.mark.parametrize("geometry", ["as-is", "model"])
 def test_images_of_a_tree_are_not_cropped_again_and_clean_ones_are(
-    checkpoint: Path, pictures: Path, tree: Path, tmp_path: Path, geometry: str
+    checkpoint: Path, images: Path, tree: Path, tmp_path: Path, geometry: str
 ) -> None:
     path, preprocess = cropping(checkpoint, tmp_path)
-    options = {"tree_geometry": geometry, "clean": pictures, "workers": 0, "device": "cpu", "baseline": path}
+    options = {"tree_geometry": geometry, "clean": images, "workers": 0, "device": "cpu", "baseline": path}
     (run,) = evaluate(path, tree, tmp_path / "run", **options)
     model = overfocus.load_model(path).model
     rows = run.run.predictions
     for row in rows[rows["name"] == "red/1.png"].to_dict("records"):
-        folder = tree / row["corruption"] / str(row["severity"]) if row["severity"] else pictures
+        folder = tree / row["corruption"] / str(row["severity"]) if row["severity"] else images
         image = Image.open(folder / row["name"])
         again = geometry == "model" or not row["severity"]
         pixels = preprocess.resize(image) if again else np.asarray(image)
@@ -173,24 +173,24 @@ def test_a_tree_of_another_size_is_resized_and_said_so(checkpoint: Path, tree: P
     assert "images of the tree are 40×40, resized to 32×32" in run.summary["notes"]
 
 
-def test_tree_geometry_is_for_trees(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_tree_geometry_is_for_trees(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="tree_geometry is for images of a classifier that are corrupted on the disk"):
-        evaluate(checkpoint, pictures, tmp_path / "run", **QUICK, tree_geometry="model")
+        evaluate(checkpoint, images, tmp_path / "run", **QUICK, tree_geometry="model")
     with pytest.raises(OverfocusError, match="tree_geometry must be as-is or model, got 'own'"):
-        evaluate(checkpoint, pictures, tmp_path / "run", **QUICK, tree_geometry="own")
+        evaluate(checkpoint, images, tmp_path / "run", **QUICK, tree_geometry="own")
 
 
-def test_approximations_are_noted(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_approximations_are_noted(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     options = QUICK | {"corruptions": ["snow", "fog", "motion_blur"], "severities": 1, "limit": 2}
-    (run,) = evaluate(checkpoint, pictures, tmp_path / "run", **options)
+    (run,) = evaluate(checkpoint, images, tmp_path / "run", **options)
     assert "snow and motion blur approximate the benchmark: its constants, another algorithm" in run.summary["notes"]
 
 
 def test_a_continued_evaluation_ends_with_the_same_table(
-    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("overfocus.sweep.recorder.SECONDS_PER_PART", 0.0)
-    (whole,) = evaluate(checkpoint, pictures, tmp_path / "whole", **QUICK)
+    (whole,) = evaluate(checkpoint, images, tmp_path / "whole", **QUICK)
     original = Subject.measure
     calls: list[int] = []
 
@@ -203,37 +203,37 @@ def test_a_continued_evaluation_ends_with_the_same_table(
     with monkeypatch.context() as patch:
         patch.setattr(Subject, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
+            evaluate(checkpoint, images, tmp_path / "parts", **QUICK)
     assert overfocus.Run(tmp_path / "parts").description.done == 6
-    (parts,) = evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)
+    (parts,) = evaluate(checkpoint, images, tmp_path / "parts", **QUICK)
     pd.testing.assert_frame_equal(whole.run.predictions, parts.run.predictions)
     monkeypatch.setattr(Subject, "measure", interrupted)
     calls[:] = [1] * 3
-    assert evaluate(checkpoint, pictures, tmp_path / "parts", **QUICK)[0].run.complete
+    assert evaluate(checkpoint, images, tmp_path / "parts", **QUICK)[0].run.complete
 
 
 def test_the_first_of_several_is_the_baseline(
-    checkpoint: Path, write_checkpoint: Callable[..., Path], pictures: Path, tmp_path: Path
+    checkpoint: Path, write_checkpoint: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     other = write_checkpoint("other", seed=1)
-    first, second = evaluate([checkpoint, other], pictures, tmp_path / "both", **QUICK)
+    first, second = evaluate([checkpoint, other], images, tmp_path / "both", **QUICK)
     assert (first.path.name, second.path.name) == ("tiny", "other")
     assert first.summary["mce"]["mce"] == pytest.approx(100)
     errors = [1 - entry.table[entry.table["severity"] > 0].groupby("corruption")["top1"].sum() / 2 for entry in (first, second)]
     expected = (100 * errors[1] / errors[0]).mean()
     assert second.summary["mce"]["mce"] == pytest.approx(expected)
     assert "relative to the baseline tiny, not to AlexNet" in second.summary["mce"]["note"]
-    (again,) = evaluate(other, pictures, tmp_path / "alone", baseline=first.path, **QUICK)
+    (again,) = evaluate(other, images, tmp_path / "alone", baseline=first.path, **QUICK)
     assert again.summary["mce"]["mce"] == pytest.approx(expected)
-    (more,) = evaluate(other, pictures, tmp_path / "more", baseline=first.path, **(QUICK | {"severities": [1, 2, 4]}))
+    (more,) = evaluate(other, images, tmp_path / "more", baseline=first.path, **(QUICK | {"severities": [1, 2, 4]}))
     assert more.summary["mce"]["mce"] == pytest.approx(expected)
     assert "severities 1, 4, on-the-fly" in more.summary["mce"]["note"]
     assert "left out, as the baseline tiny was not measured there: gaussian noise (2), fog (2)" in more.summary["mce"]["note"]
 
 
-def test_baselines_that_nothing_can_be_relative_to(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    (first,) = evaluate(checkpoint, pictures, tmp_path / "first", **(QUICK | {"severities": 1}))
-    (clean,) = evaluate(checkpoint, pictures, tmp_path / "clean", workers=0, device="cpu")
+def test_baselines_that_nothing_can_be_relative_to(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    (first,) = evaluate(checkpoint, images, tmp_path / "first", **(QUICK | {"severities": 1}))
+    (clean,) = evaluate(checkpoint, images, tmp_path / "clean", workers=0, device="cpu")
     for baseline, options, words in (
         (first, {"seed": 1}, "the baseline was evaluated with seed 0, expected 1; evaluate it alike"),
         (clean, {}, "the baseline was evaluated with corruptions 'none', expected 'on-the-fly'; evaluate it alike"),
@@ -244,15 +244,15 @@ def test_baselines_that_nothing_can_be_relative_to(checkpoint: Path, pictures: P
         ),
     ):
         with pytest.raises(RunError, match=re.escape(words)):
-            evaluate(checkpoint, pictures, tmp_path / "run", baseline=baseline.path, **(QUICK | options))
-    shutil.copytree(pictures / "red", tmp_path / "others" / "red")
-    shutil.copytree(pictures / "blue", tmp_path / "others" / "blue")
-    with pytest.raises(RunError, match="the baseline was evaluated on other pictures"):
+            evaluate(checkpoint, images, tmp_path / "run", baseline=baseline.path, **(QUICK | options))
+    shutil.copytree(images / "red", tmp_path / "others" / "red")
+    shutil.copytree(images / "blue", tmp_path / "others" / "blue")
+    with pytest.raises(RunError, match="the baseline was evaluated on other images"):
         evaluate(checkpoint, tmp_path / "others", tmp_path / "run", baseline=first.path, **QUICK)
     run = first.path / "run.json"
     run.write_text(run.read_text().replace('"status": "complete"', '"status": "running"'))
     with pytest.raises(RunError, match="expected a finished evaluation as the baseline, got an interrupted one"):
-        evaluate(checkpoint, pictures, tmp_path / "run", baseline=first.path, **QUICK)
+        evaluate(checkpoint, images, tmp_path / "run", baseline=first.path, **QUICK)
     assert not (tmp_path / "run").exists()
 
 
@@ -279,10 +279,10 @@ def test_classes_of_imagenet_a_are_the_only_ones_that_count(write_checkpoint: Ca
     assert "predictions are restricted to its 200 classes" in evaluation.summary["notes"][-1]
 
 
-def _logits(checkpoint: Path, picture: Path) -> torch.Tensor:
+def _logits(checkpoint: Path, image: Path) -> torch.Tensor:
     loaded = overfocus.load_model(checkpoint)
     with torch.no_grad():
-        result: torch.Tensor = loaded.model(loaded.preprocess(Image.open(picture))[None])[0]
+        result: torch.Tensor = loaded.model(loaded.preprocess(Image.open(image))[None])[0]
     return result
 
 
@@ -291,9 +291,9 @@ def _synsets(letter: str) -> set[str]:
     return set((folder / "_info" / f"imagenet_{letter}_synsets.txt").read_text().split())
 
 
-def test_pictures_that_cannot_be_read_are_left_out(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    (pictures / "red" / "1.png").write_bytes(b"no picture")
-    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+def test_images_that_cannot_be_read_are_left_out(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    (images / "red" / "1.png").write_bytes(b"no image")
+    (evaluation,) = evaluate(checkpoint, images, tmp_path / "run", **QUICK)
     assert [skip.name for skip in evaluation.run.skipped] == ["red/1.png"]
     assert len(evaluation.run.predictions) == 11 * 5
     assert evaluation.summary["data"]["skipped"] == 1
@@ -310,29 +310,29 @@ def test_pictures_that_cannot_be_read_are_left_out(checkpoint: Path, pictures: P
             {"corruptions": None},
             "severities are those of corruptions, but none is to be made; name one or a group, such as common",
         ),
-        ({"clean": "."}, "clean pictures go with a tree corruption/severity/class, which the data are not; leave --clean out"),
+        ({"clean": "."}, "clean images go with a tree corruption/severity/class, which the data are not; leave --clean out"),
     ],
 )
-def test_what_makes_no_sense(checkpoint: Path, pictures: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_what_makes_no_sense(checkpoint: Path, images: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(OverfocusError, match=re.escape(words)):
-        evaluate(checkpoint, pictures, tmp_path / "run", **(QUICK | options))
+        evaluate(checkpoint, images, tmp_path / "run", **(QUICK | options))
 
 
-def test_labels_that_mean_no_class(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_labels_that_mean_no_class(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     for name, other in (("red", "cat"), ("blue", "dog"), ("green", "fish")):
-        (pictures / name).rename(pictures / other)
+        (images / name).rename(images / other)
     with pytest.raises(
         RunError, match=re.escape("none of the labels (cat, dog, fish) means one of its 3 classes (blue, green, red)")
     ):
-        evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
-    shutil.copytree(pictures / "cat", pictures / "red")
-    (evaluation,) = evaluate(checkpoint, pictures, tmp_path / "run", **QUICK)
+        evaluate(checkpoint, images, tmp_path / "run", **QUICK)
+    shutil.copytree(images / "cat", images / "red")
+    (evaluation,) = evaluate(checkpoint, images, tmp_path / "run", **QUICK)
     assert evaluation.summary["notes"] == ["3 of 4 labels mean no class of the model (cat, dog, fish)"]
     assert evaluation.table["images"].tolist() == [4] * 5
 
 
-def test_the_command_prints_what_was_found(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    arguments = ["evaluate", str(checkpoint), "--data", str(pictures), "--output", str(tmp_path / "run"), "--device", "cpu"]
+def test_the_command_prints_what_was_found(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", str(checkpoint), "--data", str(images), "--output", str(tmp_path / "run"), "--device", "cpu"]
     arguments += ["--corruption", "fog", "--severity", "2", "--severity", "5", "--workers", "0"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -343,12 +343,12 @@ def test_the_command_prints_what_was_found(checkpoint: Path, pictures: Path, tmp
     assert re.search(r"fog +\d+\.\d\d% +\d+\.\d\d%", result.output)
 
 
-def test_the_command_takes_the_clean_pictures_of_a_tree(
-    checkpoint: Path, write_checkpoint: Callable[..., Path], pictures: Path, tree: Path, tmp_path: Path
+def test_the_command_takes_the_clean_images_of_a_tree(
+    checkpoint: Path, write_checkpoint: Callable[..., Path], images: Path, tree: Path, tmp_path: Path
 ) -> None:
     arguments = ["evaluate", write_checkpoint("other", SEES), checkpoint, "--data", tree, "--output", tmp_path / "run"]
     arguments += ["--severity", 4, "--device", "cpu", "--workers", 0]
-    for options, words in (([], "no relative mCE: no clean pictures were measured"), (["--clean", pictures], ", relative mCE ")):
+    for options, words in (([], "no relative mCE: no clean images were measured"), (["--clean", images], ", relative mCE ")):
         result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, *options, "--overwrite"]])
         assert result.exit_code == 0, result.output
         assert words in result.output
@@ -356,7 +356,7 @@ def test_the_command_takes_the_clean_pictures_of_a_tree(
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_table_of_one(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_table_of_one(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in (".", "cli", "reports")),
@@ -366,7 +366,7 @@ def test_two_processes_give_the_table_of_one(checkpoint: Path, pictures: Path, t
         "evaluate",
         str(checkpoint),
         "--data",
-        str(pictures),
+        str(images),
         "--corruption",
         "fog",
         "--batch-size",
@@ -381,8 +381,8 @@ def test_two_processes_give_the_table_of_one(checkpoint: Path, pictures: Path, t
     pd.testing.assert_frame_equal(one, two, check_exact=False, atol=1e-6)
 
 
-def test_workers_change_nothing(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_workers_change_nothing(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     alone, helped = (
-        evaluate(checkpoint, pictures, tmp_path / f"run{workers}", **(QUICK | {"workers": workers}))[0] for workers in (0, 2)
+        evaluate(checkpoint, images, tmp_path / f"run{workers}", **(QUICK | {"workers": workers}))[0] for workers in (0, 2)
     )
     pd.testing.assert_frame_equal(alone.run.predictions, helped.run.predictions)

@@ -5,7 +5,7 @@ import timm.data.imagenet_info
 from PIL import Image
 
 from overfocus.errors import ImageError, RunError
-from overfocus.evaluation.layouts import add_clean_pictures, choose_portions, open_evaluation_data
+from overfocus.evaluation.layouts import add_clean_images, choose_portions, open_evaluation_data
 
 IMAGENET = ["n01440764", "n01443537"]
 
@@ -49,23 +49,23 @@ def test_portions_of_a_tree_can_be_chosen(tmp_path: Path) -> None:
         choose_portions(data, None, [5])
 
 
-def test_clean_pictures_come_before_those_of_the_tree(tmp_path: Path) -> None:
+def test_clean_images_come_before_those_of_the_tree(tmp_path: Path) -> None:
     data = open_evaluation_data(tree(tmp_path / "tree", "fog"))
     clean = write(tmp_path / "val", *IMAGENET)
-    found = add_clean_pictures(data, clean)
+    found = add_clean_images(data, clean)
     assert [(portion.corruption, portion.severity) for portion in found.portions] == [("clean", 0), ("fog", 1), ("fog", 2)]
     assert found.layout == "ImageNet-C"
 
 
-def test_clean_pictures_have_the_classes_of_the_tree(tmp_path: Path) -> None:
+def test_clean_images_have_the_classes_of_the_tree(tmp_path: Path) -> None:
     data = open_evaluation_data(tree(tmp_path / "tree", "fog"))
-    with pytest.raises(ImageError, match="expected the classes of the tree, but cat is not in fog/1; give the clean pictures"):
-        add_clean_pictures(data, write(tmp_path / "more", *IMAGENET, "cat"))
+    with pytest.raises(ImageError, match="expected the classes of the tree, but cat is not in fog/1; give the clean images"):
+        add_clean_images(data, write(tmp_path / "more", *IMAGENET, "cat"))
     write(tmp_path / "tree", "fog/2/n01484850")
     with pytest.raises(ImageError, match="but n01484850 is only in fog/2;"):
-        add_clean_pictures(open_evaluation_data(tmp_path / "tree"), write(tmp_path / "val", *IMAGENET))
-    with pytest.raises(RunError, match="clean pictures go with a tree corruption/severity/class, which the data are not"):
-        add_clean_pictures(open_evaluation_data(tmp_path / "val"), tmp_path / "val")
+        add_clean_images(open_evaluation_data(tmp_path / "tree"), write(tmp_path / "val", *IMAGENET))
+    with pytest.raises(RunError, match="clean images go with a tree corruption/severity/class, which the data are not"):
+        add_clean_images(open_evaluation_data(tmp_path / "val"), tmp_path / "val")
 
 
 def test_classes_that_are_numbers_are_no_severities(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_labels_that_mean_no_class_have_no_scores() -> None:
         assert np.isnan(columns[name]).tolist() == [False, True]
 
 
-def test_corrupted_pictures_are_compared_with_their_clean_one() -> None:
+def test_corrupted_images_are_compared_with_their_clean_one() -> None:
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     columns = scored(logits, torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0]))
     np.testing.assert_array_equal(columns["agreement"], [np.nan, 1, 0])
@@ -142,8 +142,8 @@ def test_only_what_both_have_counts_and_the_note_says_so() -> None:
 @pytest.mark.parametrize(
     ("clean", "base_clean", "base", "words"),
     [
-        (None, 0.1, {1: 0.2, 3: 0.4}, "no clean pictures were measured; give those that the tree was made from (--clean)"),
-        (0.1, None, {1: 0.2, 3: 0.4}, "first was measured without clean pictures; evaluate it with them (--clean)"),
+        (None, 0.1, {1: 0.2, 3: 0.4}, "no clean images were measured; give those that the tree was made from (--clean)"),
+        (0.1, None, {1: 0.2, 3: 0.4}, "first was measured without clean images; evaluate it with them (--clean)"),
         (0.1, 0.3, {1: 0.2, 3: 0.4}, "first makes no more errors under fog than without"),
         (0.1, 0.2, {1: 0.1 + 0.2, 3: 0.1}, "first makes no more errors under fog than without"),
     ],

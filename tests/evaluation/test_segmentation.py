@@ -36,7 +36,7 @@ SCORES = ["predicted", "confidence", "agreement", "confidence_drop", "correct", 
 
 
 def logits_of(checkpoint: Path, pixels: np.ndarray) -> torch.Tensor:
-    """At the picture's size, by windows of 32×32 and a stride of 24."""
+    """At the image's size, by windows of 32×32 and a stride of 24."""
     loaded = overfocus.load_model(checkpoint, device="cpu")
     with torch.no_grad():
         return sliding_logits(loaded.model, loaded.preprocess.normalize(pixels)[None], (32, 32), (24, 24), 8)[0]
@@ -88,7 +88,7 @@ def test_the_set_is_scored_as_torchmetrics_does(segmenter: Path, masked: Path, t
     per_class = dict(zip(["ground", "box", "corner"], jaccard[1].compute().tolist(), strict=True))
     assert summary["clean"]["per_class"] == pytest.approx(per_class, abs=1e-6)
     assert summary["averages"] == []
-    assert summary["inference"] == "windows of 32×32 pixels, stride 24×24, where a picture is larger"
+    assert summary["inference"] == "windows of 32×32 pixels, stride 24×24, where an image is larger"
     written = pd.read_csv(tmp_path / "run" / "evaluation.csv")
     pd.testing.assert_frame_equal(written, evaluation.table, check_dtype=False)
 
@@ -99,7 +99,7 @@ def test_batches_change_nothing(segmenter: Path, masked: Path, tmp_path: Path, o
     assert_same(runs[0].predictions, runs[1].predictions)
 
 
-def test_pictures_of_several_sizes(segmenter: Path, masked: Path, tmp_path: Path) -> None:
+def test_images_of_several_sizes(segmenter: Path, masked: Path, tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         path = masked / folder / "1.png"
         Image.open(path).crop((0, 0, 30, 20)).save(path)
@@ -139,7 +139,7 @@ def test_a_continued_evaluation_ends_with_the_same_table(
 
 
 def cityscapes(folder: Path, names: list[str]) -> None:
-    """Writes three pictures with train ids under gtFine/val, and the same pictures under each of `names`."""
+    """Writes three images with train ids under gtFine/val, and the same images under each of `names`."""
     random = np.random.default_rng(1)
     for city, number in (("bonn", 0), ("bonn", 1), ("jena", 0)):
         pixels = random.integers(0, 255, (40, 64, 3), np.uint8)
@@ -194,7 +194,7 @@ def test_the_conditions_of_acdc(write_segmenter: Callable[..., Path], tmp_path: 
     assert mean["miou"] == pytest.approx(np.mean([scores["miou"] for scores in summary["conditions"].values()]))
     intersections, unions = (np.stack(evaluation.run.predictions[name].to_list()).sum(0) for name in ("intersections", "unions"))
     assert together["miou"] == pytest.approx((intersections / unions).mean())
-    with pytest.raises(OverfocusError, match="the pictures of ACDC show real fog, night, rain and snow"):
+    with pytest.raises(OverfocusError, match="the images of ACDC show real fog, night, rain and snow"):
         evaluate(checkpoint, tmp_path / "acdc", tmp_path / "other", **QUICK)
 
 
@@ -204,7 +204,7 @@ def test_test_time_augmentation_reaches_the_predictions(segmenter: Path, masked:
         for name, options in (("plain", {}), ("augmented", {"flip": True, "scales": [1, 1.5], "stride": 16}))
     )
     assert augmented.summary["inference"] == (
-        "windows of 32×32 pixels, stride 16×16, where a picture is larger; mirrored too; at 1, 1.5 times its size; "
+        "windows of 32×32 pixels, stride 16×16, where an image is larger; mirrored too; at 1, 1.5 times its size; "
         "probabilities averaged"
     )
     assert (plain.run.predictions["confidence"] != augmented.run.predictions["confidence"]).all()
@@ -224,14 +224,14 @@ def test_mixed_precision_changes_little(segmenter: Path, masked: Path, tmp_path:
     ("options", "words"),
     [
         ({"task": "detection"}, "unknown task 'detection'; valid tasks: classification, segmentation"),
-        ({"task": "classification"}, "holds pictures with masks, which classification has no use for; try --task segmentation"),
+        ({"task": "classification"}, "holds images with masks, which classification has no use for; try --task segmentation"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"window": 16}, "the model takes 32×32 pixels only, got windows of 16×16"),
         ({"window": 32, "stride": 40}, "would leave pixels out; give a stride of at most 32"),
         ({"stride": 40}, "would leave pixels out; give a stride of at most 32"),
-        ({"whole": True}, "the model takes 32×32 pixels only, got a picture of 48×40 to be taken whole"),
+        ({"whole": True}, "the model takes 32×32 pixels only, got an image of 48×40 to be taken whole"),
         ({"whole": True, "window": 32}, "give whole (--whole) or window and stride, not both"),
-        ({"window": 64, "image_size": 64}, "0.png: a window of 64×64 pixels is larger than the picture (48×40)"),
+        ({"window": 64, "image_size": 64}, "0.png: a window of 64×64 pixels is larger than the image (48×40)"),
         ({"scales": [0.0, 1.0]}, "scales must be above 0"),
         ({"baseline": "other"}, "a baseline is what mCE is divided by, which segmentation does not have"),
     ],
@@ -244,15 +244,15 @@ def test_what_makes_no_sense(segmenter: Path, masked: Path, tmp_path: Path, opti
 
 
 def test_classifiers_and_segmentation_models_are_told_apart(
-    segmenter: Path, checkpoint: Path, masked: Path, pictures: Path, tmp_path: Path
+    segmenter: Path, checkpoint: Path, masked: Path, images: Path, tmp_path: Path
 ) -> None:
     for sources, data, options, words in (
         (checkpoint, masked, {"task": "segmentation"}, "no segmentation model (VisionTransformer), but --task segmentation"),
         (checkpoint, masked, {}, "is no segmentation model, but"),
-        (segmenter, pictures, {"task": "classification"}, "a segmentation model (VisionTransformer_segformer), but --task"),
-        (segmenter, pictures, {}, "expected pictures with masks: images/ beside masks/"),
+        (segmenter, images, {"task": "classification"}, "a segmentation model (VisionTransformer_segformer), but --task"),
+        (segmenter, images, {}, "expected images with masks: images/ beside masks/"),
         ([segmenter, checkpoint], masked, {}, "no segmentation model (VisionTransformer), but"),
-        (checkpoint, pictures, {"flip": True}, "window, stride, whole, flip and scales are for segmentation models"),
+        (checkpoint, images, {"flip": True}, "window, stride, whole, flip and scales are for segmentation models"),
     ):
         with pytest.raises(OverfocusError, match=re.escape(words)):
             evaluate(sources, data, tmp_path / "run", **(QUICK | options))
@@ -284,13 +284,13 @@ def test_wrong_masks_stop_the_evaluation(segmenter: Path, masked: Path, tmp_path
     path = masked / "masks" / "3.png"
     kept = path.read_bytes()
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(path)
-    with pytest.raises(overfocus.ImageError, match=r"3\.png: expected a mask of its picture's 48×40 pixels, got 40×40"):
+    with pytest.raises(overfocus.ImageError, match=r"3\.png: expected a mask of its image's 48×40 pixels, got 40×40"):
         evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
     Image.fromarray(np.full((40, 48), 7, np.uint8)).save(path)
     with pytest.raises(overfocus.ImageError, match=r"3\.png.*7"):
         evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
     path.write_bytes(kept)
-    (masked / "images" / "3.png").write_bytes(b"no picture")
+    (masked / "images" / "3.png").write_bytes(b"no image")
     (evaluation,) = evaluate(segmenter, masked, tmp_path / "run", **(QUICK | {"workers": workers}))
     assert [skip.name for skip in evaluation.run.skipped] == ["3.png"]
     assert len(evaluation.run.predictions) == 4 * 5

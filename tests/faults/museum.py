@@ -222,7 +222,7 @@ def make_images(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / name)
     files = {
-        "text.jpg": b"I am no picture",
+        "text.jpg": b"I am no image",
         "empty.jpg": b"",
         "truncated.jpg": good.getvalue()[:300],
         "html.png": b"<html></html>",

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.testing.compare import compare_images
-from matplotlib.text import Text
 
 from overfocus.errors import RunError
 from overfocus.figures.draw import KINDS, draw, most_overfocused, same_depth
@@ -237,9 +236,9 @@ def test_comparison_shows_its_verdicts_and_all_models(run, tmp_path, synthetic_r
 
 
 def test_blend_mixes_each_cell_with_its_colour():
-    picture = np.full((8, 8, 3), 100, np.uint8)
+    image = np.full((8, 8, 3), 100, np.uint8)
     values = np.array([[0.125, 8.0], [np.nan, 1.0]])
-    mixed = blended(picture, values, attention_norm(3.0))
+    mixed = blended(image, values, attention_norm(3.0))
     table = lookup_table("viridis").astype(float)
     assert mixed.shape == (224, 224, 3)
     for corner, entry in (((0, 0), 0), ((0, -1), 255), ((-1, -1), 128)):
@@ -284,6 +283,7 @@ def test_some_layers_keep_their_numbers(run):
     with paper():
         figure = draw("layers", [run], ["plain"], metrics=["gini"], layers=[3, 1])
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["3", "1"]
+    assert figure.axes[0].get_xlim() == (-0.5, 1.5)
     line = next(line for line in figure.axes[0].lines if line.get_label() == "clean")
     clean = run.table[run.table["corruption"] == "clean"].groupby("layer")["gini"].mean()
     np.testing.assert_allclose(line.get_ydata(), clean.loc[[3, 1]])
@@ -291,22 +291,42 @@ def test_some_layers_keep_their_numbers(run):
         draw("layers", [run], ["plain"], layers=[9])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "layers"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [3.3, 6.9])
-def test_labels_stand_inside_the_figure(run, other, kind, width):
-    """Nothing is cut off, at the width of one column and of two, with long names."""
+@pytest.mark.parametrize(
+    ("name", "options"), [("a rather long name of a model", {}), ("x" * 120, {}), ("one severity", {"severity": 3})]
+)
+def test_nothing_is_cut_off(run, other, kind, width, name, options):
+    """At the width of one column and of two, with names that do not fit a line."""
     with paper():
-        figure = draw(kind, [run, other], ["a rather long name of a model", "deep"], width=width)
+        figure = draw(kind, [run, other, run], [name, "deep", f"TAP+ADL, {name}, and so on"], width=width, **options)
         FigureCanvasAgg(figure).draw()
-    for text in figure.findobj(Text):
-        if text.get_visible() and text.get_text().strip():
-            box = text.get_window_extent()
-            assert min(box.x0, box.y0) > -2, text.get_text()
-            assert box.x1 < figure.bbox.x1 + 2, text.get_text()
-            assert box.y1 < figure.bbox.y1 + 2, text.get_text()
+        drawn = figure.get_tightbbox()  # in inches; without ticks beyond the limits of an axis
+    assert min(drawn.x0, drawn.y0) > -0.02
+    assert drawn.x1 < width + 0.02
+    assert drawn.y1 < figure.get_figheight() + 0.02
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "layers"])
+def test_figures_grow_with_their_legends(run, other):
+    """Panels keep their height, whatever stands below them."""
+    heights = []
+    for name in ("short", "a name that takes several lines of the legend of a figure one column wide"):
+        with paper():
+            figure = draw("layers", [run, other], [name, "deep"], metrics=["gini"])
+            FigureCanvasAgg(figure).draw()
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+
+
+def test_intervals_of_one_severity_stand_apart(run, other):
+    with paper():
+        figure = draw("stability", [run, other], ["plain", "deep"], metrics=["received_shift"])
+    places = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert (places[0] < places[1]).all()
+    np.testing.assert_allclose((places[0] + places[1]) / 2, [0, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_figures_look_as_they_were_approved(run, other, tmp_path, kind):
     """Against tests/figures/golden, which were looked at; OVERFOCUS_DRAW_GOLDEN=1 draws them anew, to be looked at again."""
     golden, found = Path(__file__).parent / "golden" / f"{kind}.png", tmp_path / f"{kind}.png"

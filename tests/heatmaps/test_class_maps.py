@@ -23,18 +23,18 @@ def small_vit(**options):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def reference_rollout(model, pictures, target):
+def reference_rollout(model, images, target):
     """R of Chefer et al. 2021, from maps that hooks on the unfused model keep."""
     maps = []
     for block in model.blocks:
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda _, __, weights: maps.append(weights))
-    gradients = torch.autograd.grad(model(pictures)[:, target].sum(), maps)
-    relevance = torch.eye(maps[0].shape[-1]).repeat(len(pictures), 1, 1)
+    gradients = torch.autograd.grad(model(images)[:, target].sum(), maps)
+    relevance = torch.eye(maps[0].shape[-1]).repeat(len(images), 1, 1)
     for weights, gradient in zip(maps, gradients, strict=True):
         mixed = (weights * gradient).clamp(min=0).mean(1)
         relevance = relevance + torch.bmm(mixed, relevance)
@@ -42,48 +42,48 @@ def reference_rollout(model, pictures, target):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_gradient_rollout_of_a_class_token(pictures, fused):
+def test_gradient_rollout_of_a_class_token(images, fused):
     model = small_vit()
     for block in model.blocks:
         block.attn.fused_attn = fused
-    (found,) = heat_maps(model, pictures, HeatMapRequest("gradient-rollout", target=3))
-    expected = reference_rollout(small_vit(), pictures, 3)[:, 0, 1:]
+    (found,) = heat_maps(model, images, HeatMapRequest("gradient-rollout", target=3))
+    expected = reference_rollout(small_vit(), images, 3)[:, 0, 1:]
     torch.testing.assert_close(found.values.flatten(1), expected / expected.mean(1, keepdim=True), rtol=1e-3, atol=1e-4)
     assert found.target == 3
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_gradient_rollout_of_a_patch_and_without_a_class_token(pictures):
-    (of_patch,) = heat_maps(small_vit(), pictures, HeatMapRequest("gradient-rollout", query=(1, 2), target=0))
-    expected = reference_rollout(small_vit(), pictures, 0)[:, 7, 1:]
+def test_gradient_rollout_of_a_patch_and_without_a_class_token(images):
+    (of_patch,) = heat_maps(small_vit(), images, HeatMapRequest("gradient-rollout", query=(1, 2), target=0))
+    expected = reference_rollout(small_vit(), images, 0)[:, 7, 1:]
     torch.testing.assert_close(of_patch.values.flatten(1), expected / expected.mean(1, keepdim=True), rtol=1e-3, atol=1e-4)
     options = {"class_token": False, "global_pool": "avg"}
-    (found,) = heat_maps(small_vit(**options), pictures, HeatMapRequest("gradient-rollout", target=1))
-    expected = reference_rollout(small_vit(**options), pictures, 1).mean(1)
+    (found,) = heat_maps(small_vit(**options), images, HeatMapRequest("gradient-rollout", target=1))
+    expected = reference_rollout(small_vit(**options), images, 1).mean(1)
     torch.testing.assert_close(found.values.flatten(1), expected / expected.mean(1, keepdim=True), rtol=1e-3, atol=1e-4)
 
 
-def test_grad_cam_of_every_layer(pictures):
+def test_grad_cam_of_every_layer(images):
     model = small_vit()
-    found = heat_maps(model, pictures, HeatMapRequest("grad-cam", target=2))
+    found = heat_maps(model, images, HeatMapRequest("grad-cam", target=2))
     kept = []
     for block in model.blocks:
         block.norm1.register_forward_hook(lambda _, __, tokens: kept.append(tokens))
-    gradients = torch.autograd.grad(model(pictures)[:, 2].sum(), kept)
+    gradients = torch.autograd.grad(model(images)[:, 2].sum(), kept)
     assert [map.layer for map in found] == [0, 1, 2]
     for map, tokens, gradient in zip(found, kept, gradients, strict=True):
         weights = gradient[:, 1:].mean(1)
         expected = (tokens[:, 1:] * weights[:, None]).sum(-1).clamp(min=0).detach()
         torch.testing.assert_close(map.values.flatten(1), expected / expected.mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
-    (last,) = heat_maps(small_vit(), pictures, HeatMapRequest("grad-cam", layer=-1, target=2))
+    (last,) = heat_maps(small_vit(), images, HeatMapRequest("grad-cam", layer=-1, target=2))
     torch.testing.assert_close(last.values, found[-1].values)
 
 
-def test_the_class_predicted_for_the_first_image_is_the_default(pictures):
+def test_the_class_predicted_for_the_first_image_is_the_default(images):
     model = small_vit()
-    predicted = model(pictures)[0].argmax().item()
+    predicted = model(images)[0].argmax().item()
     for method in ("gradient-rollout", "grad-cam"):
-        assert heat_maps(model, pictures, HeatMapRequest(method))[0].target == predicted
+        assert heat_maps(model, images, HeatMapRequest(method))[0].target == predicted
 
 
 def test_grad_cam_puts_windows_back_where_they_lie():
@@ -111,12 +111,12 @@ def test_class_attention_reads_the_patches():
     assert found.values.mean().item() == pytest.approx(1.0)
 
 
-def test_a_class_the_model_does_not_have(pictures):
+def test_a_class_the_model_does_not_have(images):
     for method in ("gradient-rollout", "grad-cam"):
         with pytest.raises(CaptureError, match="expected a class from 0 to 4, got 5"):
-            heat_maps(small_vit(), pictures, HeatMapRequest(method, target=5))
+            heat_maps(small_vit(), images, HeatMapRequest(method, target=5))
         with pytest.raises(CaptureError, match=r"expected logits \(batch, classes\) to explain"):
-            heat_maps(small_vit(num_classes=0, global_pool=""), pictures, HeatMapRequest(method))
+            heat_maps(small_vit(num_classes=0, global_pool=""), images, HeatMapRequest(method))
     assert class_number("cat", ["dog", "cat"]) == class_number("1", None) == class_number(1, None) == 1
     with pytest.raises(CaptureError, match="did you mean 'cat'"):
         class_number("cats", ["dog", "cat"])
@@ -124,10 +124,10 @@ def test_a_class_the_model_does_not_have(pictures):
         class_number("cat", None)
 
 
-def test_every_head_of_every_layer(pictures):
-    found = heat_maps(small_vit(), pictures, HeatMapRequest(head="all"))
+def test_every_head_of_every_layer(images):
+    found = heat_maps(small_vit(), images, HeatMapRequest(head="all"))
     assert [(map.layer, map.head) for map in found] == [(layer, head) for layer in range(3) for head in range(4)]
-    (alone,) = heat_maps(small_vit(), pictures, HeatMapRequest(layer=1, head=2))
+    (alone,) = heat_maps(small_vit(), images, HeatMapRequest(layer=1, head=2))
     torch.testing.assert_close(found[6].values, alone.values)
 
 

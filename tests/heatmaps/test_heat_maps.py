@@ -22,20 +22,20 @@ def small_vit(**options):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def weights_of(model, pictures):
+def weights_of(model, images):
     with torch.no_grad(), overfocus.capture(model) as captured:
-        model(pictures)
+        model(images)
     return captured.maps, [attention.weights for attention in captured.maps]
 
 
-def test_received_attention_of_every_layer(pictures):
+def test_received_attention_of_every_layer(images):
     model = small_vit()
-    maps, weights = weights_of(model, pictures)
-    found = heat_maps(model, pictures, HeatMapRequest())
+    maps, weights = weights_of(model, images)
+    found = heat_maps(model, images, HeatMapRequest())
     assert [map.label for map in found] == ["layer 0", "layer 1", "layer 2"]
     assert [map.module for map in found] == [attention.module for attention in maps]
     for map, kept in zip(found, weights, strict=True):
@@ -45,58 +45,58 @@ def test_received_attention_of_every_layer(pictures):
         assert map.values.mean().item() == pytest.approx(1.0)
 
 
-def test_one_head_of_the_last_layer(pictures):
+def test_one_head_of_the_last_layer(images):
     model = small_vit()
-    kept = weights_of(model, pictures)[1][-1]
-    (found,) = heat_maps(model, pictures, HeatMapRequest(layer=-1, head=2))
+    kept = weights_of(model, images)[1][-1]
+    (found,) = heat_maps(model, images, HeatMapRequest(layer=-1, head=2))
     received = kept[:, 2, 1:, 1:].sum(1)
     torch.testing.assert_close(found.values.flatten(1), 16 * received / received.sum(1, keepdim=True))
 
 
-def test_row_of_the_class_token_and_of_a_patch(pictures):
+def test_row_of_the_class_token_and_of_a_patch(images):
     model = small_vit()
-    kept = weights_of(model, pictures)[1][1].mean(1)
-    (of_class,) = heat_maps(model, pictures, HeatMapRequest("row", layer=1))
+    kept = weights_of(model, images)[1][1].mean(1)
+    (of_class,) = heat_maps(model, images, HeatMapRequest("row", layer=1))
     torch.testing.assert_close(of_class.values.flatten(1), 17 * kept[:, 0, 1:])
     assert of_class.query is None
-    (of_patch,) = heat_maps(model, pictures, HeatMapRequest("row", layer=1, query=(2, 3)))
+    (of_patch,) = heat_maps(model, images, HeatMapRequest("row", layer=1, query=(2, 3)))
     torch.testing.assert_close(of_patch.values.flatten(1), 17 * kept[:, 1 + 2 * 4 + 3, 1:])
     assert (of_patch.query, of_patch.query_grid) == ((2, 3), (4, 4))
 
 
-def test_rollout_is_that_of_the_module_rollout(pictures):
+def test_rollout_is_that_of_the_module_rollout(images):
     model = small_vit()
-    maps, _ = weights_of(model, pictures)
-    (found,) = heat_maps(model, pictures, HeatMapRequest("rollout", head_fusion="max", discard_ratio=0.5))
+    maps, _ = weights_of(model, images)
+    (found,) = heat_maps(model, images, HeatMapRequest("rollout", head_fusion="max", discard_ratio=0.5))
     row = attention_rollout(maps, head_fusion="max", discard_ratio=0.5)[:, 0, 1:]
     torch.testing.assert_close(found.values.flatten(1), 16 * row / row.sum(1, keepdim=True))
 
 
-def test_model_without_class_token(pictures):
+def test_model_without_class_token(images):
     model = small_vit(class_token=False, global_pool="avg")
-    (row,) = heat_maps(model, pictures, HeatMapRequest("row", layer=0))
+    (row,) = heat_maps(model, images, HeatMapRequest("row", layer=0))
     assert row.query == (2, 2)
-    (rolled,) = heat_maps(model, pictures, HeatMapRequest("rollout"))
+    (rolled,) = heat_maps(model, images, HeatMapRequest("rollout"))
     assert rolled.values.shape == (2, 4, 4)
     with pytest.raises(CaptureError, match="no class token; choose a patch as row,column"):
-        heat_maps(model, pictures, HeatMapRequest("row", query="class"))
+        heat_maps(model, images, HeatMapRequest("row", query="class"))
     with pytest.raises(CaptureError, match="no class token"):
-        heat_maps(model, pictures, HeatMapRequest("rollout", query="class"))
+        heat_maps(model, images, HeatMapRequest("rollout", query="class"))
 
 
-def test_windows_are_put_back_where_they_lie(pictures):
+def test_windows_are_put_back_where_they_lie(images):
     torch.manual_seed(0)
     model = SwinTransformer(img_size=32, patch_size=2, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, num_classes=3)
     model.eval()
-    maps, weights = weights_of(model, pictures)
-    for number, (map, attention) in enumerate(zip(heat_maps(model, pictures, HeatMapRequest()), maps, strict=True)):
+    maps, weights = weights_of(model, images)
+    for number, (map, attention) in enumerate(zip(heat_maps(model, images, HeatMapRequest()), maps, strict=True)):
         assert map.values.shape == (2, 16, 16)
         windows = weights[number].mean(1).reshape(2, 16, 16, 16).sum(2) / 16
         expected = torch.zeros(2, 256)
         for window in range(16):
             expected[:, attention.partition[window]] = windows[:, window]
         torch.testing.assert_close(map.values.flatten(1), expected * 256 / 16)
-    shifted = heat_maps(model, pictures, HeatMapRequest("row", layer=1, query=(5, 9)))[0]
+    shifted = heat_maps(model, images, HeatMapRequest("row", layer=1, query=(5, 9)))[0]
     place = 5 * 16 + 9
     window, token = (int(number) for number in (maps[1].partition == place).nonzero()[0])
     row = weights[1].mean(1).reshape(2, 16, 16, 16)[:, window, token] * 16
@@ -105,9 +105,9 @@ def test_windows_are_put_back_where_they_lie(pictures):
     assert int(flat[0].isfinite().sum()) == 16
     assert shifted.label == "layer 1, shifted"
     with pytest.raises(CaptureError, match="windows have no class token"):
-        heat_maps(model, pictures, HeatMapRequest("row", query="class"))
+        heat_maps(model, images, HeatMapRequest("row", query="class"))
     with pytest.raises(CaptureError, match="rollout needs global attention"):
-        heat_maps(model, pictures, HeatMapRequest("rollout"))
+        heat_maps(model, images, HeatMapRequest("rollout"))
 
 
 def test_pooled_keys_lie_on_their_own_grid():
@@ -129,14 +129,14 @@ def test_pooled_keys_lie_on_their_own_grid():
         (HeatMapRequest("rollout", query=(0, 9)), r"expected a query from 0,0 to 3,3 \(row,column\), got 0,9"),
     ],
 )
-def test_what_the_model_does_not_have(pictures, request_, message):
+def test_what_the_model_does_not_have(images, request_, message):
     with pytest.raises(CaptureError, match=message):
-        heat_maps(small_vit(), pictures, request_)
+        heat_maps(small_vit(), images, request_)
 
 
-def test_no_attention(pictures):
+def test_no_attention(images):
     with pytest.raises(CaptureError, match="no attention over tokens was found in ResNet"):
-        heat_maps(timm.create_model("resnet10t").eval(), pictures, HeatMapRequest())
+        heat_maps(timm.create_model("resnet10t").eval(), images, HeatMapRequest())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every usual kind of picture file is read as upright 8-bit RGB; what is no picture is refused in one line."""
+"""Every usual kind of image file is read as upright 8-bit RGB; what is no image is refused in one line."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ from overfocus.images.sources import read_image
 
 @pytest.fixture
 def gradient():
-    """An RGB picture of 24×40 pixels without symmetry."""
+    """An RGB image of 24×40 pixels without symmetry."""
     rows, columns = np.mgrid[0:24, 0:40]
     return np.stack([rows * 10, columns * 6, (rows + columns) * 3], axis=-1).astype(np.uint8)
 
@@ -133,7 +133,7 @@ def test_content_decides_not_the_ending(tmp_path, gradient):
 
 
 def test_text_named_jpg(tmp_path):
-    (tmp_path / "note.jpg").write_text("this is not a picture")
+    (tmp_path / "note.jpg").write_text("this is not an image")
     with pytest.raises(ImageError, match=r"note\.jpg: expected an image, but Pillow cannot read"):
         read_image(tmp_path / "note.jpg")
 
@@ -160,7 +160,7 @@ def test_empty_missing_and_folder(tmp_path):
             read_image(path)
 
 
-def test_huge_picture_is_refused_from_its_header(tmp_path):
+def test_huge_image_is_refused_from_its_header(tmp_path):
     (tmp_path / "huge.png").write_bytes(png_header(30_000, 30_000))
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ImageError, match=r"huge\.png: 30000×30000 pixels exceed the limit of 100,000,000.*max_pixels"):

@@ -1,4 +1,4 @@
-"""Folders, files, text lists and the bundled samples become lists of pictures with names and labels."""
+"""Folders, files, text lists and the bundled samples become lists of images with names and labels."""
 
 import pytest
 from PIL import Image
@@ -9,12 +9,12 @@ from overfocus.images.sources import find_images
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, one of them nested, a picture at the top, and files that are no pictures."""
+    """Two classes, one of them nested, an image at the top, and files that are no images."""
     for name in ["top.png", "dog/b.JPG", "dog/a.png", "cat/deep/c.jpeg", "dog/.hidden.png", "__MACOSX/a.png", ".git/x.png"]:
         path = tmp_path / "set" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(path)
-    (tmp_path / "set" / "notes.md").write_text("no picture")
+    (tmp_path / "set" / "notes.md").write_text("no image")
     return tmp_path / "set"
 
 

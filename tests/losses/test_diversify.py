@@ -40,7 +40,7 @@ def build(name: str) -> nn.Module:
     return model
 
 
-def pictures(name: str) -> Tensor:
+def batch(name: str) -> Tensor:
     size = SMALL[name].get("img_size", 64)
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -75,9 +75,9 @@ def from_whole_maps(
 def test_value_and_gradient_of_every_parameter(name: str, fused: bool, textbook: Textbook) -> None:
     model = build(name) if fused else unfuse(build(name))
     with diversify(model, threshold=1.0) as adl:
-        model(pictures(name))
+        model(batch(name))
         loss = adl.loss()
-    expected = from_whole_maps(textbook, model, pictures(name), threshold=1.0)
+    expected = from_whole_maps(textbook, model, batch(name), threshold=1.0)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert loss.item() > 0.01
     ours = gradients(loss, model)
@@ -91,7 +91,7 @@ def test_value_and_gradient_of_every_parameter(name: str, fused: bool, textbook:
 
 
 def test_equals_the_loss_on_collected_maps_and_the_metric() -> None:
-    model, images = build("vit_tiny_patch16_224"), pictures("vit_tiny_patch16_224")
+    model, images = build("vit_tiny_patch16_224"), batch("vit_tiny_patch16_224")
     with torch.no_grad(), capture(model) as captured:
         model(images)
     expected = AttentionDiversificationLoss(3.0)([attention.weights for attention in captured.maps], prefix_tokens=1)
@@ -106,7 +106,7 @@ def test_equals_the_loss_on_collected_maps_and_the_metric() -> None:
 
 @pytest.mark.parametrize("layers", [[0], [-1], [0, 2], [1, -2]])
 def test_chooses_layers(layers: list[int], textbook: Textbook) -> None:
-    model, images = build("vit_tiny_patch16_224"), pictures("vit_tiny_patch16_224")
+    model, images = build("vit_tiny_patch16_224"), batch("vit_tiny_patch16_224")
     with diversify(model, layers=layers) as adl:
         model(images)
         assert adl.loss().item() == pytest.approx(
@@ -115,7 +115,7 @@ def test_chooses_layers(layers: list[int], textbook: Textbook) -> None:
 
 
 def test_a_block_around_many_steps_counts_each_forward_once() -> None:
-    model, images = build("vit_tiny_patch16_224"), pictures("vit_tiny_patch16_224")
+    model, images = build("vit_tiny_patch16_224"), batch("vit_tiny_patch16_224")
     with diversify(model) as adl:
         model(images[:1])
         first = adl.loss()
@@ -129,7 +129,7 @@ def test_a_block_around_many_steps_counts_each_forward_once() -> None:
 
 
 def test_adds_to_the_task_loss_in_training() -> None:
-    model, images = build("vit_tiny_patch16_224").train(), pictures("vit_tiny_patch16_224")
+    model, images = build("vit_tiny_patch16_224").train(), batch("vit_tiny_patch16_224")
     labels = torch.tensor([0, 1, 2])
     optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
     values = []
@@ -151,7 +151,7 @@ def test_activation_checkpoints_change_nothing() -> None:
         model = add_tap(build(name)).train()
         model.set_grad_checkpointing(checkpointing)
         with diversify(model) as adl:
-            loss = model(pictures(name)).square().mean() + adl.loss()
+            loss = model(batch(name)).square().mean() + adl.loss()
         results.append(gradients(loss, model))
     plain, checkpointed = results
     assert plain.keys() == checkpointed.keys()
@@ -162,11 +162,11 @@ def test_autocast_and_no_grad() -> None:
     name = "vit_tiny_patch16_224"
     model = build(name)
     with torch.no_grad(), diversify(model) as adl:
-        model(pictures(name))
+        model(batch(name))
         exact = adl.loss()
     assert not exact.requires_grad
     with torch.autocast("cpu", torch.bfloat16), diversify(model) as adl:
-        model(pictures(name))
+        model(batch(name))
         loss = adl.loss()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.1)
@@ -183,7 +183,7 @@ def test_keeps_no_map_for_the_backward_pass() -> None:
             kept.add(self)
 
     with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor), diversify(model) as adl:
-        model(pictures(name))
+        model(batch(name))
         loss = adl.loss()
     shapes = {tuple(saved.tensor.shape) for saved in kept}
     assert loss.requires_grad
@@ -213,10 +213,10 @@ def test_torchs_multihead_attention(textbook: Textbook) -> None:
 def test_class_and_channel_attention_are_left_out(textbook: Textbook) -> None:
     model = build("cait_xxs24_224")
     with diversify(model) as adl, capture(model) as captured:
-        model(pictures("cait_xxs24_224"))
+        model(batch("cait_xxs24_224"))
         value = adl.loss().item()
     assert {attention.kind for attention in captured.maps} == {"global", "class"}
-    assert value == pytest.approx(from_whole_maps(textbook, model, pictures("cait_xxs24_224")).item(), abs=1e-5)
+    assert value == pytest.approx(from_whole_maps(textbook, model, batch("cait_xxs24_224")).item(), abs=1e-5)
     channels = timm.create_model("xcit_nano_12_p16_224", depth=1, img_size=64)
     with diversify(channels) as adl:
         channels(torch.randn(2, 3, 64, 64))
@@ -229,7 +229,7 @@ def test_refuses_to_answer_before_a_forward_and_for_missing_layers() -> None:
     with diversify(model, layers=[3]) as adl:
         with pytest.raises(OverfocusError, match=r"got none; run the model inside the block, before adl.loss"):
             adl.loss()
-        model(pictures("vit_tiny_patch16_224"))
+        model(batch("vit_tiny_patch16_224"))
         with pytest.raises(ValueError, match="expected layers from 0 to 2, got 3"):
             adl.loss()
 
@@ -250,7 +250,7 @@ class Checkpointed(nn.Module):
 
 
 def test_checkpoints_that_hide_gradients_are_refused() -> None:
-    images = pictures("vit_tiny_patch16_224")
+    images = batch("vit_tiny_patch16_224")
     model = Checkpointed(reentrant=True)
     with diversify(model) as adl:
         model(images)

@@ -150,7 +150,7 @@ def test_swin_pools_the_whole_grid_before_its_windows(name: str) -> None:
 @torch.no_grad()
 def test_follows_the_size_of_each_image(sizes: tuple[int, int]) -> None:
     model = add_tap(build("vit_tiny_patch16_224", dynamic_img_size=True))
-    picture = torch.randn(1, 3, *sizes)
+    image = torch.randn(1, 3, *sizes)
     fixed = add_tap(build("vit_tiny_patch16_224", img_size=sizes))
     state = {key: value for key, value in model.state_dict().items() if key != "pos_embed"}
     fixed.load_state_dict(state, strict=False)
@@ -158,7 +158,7 @@ def test_follows_the_size_of_each_image(sizes: tuple[int, int]) -> None:
         timm.layers.resample_abs_pos_embed(model.pos_embed, (sizes[0] // 16, sizes[1] // 16), (4, 4), num_prefix_tokens=1)
     )
     model(torch.randn(1, 3, 64, 64))
-    assert torch.allclose(model(picture), fixed(picture), atol=1e-5)
+    assert torch.allclose(model(image), fixed(image), atol=1e-5)
 
 
 def test_checkpoints_repeat_each_block_on_its_own_grid() -> None:

@@ -46,10 +46,10 @@ def images(count: int = 2) -> Tensor:
     return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
-def trained(model: nn.Module, pictures: Tensor) -> dict[str, Tensor]:
+def trained(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Output and gradients in eval mode: dropout and drop path would draw other numbers on each device."""
     model.eval()
-    output = model(pictures)
+    output = model(images)
     output.square().mean().backward()
     gradients = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
     return {"output": output.detach(), **gradients}
@@ -149,11 +149,11 @@ def test_tap_waits_for_nothing(dtype: torch.dtype) -> None:
 
 @every_model
 def test_a_step_waits_for_nothing(name: str, arguments: dict[str, Any]) -> None:
-    model, pictures = build(name, arguments).train().cuda(), images().cuda()
-    model(pictures).sum().backward()
+    model, inputs = build(name, arguments).train().cuda(), images().cuda()
+    model(inputs).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        model(pictures).sum().backward()
+        model(inputs).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

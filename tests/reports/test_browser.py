@@ -41,7 +41,7 @@ def test_layer_picker_moves_every_panel(page):
     assert page.text("[data-card=gini] .value").startswith("Layer 1 ·")
 
 
-def test_severity_and_corruption_leave_the_clean_picture_alone(page):
+def test_severity_and_corruption_leave_the_clean_image_alone(page):
     clean, corrupted = page.pixels("clean", "main"), page.pixels("corrupted", "main")
     line, heat = page.line("js_divergence", "line-0-0"), page.tab.inner_html("#by-layer-js_divergence-4")
     page.tab.select_option("#pick-severity", "1")
@@ -96,7 +96,7 @@ def test_hovering_a_patch_shows_its_row_and_column(page):
 
 
 def test_shown_attention_is_the_runs(page, drawn):
-    """The colours of "the token attends to" without the picture are those of the row of the matrix in the run folder."""
+    """The colours of "the token attends to" without the image are those of the row of the matrix in the run folder."""
     page.tab.fill("#pick-layer", "3")
     page.tab.evaluate("e => { e = document.querySelector('#opacity'); e.value = 100; e.dispatchEvent(new Event('input')); }")
     main = page.tab.locator("canvas[data-role=clean][data-what=main]")
@@ -159,9 +159,9 @@ def test_figures_can_be_kept(page, figure):
     svg = page.download(figure, "svg").decode()
     assert svg.startswith("<svg")
     assert "var(--" not in svg
-    picture = np.asarray(Image.open(io.BytesIO(page.download(figure, "png"))).convert("RGB"))
-    assert min(picture.shape[:2]) > 200
-    assert picture.std() > 5
+    image = np.asarray(Image.open(io.BytesIO(page.download(figure, "png"))).convert("RGB"))
+    assert min(image.shape[:2]) > 200
+    assert image.std() > 5
     rows = list(csv.reader(io.StringIO(page.download(figure, "csv").decode())))
     assert len(rows) > 3
     assert len({len(row) for row in rows}) == 1

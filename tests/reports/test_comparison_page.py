@@ -80,7 +80,7 @@ def test_models_share_images_variants_and_scales(data):
     assert scale["high"] == pytest.approx(np.nanmax(means), rel=1e-3)
 
 
-def test_pictures_that_all_models_saw_stand_once(data):
+def test_images_that_all_models_saw_stand_once(data):
     assert data["models"][0]["pictures"]
     assert data["models"][1]["pictures"] is None
 
@@ -117,9 +117,9 @@ def test_fragility_sentence_names_the_best_metric(comparison):
     rows = rows[(rows["model"] == "a") & (rows["layers"] == "all") & (rows["corruption"] == "all")].copy()
     rows[["auroc", "auroc_low", "auroc_high"]] = 0.5, 0.4, 0.6
     everything = comparison.fragility[comparison.fragility["model"] == "a"]
-    assert "no metric tells which ones" in sentence_of("a", rows, everything)
+    assert "no metric predicts which," in sentence_of("a", rows, everything)
     rows.loc[rows["metric"] == "gini", ["auroc", "auroc_low", "auroc_high"]] = 0.2, 0.1, 0.3
-    assert "Gini coefficient tells them best: lower where predictions flip, AUROC 0.20" in sentence_of("a", rows, everything)
+    assert "Gini coefficient predicts them best: lower where predictions flip, AUROC 0.20" in sentence_of("a", rows, everything)
 
 
 def test_a_comparison_needs_a_folder(comparison):

@@ -17,11 +17,11 @@ from overfocus_reports.displayed import (
     ImageValues,
     MatrixShape,
     choose_details,
+    image_uri,
     image_values,
     matrices_of,
     number,
     numbers,
-    picture_uri,
     png,
 )
 
@@ -57,12 +57,12 @@ def test_png_is_greyscale_and_exact():
     np.testing.assert_array_equal(found, values.reshape(6, 5))
 
 
-def test_small_pictures_stay_exact_and_large_ones_shrink():
+def test_small_images_stay_exact_and_large_ones_shrink():
     small = np.random.default_rng(0).integers(0, 256, (28, 28, 3)).astype(np.uint8)
-    kind, data = picture_uri(small, 224, 85).split(",")
+    kind, data = image_uri(small, 224, 85).split(",")
     assert kind == "data:image/png;base64"
     np.testing.assert_array_equal(decoded(data), small)
-    kind, data = picture_uri(np.zeros((300, 200, 3), np.uint8), 150, 85).split(",")
+    kind, data = image_uri(np.zeros((300, 200, 3), np.uint8), 150, 85).split(",")
     assert kind == "data:image/jpeg;base64"
     assert decoded(data).shape == (150, 100, 3)
 

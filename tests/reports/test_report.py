@@ -153,7 +153,7 @@ def test_clean_images_alone(make_run):
 
 
 @pytest.mark.slow
-def test_features_without_classes_or_pictures(make_run):
+def test_features_without_classes_or_images(make_run):
     page = draw_report(make_run(class_names=None, displayed=0, layers=2)).read_text()
     assert "This run kept no images." in page
     assert "Output cosine" in page
@@ -209,7 +209,7 @@ def test_runs_are_matched_by_the_names_of_images(tmp_path, synthetic_run):
     first, second = shared_runs([one, two])
     assert [entry.name for entry in first.images] == [entry.name for entry in second.images] == ["x.png", "z.png"]
     assert [entry.image for entry in second.images] == [0, 2]
-    np.testing.assert_array_equal(second.maps(0).pictures[0], two.maps(1).pictures[0])
+    np.testing.assert_array_equal(second.maps(0).pixels[0], two.maps(1).pixels[0])
     np.testing.assert_array_equal(second.received(2, "fog", 3)[0], two.received(0, "fog", 3)[0])
     assert sorted(set(zip(first.table["corruption"], first.table["severity"], strict=True))) == [
         ("clean", 0),

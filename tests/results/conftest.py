@@ -112,7 +112,7 @@ def make_loaded():
 
 @pytest.fixture
 def photos(tmp_path):
-    """Twelve smooth random pictures in two class folders."""
+    """Twelve smooth random images in two class folders."""
     folder = tmp_path / "photos"
     for index in range(12):
         small = Image.fromarray(np.random.default_rng(index).integers(0, 256, (6, 6, 3)).astype(np.uint8))

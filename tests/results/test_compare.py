@@ -45,7 +45,7 @@ def test_other_input_sizes_see_the_same_corrupted_pixels_resized(models, photos,
     comparison = _compare(models, photos, tmp_path / "out")
     first, _, last = comparison.runs
     shown = first.displayed[0]
-    ours, theirs = first.maps(shown).pictures, last.maps(shown).pictures
+    ours, theirs = first.maps(shown).pixels, last.maps(shown).pixels
     assert theirs.shape[1:3] == (48, 48)
     for own, resized in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(resized, Image.fromarray(own).resize((48, 48), Image.Resampling.BICUBIC))
@@ -57,7 +57,7 @@ def test_other_input_sizes_see_the_same_corrupted_pixels_resized(models, photos,
         overfocus.compare([first, alone], output=tmp_path / "saved")
 
 
-def test_pictures_are_corrupted_once_for_all_models(models, photos, tmp_path, monkeypatch):
+def test_images_are_corrupted_once_for_all_models(models, photos, tmp_path, monkeypatch):
     from overfocus.sweep import reading
 
     calls = []
@@ -71,14 +71,14 @@ def test_pictures_are_corrupted_once_for_all_models(models, photos, tmp_path, mo
 
 @pytest.mark.parametrize("stop", [7, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 4, 8))])
 def test_interrupted_anywhere_it_goes_on_to_the_same_tables(models, photos, tmp_path, monkeypatch, stop):
-    """Twelve images in packs of two, in turns of four packs for each of three models."""
+    """Twelve images in shards of two, in rounds of four shards for each of three models."""
     whole = _compare(models, photos, tmp_path / "whole", batch_size=4)
     measure, calls = Subject.measure, iter(range(1000))
 
-    def stopping(self, samples, packing):
+    def stopping(self, samples, plan):
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return measure(self, samples, packing)
+        return measure(self, samples, plan)
 
     with monkeypatch.context() as patched:
         patched.setattr(Subject, "measure", stopping)
@@ -99,7 +99,7 @@ def test_a_finished_comparison_measures_nothing_again(models, photos, tmp_path, 
 
 
 def test_a_bad_image_is_left_out_of_every_run(models, photos, tmp_path):
-    (photos / "cat" / "001.png").write_text("no picture")
+    (photos / "cat" / "001.png").write_text("no image")
     comparison = _compare(models, photos, tmp_path / "out")
     assert len(comparison.images) == 11
     assert [len(run.skipped) for run in comparison.runs] == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""Pictures whole, in windows, mirrored and at several scales."""
+"""Images whole, in windows, mirrored and at several scales."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from overfocus.models.segmentation import segmentation_model
 from overfocus.segmentation.inference import Inference, only_size, sliding_logits
 
 
-def pictures(height: int, width: int, count: int = 2) -> Tensor:
+def random_images(height: int, width: int, count: int = 2) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -44,44 +44,44 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def test_a_picture_of_the_window_is_taken_as_it_is() -> None:
+def test_a_image_of_the_window_is_taken_as_it_is() -> None:
     model = vit()
     inference = Inference((32, 32), (24, 24), together=1, only=only_size(model))
-    images = pictures(32, 32)
+    images = random_images(32, 32)
     torch.testing.assert_close(inference.logits(model, images), model(images))
     assert inference.logits(model, images).shape[2:] == (4, 4)  # not upsampled
     assert inference.windows((32, 32)) == 1
 
 
-def test_larger_pictures_go_in_windows() -> None:
+def test_larger_images_go_in_windows() -> None:
     model = vit()
     inference = Inference((32, 32), (24, 24), together=3, only=(32, 32))
-    images = pictures(40, 64)
+    images = random_images(40, 64)
     torch.testing.assert_close(inference.logits(model, images), sliding_logits(model, images, (32, 32), (24, 24), 4))
     assert inference.windows((40, 64)) == 2 * 3
 
 
-def test_a_smaller_picture_makes_the_window_smaller() -> None:
+def test_a_smaller_image_makes_the_window_smaller() -> None:
     model = Pixels()
     inference = Inference((32, 32), (24, 24), together=2)
-    torch.testing.assert_close(inference.logits(model, pictures(20, 30)), model(pictures(20, 30)))
-    found = inference.logits(model, pictures(20, 40))
-    torch.testing.assert_close(found, sliding_logits(model, pictures(20, 40), (20, 32), (20, 24), 2))
+    torch.testing.assert_close(inference.logits(model, random_images(20, 30)), model(random_images(20, 30)))
+    found = inference.logits(model, random_images(20, 40))
+    torch.testing.assert_close(found, sliding_logits(model, random_images(20, 40), (20, 32), (20, 24), 2))
 
 
-def test_a_model_of_one_size_sees_a_smaller_picture_padded() -> None:
+def test_a_model_of_one_size_sees_a_smaller_image_padded() -> None:
     model = vit()
     inference = Inference((32, 32), (24, 24), together=2, only=only_size(model))
-    found = inference.logits(model, pictures(20, 30))
-    whole = model(F.pad(pictures(20, 30), (0, 2, 0, 12)))
+    found = inference.logits(model, random_images(20, 30))
+    whole = model(F.pad(random_images(20, 30), (0, 2, 0, 12)))
     expected = F.interpolate(whole, size=(32, 32), mode="bilinear")[:, :, :20, :30]
     torch.testing.assert_close(found, expected)
-    assert inference.logits(model, pictures(20, 50)).shape == (2, 3, 20, 50)
+    assert inference.logits(model, random_images(20, 50)).shape == (2, 3, 20, 50)
 
 
 def test_mirrored_and_scaled_versions_average_their_probabilities() -> None:
     model = Pixels()
-    images = pictures(16, 24)
+    images = random_images(16, 24)
     inference = Inference(None, (0, 0), together=2, flip=True, scales=(1.0, 0.5))
     small = F.interpolate(images, size=(8, 12), mode="bilinear", antialias=True)
     versions = [
@@ -97,7 +97,7 @@ def test_mirrored_and_scaled_versions_average_their_probabilities() -> None:
 def test_flipping_alone_is_symmetric() -> None:
     model = Pixels()
     inference = Inference((16, 16), (12, 12), together=2, flip=True)
-    images = pictures(16, 30)
+    images = random_images(16, 30)
     torch.testing.assert_close(inference.logits(model, images.flip(3)).flip(3), inference.logits(model, images))
 
 
@@ -108,7 +108,7 @@ def test_which_models_take_one_size_only() -> None:
 
 
 def test_what_a_model_cannot_take() -> None:
-    with pytest.raises(RunError, match=re.escape("takes 32×32 pixels only, got a picture of 40×32 to be taken whole")):
-        Inference(None, (0, 0), together=1, only=(32, 32)).logits(vit(), pictures(32, 40))
+    with pytest.raises(RunError, match=re.escape("takes 32×32 pixels only, got an image of 40×32 to be taken whole")):
+        Inference(None, (0, 0), together=1, only=(32, 32)).logits(vit(), random_images(32, 40))
     with pytest.raises(RunError, match=re.escape("the model takes no inputs of 20×32 pixels")):
-        Inference(None, (0, 0), together=1).logits(vit(dynamic_img_size=True), pictures(32, 20))
+        Inference(None, (0, 0), together=1).logits(vit(dynamic_img_size=True), random_images(32, 20))

@@ -24,15 +24,15 @@ class Quarter(nn.Module):
         return torch.cat([means.sum(1, keepdim=True), means[:, :1] * place, means[:, 1:2].square()], dim=1)
 
 
-def reference(model: nn.Module, picture: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def reference(model: nn.Module, image: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
     """As mmsegmentation: windows one by one, sums and counts of every pixel."""
-    height, width = picture.shape[2:]
+    height, width = image.shape[2:]
     sums, counts = np.zeros((3, height, width)), np.zeros((height, width))
     for row in range(max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1):
         for column in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
             bottom, right = min(row * stride[0] + window[0], height), min(column * stride[1] + window[1], width)
             rows, columns = slice(max(bottom - window[0], 0), bottom), slice(max(right - window[1], 0), right)
-            logits = nn.functional.interpolate(model(picture[:, :, rows, columns]), size=window, mode="bilinear")
+            logits = nn.functional.interpolate(model(image[:, :, rows, columns]), size=window, mode="bilinear")
             sums[:, rows, columns] += logits[0].numpy()
             counts[rows, columns] += 1
     return sums / counts
@@ -61,10 +61,10 @@ def test_what_makes_no_grid(length: int, window: int, stride: int) -> None:
 @pytest.mark.parametrize("together", [1, 4, 100])
 @pytest.mark.parametrize(("window", "stride"), [((8, 8), (6, 6)), ((6, 10), (6, 4)), ((20, 8), (20, 3))])
 def test_mean_over_windows(together: int, window: tuple[int, int], stride: tuple[int, int]) -> None:
-    pictures = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(0))
     model = Quarter()
-    found = sliding_logits(model, pictures, window, stride, together)
+    found = sliding_logits(model, images, window, stride, together)
     assert max(model.calls) <= together
     for number in range(2):
-        expected = reference(model, pictures[number : number + 1], window, stride)
+        expected = reference(model, images[number : number + 1], window, stride)
         np.testing.assert_allclose(found[number].numpy(), expected, atol=1e-5)

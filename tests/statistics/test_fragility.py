@@ -7,8 +7,8 @@ from scipy import stats
 from overfocus.statistics.fragility import auroc, share, spearman
 
 
-def _pictures(images=40, each=4, seed=0):
-    """Pictures of one image resemble each other in value and fate."""
+def _variants(images=40, each=4, seed=0):
+    """Variants of one image resemble each other in value and fate."""
     random = np.random.default_rng(seed)
     image = np.repeat(np.arange(images), each)
     level = random.normal(size=images)[image]
@@ -36,15 +36,15 @@ def test_auroc_counts_pairs():
 
 
 def test_estimates_agree_with_scipy():
-    values, happened, image = _pictures()
+    values, happened, image = _variants()
     assert auroc(values, happened, image).value == pytest.approx(_auroc(values, happened))
     assert spearman(values, happened.astype(float), image).value == pytest.approx(stats.spearmanr(values, happened).statistic)
     assert share(happened, image).value == happened.mean()
 
 
-def test_interval_of_one_picture_per_image_is_delongs():
+def test_interval_of_one_image_per_image_is_delongs():
     """Variance of the placements of either side over its size, as DeLong et al. have it, but for n − 1."""
-    values, happened, _ = _pictures(each=1, images=80)
+    values, happened, _ = _variants(each=1, images=80)
     found = auroc(values, happened, np.arange(80))
     positive, negative = values[happened], values[~happened]
     wins = (positive[:, None] > negative).astype(float) + 0.5 * (positive[:, None] == negative)
@@ -57,7 +57,7 @@ def test_interval_of_one_picture_per_image_is_delongs():
 
 @pytest.mark.parametrize("each", [1, 4])
 def test_intervals_agree_with_resampling_images(each):
-    values, happened, image = _pictures(images=120, each=each, seed=each)
+    values, happened, image = _variants(images=120, each=each, seed=each)
     for estimate, reference in (
         (auroc(values, happened, image), _auroc),
         (spearman(values, happened.astype(float), image), lambda v, h: stats.spearmanr(v, h).statistic),
@@ -69,8 +69,8 @@ def test_intervals_agree_with_resampling_images(each):
         assert estimate.high == pytest.approx(high, abs=0.12 * width)
 
 
-def test_pictures_of_one_image_count_less_than_as_many_images():
-    values, happened, image = _pictures()
+def test_images_of_one_image_count_less_than_as_many_images():
+    values, happened, image = _variants()
     together, apart = auroc(values, happened, image), auroc(values, happened, np.arange(len(values)))
     assert together.high - together.low > 1.2 * (apart.high - apart.low)
 

@@ -74,7 +74,7 @@ def test_a_control_of_noise_decides_nothing():
     nan = float("nan")
     (verdict,) = judge(_stability(((nan, nan),) * 5), "deit", ["tap"])
     assert verdict.answer == "can't tell"
-    assert "the control cannot be told from numerical noise" in verdict.sentence
+    assert "the control cannot be distinguished from numerical noise" in verdict.sentence
 
 
 def test_holm_over_the_five():
@@ -107,7 +107,7 @@ def test_the_primary_metric_alone_says_how_many_images_stability_needs():
     ("intervals", "words"),
     [
         ([(-0.1, 0.06), (-0.3, 0.1), (-0.1, 0.2)], "about 919 images would be needed"),  # the second of three (408, 919, 1633)
-        ([(-0.1, 0.06), (-0.03, 0.1), (-0.1, 0.1)], "on one side."),  # on either side: no number of images helps
+        ([(-0.1, 0.06), (-0.03, 0.1), (-0.1, 0.1)], "in one direction."),  # on either side: no number of images helps
         ([(-0.1, 0.096), (-0.1, 0.096), (-0.1, 0.104)], "differences below 0.005 do not count, however many images there are"),
     ],
 )
@@ -161,5 +161,5 @@ def test_one_class_for_every_image_keeps_no_predictions():
 
 
 def test_the_rule_names_what_it_rests_on():
-    for words in ("retained against the control", "Holm", "fewer than 20 images", "Of a model that predicts one class"):
+    for words in ("retained relative to the control", "Holm", "fewer than 20 images", "For a model that predicts one class"):
         assert words in RULE

@@ -1,4 +1,4 @@
-"""A tiny ViT with random weights and a folder of labelled pictures."""
+"""A tiny ViT with random weights and a folder of labelled images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from overfocus.preprocessing import Preprocess
 
 
 def _make_loaded(model=None, channels=3, class_names=None):
-    """A `LoadedModel` around a small ViT for 32×32 pictures, 4×4 patches, two layers of two heads."""
+    """A `LoadedModel` around a small ViT for 32×32 images, 4×4 patches, two layers of two heads."""
     if model is None:
         torch.manual_seed(0)
         model = timm.models.VisionTransformer(
@@ -37,8 +37,8 @@ def _make_loaded(model=None, channels=3, class_names=None):
     )
 
 
-def _write_pictures(folder, number=6):
-    """Smooth random pictures in two class folders, "cat" and "dog"."""
+def _write_images(folder, number=6):
+    """Smooth random images in two class folders, "cat" and "dog"."""
     for index in range(number):
         rng = np.random.default_rng(index)
         small = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
@@ -56,8 +56,8 @@ def loaded():
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six pictures of 48×40 pixels, three in "cat" and three in "dog"."""
-    return _write_pictures(tmp_path / "photos")
+    """Six images of 48×40 pixels, three in "cat" and three in "dog"."""
+    return _write_images(tmp_path / "photos")
 
 
 @pytest.fixture
@@ -67,6 +67,6 @@ def make_loaded():
 
 
 @pytest.fixture
-def write_pictures():
-    """Write such a folder: `write_pictures(folder, number=6)`."""
-    return _write_pictures
+def write_images():
+    """Write such a folder: `write_images(folder, number=6)`."""
+    return _write_images

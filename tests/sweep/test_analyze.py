@@ -1,4 +1,4 @@
-"""`analyze` measures what the metric functions say of maps that were captured one picture at a time."""
+"""`analyze` measures what the metric functions say of maps that were captured one image at a time."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ METRIC_COLUMNS = [*METRICS, *NORM_COLUMNS, *STABILITY]
 
 @pytest.fixture
 def run(loaded, photos, tmp_path):
-    """A run over six pictures, two corruptions and two severities."""
+    """A run over six images, two corruptions and two severities."""
     return overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
 
 
 def captured_maps(loaded, pixels):
-    """Output and attention weights of one picture alone, one tensor (1, heads, tokens, tokens) per layer."""
+    """Output and attention weights of one image alone, one tensor (1, heads, tokens, tokens) per layer."""
     with torch.no_grad(), overfocus.capture(loaded.model) as captured:
         output = loaded.model(loaded.preprocess.normalize(pixels)[None])
     return output, [attention.weights for attention in captured.maps]
@@ -75,7 +75,7 @@ def test_norms_are_those_of_the_blocks_outputs(run, loaded, photos):
         assert rows.loc[layer, "outlier_share"] == np.mean(norms > 3 * np.median(norms))
 
 
-def test_values_equal_the_metric_functions_on_pictures_measured_alone(run, loaded, photos):
+def test_values_equal_the_metric_functions_on_images_measured_alone(run, loaded, photos):
     clean = loaded.preprocess.resize(Image.open(photos / "dog/004.png"))
     corrupted = corrupt(clean, "fog", 4, seed=0)
     clean_output, clean_maps = captured_maps(loaded, clean)
@@ -111,8 +111,8 @@ def test_received_attention_and_displayed_maps(run, loaded, photos):
     assert run.displayed == [0, 1, 3, 4]
     shown = run.maps(0)
     assert shown.variants[:2] == [("clean", 0), ("gaussian_noise", 2)]
-    np.testing.assert_array_equal(shown.pictures[0], clean)
-    np.testing.assert_array_equal(shown.pictures[1], corrupted)
+    np.testing.assert_array_equal(shown.pixels[0], clean)
+    np.testing.assert_array_equal(shown.pixels[1], corrupted)
     _, maps = captured_maps(loaded, corrupted)
     received = run.received(0, "gaussian_noise", 2)
     for layer in range(2):
@@ -131,7 +131,7 @@ def test_batch_size_does_not_change_the_result(run, loaded, photos, tmp_path, ba
     pd.testing.assert_frame_equal(other.table, run.table, atol=2e-5, rtol=1e-4)
     pd.testing.assert_frame_equal(other.predictions, run.predictions, atol=1e-5)
     for image in run.displayed:
-        np.testing.assert_array_equal(other.maps(image).pictures, run.maps(image).pictures)
+        np.testing.assert_array_equal(other.maps(image).pixels, run.maps(image).pixels)
         np.testing.assert_allclose(other.maps(image).attention[1], run.maps(image).attention[1], atol=1e-3)
     np.testing.assert_allclose(other.received(5, "fog", 4), run.received(5, "fog", 4), atol=1e-5)
 
@@ -319,7 +319,7 @@ def test_another_image_size(loaded, photos, tmp_path):
     model_args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     path = save_checkpoint(loaded.model, tmp_path / "tiny.safetensors", architecture="VisionTransformer", model_args=model_args)
     run = overfocus.analyze(path, photos, output=tmp_path / "run", image_size=48, **OPTIONS)
-    assert run.maps(0).pictures.shape[1:] == (48, 48, 3)
+    assert run.maps(0).pixels.shape[1:] == (48, 48, 3)
     assert run.received(0)[0].shape == (6, 6)
 
 
@@ -366,7 +366,7 @@ def test_weights_that_are_not_numbers(photos, tmp_path, make_loaded):
 
 
 def test_bad_images_are_skipped_counted_and_named(loaded, photos, tmp_path):
-    (photos / "cat" / "001.png").write_text("no picture")
+    (photos / "cat" / "001.png").write_text("no image")
     (photos / "dog" / "zzz.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
     run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     assert sorted(run.table["image"].unique()) == [0, 2, 3, 4, 5]
@@ -379,15 +379,15 @@ def test_bad_images_are_skipped_counted_and_named(loaded, photos, tmp_path):
 
 def test_no_readable_image_left(loaded, tmp_path):
     for name in ("a.png", "b.jpg"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     with pytest.raises(ImageError, match=r"none of the 2 images can be used; the first: .*a\.png"):
         overfocus.analyze(loaded, [tmp_path / "a.png", tmp_path / "b.jpg"], output=tmp_path / "run", **OPTIONS)
 
 
-def test_a_whole_pack_of_bad_images(loaded, tmp_path, write_pictures):
-    photos = write_pictures(tmp_path / "photos", 6)
+def test_a_whole_shard_of_bad_images(loaded, tmp_path, write_images):
+    photos = write_images(tmp_path / "photos", 6)
     for bad in ("cat/001.png", "cat/002.png", "dog/003.png"):
-        (photos / bad).write_text("no picture")
+        (photos / bad).write_text("no image")
     run = overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS | {"batch_size": 5})
     assert sorted(run.table["image"].unique()) == [0, 4, 5]
 

@@ -35,7 +35,7 @@ fixtures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fixtures)
 recorder.SECONDS_PER_PART = 0.0
 measure = Subject.measure
-Subject.measure = lambda self, samples, packing: (time.sleep(0.2), measure(self, samples, packing))[1]
+Subject.measure = lambda self, samples, plan: (time.sleep(0.2), measure(self, samples, plan))[1]
 overfocus.analyze(
     fixtures._make_loaded(), sys.argv[2], corruptions=["gaussian_noise"], severities=[3], output=sys.argv[3],
     batch_size=6, workers=1, device="cpu",
@@ -44,22 +44,22 @@ overfocus.analyze(
 
 
 @pytest.fixture
-def parts_after_every_pack(monkeypatch):
+def parts_after_every_shard(monkeypatch):
     """Write a part after each batch instead of after some seconds."""
     monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
 
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Make the measuring raise an error after a number of packs."""
+    """Make the measuring raise an error after a number of shards."""
 
-    def stop(packs, error):
+    def stop(shards, error):
         measure, calls = Subject.measure, iter(range(1000))
 
-        def stopping(self, samples, packing):
-            if next(calls) == packs:
+        def stopping(self, samples, plan):
+            if next(calls) == shards:
                 raise error
-            return measure(self, samples, packing)
+            return measure(self, samples, plan)
 
         monkeypatch.setattr(Subject, "measure", stopping)
 
@@ -67,21 +67,21 @@ def stop_after(monkeypatch):
 
 
 def assert_same(run, other):
-    """Tables, maps and pictures are the same to the last bit."""
+    """Tables, maps and images are the same to the last bit."""
     pd.testing.assert_frame_equal(run.table, other.table, check_exact=True)
     pd.testing.assert_frame_equal(run.predictions, other.predictions, check_exact=True)
     assert run.displayed == other.displayed
     for image in run.displayed:
-        np.testing.assert_array_equal(run.maps(image).pictures, other.maps(image).pictures)
+        np.testing.assert_array_equal(run.maps(image).pixels, other.maps(image).pixels)
         np.testing.assert_array_equal(run.maps(image).attention[1], other.maps(image).attention[1])
     for image in run.table["image"].unique():
         np.testing.assert_array_equal(run.received(image, "gaussian_noise", 3), other.received(image, "gaussian_noise", 3))
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_killed_process_is_continued(loaded, write_pictures, tmp_path, kills):
+def test_killed_process_is_continued(loaded, write_images, tmp_path, kills):
     """kill -9 while it measures, then to the end."""
-    photos = write_pictures(tmp_path / "photos", 12)
+    photos = write_images(tmp_path / "photos", 12)
     whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
     fixtures = Path(__file__).with_name("conftest.py")
     command = [sys.executable, "-c", PROGRAM, str(fixtures), str(photos), str(tmp_path / "run")]
@@ -120,8 +120,8 @@ def test_interrupt_writes_what_is_measured(loaded, photos, tmp_path, stop_after,
 
 
 @pytest.mark.slow
-def test_interrupt_from_the_keyboard_in_a_process(write_pictures, tmp_path):
-    photos = write_pictures(tmp_path / "photos", 12)
+def test_interrupt_from_the_keyboard_in_a_process(write_images, tmp_path):
+    photos = write_images(tmp_path / "photos", 12)
     command = [
         sys.executable,
         "-c",
@@ -149,7 +149,7 @@ def test_complete_run_is_not_measured_again(loaded, photos, tmp_path, stop_after
     pd.testing.assert_frame_equal(again.table, first.table)
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 def test_the_table_does_not_depend_on_part_boundaries(loaded, photos, tmp_path):
     parts = overfocus.analyze(loaded, photos, output=tmp_path / "parts", **OPTIONS)
     assert sorted(path.name for path in (tmp_path / "parts/metrics").iterdir()) == [
@@ -160,7 +160,7 @@ def test_the_table_does_not_depend_on_part_boundaries(loaded, photos, tmp_path):
     assert len(list((tmp_path / "one/metrics").iterdir())) == 1
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 @pytest.mark.parametrize("file", ["metrics/part-00002.parquet", "maps/image-3.npz", "predictions/part-00002.parquet", "run.json"])
 def test_disk_full(loaded, photos, tmp_path, monkeypatch, file):
     """Whichever file hits the end of the disk, the run stays readable and goes on later to the same tables."""
@@ -284,11 +284,11 @@ def test_nothing_measured_yet(tmp_path, loaded, photos, stop_after):
 
 
 @pytest.mark.parametrize("file", ["run.json", "maps/windows.npz"])
-def test_end_while_the_run_begins(write_pictures, make_loaded, tmp_path, monkeypatch, file):
+def test_end_while_the_run_begins(write_images, make_loaded, tmp_path, monkeypatch, file):
     """The first files are cut off as by kill -9, which leaves temporary ones; the same call begins again."""
     torch.manual_seed(0)
     swin = timm.models.SwinTransformer(img_size=32, patch_size=4, window_size=4, embed_dim=16, depths=(2,), num_heads=(2,))
-    loaded, photos = make_loaded(swin), write_pictures(tmp_path / "photos")
+    loaded, photos = make_loaded(swin), write_images(tmp_path / "photos")
     real = RunFolder._write
 
     def killed(self, name, write):
@@ -323,7 +323,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -350,7 +350,7 @@ def edit(run, **changes):
     (run / "run.json").write_text(json.dumps(content | changes))
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 def test_done_too_high_goes_on_from_where_the_tables_end(loaded, photos, tmp_path, stop_after, monkeypatch):
     whole = overfocus.analyze(loaded, photos, output=tmp_path / "whole", **OPTIONS)
     stop_after(2, KeyboardInterrupt())
@@ -361,7 +361,7 @@ def test_done_too_high_goes_on_from_where_the_tables_end(loaded, photos, tmp_pat
     assert_same(overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS), whole)
 
 
-@pytest.mark.usefixtures("parts_after_every_pack")
+@pytest.mark.usefixtures("parts_after_every_shard")
 def test_a_missing_part_is_told_when_the_table_is_read(loaded, photos, tmp_path):
     overfocus.analyze(loaded, photos, output=tmp_path / "run", **OPTIONS)
     (tmp_path / "run/metrics/part-00002.parquet").unlink()
@@ -373,10 +373,10 @@ def test_part_removed_while_it_measures(loaded, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "SECONDS_PER_PART", 0.0)
     measure = Subject.measure
 
-    def removing(self, samples, packing):
+    def removing(self, samples, plan):
         for path in (tmp_path / "run/metrics").glob("*"):
             path.unlink()
-        return measure(self, samples, packing)
+        return measure(self, samples, plan)
 
     monkeypatch.setattr(Subject, "measure", removing)
     with pytest.raises(RunError, match="a part of the tables from image 0 on is missing"):

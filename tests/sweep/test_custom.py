@@ -57,7 +57,7 @@ def run(loaded, photos, tmp_path):
 
 def test_columns_are_what_the_functions_say(run, loaded):
     assert list(run.table.columns)[-3:] == ["class_token_share", "peak", "change"]
-    shown = run.maps(0).pictures
+    shown = run.maps(0).pixels
     with overfocus.capture(loaded.model) as captured:
         loaded.model(loaded.preprocess.normalize_batch(list(shown)))
     rows = run.table[run.table["image"] == 0]
@@ -81,7 +81,7 @@ def test_columns_are_what_the_functions_say(run, loaded):
 
 
 def test_terminal_and_report_name_them(run, capsys):
-    from overfocus_cli.summary_table import print_summary, summary_as_json
+    from overfocus_cli.tables import print_summary, summary_as_json
     from overfocus_reports import draw_report, summarise
 
     for title in ("peak", "change", "class_token_share", "brightness"):

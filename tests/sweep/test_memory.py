@@ -24,12 +24,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_twice_the_images_take_no_more_memory(write_pictures, tmp_path):
+def test_twice_the_images_take_no_more_memory(write_images, tmp_path):
     kilobytes = []
     for number in (300, 600):
-        photos = write_pictures(tmp_path / f"photos-{number}", number)
+        photos = write_images(tmp_path / f"photos-{number}", number)
         fixtures = Path(__file__).with_name("conftest.py")
         command = [sys.executable, "-c", PROGRAM, str(fixtures), str(photos), str(tmp_path / f"run-{number}")]
         kilobytes.append(int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    # the pictures of 300 more images, 21 variants of 32×32 pixels each, would take 19 MB
+    # the images of 300 more images, 21 variants of 32×32 pixels each, would take 19 MB
     assert kilobytes[1] - kilobytes[0] < 6_000

@@ -24,7 +24,7 @@ from overfocus.sweep.sweep import Subject
 
 recorder.SECONDS_PER_PART = 0.0
 measure = Subject.measure
-Subject.measure = lambda self, samples, packing: (time.sleep(0.3), measure(self, samples, packing))[1]
+Subject.measure = lambda self, samples, plan: (time.sleep(0.3), measure(self, samples, plan))[1]
 from overfocus_cli.main import run
 run()
 """

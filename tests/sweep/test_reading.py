@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from overfocus import RunError, corrupt
+from overfocus.errors import out_of_memory_as
 from overfocus.images import sources
 from overfocus.images.sources import find_images
-from overfocus.memory import out_of_memory_as
 from overfocus.sweep.reading import ImageReader, InputSize, Unit, load_units, partners
 from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant
 
@@ -28,23 +28,23 @@ def reader(loaded, photos):
     return ImageReader(find_images(photos), VARIANTS, loaded.preprocess, seed=4)
 
 
-def _pictures(sample):
-    """The pictures at the only input size."""
-    (pictures,) = sample.pixels.values()
-    return pictures
+def _pixels(sample):
+    """The images at the only input size."""
+    (images,) = sample.pixels.values()
+    return images
 
 
 def test_images_are_corrupted_at_the_models_input_size(reader, loaded, photos):
     sample = reader(0, ALL)
     clean = loaded.preprocess.resize(Image.open(photos / "cat" / "000.png"))
     assert sample.size == (48, 40)
-    np.testing.assert_array_equal(_pictures(sample)[0], clean)
-    np.testing.assert_array_equal(_pictures(sample)[1], corrupt(clean, "glass_blur", 3, seed=4))
-    np.testing.assert_array_equal(_pictures(sample)[2], corrupt(clean, "impulse_noise", 2, seed=4))
-    np.testing.assert_array_equal(_pictures(reader(0, range(1, 2)))[0], _pictures(sample)[1])
+    np.testing.assert_array_equal(_pixels(sample)[0], clean)
+    np.testing.assert_array_equal(_pixels(sample)[1], corrupt(clean, "glass_blur", 3, seed=4))
+    np.testing.assert_array_equal(_pixels(sample)[2], corrupt(clean, "impulse_noise", 2, seed=4))
+    np.testing.assert_array_equal(_pixels(reader(0, range(1, 2)))[0], _pixels(sample)[1])
 
 
-def test_other_models_get_the_same_corrupted_pictures_at_their_size(loaded, photos):
+def test_other_models_get_the_same_corrupted_images_at_their_size(loaded, photos):
     other = InputSize(48, 40, "bilinear")
     same = InputSize.of(loaded.preprocess)
     sample = ImageReader(find_images(photos), VARIANTS, loaded.preprocess, seed=4, others=(other,))(0, ALL)
@@ -56,7 +56,7 @@ def test_other_models_get_the_same_corrupted_pictures_at_their_size(loaded, phot
 def test_reader_can_be_sent_to_a_new_process(reader):
     """Systems that do not fork pickle it."""
     copy = pickle.loads(pickle.dumps(reader))
-    np.testing.assert_array_equal(_pictures(copy(5, ALL)), _pictures(reader(5, ALL)))
+    np.testing.assert_array_equal(_pixels(copy(5, ALL)), _pixels(reader(5, ALL)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -67,7 +67,7 @@ def test_units_come_in_order(reader, workers, start):
     assert [[sample.item for sample in samples] for samples in found] == [list(unit.items) for unit in units]
     for unit, samples in zip(units, found, strict=True):
         for sample in samples:
-            np.testing.assert_array_equal(_pictures(sample), _pictures(reader(sample.item, unit.places)))
+            np.testing.assert_array_equal(_pixels(sample), _pixels(reader(sample.item, unit.places)))
 
 
 def test_killed_worker_is_told_in_one_line(reader, monkeypatch):
@@ -100,10 +100,10 @@ def test_the_control_shows_the_partner_or_the_next_that_can_be_read(loaded, phot
     reader = ImageReader(find_images(photos), variants, loaded.preprocess, seed=4)
     cycle = partners(6, 4)
     first, second = int(cycle[2]), int(cycle[cycle[2]])
-    np.testing.assert_array_equal(_pictures(reader(2, range(2)))[1], _pictures(reader(first, range(1)))[0])
-    expected = _pictures(reader(second, range(1)))[0]
+    np.testing.assert_array_equal(_pixels(reader(2, range(2)))[1], _pixels(reader(first, range(1)))[0])
+    expected = _pixels(reader(second, range(1)))[0]
     reader.sources[first].path.write_text("no image")
-    np.testing.assert_array_equal(_pictures(reader(2, range(2)))[1], expected)
+    np.testing.assert_array_equal(_pixels(reader(2, range(2)))[1], expected)
     for source in reader.sources:
         if source != reader.sources[2]:
             source.path.write_text("no image")

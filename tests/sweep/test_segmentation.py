@@ -29,7 +29,7 @@ def segmenter(make_loaded):
 
 
 def write_masked(folder, number=3, classes=CLASSES):
-    """Pictures of 48×32 pixels with masks: background, a thing in the middle, sky on top, a strip that is ignored."""
+    """Images of 48×32 pixels with masks: background, a thing in the middle, sky on top, a strip that is ignored."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     for index in range(number):
@@ -56,10 +56,10 @@ def analyze(loaded, images, output, **options):
     return overfocus.analyze(loaded, images, output=output, **chosen)
 
 
-def forward(segmenter, pictures):
-    """Full-size logits of one picture."""
+def forward(segmenter, images):
+    """Full-size logits of one image."""
     with torch.no_grad():
-        logits = segmenter.model(segmenter.preprocess.normalize(pictures)[None])
+        logits = segmenter.model(segmenter.preprocess.normalize(images)[None])
     return torch.nn.functional.interpolate(logits, size=(32, 32), mode="bilinear", align_corners=False)[0]
 
 
@@ -73,9 +73,9 @@ def test_predictions_are_those_of_the_plain_forward(segmenter, masked, tmp_path)
         kept, maps = run.maps(image), run.class_maps(image)
         assert maps.variants == kept.variants
         rows = run.predictions[run.predictions["image"] == image].reset_index()
-        clean = forward(segmenter, kept.pictures[0])
+        clean = forward(segmenter, kept.pixels[0])
         truth = maps.truth
-        for place, pixels in enumerate(kept.pictures):
+        for place, pixels in enumerate(kept.pixels):
             logits = forward(segmenter, pixels)
             predicted = logits.argmax(0).numpy()
             np.testing.assert_array_equal(maps.predicted[place], predicted)
@@ -103,7 +103,7 @@ def test_predictions_are_those_of_the_plain_forward(segmenter, masked, tmp_path)
                 assert np.isnan([row["agreement"], row["confidence_drop"], row["output_cosine"]]).all()
 
 
-def test_truth_goes_through_the_geometry_of_the_picture(segmenter, masked, tmp_path):
+def test_truth_goes_through_the_geometry_of_the_image(segmenter, masked, tmp_path):
     truth = analyze(segmenter, masked, tmp_path / "run").class_maps(0).truth
     # 48×32 pixels: the middle 32 columns are left, in which the thing covers columns 8 to 24
     expected = np.zeros((32, 32), np.uint8)
@@ -176,7 +176,7 @@ def test_overwriting_removes_what_only_segmentation_writes(segmenter, loaded, ma
         run.class_maps(0)
 
 
-def test_pictures_without_masks(segmenter, photos, tmp_path):
+def test_images_without_masks(segmenter, photos, tmp_path):
     run = analyze(segmenter, photos, tmp_path / "run")
     assert run.predictions["label"].isna().all()  # sub-folders are no classes of pixels
     assert run.predictions["correct"].isna().all()

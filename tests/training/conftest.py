@@ -26,7 +26,7 @@ QUICK = {
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 training and 12 validation pictures of three classes: noise of another colour each."""
+    """36 training and 12 validation images of three classes: noise of another colour each."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4)):

@@ -95,12 +95,12 @@ def test_patches_are_cut_and_normalised_like_numpy() -> None:
     autoencoder = MaskedAutoencoder(vit(in_chans=3), (3, 32, 32), width=32, depth=1)
     images = torch.rand(2, 3, 32, 32)
     patches = autoencoder.patches_of(images).numpy()
-    for picture in range(2):
+    for image in range(2):
         for number in range(16):
             row, column = divmod(number, 4)
-            part = images[picture, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].numpy().transpose(1, 2, 0).ravel()
+            part = images[image, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].numpy().transpose(1, 2, 0).ravel()
             expected = (part - part.mean()) / np.sqrt(part.var(ddof=1) + 1e-6)
-            np.testing.assert_allclose(patches[picture, number], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(patches[image, number], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_counts_masked_patches_alone() -> None:
@@ -125,9 +125,9 @@ def test_nothing_to_see_or_to_fill_in_is_told(masking: float) -> None:
         MaskedAutoencoder(vit(), SIZE, masking=masking, width=32, depth=1)
 
 
-def test_pictures_that_do_not_divide_are_told() -> None:
+def test_images_that_do_not_divide_are_told() -> None:
     encoder = timm.create_model("fan_tiny_12_p16_224", num_classes=0)  # its stem takes any size
-    with pytest.raises(TrainingError, match="pictures of 72×64 do not divide into the encoder's 5×4 patches"):
+    with pytest.raises(TrainingError, match="images of 72×64 do not divide into the encoder's 5×4 patches"):
         MaskedAutoencoder(encoder, (3, 72, 64), width=32, depth=1)
     with pytest.raises(TrainingError, match="Linear gives no feature maps"):
         MaskedAutoencoder(nn.Linear(2, 2), SIZE)
@@ -211,8 +211,8 @@ def test_a_continued_autoencoder_ends_the_same(train_tiny: Callable[..., Trainin
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
 
 
-def test_pictures_need_no_labels(train_tiny: Callable[..., Training]) -> None:
-    data = Path(str(files("overfocus.samples") / "photographs"))  # one folder of pictures
+def test_images_need_no_labels(train_tiny: Callable[..., Training]) -> None:
+    data = Path(str(files("overfocus.samples") / "photographs"))  # one folder of images
     changes = {"mixup": 0, "epochs": 1, "warmup_epochs": 0, "batch_size": 4, "decoder_width": 32, "auto_augment": None}
     training = train_tiny("mae", changes, data=data, objective="mae", recipe="mae", model_args=SMALL)
     assert training.info.settings.class_names == []

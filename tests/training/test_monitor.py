@@ -4,9 +4,11 @@ import copy
 import io
 import math
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from overfocus.curves import write_curves
 from overfocus.errors import CaptureError, ImageError, RunError
 from overfocus.monitoring import Monitor, unchanged
 from overfocus.preprocessing import Preprocess
+from overfocus.training.loop import Trainer
 
 PREPROCESS = Preprocess((3, 16, 16), (0.5,) * 3, (0.25,) * 3, crop_pct=1.0)
 
@@ -167,11 +170,11 @@ def pixels_of(image: Tensor) -> np.ndarray[Any, Any]:
     return made
 
 
-def test_rows_go_to_a_file_and_pictures_to_a_writer(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+def test_rows_go_to_a_file_and_images_to_a_writer(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
     drawn = []
     log = tmp_path / "attention.csv"
     watch = overfocus.monitor(
-        model, images, every=1, log=log, log_images=lambda title, picture, step: drawn.append((title, picture, step))
+        model, images, every=1, log=log, log_images=lambda title, image, step: drawn.append((title, image, step))
     )
     for loss in steps(model, 2):
         watch(loss)
@@ -179,11 +182,46 @@ def test_rows_go_to_a_file_and_pictures_to_a_writer(model: nn.Module, images: Te
     assert list(table.columns) == ["step", *COLUMNS]
     assert table["step"].tolist() == [1, 2]
     assert table["top_share_late"].tolist() == pytest.approx([row["top_share_late"] for row in watch.rows])
-    title, picture, step = drawn[-1]
+    title, image, step = drawn[-1]
     assert (title, step) == ("attention received", 2)
-    assert picture.shape == (3 * 96, 3 * 96, 3)
-    assert picture.dtype == np.uint8
+    assert image.shape == (3 * 96, 3 * 96, 3)
+    assert image.dtype == np.uint8
     assert 0 < watch.overhead < 1
+
+
+def test_heat_maps_reach_weights_and_biases(model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through accelerate's tracker in `overfocus train`, and through Lightning's logger; wandb itself is replaced."""
+    tracking = pytest.importorskip("accelerate.tracking")
+    loggers = pytest.importorskip("lightning.pytorch.loggers")
+    pytest.importorskip("accelerate").PartialState(cpu=True)  # which its trackers ask for the number of this process
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=lambda image: image))
+    watch = overfocus.monitor(model, images, every=2)
+    logged: list[tuple[dict[str, Any], int]] = []
+
+    class Tracker(tracking.WandBTracker):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            """No run of wandb."""
+
+        def log(self, values: dict[str, Any], step: int, **_: Any) -> None:
+            logged.append((values, step))
+
+    class Logger(loggers.WandbLogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            """No run of wandb."""
+
+        def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+            logged.append((metrics, step))
+
+    accelerator = SimpleNamespace(is_main_process=True, trackers=[Tracker()])
+    training: Any = SimpleNamespace(watch=watch, step=2, accelerator=accelerator)
+    Trainer._look(training)
+    callback = watch.lightning_callback()
+    callback.on_train_batch_end(SimpleNamespace(global_step=4, loggers=[Logger()]), None, None, None, 0)
+    (train, _), (scalars, _), (lightning, _) = logged
+    assert [step for _, step in logged] == [2, 4, 4]
+    assert set(scalars) == {f"overfocus/{name}" for name in COLUMNS}
+    for (drawn,) in (train["attention received"], lightning["overfocus/attention received"]):
+        np.testing.assert_array_equal(drawn, watch.heat_maps())
 
 
 def test_steps_that_repeat_or_jump_are_measured_once(model: nn.Module, images: Tensor) -> None:

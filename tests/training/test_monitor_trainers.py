@@ -99,41 +99,35 @@ def test_overfocus_train(train_tiny: Any, capsys: pytest.CaptureFixture[str]) ->
     assert "overfocus: attention was measured" in capsys.readouterr().err
 
 
+def classifier(**options: Any) -> Any:
+    """A ViT of transformers."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(**size, image_size=16, patch_size=4, num_labels=5, **options)
+    )
+
+
+def trainer_of(model: Any, folder: Path, **options: Any) -> Any:
+    """The Trainer of transformers on two images a batch."""
+    transformers = pytest.importorskip("transformers")
+    data = [{"pixel_values": image, "labels": number % 5} for number, image in enumerate(inputs(24))]
+    fixed = {"per_device_train_batch_size": 2, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+    arguments = transformers.TrainingArguments(output_dir=str(folder), **fixed, **options)
+    return transformers.Trainer(model=model, args=arguments, train_dataset=data)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_transformers(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    data = [{"pixel_values": image, "labels": number % 5} for number, image in enumerate(inputs(24))]
     ends, trainers, watch = [], [], None
     for watched in (False, True):
         torch.manual_seed(0)
-        config = transformers.ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=16,
-            patch_size=4,
-            num_labels=5,
-            hidden_dropout_prob=0.1,
-            attention_probs_dropout_prob=0.1,
-            attn_implementation=attention,
-        )
-        model = transformers.ViTForImageClassification(config)
-        arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path / str(watched)),
-            max_steps=5,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            logging_steps=2,
-            save_strategy="no",
-            report_to=["tensorboard"],
-            use_cpu=True,
-            disable_tqdm=True,
-            seed=1,
-        )
-        trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
+        model = classifier(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, attn_implementation=attention)
+        own = {"max_steps": 5, "gradient_accumulation_steps": 2, "logging_steps": 2, "report_to": ["tensorboard"], "seed": 1}
+        trainer = trainer_of(model, tmp_path / str(watched), **own)
         if watched:
             watch = overfocus.monitor(model, inputs(), every=2, preprocess=PREPROCESS)
             trainer.add_callback(watch.transformers_callback(trainer))
@@ -158,22 +152,8 @@ def test_transformers(attention: str, tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_transformers_names_the_layer_although_it_hides_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=16,
-        patch_size=4,
-        num_labels=5,
-    )
-    model = transformers.ViTForImageClassification(config)
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=2, logging_steps=1, save_strategy="no",
-        report_to=[], use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
-    data = [{"pixel_values": image, "labels": number % 5} for number, image in enumerate(inputs(24))]
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
+    model = classifier()
+    trainer = trainer_of(model, tmp_path, max_steps=6, logging_steps=1, report_to=[])
     watch = overfocus.monitor(model, inputs(), every=1000)
     trainer.add_callback(watch.transformers_callback())
     with torch.no_grad(), overfocus.capture(model) as captured:

@@ -35,13 +35,13 @@ def test_label_smoothing_against_numpy() -> None:
     assert Classification(SMALL, 4).loss(logits, soft).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_mixed_targets_have_the_labels_of_both_pictures() -> None:
+def test_mixed_targets_have_the_labels_of_both_images() -> None:
     objective = Classification(SMALL.changed({"mixup": 1.0, "label_smoothing": 0.0}), 4)
     images = torch.eye(4).view(4, 1, 1, 4).expand(4, 1, 4, 4).clone()
     seed_all(1)
     (part,) = objective.parts(images, torch.arange(4))
     assert part.diversified
-    torch.testing.assert_close(part.inputs[:, 0, 0], part.targets)  # pixel i says how much of picture i there is
+    torch.testing.assert_close(part.inputs[:, 0, 0], part.targets)  # pixel i says how much of image i there is
     assert 0 < part.targets[0, 0] < 1
     assert part.targets[0, 0] + part.targets[0, 3] == pytest.approx(1)
 
@@ -71,7 +71,7 @@ def test_patches_are_augmented_one_by_one() -> None:
     assert torch.equal(augment_patches(torch.ones(4, 1, 16, 16), 16), torch.ones(4, 1, 16, 16))
 
 
-def test_rvt_takes_adl_of_the_plain_pictures_only() -> None:
+def test_rvt_takes_adl_of_the_plain_images_only() -> None:
     objective = Classification(load_recipe("rvt").changed({"mixup": 0, "cutmix": 0}), 2)
     images = torch.rand(2, 3, 16, 16)
     augmented, plain = objective.parts(images, torch.tensor([0, 1]))

@@ -90,7 +90,7 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         load_recipe("big")
 
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 18, 3), np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 18, 3), np.uint8))
 
 
 def augmentation(**changes: str | None) -> Augmentation:
@@ -99,7 +99,7 @@ def augmentation(**changes: str | None) -> Augmentation:
 
 def test_every_interpolation_is_one_of_timm() -> None:
     for name in INTERPOLATIONS:
-        image, label = augmentation(interpolation=name, auto_augment=None)(PICTURE, 1)
+        image, label = augmentation(interpolation=name, auto_augment=None)(IMAGE, 1)
         assert (image.shape, label) == ((3, 16, 16), 1)
         assert torch.isfinite(image).all()
     for name in set(INTERPOLATIONS) - {"random"}:
@@ -114,17 +114,17 @@ def test_an_unknown_interpolation_is_told_with_those_there_are() -> None:
 
 
 @pytest.mark.parametrize("name", INTERPOLATIONS)
-def test_auto_augment_goes_with_interpolations_that_turn_pictures(name: str) -> None:
+def test_auto_augment_goes_with_interpolations_that_turn_images(name: str) -> None:
     try:
-        turned = PICTURE.rotate(9, resample=Image.Resampling[name.upper().replace("RANDOM", "BICUBIC")])
+        turned = IMAGE.rotate(9, resample=Image.Resampling[name.upper().replace("RANDOM", "BICUBIC")])
     except ValueError:
         with pytest.raises(
             TrainingError, match=f"interpolation '{name}' cannot; set it to one of random, nearest, bilinear, bicub"
         ):
             augmentation(interpolation=name, auto_augment="v0")
     else:
-        assert turned.size == PICTURE.size
-        assert augmentation(interpolation=name, auto_augment="v0")(PICTURE, 0)[0].shape == (3, 16, 16)
+        assert turned.size == IMAGE.size
+        assert augmentation(interpolation=name, auto_augment="v0")(IMAGE, 0)[0].shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_auto_augment_goes_with_interpolations_that_turn_pictures(name: str) -> 
     ],
 )  # fmt: skip
 def test_policies_of_timm(policy: str | None) -> None:
-    assert augmentation(auto_augment=policy)(PICTURE, 0)[0].shape == (3, 16, 16)
+    assert augmentation(auto_augment=policy)(IMAGE, 0)[0].shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from overfocus.training.data import AugmentedImages, Draw, PlainImages, StepOrde
 from overfocus.training.settings import load_recipe
 
 
-class NoisePictures:
+class NoiseImages:
     def __init__(self, count: int) -> None:
         self.class_names = ["even", "odd"]
         self.channels = 3
@@ -31,7 +31,7 @@ def order(**changes: Any) -> StepOrder:
     return StepOrder(np.arange(100, 143), **({"batch_size": 4, "epochs": 3, "seed": 1} | changes))
 
 
-def test_an_epoch_takes_each_picture_at_most_once_and_all_but_a_rest() -> None:
+def test_an_epoch_takes_each_image_at_most_once_and_all_but_a_rest() -> None:
     batches = list(order())
     assert len(batches) == len(order()) == 30
     for epoch in range(3):
@@ -58,7 +58,7 @@ def test_accumulated_batches_share_the_steps_of_one_large_batch() -> None:
     assert [first + second for first, second in zip(parts[::2], parts[1::2], strict=True)] == list(order(batch_size=8))
 
 
-def test_repeated_augmentation_shows_pictures_in_a_row_in_epochs_as_long() -> None:
+def test_repeated_augmentation_shows_images_in_a_row_in_epochs_as_long() -> None:
     batches = list(order(batch_size=6, repeats=3, epochs=1))
     assert len(batches) == 7
     for batch in batches:
@@ -69,7 +69,7 @@ def test_repeated_augmentation_shows_pictures_in_a_row_in_epochs_as_long() -> No
 
 def test_augmentation_depends_on_the_draw_and_the_seed_alone() -> None:
     recipe = load_recipe("fan")
-    images = AugmentedImages(NoisePictures(4), Augmentation(Preprocess((3, 16, 16)), recipe), seed=3)
+    images = AugmentedImages(NoiseImages(4), Augmentation(Preprocess((3, 16, 16)), recipe), seed=3)
     draws = [Draw(0, 0, 1), Draw(0, 1, 1), Draw(1, 0, 1), Draw(0, 0, 2)]
     first = [images[draw][0] for draw in draws]
     random.seed(9)
@@ -77,7 +77,7 @@ def test_augmentation_depends_on_the_draw_and_the_seed_alone() -> None:
     again = [images[draw][0] for draw in reversed(draws)][::-1]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     assert len({tensor.sum().item() for tensor in first}) == 4
-    other_seed = AugmentedImages(NoisePictures(4), Augmentation(Preprocess((3, 16, 16)), recipe), seed=4)
+    other_seed = AugmentedImages(NoiseImages(4), Augmentation(Preprocess((3, 16, 16)), recipe), seed=4)
     assert not torch.equal(other_seed[draws[0]][0], first[0])
 
 
@@ -85,29 +85,29 @@ def test_every_recipe_augments_grey_and_colour() -> None:
     for name in ("fan", "rvt", "finetune", "small"):
         for channels in (1, 3):
             preprocess = Preprocess((channels, 16, 12), (0.4,) * channels, (0.2,) * channels)
-            images = AugmentedImages(NoisePictures(6), Augmentation(preprocess, load_recipe(name)), seed=0)
-            pictures, labels = collate([images[Draw(0, place, place)] for place in range(6)])
-            assert pictures.shape == (6, channels, 16, 12)
+            images = AugmentedImages(NoiseImages(6), Augmentation(preprocess, load_recipe(name)), seed=0)
+            inputs, labels = collate([images[Draw(0, place, place)] for place in range(6)])
+            assert inputs.shape == (6, channels, 16, 12)
             assert labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_without_augmentation_the_picture_is_that_of_the_preprocessing() -> None:
+def test_without_augmentation_the_image_is_that_of_the_preprocessing() -> None:
     recipe = load_recipe("small").changed({"crop_scale": [1, 1], "crop_ratio": [1, 1], "flip": 0, "interpolation": "bicubic"})
     preprocess = Preprocess((3, 16, 16), crop_pct=1.0)
-    picture = NoisePictures(1).image(0)
-    assert torch.allclose(Augmentation(preprocess, recipe)(picture, 0)[0], preprocess(picture), atol=1e-6)
+    image = NoiseImages(1).image(0)
+    assert torch.allclose(Augmentation(preprocess, recipe)(image, 0)[0], preprocess(image), atol=1e-6)
 
 
 def test_statistics_are_those_of_all_pixels() -> None:
-    images = NoisePictures(5)
+    images = NoiseImages(5)
     pixels = np.stack([np.asarray(images.image(index)) for index in range(5)]) / 255
     mean, std = measure_statistics(images, Preprocess((3, 24, 24), crop_pct=1.0))
     np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), atol=1e-4)
     np.testing.assert_allclose(std, pixels.std((0, 1, 2)), atol=1e-4)
 
 
-class MaskedPictures:
-    """Pictures of given sizes, whose masks are all of class 1."""
+class MaskedImages:
+    """Images of given sizes, whose masks are all of class 1."""
 
     def __init__(self, sizes: list[tuple[int, int]]) -> None:
         self.sizes = sizes
@@ -127,9 +127,9 @@ class MaskedPictures:
         return np.ones(self.sizes[index], np.uint8)
 
 
-def test_pictures_are_validated_with_others_of_their_size() -> None:
+def test_images_are_validated_with_others_of_their_size() -> None:
     sizes = [(8, 6), (8, 6), (8, 6), (6, 8), (8, 6), (2048, 2048), (2048, 2048), (4096, 4096), (4096, 4096)]
-    plain = PlainImages(MaskedPictures(sizes), Preprocess((3, 16, 16), (0.1,) * 3, (0.5,) * 3))
+    plain = PlainImages(MaskedImages(sizes), Preprocess((3, 16, 16), (0.1,) * 3, (0.5,) * 3))
     assert plain.batches(2, 0, 1) == [[0, 1], [2], [3], [4], [5], [6], [7], [8]]
     assert plain.batches(4, 0, 2) == [[0, 2, 4], [6], [8]]
     assert plain.batches(4, 1, 2) == [[1], [3], [5], [7]]
@@ -137,4 +137,4 @@ def test_pictures_are_validated_with_others_of_their_size() -> None:
     assert images.shape == (2, 3, 8, 6)
     assert torch.allclose(images, torch.tensor(0.2))
     assert torch.equal(masks, torch.ones(2, 8, 6, dtype=torch.uint8))
-    assert PlainImages(NoisePictures(5), Preprocess((3, 16, 16))).batches(2, 0, 1) == [[0, 1], [2, 3], [4]]
+    assert PlainImages(NoiseImages(5), Preprocess((3, 16, 16))).batches(2, 0, 1) == [[0, 1], [2, 3], [4]]

@@ -203,13 +203,13 @@ PREPROCESS = Preprocess((3, 24, 32), crop_pct=1.0)
 
 
 def coordinates(height: int, width: int) -> tuple[Image.Image, np.ndarray[Any, Any]]:
-    """A picture whose red value is its mask's class: whatever happens to one must have happened to the other."""
+    """An image whose red value is its mask's class: whatever happens to one must have happened to the other."""
     numbers = np.add.outer(np.arange(height) // 8, 2 * (np.arange(width) // 8)).astype(np.uint8)
     return Image.fromarray(np.stack([numbers * 10] * 3, -1)), numbers
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (24, 32), (10, 80), (7, 5)])
-def test_picture_and_mask_stay_together(height: int, width: int) -> None:
+def test_image_and_mask_stay_together(height: int, width: int) -> None:
     preprocess = Preprocess((3, 24, 32), (0.0,) * 3, (1.0,) * 3, crop_pct=1.0)
     recipe = SMALL.changed({"photometric": False, "resize_scale": [1.0, 1.0]})
     augment = MaskAugmentation(preprocess, recipe)
@@ -223,8 +223,8 @@ def test_picture_and_mask_stay_together(height: int, width: int) -> None:
         assert int(inside.sum()) == min(height, 24) * min(width, 32)
 
 
-def test_scaled_picture_and_mask_stay_together() -> None:
-    """Inside the 8×8 squares, away from their borders, a scaled picture must show the colour of its mask's class."""
+def test_scaled_image_and_mask_stay_together() -> None:
+    """Inside the 8×8 squares, away from their borders, a scaled image must show the colour of its mask's class."""
     preprocess = Preprocess((3, 64, 64), (0.0,) * 3, (1.0,) * 3, crop_pct=1.0)
     augment = MaskAugmentation(
         preprocess, SMALL.changed({"photometric": False, "resize_scale": [2.0, 2.0], "largest_share": 1.0})
@@ -262,12 +262,12 @@ def test_flips_happen_to_both() -> None:
 def test_crops_of_one_class_are_avoided() -> None:
     mask = np.zeros((24, 400), np.uint8)
     mask[:, 200:216] = 1
-    picture = Image.fromarray(np.zeros((24, 400, 3), np.uint8))
+    image = Image.fromarray(np.zeros((24, 400, 3), np.uint8))
     shares = {}
     for limit in (0.75, 1.0):
         augment = MaskAugmentation(PREPROCESS, SMALL.changed({"resize_scale": [1.0, 1.0], "largest_share": limit}))
         seed_all(1)
-        shares[limit] = [largest_share(augment(picture, mask)[1]) for _ in range(60)]
+        shares[limit] = [largest_share(augment(image, mask)[1]) for _ in range(60)]
     within = {limit: np.mean(np.array(found) < 0.75) for limit, found in shares.items()}
     # a random crop shows enough of class 1 in about a tenth of the cases, ten attempts miss it in a third
     assert within[1.0] < 0.3
@@ -281,17 +281,17 @@ def test_share_of_the_largest_class() -> None:
 
 def test_photometric_distortion_changes_colours_only() -> None:
     random = np.random.default_rng(0)
-    picture = torch.from_numpy(random.integers(60, 190, (3, 20, 20)).astype(np.uint8))
+    image = torch.from_numpy(random.integers(60, 190, (3, 20, 20)).astype(np.uint8))
     seed_all(0)
-    versions = [distort(picture) for _ in range(40)]
-    assert all(version.shape == picture.shape and version.dtype == torch.uint8 for version in versions)
-    unchanged = sum(torch.equal(version, picture) for version in versions)
+    versions = [distort(image) for _ in range(40)]
+    assert all(version.shape == image.shape and version.dtype == torch.uint8 for version in versions)
+    unchanged = sum(torch.equal(version, image) for version in versions)
     assert 0 <= unchanged < 10  # one in sixteen
-    means = np.array([version.float().mean().item() for version in versions]) / picture.float().mean().item()
+    means = np.array([version.float().mean().item() for version in versions]) / image.float().mean().item()
     assert 0.8 < means.min() < 0.97 < 1.03 < means.max() < 1.2
 
 
-def test_grey_models_get_grey_pictures() -> None:
+def test_grey_models_get_grey_images() -> None:
     preprocess = Preprocess((1, 24, 32), (0.5,), (0.5,), crop_pct=1.0)
     image, _ = MaskAugmentation(preprocess, SMALL)(*coordinates(40, 60))
     assert image.shape == (1, 24, 32)
@@ -310,7 +310,7 @@ Train = Callable[..., Training]
         ({"model": "vit_tiny_patch16_225", "model_args": {}}, "no architecture 'vit_tiny_patch16_225'; the nearest are vit_tiny"),
         ({"model": "resnet18", "model_args": {}, "changes": {"adl": 1}}, "adl: no layer of SegmentationModel attends"),
         ({"model_args": {"deepness": 3}}, "VisionTransformer_segformer cannot be built with"),
-        ({"task": "classification"}, "holds pictures with masks; train on them with --task segmentation"),
+        ({"task": "classification"}, "holds images with masks; train on them with --task segmentation"),
         ({"class_names": ["a"]}, "expected from 2 to 254 classes, got 1"),
         ({"changes": {"resize_scale": [0, 1]}}, "resize_scale must be above 0 and at most 16, got 0.0"),
         ({"changes": {"interpolation": "cubist"}}, "no interpolation 'cubist' for segmentation; there are"),
@@ -331,7 +331,7 @@ def test_a_segmentation_model_is_no_classifier(train_masks: Train, shapes_folder
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (np.zeros((40, 47), np.uint8), "its picture's 48×40 pixels, got 47×40"),
+        (np.zeros((40, 47), np.uint8), "its image's 48×40 pixels, got 47×40"),
         (np.full((40, 48), 3, np.uint8), "holds 3, not among the 3 classes"),
         (np.zeros((40, 48, 3), np.uint8), "got colours (RGB)"),
     ],

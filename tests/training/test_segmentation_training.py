@@ -71,7 +71,7 @@ def test_workers_change_nothing(train_masks: Train) -> None:
     assert same_weights(train_masks("none"), train_masks("two", workers=2))
 
 
-def test_pictures_of_several_sizes_are_validated_together(train_masks: Train, squares: Path, tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_validated_together(train_masks: Train, squares: Path, tmp_path: Path) -> None:
     data = shutil.copytree(squares, tmp_path / "data")
     larger = write_squares(tmp_path / "larger", {"val": 2}, (70, 90))
     for kind in ("images", "masks"):
@@ -115,7 +115,7 @@ def test_a_segmentation_model_starts_another(train_masks: Train, squares: Path, 
     assert torch.allclose(before["decode_head.linear_fuse.conv.weight"], after["decode_head.linear_fuse.conv.weight"], atol=1e-6)
 
 
-def test_grey_pictures_and_classes_without_names(train_masks: Train, squares: Path, tmp_path: Path) -> None:
+def test_grey_images_and_classes_without_names(train_masks: Train, squares: Path, tmp_path: Path) -> None:
     data = shutil.copytree(squares, tmp_path / "data")
     (data / "classes.txt").unlink()
     training = train_masks(data=data, model_args=SEGMENTER | {"in_chans": 1})

@@ -233,7 +233,7 @@ def test_validation_classes_in_another_order_or_number_are_told(tmp_path: Path) 
     trained, source = named("a", "b", "c"), tmp_path
     for held_out, words in (
         (named("b", "a", "c"), "classes differ from those trained (for instance 'b')"),
-        (named("a", "c"), "has no pictures of 'b', which is trained"),
+        (named("a", "c"), "has no images of 'b', which is trained"),
         (named("a", "d"), "classes differ from those trained (for instance 'd')"),
     ):
         with pytest.raises(ImageError, match=re.escape(words)):
@@ -256,7 +256,7 @@ def test_a_line_for_each_epoch_says_how_long_it_takes(train_tiny: Train, capsys:
     assert [line.endswith(" min left") for line in lines] == [True, False]
 
 
-def test_a_corrupt_picture_is_named(train_tiny: Train, shapes_folder: Path, tmp_path: Path) -> None:
+def test_a_corrupt_image_is_named(train_tiny: Train, shapes_folder: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shapes_folder, tmp_path / "copy")
     broken = data / "train" / "red" / "3.png"
     broken.write_bytes(broken.read_bytes()[:100])

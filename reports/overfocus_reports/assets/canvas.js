@@ -1,4 +1,4 @@
-// Drawing on canvases: pictures, cells of a grid in colour, outlines.
+// Drawing on canvases: images, cells of a grid in colour, outlines.
 const ink = () => getComputedStyle(document.body).color;
 
 // A small canvas with one pixel per cell; cells without a value stay clear.
@@ -34,7 +34,7 @@ function overlay(canvas, map, colourOf, opacity) {
   context.globalAlpha = 1;
 }
 
-// A frame just inside a cell: dark under bright, so that it shows on any picture.
+// A frame just inside a cell: dark under bright, so that it shows on any image.
 function frame(canvas, rows, columns, row, column, colour, dash = [], width = 3) {
   const context = canvas.getContext("2d");
   const [cellWidth, cellHeight] = [canvas.width / columns, canvas.height / rows];
@@ -52,7 +52,7 @@ function frame(canvas, rows, columns, row, column, colour, dash = [], width = 3)
 
 const colours = { kept: "#ff9d5c", lost: "#ffffff", chosen: "#ffffff" };
 
-// One line round all cells at `places`; neighbours share it, so that many cells do not hide the picture.
+// One line round all cells at `places`; neighbours share it, so that many cells do not hide the image.
 function frames(canvas, { rows, columns }, places, colour, dash) {
   const context = canvas.getContext("2d");
   const [width, height] = [canvas.width / columns, canvas.height / rows];

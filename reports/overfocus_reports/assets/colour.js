@@ -17,7 +17,7 @@ const differenceShare = (difference) => 0.5 + 0.5 * Math.sign(difference) * diff
 const amountColour = (multiple) => entry(tables.sequential, amountShare(multiple));
 const css = ([red, green, blue, alpha = 255]) => `rgb(${red} ${green} ${blue} / ${(alpha / 255).toFixed(3)})`;
 
-// No difference is clear, so that only what changed covers the picture.
+// No difference is clear, so that only what changed covers the image.
 function differenceColour(difference) {
   const start = difference < 0 ? 0 : 3;
   return [...tables.difference.subarray(start, start + 3), Math.round(255 * differenceSize(difference) ** 0.8)];

@@ -62,14 +62,16 @@ function drawCorruptions(setLine, corruption, severity) {
   });
 }
 
-// A line through the known values; a value without neighbours becomes a dot.
+const ring = "m -2.5 0 a 2.5 2.5 0 1 0 5 0 a 2.5 2.5 0 1 0 -5 0";
+
+// A line through the known values; a value without neighbours becomes a ring.
 function lineOf(plot, values, model) {
   const at = (value, layer) => `${(plot.left + depthOf(layer, model) * plot.step).toFixed(2)} ${(plot.bottom - value * plot.rise).toFixed(2)}`;
   return values
     .map((value, layer) => {
       if (!known(value)) return "";
       if (layer && known(values[layer - 1])) return `L ${at(value, layer)}`;
-      return `M ${at(value, layer)} ${known(values[layer + 1]) ? "" : "h 0.01"}`;
+      return `M ${at(value, layer)} ${known(values[layer + 1]) ? "" : ring}`;
     })
     .join(" ");
 }

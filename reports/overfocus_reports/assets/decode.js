@@ -1,4 +1,4 @@
-// Pictures and greyscale PNGs, decoded when first needed and kept.
+// Images and greyscale PNGs, decoded when first needed and kept.
 const codeTables = new Map();
 const decodings = new Map();
 
@@ -35,7 +35,7 @@ function remembered(key, load) {
   return decodings.get(key);
 }
 
-// Pictures stand with the first model where another model saw the very same.
+// Images stand with the first model where another model saw the very same.
 const picturesOf = (model = state.model) => data.models[model].pictures ?? data.models[0].pictures;
 const pictureOf = (model, image, variant) => {
   const owner = data.models[model].pictures ? model : 0;

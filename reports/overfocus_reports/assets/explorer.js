@@ -60,7 +60,7 @@ function markStrip() {
   for (const button of byId("strip").children) button.setAttribute("aria-pressed", String(Number(button.dataset.image) === state.image));
 }
 
-// Buttons for tokens that have no place on the picture, and for the most attended patch.
+// Buttons for tokens that have no place on the image, and for the most attended patch.
 function buildQueries() {
   const shape = layerOf().matrix;
   const prefix = shape ? Math.max(prefixCount(shape.queries, shape.queryGrid), prefixCount(shape.keys, shape.keyGrid)) : 0;
@@ -96,6 +96,7 @@ async function drawExplorer() {
   for (const role of roles) drawVersion(role, explorerDrawn);
   byId("versions").classList.toggle("without-matrices", modelOf().layers.every((layer) => !layer.matrix));
   byId("readout").textContent = readout(explorerDrawn);
+  byId("hint").textContent = hint(explorerDrawn);
   if (several) drawSide(models.map(drawnOf));
   byId("versions").setAttribute("aria-busy", "false");
 }
@@ -123,7 +124,7 @@ function drawVersion(role, drawn) {
   const parts = columnsOf[role];
   const version = versionOf(role, drawn);
   const { label } = data.variants[version.variant];
-  const missing = version.variant && version.variant !== state.variant ? ` (this page has no pictures at severity ${pickedVariant().severity})` : "";
+  const missing = version.variant && version.variant !== state.variant ? ` (this page has no images at severity ${pickedVariant().severity})` : "";
   parts.title.textContent = role === "difference" ? `${label} − clean` : `${label}${missing}`;
   parts.prediction.textContent = role === "difference" ? keptText(drawn) : predictionText(drawn.image, version.variant);
   for (const what of ["main", "to", "from"]) {
@@ -133,7 +134,7 @@ function drawVersion(role, drawn) {
   parts.note.textContent = drawMatrix(parts.matrix, version, role, drawn);
 }
 
-// One picture under received attention ("main"), a row ("to") or a column ("from") of the matrix; whether there was such a map.
+// One image under received attention ("main"), a row ("to") or a column ("from") of the matrix; whether there was such a map.
 function drawPart(canvas, what, version, role, drawn) {
   const { layer, token, located, clean } = drawn;
   const directed = () => (version.matrix && located ? mapOf(version.matrix, layer, located, what) : null);

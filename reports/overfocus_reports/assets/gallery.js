@@ -17,7 +17,7 @@ function drawGallery() {
 function galleryCard({ image, moved, maps }) {
   const displayed = data.displayed.includes(image);
   const source = displayed ? picturesOf()[image][0] : modelOf().gallery.pictures[image];
-  const picture = source ? make("img", { src: source, alt: "" }) : make("span", { class: "missing" }, "no picture");
+  const picture = source ? make("img", { src: source, alt: "" }) : make("span", { class: "missing" }, "no image");
   const canvas = make("canvas", { role: "img", "aria-label": "received attention, clean and corrupted" });
   if (maps) drawPair(canvas, maps);
   const after = predictionText(image, shownVariant());

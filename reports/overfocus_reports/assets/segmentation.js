@@ -132,7 +132,7 @@ function paintClasses(canvas, { width, height, values }, colours, opacity) {
   context.globalAlpha = 1;
 }
 
-// Darkens a picture, so that single bright pixels show on it.
+// Darkens an image, so that single bright pixels show on it.
 function dim(canvas) {
   const context = canvas.getContext("2d");
   context.fillStyle = "rgba(0, 0, 0, 0.55)";

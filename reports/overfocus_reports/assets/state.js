@@ -6,7 +6,7 @@ const state = {
   head: 0,
   image: data.displayed?.[0] ?? null,
   oneLayer: false,
-  pinned: null, // the chosen token: {x, y} on the picture, each 0 … 1, or {prefix: number}; null is the most attended patch
+  pinned: null, // the chosen token: {x, y} on the image, each 0 … 1, or {prefix: number}; null is the most attended patch
   hovered: null,
 };
 const panels = [];
@@ -41,7 +41,7 @@ function pickModel(model) {
   pick({ model, layer: layerPlace(model), head });
 }
 
-// The version that the explorer shows: the picked one, or, where the page kept fewer pictures, one of the same corruption.
+// The version that the explorer shows: the picked one, or, where the page kept fewer images, one of the same corruption.
 function shownVariant() {
   if (data.shown.includes(state.variant)) return state.variant;
   return data.shown.find((number) => data.variants[number].corruption === pickedVariant().corruption) ?? 0;

@@ -11,11 +11,21 @@ function readout({ layer, token, clean, corrupted }) {
     const rank = map.values.reduce((above, other) => above + (other > value ? 1 : 0), 1);
     return `${times(value)} uniform (rank ${rank} of ${map.values.length})`;
   };
-  const after = corrupted?.received ? `; under ${data.variants[corrupted.variant].label} ${says(corrupted.received)}` : "";
+  const after = corrupted?.received ? `; under ${data.variants[corrupted.variant].label}, ${says(corrupted.received)}` : "";
   return `${where} receives ${says(received)}${after}.`;
 }
 
-// `listens` tells whether the canvas shows a picture at the moment.
+// What choosing a patch shows in this layer, for this pointer; nothing where it shows nothing.
+function hint({ layer, clean }) {
+  const shape = layer.matrix;
+  const directed = shape && (layer.kind === "window" ? layer.partition !== null : shape.queryGrid && shape.keyGrid);
+  if (!directed && !clean.received) return "";
+  const shows = directed ? "where it attends and who attends to it" : "how much attention it receives";
+  if (matchMedia("(hover: none)").matches) return `Tap a patch to see ${shows}.`;
+  return `Hover over a patch to see ${shows}; click to keep it; the arrow keys move it.`;
+}
+
+// `listens` tells whether the canvas shows an image at the moment.
 function listenToPicture(canvas, listens = () => true) {
   const tokenAt = (event) => {
     const box = canvas.getBoundingClientRect();

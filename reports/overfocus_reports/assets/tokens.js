@@ -1,4 +1,4 @@
-// Where tokens lie: from a point on the picture to a row or column of a layer's matrix, and from a row or column to a map.
+// Where tokens lie: from a point on the image to a row or column of a layer's matrix, and from a row or column to a map.
 const clampIndex = (share, count) => Math.max(0, Math.min(count - 1, Math.floor(share * count)));
 
 const prefixCount = (tokens, grid) => tokens - (grid ? grid[0] * grid[1] : 0);
@@ -59,7 +59,7 @@ function locate(point, layer) {
   };
 }
 
-// A row of a matrix ("to": where a token attends) or a column ("from": who attends to it) laid out on the picture.
+// A row of a matrix ("to": where a token attends) or a column ("from": who attends to it) laid out on the image.
 function mapOf(matrix, layer, located, direction) {
   const shape = layer.matrix;
   const [height] = keptSides(shape);

@@ -1,6 +1,6 @@
-"""Draws the picture at the top of the README: a photograph under the attention of a real Vision Transformer.
+"""Draws the image at the top of the README: a photograph under the attention of a real Vision Transformer.
 
-    python tests/scripts/readme_picture.py dinov2_s14.pth
+    python tests/scripts/readme_figure.py dinov2_s14.pth
 
 The checkpoint is a DINOv2 ViT-S/14 of your own (`dinov2_vits14_pretrain.pth`, or a file in timm's or transformers' layout); the
 photograph is the bundled one of Eileen Collins (NASA, public domain).
@@ -13,7 +13,7 @@ from pathlib import Path
 import overfocus
 from overfocus.samples import sample_images
 
-PICTURE = Path(__file__).parents[1] / "data" / "readme" / "overfocus.png"
+IMAGE = Path(__file__).parents[1] / "data" / "readme" / "overfocus.png"
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
             image_size=224,
             progress=False,
         )
-        run.show(layer=arguments.layer).savefig(PICTURE, dpi=110)
-    print(f"wrote {PICTURE}")
+        run.show(layer=arguments.layer).savefig(IMAGE, dpi=110)
+    print(f"wrote {IMAGE}")
 
 
 if __name__ == "__main__":
