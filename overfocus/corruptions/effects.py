@@ -131,8 +131,8 @@ def snow(image: Pixels, rng: Generator, mean: float, sigma: float, zoom: float, 
     height, width, _ = image.shape
     layer = np.round(flakes[:height, :width, 0] * 255).astype(np.uint8) / 255
     values = image.astype(np.float32) / 255
-    over: Array = kernels.snow_over(values, cv2.cvtColor(values, cv2.COLOR_RGB2GRAY), layer, kept)
-    return over
+    result: Array = kernels.snow_over(values, cv2.cvtColor(values, cv2.COLOR_RGB2GRAY), layer, kept)
+    return result
 
 
 def frost(image: Pixels, rng: Generator, image_weight: float, frost_weight: float, size: float) -> Array:

@@ -98,13 +98,14 @@ def _transfer(side: int, sigma: float) -> Array:
     reach = int(3 * sigma + 0.5)
     waves = np.cos(np.pi / side * np.outer(np.arange(side), np.arange(-reach, reach + 1)))
     kept: Array = waves @ _gaussian_weights(sigma, reach)
-    return kept
+    return kept.astype(np.float32)
 
 
 def smooth(values: Array, sigma: float) -> Array:
     """A Gaussian cut at 3σ, the border reflected, on (height, width); fast for a σ near the size of the image, too.
 
-    A line with its reflection is periodic, so that the cosine transform makes a product of the filter.
+    A line with its reflection is periodic, so that the cosine transform makes a product of the filter: a wide one, in single
+    precision.
     """
     reach = int(3 * sigma + 0.5)
     if reach == 0:
@@ -113,7 +114,7 @@ def smooth(values: Array, sigma: float) -> Array:
         weights = _gaussian_weights(sigma, reach)
         return cv2.sepFilter2D(values, cv2.CV_64F, weights, weights, borderType=cv2.BORDER_REFLECT)
     height, width = values.shape
-    waves = fft.dctn(values)
+    waves = fft.dctn(values.astype(np.float32))
     waves *= np.outer(_transfer(height, sigma), _transfer(width, sigma))
     result: Array = fft.idctn(waves, overwrite_x=True)
     return result
@@ -161,7 +162,7 @@ def add_shifted(image: Array, shifts: Array, weights: Array) -> Array:
     whole = image.dtype == np.uint8
     kind = np.float32 if whole else np.float64
     bordered = cv2.copyMakeBorder(image, int(last[0]), int(-first[0]), int(last[1]), int(-first[1]), cv2.BORDER_REPLICATE)
-    padded: Array = np.asarray(bordered, kind).reshape(len(bordered), -1)
+    padded: Array = bordered.astype(kind, copy=False).reshape(bordered.shape[0], -1)
     out = np.full((height, width * channels), ROUNDING if whole else 0, kind)
     _add_shifted(padded, last - shifts, weights.astype(kind), channels, out)
     return out.reshape(image.shape)
