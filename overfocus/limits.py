@@ -161,19 +161,16 @@ def _table(run: "Run", name: str) -> "tuple[pd.DataFrame, str]":
         if len(rows):
             return rows, "retained"
         raise RunError(f"{run.path}: nothing is retained of {metric}; there are {', '.join(dict.fromkeys(retained['metric']))}")
-    for table in (run.table, run.predictions):
-        if metric in table.columns and metric not in (
-            "image",
-            "name",
-            "label",
-            "corruption",
-            "severity",
-            "layer",
-            "module",
-            "kind",
-        ):
-            return table, metric
-    known = [column for table in (run.table, run.predictions) for column in table.columns if column in CATALOGUE]
+    import pandas as pd
+
+    columns = {"metrics": [*run.cells], "predictions": list(run.predictions.columns)}
+    if metric in columns["metrics"]:
+        modules = {layer.number: layer.module for layer in run.layers}
+        rows = pd.concat([block.astype({"corruption": "object"}) for block in run.blocks("metrics", [metric])], ignore_index=True)
+        return rows.assign(module=rows["layer"].map(modules)), metric
+    if metric in columns["predictions"] and metric not in ("image", "name", "label", "corruption", "severity"):
+        return run.predictions, metric
+    known = [column for names in columns.values() for column in names if column in CATALOGUE]
     raise RunError(
         f"{run.path}: holds no metric {shown(name)}{did_you_mean(name, known)}; `overfocus list metrics` explains them"
     )

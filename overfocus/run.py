@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from overfocus.errors import RunError
 from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
-from overfocus.runs.folder import read_arrays, read_table
+from overfocus.runs.folder import read_arrays, read_table, table_size
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.text import source_name
 from overfocus.variants import CLEAN, Variant, sort_variants
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from overfocus.statistics.panel import MetricCells
+
 
 CLASS_SHARE_COLUMNS = {
     "image": "int64", "name": "string", "corruption": "string", "severity": "int32", "layer": "int32", "module": "string",
     "class": "int32", "class_name": "string", "received_share": "float64", "area_share": "float64",
 }  # fmt: skip
 """Columns of `attention_by_class` and their types."""
+
+BLOCK_ROWS = 2**17
+"""Rows of a table that `Run.blocks` reads at once: few enough that a column stays in a processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +143,77 @@ class Run(NotebookMethods):
         """Red, green and blue (0 … 255) of each class in images of segmentations; None for other models."""
         return self.description.class_colours
 
-    @cached_property
+    @property
     def variants(self) -> list[Variant]:
         """The variants in the tables: clean first, corruptions in the order that was asked for; without the control."""
-        table = self.table if len(self.table) else self.predictions
-        pairs = table[["corruption", "severity"]].drop_duplicates().itertuples(index=False, name=None)
+        return self._measured[0]
+
+    @property
+    def measured_images(self) -> list[int]:
+        """Numbers of the images that have predictions, in the order of the table."""
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[list[Variant], list[int]]:
+        pairs: dict[tuple[str, int], None] = {}
+        numbers: dict[int, None] = {}
+        for rows in self.blocks("predictions"):
+            pairs |= dict.fromkeys(rows[["corruption", "severity"]].drop_duplicates().itertuples(index=False, name=None))
+            numbers |= dict.fromkeys(rows["image"].unique().tolist())
         found = sort_variants(pairs, self.description.settings.corruptions)
-        return [variant for variant in found if variant.corrupted or variant.corruption == CLEAN]
+        return [variant for variant in found if variant.corrupted or variant.corruption == CLEAN], list(numbers)
+
+    @property
+    def measured(self) -> bool:
+        """Whether `table` has rows; it has none of an evaluation."""
+        return self.description.kind == "analysis" and bool(
+            len(self.table) if "table" in vars(self) else self._sizes("metrics")[0]
+        )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Columns of `table`."""
+        if "table" in vars(self):
+            return tuple(self.table.columns)
+        return self._sizes("metrics")[1] if self.description.kind == "analysis" else tuple(_empty_table().columns)
+
+    @cached_property
+    def cells(self) -> "MetricCells":
+        """Values of the metrics as arrays, read from the folder a few metrics at a time."""
+        from overfocus.statistics.panel import MetricCells
+
+        return MetricCells(self)
+
+    def blocks(self, kind: Literal["metrics", "predictions"], columns: Sequence[str] = ()) -> Iterator["pd.DataFrame"]:
+        """The rows of `table` or `predictions`, about a hundred thousand at a time, whole parts of the run each.
+
+        Columns: image, corruption (a category), severity, layer and head where there are any, and those of `columns` that the
+        table has. A run too large for memory is read in this way.
+
+        Raises:
+            RunError: a part is missing, damaged or of something else.
+        """
+        if kind == "metrics" and not self.measured:
+            return
+        keys = ("image", "corruption", "severity", *(("layer", "head") if kind == "metrics" else ()))
+        names = list(dict.fromkeys((*keys, *columns)))
+        held: pd.DataFrame | None = vars(self).get("table" if kind == "metrics" else kind)
+        if held is not None:
+            yield held[[name for name in names if name in held]].astype({"corruption": "category"})
+            return
+        _, there, sizes = self._sizes(kind)
+        if absent := [name for name in keys if name not in there and name != "head"]:
+            raise RunError(f"{self.path}: the {kind} table has no column {absent[0]}; measure again with --overwrite")
+        blocks: list[list[Path]] = [[]]
+        rows = 0
+        for path, size in zip(self._parts(kind), sizes, strict=True):
+            if blocks[-1] and rows + size > BLOCK_ROWS:
+                blocks.append([])
+                rows = 0
+            blocks[-1].append(path)
+            rows += size
+        for paths in blocks:
+            yield read_table(paths, names, categories=["corruption"]).to_pandas(split_blocks=True)
 
     @cached_property
     def table(self) -> "pd.DataFrame":
@@ -186,9 +255,9 @@ class Run(NotebookMethods):
         Columns: corruption, severity, layer, module, kind, metric, mean, low, high (Student's t over images; NaN for a single
         image), count (images with a value), skipped (images where the metric is undefined). Heads are averaged first.
         """
-        from overfocus.statistics.panel import summarise_table
+        from overfocus.statistics.panel import summarise_metrics
 
-        return summarise_table(self.table)
+        return summarise_metrics(self)
 
     def _shown_runs(self) -> tuple[list["Run"], list[str]]:
         return [self], [self.model]
@@ -261,7 +330,12 @@ class Run(NotebookMethods):
         return committed_parts(self.path, "maps/received", self.description)
 
     def _read(self, kind: str, *, everywhere: bool = True) -> "pd.DataFrame":
-        """A table put together from its parts, one of each that was committed where the table has rows `everywhere`."""
+        """A table put together from its parts."""
+        frame: pd.DataFrame = read_table(self._parts(kind, everywhere=everywhere)).to_pandas()
+        return frame
+
+    def _parts(self, kind: str, *, everywhere: bool = True) -> list[Path]:
+        """The parts of a table, one of each that was committed where the table has rows `everywhere`."""
         parts = committed_parts(self.path, f"{kind}/part", self.description)
         absent = [first for first in self.description.parts or [] if first not in parts]
         if everywhere and absent:
@@ -271,8 +345,19 @@ class Run(NotebookMethods):
             )
         if not parts:
             raise RunError(f"{self.path}: the run holds no results yet; start the same `overfocus analyze` again to continue it")
-        frame: pd.DataFrame = read_table(parts.values()).to_pandas()
-        return frame
+        return list(parts.values())
+
+    def _sizes(self, kind: str) -> tuple[int, tuple[str, ...], list[int]]:
+        """Rows of a table, its columns, and the rows of each part."""
+        if kind not in self._known_sizes:
+            found = [table_size(path) for path in self._parts(kind)]
+            rows = [size for size, _ in found]
+            self._known_sizes[kind] = sum(rows), tuple(dict.fromkeys(name for _, names in found for name in names)), rows
+        return self._known_sizes[kind]
+
+    @cached_property
+    def _known_sizes(self) -> dict[str, tuple[int, tuple[str, ...], list[int]]]:
+        return {}
 
 
 def read_run(folder: Path) -> RunDescription:

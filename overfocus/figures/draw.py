@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+
 from overfocus.errors import RunError
 from overfocus.figures.curves import depth_figure
 from overfocus.figures.images import ReceivedMaps, columns_figure, highest, image_figure, image_rows_figure
@@ -14,7 +16,7 @@ from overfocus.figures.stability import matrix_figure, severity_figure
 from overfocus.figures.style import styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
 from overfocus.runs.description import Layer
-from overfocus.statistics.panel import LayerStatistics, layer_statistics
+from overfocus.statistics.panel import LayerStatistics, layer_statistics, mean_of_known
 from overfocus.text import visible
 from overfocus.variants import CLEAN_VARIANT, Variant, middle_severity
 
@@ -179,7 +181,7 @@ def draw(
         RunError: what was asked for was not measured; the message lists what there is.
     """
     for run, name in zip(runs, names, strict=True):
-        if not len(run.table):
+        if not run.measured:
             raise RunError(f"{name}: this run holds no attention metrics; measure it with `overfocus analyze`")
     every = [layer_statistics(run) for run in runs]
     if layers is not None:
@@ -331,13 +333,15 @@ def comparison_html(comparison: "Comparison") -> str:
 def means_html(run: "Run") -> str:
     """The table of means; empty where nothing is measured yet."""
     try:
-        table, predictions = run.table, run.predictions
+        cells, predictions = run.cells, run.predictions
     except RunError:  # a run that was only just begun
         return ""
-    known = [name for name in COLUMNS if name in table and table[name].notna().any()]
+    of_metric = {name: mean_of_known(mean_of_known(cells[name], 2), 0) for name in COLUMNS if name in cells}
+    known = [name for name, numbers in of_metric.items() if np.isfinite(numbers).any()]
     predicted = [name for name in PREDICTED if name in predictions and predictions[name].notna().any()]
-    by = ["corruption", "severity"]
-    means = predictions.groupby(by, sort=False)[predicted].mean().join(table.groupby(by)[known].mean())
+    means = predictions.groupby(["corruption", "severity"], sort=False)[predicted].mean()
+    order = [cells.variants.index(Variant(str(corruption), int(severity))) for corruption, severity in means.index]
+    means = means.assign(**{name: of_metric[name][order] for name in known})
     head = "".join(
         f"<th>{escaped(title_of(name))}<br><small>{escaped(_unit(name, run))}</small></th>" for name in known + predicted
     )

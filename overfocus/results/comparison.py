@@ -80,7 +80,7 @@ def align(
     Raises:
         RunError: the runs have no image or version in common, or their pixels or top tokens were chosen in different ways.
     """
-    measured = [run for run in runs if len(run.table)]
+    measured = [run for run in runs if run.measured]
     _check_settings(runs, names)
     normalised = len({_token_counts(run) for run in measured}) > 1
     notes = _input_notes(runs, names)
@@ -112,7 +112,7 @@ def _check_settings(runs: Sequence[Run], names: Sequence[str]) -> None:
     first, settings = runs[0], runs[0].description.settings
     for run, name in zip(runs[1:], names[1:], strict=True):
         other = run.description.settings
-        which = ["seed", "constants", *(["top_fraction"] if len(run.table) and len(first.table) else [])]
+        which = ["seed", "constants", *(["top_fraction"] if run.measured and first.measured else [])]
         for setting in which:
             here, there = getattr(settings, setting), getattr(other, setting)
             if here != there:

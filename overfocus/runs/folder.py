@@ -45,8 +45,9 @@ def write_table(path: Path, table: "pyarrow.Table") -> None:
     """
     import pyarrow.parquet
 
+    repeated = [field.name for field in table.schema if not str(field.type).startswith(("float", "double"))]
     with atomic_file(path) as file:
-        pyarrow.parquet.write_table(table, file, write_page_checksum=True)
+        pyarrow.parquet.write_table(table, file, use_dictionary=repeated, write_page_checksum=True)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, compressed: bool = False) -> None:
@@ -69,38 +70,73 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
         table.map(csv_cell).rename(columns=csv_cell).to_csv(file, index=False)
 
 
-def read_table(paths: Path | Iterable[Path], *, remedy: str = REMEDY, error: type[OverfocusError] = RunError) -> "pyarrow.Table":
+def read_table(
+    paths: Path | Iterable[Path],
+    columns: Collection[str] | None = None,
+    *,
+    categories: Collection[str] = (),
+    remedy: str = REMEDY,
+    error: type[OverfocusError] = RunError,
+) -> "pyarrow.Table":
     """The rows of one Parquet file, or of several one after another; columns that one of them lacks are filled with nulls.
+
+    With `columns`, those of them that there are; texts in the columns `categories` are read as numbers of categories.
 
     Raises:
         OverfocusError: of class `error`: a file is missing, truncated, damaged or something else; the line ends with `remedy`.
     """
     import pyarrow
 
-    tables = [_read_parquet(path, remedy, error) for path in ([paths] if isinstance(paths, Path) else paths)]
+    every = [paths] if isinstance(paths, Path) else paths
+    tables = [_read_parquet(path, columns, categories, remedy, error) for path in every]
     try:
-        return pyarrow.concat_tables(tables, promote_options="permissive")
+        return pyarrow.concat_tables(tables, promote_options="permissive").unify_dictionaries()
     except pyarrow.ArrowException as problem:
         raise error(f"the parts of a table do not fit each other ({one_line(problem, 200)}); {remedy}") from None
 
 
-def _read_parquet(path: Path, remedy: str, error: type[OverfocusError]) -> "pyarrow.Table":
+def table_size(path: Path) -> tuple[int, tuple[str, ...]]:
+    """How many rows a Parquet file says that it holds, and the names of its columns.
+
+    Raises:
+        RunError: it is missing, truncated, damaged or something else.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    require_regular_file(path, "a Parquet file", RunError)
+    try:
+        about = pyarrow.parquet.read_metadata(path)
+        return about.num_rows, tuple(about.schema.to_arrow_schema().names)
+    except (OSError, pyarrow.ArrowException, ValueError, MemoryError, OverflowError) as problem:
+        raise _damaged(path, problem, REMEDY, RunError) from None
+
+
+def _damaged(path: Path, problem: Exception, remedy: str, error: type[OverfocusError]) -> OverfocusError:
+    reason = one_line(problem, 200) or type(problem).__name__
+    return error(f"{printable(path)}: cannot be read as a Parquet file, it is damaged ({reason}); {remedy}")
+
+
+def _read_parquet(
+    path: Path, columns: Collection[str] | None, categories: Collection[str], remedy: str, error: type[OverfocusError]
+) -> "pyarrow.Table":
     import pyarrow
     import pyarrow.parquet
 
     require_regular_file(path, "a Parquet file", error)
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        as_numbers = list(categories) or None
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=as_numbers, page_checksum_verification=True) as file:
             about = file.metadata
             if about.num_rows < 0 or about.num_rows * max(about.num_columns, 1) > MOST_CELLS:
                 raise error(
                     f"{printable(path)}: says that it holds {about.num_rows:,} rows of {about.num_columns:,} columns, more "
                     f"than a part of a table has; {remedy}"
                 )
-            table = file.read()
+            there = file.schema_arrow.names
+            table = file.read(None if columns is None else [name for name in columns if name in there])
     except (OSError, pyarrow.ArrowException, ValueError, MemoryError, OverflowError) as problem:
-        reason = one_line(problem, 200) or type(problem).__name__
-        raise error(f"{printable(path)}: cannot be read as a Parquet file, it is damaged ({reason}); {remedy}") from None
+        raise _damaged(path, problem, remedy, error) from None
     return table
 
 

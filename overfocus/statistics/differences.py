@@ -31,7 +31,7 @@ from overfocus.statistics.intervals import (
     widened_quantiles,
 )
 from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, Panel, masked_jointly, mean_of_known, over_layers, with_every
-from overfocus.statistics.retained import RETAINED, control_of, distances, mean_noise, stable_metrics, undefined_control
+from overfocus.statistics.retained import RETAINED, distances, mean_noise, means_over_layers, stable_metrics, undefined_control
 from overfocus.variants import CLEAN
 
 Array = np.ndarray[Any, Any]
@@ -261,12 +261,7 @@ def _retained(
 ) -> tuple[Differences, tuple[Array, Array]]:
     """What is retained of a metric by layer group, and the mean controls of both sides."""
     corrupted = panels[0].corrupted
-    values = [panel.values[metric] for panel in panels]
-    controls = [control_of(panel, metric) for panel in panels]
-    pairs = [masked_jointly(pair) for pair in zip(values, controls, strict=True)]
-    double = [*panels, *panels]
-    means = over_layers(double, [*(value for value, _ in pairs), *(control for _, control in pairs)], group)
-    known, _ = with_every(means, corrupted)
+    known, _ = with_every(means_over_layers(panels, metric, group), corrupted)
     shown = _sides([mean_of_known(part, 0)[None] for part in known[len(panels) :]], ours)
     apart = [distances(metric, part) for part in known]
     distance, control = _sides(apart[: len(panels)], ours), _sides(apart[len(panels) :], ours)

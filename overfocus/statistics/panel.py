@@ -1,10 +1,11 @@
 """A run's tables as arrays: means over images by layer with their intervals, and a value per image, variant and layer."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from overfocus.metrics.catalogue import CATALOGUE, TokenCounts, uniform_value
 from overfocus.runs.description import Layer, RunDescription
 from overfocus.statistics.intervals import half_width, value_range
-from overfocus.variants import CLEAN_VARIANT, OTHER_IMAGE, Variant, sort_variants
+from overfocus.variants import CLEAN_VARIANT, CONTROL_VARIANT, Variant, sort_variants
 
 Array = np.ndarray[Any, Any]
 ImageKey = tuple[str, str | None, int]
@@ -39,12 +40,23 @@ class RunTables(Protocol):
         """The content of run.json."""
 
     @property
-    def table(self) -> pd.DataFrame:
-        """One row per image × corruption × severity × layer (× head), one column per metric."""
+    def measured(self) -> bool:
+        """Whether there is a table of metrics."""
 
     @property
-    def predictions(self) -> pd.DataFrame:
-        """One row per image × corruption × severity."""
+    def metrics(self) -> Sequence[str]:
+        """Columns of the table of metrics."""
+
+    @property
+    def measured_images(self) -> Sequence[int]:
+        """Numbers of the images that have predictions."""
+
+    @property
+    def cells(self) -> "MetricCells":
+        """Values of the metrics as arrays."""
+
+    def blocks(self, kind: Literal["metrics", "predictions"], columns: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+        """The rows of a table piece by piece: `overfocus.Run.blocks`."""
 
     @property
     def variants(self) -> list[Variant]:
@@ -124,63 +136,268 @@ class LayerStatistics:
         return list(self.control.get(metric, np.full(len(self.layers), np.nan)))
 
 
+@dataclass(frozen=True)
+class Cells:
+    """Values from the table of metrics, of some images."""
+
+    images: Array
+    """(images,): their numbers."""
+    present: Array
+    """(images, variants, layers, heads): whether the table has such a row."""
+    values: dict[str, Array]
+    """(images, variants, layers, heads) by metric, in the precision of the table; NaN where undefined. One head where single
+    heads were not kept."""
+
+    def averaged(self, metric: str) -> Array:
+        """(images, variants, layers): heads averaged."""
+        values = self.values[metric]
+        return values[..., 0] if values.shape[3] == 1 else mean_of_known(values.astype(np.float64), 3)
+
+
+def read_cells(run: RunTables, metrics: Sequence[str], variants: Sequence[Variant]) -> Iterator[Cells]:
+    """The values of these metrics under these variants, a part of the images at a time."""
+    layers = pd.Index([layer.number for layer in run.description.layers])
+    every = max((layer.heads for layer in run.description.layers), default=1) if "head" in run.metrics else 1
+    place_of = {variant: place for place, variant in enumerate(variants)}
+    for rows in run.blocks("metrics", metrics):
+        image, images = pd.factorize(rows["image"])
+        shape = (len(images), len(variants), len(layers), every)
+        head = rows["head"].to_numpy("int64") if "head" in rows else np.zeros(len(rows), np.int64)
+        place = [image, _variant_places(rows, place_of), layers.get_indexer(pd.Index(rows["layer"])), head]
+        there = (place[1] >= 0) & (place[2] >= 0) & (head >= 0) & (head < every)
+        if not there.all():
+            place = [part[there] for part in place]
+            rows = rows[there]
+        flat = np.ravel_multi_index(place, shape)
+        whole = len(flat) == math.prod(shape) and np.array_equal(flat, np.arange(len(flat)))
+        present = np.full(shape, whole)
+        present.ravel()[flat] = True
+        values = {}
+        for name in metrics:
+            kind = np.float32 if rows[name].dtype == np.float32 else np.float64
+            column = rows[name].to_numpy(kind, na_value=np.nan)
+            if whole:
+                values[name] = column.reshape(shape)
+            else:
+                values[name] = np.full(shape, np.nan, kind)
+                values[name].ravel()[flat] = column
+        yield Cells(np.asarray(images), present, values)
+
+
+def _variant_places(rows: pd.DataFrame, place_of: Mapping[Variant, int]) -> Array:
+    """Place of each row's corruption and severity, −1 where it has none."""
+    names = rows["corruption"].astype("category")
+    severity, severities = pd.factorize(rows["severity"])
+    found = [[place_of.get(Variant(str(name), int(one)), -1) for one in severities] for name in names.cat.categories]
+    places = np.array([*found, [-1] * len(severities)], np.int64).reshape(-1, len(severities))
+    result: Array = places[names.cat.codes.to_numpy(), severity]
+    return result
+
+
+class Lazy(Mapping[str, Array]):
+    """Arrays by name, each made when it is asked for."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], Array]) -> None:
+        self._names = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+MEMORY = 256 * 2**20
+"""Bytes of metrics that a run keeps; of a larger one the metrics are read from its folder a few at a time."""
+
+
+class MetricCells(Lazy):
+    """(images, variants, layers) by metric, heads averaged; the control is the last variant."""
+
+    def __init__(self, run: RunTables) -> None:
+        super().__init__([name for name in CATALOGUE if name in run.metrics] if run.measured else [], self._read)
+        self._run = run
+        self.variants = [*run.variants, CONTROL_VARIANT]
+        self._held: dict[str, Array] = {}
+        self._found: tuple[pd.Index, Array] | None = None
+
+    @property
+    def numbers(self) -> pd.Index:
+        """Numbers of the images that have rows in the table, in its order."""
+        return self._places[0]
+
+    @property
+    def present(self) -> Array:
+        """(images, variants): which the table has."""
+        return self._places[1]
+
+    @property
+    def _places(self) -> tuple[pd.Index, Array]:
+        if self._found is None:
+            for _ in self.read([]):
+                pass
+        assert self._found is not None
+        return self._found
+
+    def read(self, metrics: Sequence[str]) -> Iterator[Cells]:
+        """The values of these metrics, a part of the images at a time."""
+        found: dict[int, Array] = {}
+        for cells in read_cells(self._run, metrics, self.variants):
+            held = np.asarray(cells.present.any((2, 3)))
+            for number, there in zip(cells.images, held, strict=True):
+                found[int(number)] = found[int(number)] | there if int(number) in found else there
+            yield cells
+        self._found = pd.Index(found), np.array([*found.values()]).reshape(len(found), len(self.variants))
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the control was measured."""
+        return bool(self.present[:, -1].any())
+
+    def of(self, metric: str, variant: Variant) -> Array:
+        """(images, layers) under one variant, of the images that the table has under it."""
+        place = self.variants.index(variant)
+        values: Array = self[metric][self.present[:, place], place]
+        return values
+
+    def _read(self, name: str) -> Array:
+        if name not in self._held:
+            shape = (len(self.numbers), len(self.variants), len(self._run.description.layers))
+            exact = "head" in self._run.metrics
+            names = list(self)
+            start, many = names.index(name), max(1, MEMORY // max(1, math.prod(shape) * (8 if exact else 4)))
+            start = max(0, min(start, len(names) - many))
+            chosen = names[start : start + many]
+            self._held = {}
+            for cells in self.read(chosen):
+                rows = self.numbers.get_indexer(pd.Index(cells.images))
+                there = cells.present.any(3)
+                whole = bool(there.all())
+                for metric in chosen:
+                    part = cells.averaged(metric)
+                    if metric not in self._held:
+                        self._held[metric] = np.full(shape, np.nan, part.dtype)
+                    held = self._held[metric]
+                    held[rows] = part if whole else np.where(there, part, held[rows])
+        return self._held[name].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over images; every array is (metrics, variants, layers), the control being the last variant."""
+
+    rows: Array
+    count: Array
+    mean: Array
+    squares: Array
+    """Sum of the squared distances from the mean."""
+
+    @classmethod
+    def of(cls, present: Array, values: Sequence[Array]) -> "Moments":
+        """Of (images, variants, layers), the values by metric."""
+        found = []
+        for part in values:
+            exact = part.astype(np.float64)
+            mean, count = exact.mean(0), np.full(part.shape[1:], len(part))
+            if np.isnan(mean).any():
+                known = ~np.isnan(exact)
+                mean, count = mean_of_known(exact, 0), known.sum(0)
+                exact = np.where(known, exact, mean)
+            exact -= mean
+            found.append((count, mean, np.nan_to_num(np.einsum("ivl,ivl->vl", exact, exact))))
+        rows = np.broadcast_to(present.sum(0), (len(values), *present.shape[1:]))
+        return cls(rows, *(np.stack(parts) for parts in zip(*found, strict=True)))
+
+    def joined(self, other: "Moments") -> "Moments":
+        """Of both together (T. F. Chan et al., "Updating formulae and a pairwise algorithm for computing variances", 1979)."""
+        count = self.count + other.count
+        apart = np.where((self.count > 0) & (other.count > 0), other.mean - self.mean, 0)
+        share = other.count / np.maximum(count, 1)
+        mean = np.where(self.count > 0, self.mean + apart * share, other.mean)
+        return Moments(self.rows + other.rows, count, mean, self.squares + other.squares + apart**2 * self.count * share)
+
+    @property
+    def half(self) -> Array:
+        """Half the width of the 95 % interval of each mean; NaN where there are fewer than two images."""
+        deviation = np.sqrt(self.squares / np.where(self.count > 1, self.count - 1, np.nan))
+        return half_width(deviation, self.count)
+
+
+def _moments(run: RunTables, metrics: Sequence[str]) -> list[Moments]:
+    """With each image averaged over heads; then of each head, where the run kept them."""
+    found: list[Moments] = []
+    for cells in run.cells.read(metrics) if metrics else ():
+        there = np.asarray(cells.present.any(3))
+        new = [Moments.of(there, [cells.averaged(name) for name in metrics])]
+        if (heads := cells.present.shape[3]) > 1:
+            new += [
+                Moments.of(cells.present[..., head], [cells.values[name][..., head] for name in metrics]) for head in range(heads)
+            ]
+        found = [old.joined(part) for old, part in zip(found, new, strict=True)] if found else new
+    return found
+
+
 def layer_statistics(run: RunTables) -> LayerStatistics:
     """The statistics of every metric of a run."""
-    layers, variants, table = run.description.layers, run.variants, run.table
-    frames = {"all": summarise_table(table)}
-    if "head" in table:
-        frames |= {f"head {head}": summarise_table(rows.drop(columns="head")) for head, rows in table.groupby("head")}
-    varied = table[table["corruption"] != OTHER_IMAGE]
-    names = [name for name in CATALOGUE if name in table and varied[name].notna().any()]
-    by = ["corruption", "severity", "layer"]
-    index = pd.MultiIndex.from_tuples([(*variant, layer.number) for variant in variants for layer in layers], names=by)
-    shape = (len(frames), len(variants), len(layers))
+    layers, variants = run.description.layers, run.variants
+    metrics = list(run.cells)
+    every = _moments(run, metrics)
+    moments = {"all": every[0]} | {f"head {head}": one for head, one in enumerate(every[1:]) if one.rows.any()}
     values, control = {}, {}
-    for name in names:
-        rows = [frame[frame["metric"] == name].set_index(by)[list(PARTS)] for frame in frames.values()]
-        placed = [row.reindex(index) for row in rows]
-        parts = {
-            part: np.stack([row[part].to_numpy("float64", na_value=np.nan) for row in placed]).reshape(shape) for part in PARTS
-        }
+    for place, name in enumerate(metrics):
+        if not moments["all"].count[place, :-1].any():
+            continue
         lowest, highest = value_range(name)
-        values[name] = parts | {"low": np.maximum(parts["low"], lowest), "high": np.minimum(parts["high"], highest)}
-        if CATALOGUE[name].group == "stability" and (table["corruption"] == OTHER_IMAGE).any():
-            places = pd.MultiIndex.from_tuples([(OTHER_IMAGE, 0, layer.number) for layer in layers], names=by)
-            control[name] = rows[0]["mean"].reindex(places).to_numpy("float64", na_value=np.nan)
+        mean, half, count, rows = (
+            np.stack([getattr(one, part)[place, :-1] for one in moments.values()]) for part in ("mean", "half", "count", "rows")
+        )
+        low, high = np.maximum(mean - half, lowest), np.minimum(mean + half, highest)
+        counts = {part: np.where(rows > 0, numbers, np.nan) for part, numbers in (("count", count), ("skipped", rows - count))}
+        values[name] = {"mean": mean, "low": low, "high": high} | counts
+        if CATALOGUE[name].group == "stability" and moments["all"].rows[place, -1].any():
+            control[name] = moments["all"].mean[place, -1]
     retained: dict[str, dict[str, Array]] = {}
     kept = run.retained
+    by = ["corruption", "severity", "layer"]
+    index = pd.MultiIndex.from_tuples([(*variant, layer.number) for variant in variants for layer in layers], names=by)
     for name in control:
         rows_of = kept[kept["metric"] == name].set_index(by)
         retained[name] = {
-            part: rows_of[source].reindex(index).to_numpy("float64", na_value=np.nan).reshape(shape[1:])
+            part: rows_of[source].reindex(index).to_numpy("float64", na_value=np.nan).reshape(len(variants), len(layers))
             for part, source in (("mean", "retained"), ("low", "low"), ("high", "high"))
         }
-    return LayerStatistics(layers, variants, list(frames), values, control, retained)
+    return LayerStatistics(layers, variants, list(moments), values, control, retained)
 
 
-def summarise_table(table: pd.DataFrame) -> pd.DataFrame:
+def summarise_metrics(run: RunTables) -> pd.DataFrame:
     """One row per corruption × severity × layer × metric, in the table's order: mean, 95 % interval, count, skipped.
 
     `low` and `high` are the ends of Student's t interval of the mean over images; NaN where there are fewer than two.
     """
-    metrics = [name for name in CATALOGUE if name in table.columns]
-    keys = ["corruption", "severity", "layer", "module", "kind"]
-    if "head" in table.columns:
-        table = table.groupby(["image", *keys], sort=False)[metrics].mean().reset_index()
-    groups = table.groupby(keys, sort=False)[metrics]
-    mean, deviation, counted = groups.mean(), groups.std(), groups.count()
-    count = counted.to_numpy().ravel()
-    half = half_width(deviation.to_numpy().ravel(), count)
-    summary = mean.index.to_frame(index=False).loc[lambda frame: frame.index.repeat(len(metrics))].reset_index(drop=True)
-    centre = mean.to_numpy().ravel()
-    return summary.assign(
-        metric=np.tile(metrics, len(mean)),
-        mean=centre,
-        low=centre - half,
-        high=centre + half,
-        count=count,
-        skipped=np.repeat(groups.size().to_numpy(), len(metrics)) - count,
+    metrics, variants, layers = list(run.cells), run.cells.variants, run.description.layers
+    columns = ["corruption", "severity", "layer", "module", "kind", "metric", *PARTS]
+    found = _moments(run, metrics)
+    if not found:
+        return pd.DataFrame(columns=columns)
+    moments = found[0]
+    frame = pd.DataFrame(
+        [
+            (*variant, layer.number, layer.module, layer.kind, metric)
+            for variant in variants for layer in layers for metric in metrics
+        ],
+        columns=columns[:6],
+    )  # fmt: skip
+    mean, half, count, rows = (
+        np.moveaxis(part, 0, 2).ravel() for part in (moments.mean, moments.half, moments.count, moments.rows)
     )
+    frame = frame.assign(mean=mean, low=mean - half, high=mean + half, count=count, skipped=rows - count)
+    return frame[rows > 0].reset_index(drop=True)
 
 
 def mean_of_known(values: Array, axis: int) -> Array:
@@ -200,9 +417,9 @@ class Panel:
     """Without the control."""
     depths: tuple[float, ...]
     """Relative depth of each layer, in (0, 1)."""
-    values: dict[str, Array]
+    values: Mapping[str, Array]
     """(images, variants, layers) by metric, heads averaged; NaN where undefined."""
-    control: dict[str, Array]
+    control: Mapping[str, Array]
     """(images, layers) by metric of stability: each clean image against another one; empty where it was not measured."""
     noise: dict[str, Array]
     """(layers,) by metric of stability: the distance of the same clean image from itself, NaN where it was not measured."""
@@ -230,8 +447,8 @@ class Panel:
             images=list(images),
             variants=list(variants),
             depths=self.depths,
-            values={name: values[rows][:, columns] for name, values in self.values.items()},
-            control={name: values[rows] for name, values in self.control.items()},
+            values=Lazy(list(self.values), lambda name: _taken(self.values[name], rows, columns)),
+            control=Lazy(list(self.control), lambda name: self.control[name][rows]),
             noise=self.noise,
             output={name: values[rows][:, columns] for name, values in self.output.items()},
             classes=self.classes[rows],
@@ -248,50 +465,76 @@ class Panel:
         return [place for place, third in enumerate(thirds) if group in (LAYER_GROUPS[0], third)]
 
 
+def _taken(values: Array, rows: Array, columns: Sequence[int]) -> Array:
+    """These images and variants of an array, without a copy where they are the first ones in their order."""
+    values = values if np.array_equal(rows, np.arange(len(values))) else values[rows]
+    return values[:, : len(columns)] if list(columns) == list(range(len(columns))) else values[:, columns]
+
+
 def read_panel(run: RunTables, *, normalised: bool = False) -> Panel:
     """The tables of a run as arrays; `normalised` rescales each layer's metrics so that 0 and 1 mean the same for every N."""
-    predictions = run.predictions
-    predictions = predictions[predictions["corruption"] != OTHER_IMAGE]
-    pairs = predictions[["corruption", "severity"]].drop_duplicates()
-    variants = [Variant(str(name), int(severity)) for name, severity in pairs.itertuples(index=False)]
+    variants = run.variants
     variants = sort_variants(variants, list(dict.fromkeys(variant.corruption for variant in variants)))
     keys = image_keys(run)
     numbers = pd.Index(keys.values())
-    place = pd.MultiIndex.from_tuples(variants)
-    scores = [name for name in PREDICTION if name in predictions.columns]
-    output = _spread(predictions, predictions[scores].apply(pd.to_numeric), numbers, place)
-    clean = predictions[predictions["corruption"] == CLEAN_VARIANT.corruption].set_index("image").reindex(numbers)
-    classes = pd.to_numeric(clean["predicted"]).fillna(-1) if "predicted" in clean else pd.Series(-1, numbers)
-    confidence = pd.to_numeric(clean["confidence"]) if "confidence" in clean else pd.Series(np.nan, numbers)
-    values: dict[str, Array] = {}
-    control: dict[str, Array] = {}
-    layers = run.description.layers
-    table = run.table
-    if len(table):
-        metrics = [name for name in CATALOGUE if name in table.columns]
-        both = pd.MultiIndex.from_tuples([*variants, Variant(OTHER_IMAGE, 0)])
-        by_layer = _by_layer(table, metrics, numbers, both, [layer.number for layer in layers])
+    scores, output, classes, confidence, pixels = _read_predictions(run, numbers, variants)
+    layers, cells = run.description.layers, run.cells
+    columns = [cells.variants.index(variant) for variant in variants]
+    rows = cells.numbers.get_indexer(numbers) if len(cells) else np.empty(0, np.int64)
+
+    def read(metric: str, places: Sequence[int]) -> Array:
+        values = _taken(cells[metric], rows, places)
+        values[rows < 0] = np.nan
         if normalised:
-            for which, name in enumerate(metrics):
-                for at, layer in enumerate(layers):
-                    by_layer[:, :, at, which] = normalise(name, by_layer[:, :, at, which], layer)
-        values = {name: by_layer[:, :-1, :, which] for which, name in enumerate(metrics)}
-        if (table["corruption"] == OTHER_IMAGE).any():
-            stable = [name for name in metrics if CATALOGUE[name].group == "stability"]
-            control = {name: by_layer[:, -1, :, metrics.index(name)] for name in stable}
+            for at, layer in enumerate(layers):
+                values[:, :, at] = normalise(metric, values[:, :, at], layer)
+        return values
+
+    stable = [name for name in cells if CATALOGUE[name].group == "stability"] if len(cells) and cells.controlled else []
     noise = run.description.noise
     return Panel(
         images=list(keys),
         variants=variants,
         depths=tuple(run.description.relative_depth(layer) for layer in layers),
-        values=values,
-        control=control,
-        noise={name: np.array(noise.get(name, [None] * len(layers)), np.float64) for name in control},
+        values=Lazy(list(cells), lambda name: read(name, columns)),
+        control=Lazy(stable, lambda name: read(name, [len(cells.variants) - 1])[:, 0]),
+        noise={name: np.array(noise.get(name, [None] * len(layers)), np.float64) for name in stable},
         output={name: output[:, :, which] for which, name in enumerate(scores)},
-        classes=classes.to_numpy("int64"),
-        confidence=confidence.to_numpy("float64", na_value=np.nan),
-        pixels=_pixels(predictions, numbers, place),
+        classes=classes,
+        confidence=confidence,
+        pixels=pixels,
     )
+
+
+def _read_predictions(
+    run: RunTables, images: pd.Index, variants: Sequence[Variant]
+) -> tuple[list[str], Array, Array, Array, Array | None]:
+    """Scores, their values (images, variants, scores), class and confidence on clean images, and pixels of segmentations."""
+    place_of = {variant: place for place, variant in enumerate(variants)}
+    wanted = ["predicted", "confidence", *PREDICTION, *PIXEL_COUNTS]
+    scores: list[str] = []
+    output = np.full((len(images), len(variants), len(PREDICTION)), np.nan)
+    classes, confidence = np.full(len(images), -1, np.int64), np.full(len(images), np.nan)
+    pixels = None
+    for rows in run.blocks("predictions", wanted):
+        scores = [name for name in PREDICTION if name in rows.columns]
+        image, place = images.get_indexer(pd.Index(rows["image"])), _variant_places(rows, place_of)
+        there = (image >= 0) & (place >= 0)
+        image, place, rows = image[there], place[there], rows[there]
+        numbers = rows[scores].apply(pd.to_numeric).to_numpy("float64", na_value=np.nan)
+        output[image, place, : len(scores)] = numbers
+        clean = (rows["corruption"] == CLEAN_VARIANT.corruption).to_numpy()
+        for name, target in (("predicted", classes), ("confidence", confidence)):
+            if name in rows:
+                values = pd.to_numeric(rows[name][clean]).to_numpy("float64", na_value=np.nan)
+                known = ~np.isnan(values)
+                target[image[clean][known]] = values[known]
+        if set(PIXEL_COUNTS) <= set(rows.columns):
+            counts = np.stack([np.stack(rows[name].to_list()) for name in PIXEL_COUNTS])
+            if pixels is None:
+                pixels = np.zeros((2, len(images), len(variants), counts.shape[2]), np.int64)
+            pixels[:, image, place] = counts
+    return scores, output[:, :, : len(scores)], classes, confidence, pixels
 
 
 def image_keys(run: RunTables) -> dict[ImageKey, int]:
@@ -299,7 +542,7 @@ def image_keys(run: RunTables) -> dict[ImageKey, int]:
 
     Which of several images of one name and label it is counts among all that were asked for, read or not.
     """
-    measured = set(run.predictions["image"])
+    measured = set(run.measured_images)
     seen: Counter[tuple[str, str | None]] = Counter()
     found: dict[ImageKey, int] = {}
     for entry in run.description.images:
@@ -323,9 +566,26 @@ def over_layers(panels: Sequence[Panel], arrays: Sequence[Array], group: str) ->
 
     Models with layers at the same depths are averaged over the same layers, image by image: where one has no value, none has.
     """
-    if len({panel.depths for panel in panels}) == 1:
-        arrays = masked_jointly(arrays)
-    return [mean_of_known(array[:, :, panel.layer_group(group)], 2) for panel, array in zip(panels, arrays, strict=True)]
+    groups = [panel.layer_group(group) for panel in panels]
+    together = len({panel.depths for panel in panels}) == 1
+
+    def mean(*parts: Array) -> list[Array]:
+        known = masked_jointly(parts) if together else parts
+        return [mean_of_known(part[:, :, places], 2) for places, part in zip(groups, known, strict=True)]
+
+    return by_images(mean, *arrays)
+
+
+def by_images(compute: Callable[..., Sequence[Array]], *arrays: Array) -> list[Array]:
+    """What `compute` makes of the arrays, some thousand images at a time where there are many: it may copy them."""
+    found = [
+        compute(*(array[start : start + MOST_IMAGES] for array in arrays)) for start in range(0, len(arrays[0]), MOST_IMAGES)
+    ]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)] if len(found) != 1 else list(found[0])
+
+
+MOST_IMAGES = 4096
+"""Images that are averaged over layers at once."""
 
 
 def with_every(arrays: Sequence[Array], corrupted: Sequence[int]) -> tuple[list[Array], Array]:
@@ -352,37 +612,3 @@ def normalise(name: str, values: Array, layer: Layer) -> Array:
     low, high = (end.value(counts) for end in scale)
     scaled: Array = (values - low) / (high - low) if high > low else np.full_like(values, np.nan)
     return scaled
-
-
-def _by_layer(table: pd.DataFrame, metrics: list[str], images: pd.Index, variants: pd.MultiIndex, layers: list[int]) -> Array:
-    """(images, variants, layers, metrics); heads are averaged."""
-    keys = ["image", "corruption", "severity", "layer"]
-    if "head" in table.columns:
-        table = table.groupby(keys, sort=False)[metrics].mean().reset_index()
-    values = np.full((len(images), len(variants), len(layers), len(metrics)), np.nan)
-    rows = images.get_indexer(pd.Index(table["image"]))
-    columns = variants.get_indexer(pd.MultiIndex.from_frame(table[["corruption", "severity"]]))
-    there = (rows >= 0) & (columns >= 0)
-    places = pd.Index(layers).get_indexer(pd.Index(table["layer"]))
-    values[rows[there], columns[there], places[there]] = table[metrics].to_numpy("float64", na_value=np.nan)[there]
-    return values
-
-
-def _spread(table: pd.DataFrame, columns: pd.DataFrame, images: pd.Index, variants: pd.MultiIndex) -> Array:
-    """(images, variants, columns)."""
-    values = np.full((len(images), len(variants), columns.shape[1]), np.nan)
-    places = variants.get_indexer(pd.MultiIndex.from_frame(table[["corruption", "severity"]]))
-    values[images.get_indexer(pd.Index(table["image"])), places] = columns.to_numpy("float64", na_value=np.nan)
-    return values
-
-
-def _pixels(predictions: pd.DataFrame, images: pd.Index, variants: pd.MultiIndex) -> Array | None:
-    """(2, images, variants, classes) from the lists of a segmentation run."""
-    if not set(PIXEL_COUNTS) <= set(predictions.columns):
-        return None
-    rows = images.get_indexer(pd.Index(predictions["image"]))
-    columns = variants.get_indexer(pd.MultiIndex.from_frame(predictions[["corruption", "severity"]]))
-    counts = np.stack([np.stack(predictions[name].to_list()) for name in PIXEL_COUNTS])
-    values = np.zeros((2, len(images), len(variants), counts.shape[2]), np.int64)
-    values[:, rows, columns] = counts
-    return values

@@ -15,7 +15,17 @@ from jaxtyping import Float
 
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.statistics.intervals import Interval, mean_interval, ratio_difference_interval
-from overfocus.statistics.panel import EVERY, Panel, RunTables, masked_jointly, mean_of_known, over_layers, read_panel, with_every
+from overfocus.statistics.panel import (
+    EVERY,
+    Panel,
+    RunTables,
+    by_images,
+    masked_jointly,
+    mean_of_known,
+    over_layers,
+    read_panel,
+    with_every,
+)
 from overfocus.variants import Variant
 
 Array = np.ndarray[Any, Any]
@@ -62,9 +72,26 @@ def stable_metrics(panels: Sequence[Panel]) -> list[str]:
 
 def control_of(panel: Panel, name: str) -> Array:
     """(images, variants, layers): the control beside each corrupted variant, NaN beside the clean one."""
-    control = np.repeat(panel.control[name][:, None, :], len(panel.variants), axis=1)
-    control[:, [place for place in range(len(panel.variants)) if place not in panel.corrupted]] = np.nan
-    return control
+    return beside_variants(panel.control[name], panel)
+
+
+def beside_variants(control: Float[np.ndarray, "images layers"], panel: Panel) -> Array:
+    """The same of the control of some images."""
+    beside = np.repeat(control[:, None, :], len(panel.variants), axis=1)
+    beside[:, [place for place in range(len(panel.variants)) if place not in panel.corrupted]] = np.nan
+    return beside
+
+
+def means_over_layers(panels: Sequence[Panel], name: str, group: str) -> list[Array]:
+    """(images, variants): the metric of each panel, then the control of each, over the layers where both have a value."""
+
+    def mean(*parts: Array) -> list[Array]:
+        values, controls = parts[: len(panels)], parts[len(panels) :]
+        beside = [beside_variants(control, panel) for control, panel in zip(controls, panels, strict=True)]
+        pairs = [masked_jointly(pair) for pair in zip(values, beside, strict=True)]
+        return over_layers([*panels, *panels], [*(value for value, _ in pairs), *(control for _, control in pairs)], group)
+
+    return by_images(mean, *(panel.values[name] for panel in panels), *(panel.control[name] for panel in panels))
 
 
 def tabulate_retained(run: RunTables) -> pd.DataFrame:
@@ -125,9 +152,7 @@ def retained_by_variant(panel: Panel) -> pd.DataFrame:
     """
     frames = []
     for name in stable_metrics([panel]):
-        arrays = masked_jointly([panel.values[name], control_of(panel, name)])
-        means = [over_layers([panel], [array], "all")[0] for array in arrays]
-        (value, control), _ = with_every(means, panel.corrupted)
+        (value, control), _ = with_every(means_over_layers([panel], name, "all"), panel.corrupted)
         retained, low, high = retained_of(distances(name, value), distances(name, control), mean_noise(panel, name, "all"))
         frame = pd.DataFrame([*panel.variants, (EVERY, 0)], columns=["corruption", "severity"]).assign(
             metric=name, value=mean_of_known(value, 0), control=mean_of_known(control, 0), retained=retained, low=low, high=high,

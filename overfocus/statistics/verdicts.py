@@ -27,7 +27,7 @@ from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, P
 from overfocus.statistics.intervals import Interval, holm, interval_of
 from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, RunTables
 from overfocus.statistics.retained import NOISE_MARGIN, NOT_MEASURED, RETAINED
-from overfocus.variants import CLEAN
+from overfocus.variants import CLEAN, CLEAN_VARIANT
 
 _GUESSES = {CORRUPTION_ALONE: "Which corruption it is, alone", CLEAN_CONFIDENCE: "Confidence on the clean image"}
 
@@ -112,12 +112,14 @@ class Overfocusing:
 
 def judge_overfocusing(run: RunTables) -> Overfocusing:
     """Apply the rule of this module to the clean images of a run."""
-    kinds = {layer.number: layer.kind for layer in run.description.layers}
-    table = run.table
-    rows = table[(table["corruption"] == CLEAN) & table["layer"].map(kinds).isin(PATCH_KINDS)]
-    if METRIC not in table or not rows[METRIC].notna().any():
+    layers = run.description.layers
+    chosen = [place for place, layer in enumerate(layers) if layer.kind in PATCH_KINDS]
+    clean = (
+        run.cells.of(METRIC, CLEAN_VARIANT)[:, chosen] if METRIC in run.cells and CLEAN_VARIANT in run.variants else np.empty(0)
+    )
+    if not np.isfinite(clean).any():
         return Overfocusing(None, interval_of(pd.Series(dtype=float), METRIC), ())
-    by_layer = rows.groupby(["image", "layer"])[METRIC].mean().unstack()
+    by_layer = pd.DataFrame(clean, columns=[layers[place].number for place in chosen])
     means = by_layer.mean().dropna().sort_values(kind="stable")
     lowest = means.index[: max(1, math.ceil(len(means) / 3))]
     effective = interval_of(by_layer[lowest].mean(axis=1), METRIC)

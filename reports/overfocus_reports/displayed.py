@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from PIL import Image
 
 from overfocus.figures.images import ReceivedMaps, top_places
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.metrics.pooling import Weights, averaging, block_numbers, block_side
 from overfocus.runs.description import Layer
-from overfocus.variants import OTHER_IMAGE, Variant, middle_severity
+from overfocus.variants import Variant, middle_severity
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -204,29 +203,16 @@ class ImageValues:
 
 def image_values(run: "Run", variants: list[Variant], layers: list[Layer]) -> ImageValues:
     """Read the stability metrics of every image from the table, heads averaged."""
-    table = run.table[run.table["corruption"] != OTHER_IMAGE]
-    images = [int(image) for image in table["image"].unique()]
-    shape = (len(variants), len(layers), len(images))
-    pairs = pd.MultiIndex.from_arrays([table["corruption"], table["severity"]])
-    place_of = (
-        pd.MultiIndex.from_tuples([(variant.corruption, variant.severity) for variant in variants]).get_indexer(pairs),
-        pd.Index([layer.number for layer in layers]).get_indexer(pd.Index(table["layer"])),
-        pd.Index(images).get_indexer(pd.Index(table["image"])),
-    )
-    places = np.ravel_multi_index(place_of, shape)
-    names = [name for name, metric in CATALOGUE.items() if metric.group == "stability" and name in table]
-    return ImageValues(
-        images, {name: means_at(places, table[name].to_numpy("float64", na_value=np.nan), shape) for name in names}
-    )
-
-
-def means_at(places: npt.NDArray[np.int64], values: Array, shape: tuple[int, int, int]) -> Array:
-    """Mean of the values at each place of an array of that shape, without the undefined ones; NaN where there is none."""
-    known = np.isfinite(values)
-    size = math.prod(shape)
-    count = np.bincount(places[known], minlength=size)
-    total = np.bincount(places[known], values[known], minlength=size)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(shape)
+    cells = run.cells
+    there = np.flatnonzero(cells.present[:, :-1].any(1))
+    places = [cells.variants.index(variant) for variant in variants]
+    columns = [[layer.number for layer in run.description.layers].index(layer.number) for layer in layers]
+    values = {
+        name: cells[name][there][:, places][:, :, columns].transpose(1, 2, 0)
+        for name, metric in CATALOGUE.items()
+        if metric.group == "stability" and name in cells
+    }
+    return ImageValues([int(number) for number in cells.numbers[there]], values)
 
 
 def mean_over_layers(values: Array) -> Array:

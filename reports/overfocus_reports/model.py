@@ -1,10 +1,10 @@
 """One model on the page: its run, restricted to what several runs share, with everything that panels ask of it, computed once."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -32,8 +32,13 @@ class SharedRun(Run):
         self.description = replace(run.description, settings=replace(run.description.settings, corruptions=asked))
         self.run = run
         self.numbers = numbers
-        self.variants = variants
+        self._shared_variants = variants
         self._displayed = displayed
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The shared variants."""
+        return self._shared_variants
 
     @property
     def images(self) -> list[ImageEntry]:
@@ -45,6 +50,20 @@ class SharedRun(Run):
     def displayed(self) -> list[int]:
         """Shared numbers of the images whose maps all runs kept."""
         return self._displayed
+
+    @property
+    def measured(self) -> bool:
+        """As `Run.measured`."""
+        return self.run.measured
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """As `Run.metrics`."""
+        return self.run.metrics
+
+    def blocks(self, kind: Literal["metrics", "predictions"], columns: Sequence[str] = ()) -> Iterator["pd.DataFrame"]:
+        """As `Run.blocks`, of the shared images and variants."""
+        return map(self._shared, self.run.blocks(kind, columns))
 
     @cached_property
     def table(self) -> "pd.DataFrame":

@@ -194,7 +194,7 @@ def draw_report(run: "Run", *, megabytes: float | None = None) -> Path:
     Raises:
         RunError: the run holds no results yet or no attention, or its folder cannot be written.
     """
-    if not len(run.table):
+    if not run.measured:
         raise RunError(
             f"{run.path}: this run measured predictions only, so there is no attention to draw; `overfocus compare` compares it"
         )
@@ -285,7 +285,7 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
     path = comparison.path
     if path is None:
         raise RunError("the comparison has no folder for its report; give Comparison(…, path=…) one")
-    measured = [(run, name) for run, name in zip(comparison.runs, comparison.names, strict=True) if len(run.table)]
+    measured = [(run, name) for run, name in zip(comparison.runs, comparison.names, strict=True) if run.measured]
     models = [Model(run, name) for run, (_, name) in zip(shared_runs([run for run, _ in measured]), measured, strict=True)]
     colours = {name: model_colour(number) for number, name in enumerate(comparison.names)}
     folder = path / "figures"

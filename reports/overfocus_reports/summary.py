@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from overfocus.evaluation.results import measure_segmentation
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.runs.description import Layer, MeasureEntry
 from overfocus.statistics.intervals import Interval, interval_of
-from overfocus.statistics.panel import EVERY, read_panel
+from overfocus.statistics.panel import EVERY, mean_of_known, read_panel
 from overfocus.statistics.retained import retained_by_variant
 from overfocus.statistics.verdicts import Overfocusing, judge_overfocusing
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
@@ -153,25 +153,30 @@ def summary_numbers(run: "Run") -> Summary:
     Raises:
         RunError: the run holds no rows yet.
     """
-    layers, variants, table = run.description.layers, run.variants, run.table
+    layers, variants, cells = run.description.layers, run.variants, run.cells
     names = [*CONCENTRATION, *NORMS]
-    rows = table[table["corruption"] == CLEAN]
-    clean = rows.groupby(["layer", "image"], sort=False)[[name for name in names if name in table]].mean().reindex(columns=names)
+    clean = {name: cells.of(name, CLEAN_VARIANT) if name in cells else None for name in names}
     scores = set_scores(run) if run.segmented else pd.Series(dtype="float64")
     predictions = run.predictions
     predicted = predictions.loc[predictions["corruption"] == CLEAN, "predicted"].dropna()
     kept = retained_by_variant(read_panel(run))
+
+    def interval(name: str, place: int) -> Interval:
+        values = clean[name]
+        images = int(cells.present[:, cells.variants.index(CLEAN_VARIANT)].sum())
+        return interval_of(pd.Series(np.full(images, np.nan) if values is None else values[:, place]), name)
+
     return Summary(
         model=run.model,
-        images=int(table["image"].nunique()),
+        images=len(cells.numbers),
         skipped_images=len(run.skipped),
         layers=tuple(
             LayerSummary(
                 layer,
-                {name: interval_of(clean.loc[layer.number][name], name) for name in CONCENTRATION},
-                {name: interval_of(clean.loc[layer.number][name], name) for name in NORMS},
+                {name: interval(name, place) for name in CONCENTRATION},
+                {name: interval(name, place) for name in NORMS},
             )
-            for layer in layers
+            for place, layer in enumerate(layers)
         ),
         survival=survival_of(run, variants[1:], layers, scores, kept),
         clean_accuracy=prediction_intervals(predictions, CLEAN_VARIANT)["correct"],
@@ -188,14 +193,16 @@ def summary_numbers(run: "Run") -> Summary:
 
 def custom_measure(run: "Run", measure: MeasureEntry, variants: list[Variant]) -> CustomMeasure:
     """Means over images of what a metric or probe of the user measured."""
-    table = run.table if measure.table == "metrics" else run.predictions
-    values = table.groupby(["corruption", "severity", "image"])[measure.name].mean()
-    there = {Variant(*pair) for pair in zip(table["corruption"], table["severity"], strict=True)}
-    found = {
-        variant: interval_of(values.loc[variant.corruption, variant.severity], measure.name)
-        for variant in variants
-        if variant in there
-    }
+    found = {}
+    for variant in variants:
+        if measure.table == "metrics":
+            values = mean_of_known(run.cells.of(measure.name, variant), 1)
+        else:
+            rows = run.predictions
+            rows = rows[(rows["corruption"] == variant.corruption) & (rows["severity"] == variant.severity)]
+            values = rows.groupby("image")[measure.name].mean().to_numpy("float64", na_value=np.nan)
+        if len(values):
+            found[variant] = interval_of(pd.Series(values), measure.name)
     return CustomMeasure(measure, found)
 
 
@@ -203,25 +210,30 @@ def survival_of(
     run: "Run", variants: list[Variant], layers: list[Layer], scores: "pd.Series[float]", kept: pd.DataFrame
 ) -> tuple[Survival, ...]:
     """One row per corruption and severity; `scores` are the mIoU of segmentation, `kept` what is retained by variant."""
-    by_number = {layer.number: layer for layer in layers}
-    groups: dict[Any, pd.DataFrame] = dict(iter(run.table.groupby(["corruption", "severity"], sort=False)))
-    rows = []
-    for variant in variants:
-        measured = groups[variant.corruption, variant.severity]
-        there = [name for name in STABILITY if name in measured]
-        per_image = measured.groupby("image", sort=False)[there].mean().reindex(columns=list(STABILITY))
-        shift = measured.groupby("layer")["received_shift"].mean().dropna() if "received_shift" in measured else pd.Series()
-        rows.append(
-            Survival(
-                variant=variant,
-                stability={name: interval_of(per_image[name], name) for name in STABILITY},
-                retained=retained_of(kept, *variant),
-                prediction=prediction_intervals(run.predictions, variant),
-                set_iou=float(scores.get((variant.corruption, variant.severity), math.nan)),
-                weakest_layer=by_number[int(shift.index[int(shift.argmax())])] if len(shift) else None,
-            )
+    cells = run.cells
+    stability: dict[Variant, dict[str, Interval]] = {variant: {} for variant in variants}
+    weakest: dict[Variant, Layer] = {}
+    for name in STABILITY:
+        values = cells.get(name)
+        for variant in variants:
+            place = cells.variants.index(variant)
+            there = cells.present[:, place]
+            measured = np.full((int(there.sum()), len(layers)), np.nan) if values is None else values[there, place]
+            stability[variant][name] = interval_of(pd.Series(mean_of_known(measured, 1)), name)
+            moved = mean_of_known(measured, 0)
+            if name == "received_shift" and np.isfinite(moved).any():
+                weakest[variant] = layers[int(np.nanargmax(moved))]
+    return tuple(
+        Survival(
+            variant=variant,
+            stability=stability[variant],
+            retained=retained_of(kept, *variant),
+            prediction=prediction_intervals(run.predictions, variant),
+            set_iou=float(scores.get((variant.corruption, variant.severity), math.nan)),
+            weakest_layer=weakest.get(variant),
         )
-    return tuple(rows)
+        for variant in variants
+    )
 
 
 def retained_of(kept: pd.DataFrame, corruption: str, severity: int) -> dict[str, Retained]:

@@ -5,13 +5,16 @@
 
 tokens, batch, depth: capture with every metric, ViT-Ti with random weights; processor time ÷ the plain forward (medians of
 rounds in turn) and peak memory above the plain forward's. Rows to 16,384 tokens need some minutes.
-images: a run folder of so many images × 75 variants and the control × 12 layers, whose parts are links to one part of random
-values: resuming (run.json read, every part looked at) and reading the metrics table, seconds and peak memory.
+images: a run folder of so many images × 75 variants and the control × 12 layers, of random values (100 kB an image); seconds,
+processor time and peak memory (torch's 0.8 GB included) of a process for each: resuming (run.json read, every part looked at),
+and reading: the run is opened and checked as for resuming, every metric's mean and interval by variant and layer computed
+(`Run.summary`), the verdict on overfocusing, and the paired difference of one metric of stability between the run and the same
+run opened once more.
 """
 
 import argparse
 import json
-import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import timm
 import torch
 from capture import peak_memory, stream
@@ -32,6 +36,10 @@ import overfocus
 from overfocus.corruptions import CORRUPTIONS, SEVERITIES
 from overfocus.runs.description import ImageEntry, RunDescription, encode_description, read_description
 from overfocus.runs.folder import RunFolder, read_table, write_table
+from overfocus.statistics.differences import paired_differences
+from overfocus.statistics.panel import over_layers, read_panel, with_every
+from overfocus.statistics.verdicts import judge_overfocusing
+from overfocus.variants import CLEAN, CONTROL_VARIANT, Variant
 
 TOKENS = (196, 784, 1024, 4096, 16_384)
 BATCHES = (1, 4, 16, 64)
@@ -99,7 +107,7 @@ def cell(way: str, *numbers: str) -> dict[str, Any]:
 
 def show_images(sizes: list[int]) -> None:
     """The table of run folders."""
-    print("\n| images | rows | resume, s | resume, MB | read, s | read, MB |\n|---|---|---|---|---|---|")
+    print("\n| images | rows | resume, s | resume, MB | read, s | processor, s | read, MB |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         for size in sizes:
             folder = simulate(Path(work), size)
@@ -107,14 +115,15 @@ def show_images(sizes: list[int]) -> None:
             for way in ("resume", "read"):
                 try:
                     found = in_process(way, str(folder))
-                    cells += [f"{found['seconds']:.1f}", f"{found['mb']:.0f}"]
+                    cells += [f"{found['seconds']:.1f}", *([f"{found['processor']:.1f}"] * (way == "read")), f"{found['mb']:.0f}"]
                 except subprocess.CalledProcessError as error:
-                    cells += [f"failed ({error.returncode})", ""]
+                    cells += [f"failed ({error.returncode})", *[""] * (1 + (way == "read"))]
             print(f"| {' | '.join(cells)} |", flush=True)
+            shutil.rmtree(folder)
 
 
 def simulate(work: Path, images: int) -> Path:
-    """A complete run of so many images, all parts but the last links to the first."""
+    """A complete run of so many images; each part has the same values."""
     small, folder = work / "small", work / f"run-{images}"
     if not small.exists():
         torch.manual_seed(0)
@@ -137,36 +146,49 @@ def simulate(work: Path, images: int) -> Path:
         images=[ImageEntry(image=number, name=f"class/{number:05d}.jpg", label="class") for number in range(images)],
         settings=replace(description.settings, corruptions=corruptions, severities=severities),
     )
-    for kind, repeats in (("metrics", (VARIANTS + 2) * LAYERS), ("predictions", VARIANTS + 1)):
+    variants = [Variant(CLEAN, 0), *(Variant(name, severity) for name in corruptions for severity in severities)]
+    random = np.random.default_rng(0)
+    for kind, of_item, layers in (("metrics", [*variants, CONTROL_VARIANT], LAYERS), ("predictions", variants, 1)):
         (folder / kind).mkdir(parents=True)
         one = read_table([next((small / kind).glob("part-*.parquet"))])
-        for items in {min(PART, images - start) for start in starts}:
-            rows = np.resize(np.arange(one.num_rows), items * repeats)
-            table = one.take(rows)
-            for place, field in enumerate(one.schema):
-                if str(field.type) == "float":
-                    values = np.random.default_rng(place).random(len(rows), dtype=np.float32)
-                    table = table.set_column(place, field.name, [values])
-            write_table(folder / kind / f"of-{items}.parquet", table)
+        repeats = len(of_item) * layers
+        full = one.take(np.resize(np.arange(one.num_rows), PART * repeats))
+        own: dict[str, Any] = {
+            "corruption": np.tile(np.repeat([variant.corruption for variant in of_item], layers), PART),
+            "severity": np.tile(np.repeat(np.int32([variant.severity for variant in of_item]), layers), PART),
+            "layer": np.tile(np.arange(layers, dtype=np.int32), PART * len(of_item)),
+        }
+        for name in full.schema.names:
+            if full.schema.field(name).type == "float":
+                own[name] = random.random(PART * repeats, dtype=np.float32)
+            if name in own:
+                full = full.set_column(full.schema.get_field_index(name), name, pa.array(own[name]))
         for start in starts:
-            os.link(folder / kind / f"of-{min(PART, images - start)}.parquet", folder / kind / f"part-{start:05d}.parquet")
-        for path in (folder / kind).glob("of-*"):
-            path.unlink()
+            numbers = np.repeat(np.arange(start, min(start + PART, images)), repeats)
+            part = full.slice(0, len(numbers)).set_column(full.schema.get_field_index("image"), "image", pa.array(numbers))
+            write_table(folder / kind / f"part-{start:05d}.parquet", part)
     (folder / "run.json").write_bytes(encode_description(description))
     return folder
 
 
 def look(way: str, folder: Path) -> dict[str, float]:
-    """Seconds and megabytes of resuming or reading a run."""
-    before, began = peak_memory(), time.perf_counter()
+    """Seconds, processor time and the process's peak megabytes of resuming or reading a run."""
+    began, used = time.perf_counter(), time.process_time()
+    wanted = read_description(folder / "run.json", RunDescription)
+    per_item = {"metrics": (VARIANTS + 2) * LAYERS, "predictions": VARIANTS + 1}
+    there = RunFolder(folder).verified(wanted, per_item)
+    assert there.done == len(wanted.images)
     if way == "read":
-        rows = len(overfocus.Run(folder).table)
-    else:
-        wanted = read_description(folder / "run.json", RunDescription)
-        per_item = {"metrics": (VARIANTS + 2) * LAYERS, "predictions": VARIANTS + 1}
-        there = RunFolder(folder).open(wanted, lambda _: per_item, overwrite=False)
-        rows = there.done if there else 0
-    return {"seconds": time.perf_counter() - began, "mb": peak_memory() - before, "rows": rows}
+        run = overfocus.Run(folder)
+        assert run.summary()["count"].max() == there.done
+        assert judge_overfocusing(run).effective.count == there.done
+        panels = [read_panel(run), read_panel(overfocus.Run(folder))]
+        means = over_layers(panels, [panel.values["js_divergence"] for panel in panels], "all")
+        values, _ = with_every(means, panels[0].corrupted)
+        found = paired_differences(values[0][None], values[1][None])
+        assert (found.count[panels[0].corrupted] == there.done).all()
+        assert not found.difference[panels[0].corrupted].any()
+    return {"seconds": time.perf_counter() - began, "processor": time.process_time() - used, "mb": peak_memory()}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from overfocus.run import Run
 from overfocus.statistics.intervals import Interval
 from overfocus.statistics.verdicts import Overfocusing
 from overfocus.variants import Variant
@@ -116,6 +117,7 @@ def test_heads_count_once_per_image(make_run):
 def test_undefined_values_are_left_out(make_run):
     run = make_run()
     clean = summarise(run).layers[1].concentration["gini"]
+    run = Run(run.path)
     run.table.loc[(run.table["image"] == 2) & (run.table["layer"] == 1), "gini"] = np.nan
     found = summarise(run).layers[1].concentration["gini"]
     assert (found.count, found.skipped) == (5, 1)
