@@ -396,6 +396,12 @@ def print_ablation(found: "Ablation") -> None:
             table.add_row(f"{count} ({100 * share:.0f} %)", *values)
         console.print()
         console.print(table)
+    fewer = removed[(removed["count"] > 0) & (removed["count"] < found.images)].drop_duplicates(["choice", "k"])
+    for row in fewer.itertuples():
+        console.print(
+            f"\n{row.choice}, {row.k} ({100 * row.fraction:.0f} %): mean over {row.count} of {found.images} images, not those of "
+            "the other columns; differences.csv compares on the same images"
+        )
     if (removed["count"] == 0).any():
         console.print(
             "\nno value: all other patches together receive less than the most attended ones, so none are of equal mass"

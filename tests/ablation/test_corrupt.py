@@ -235,3 +235,18 @@ def test_removal_draws_are_several_and_the_first_stays(make_model, photos, tmp_p
     assert len(every) == 12
     row = three.table[(three.table["choice"] == "random") & (three.table["k"] == 4)].iloc[0]
     assert row["output_cosine"] == pytest.approx(every["output_cosine"].mean(), abs=1e-9)
+
+
+def test_a_mean_over_fewer_images_says_so(capsys):
+    """Only 14 of 20 images have random patches of equal mass: their mean is not that of the other columns' images."""
+    from types import SimpleNamespace
+
+    from overfocus_cli.tables import print_ablation
+
+    counts = {"top": 20, "random": 20, "bottom": 20, "mass": 14}
+    same = {"corruption": "fog", "severity": 3, "k": 6, "fraction": 0.1, "agreement": 0.5, "output_cosine": 0.9}
+    rows = [same | {"choice": choice, "count": count} for choice, count in counts.items()]
+    print_ablation(SimpleNamespace(model="vit", images=20, sentences=[], how="corrupt", table=pd.DataFrame(rows)))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("mean over") == 1
+    assert "mass, 6 (10 %): mean over 14 of 20 images, not those of the other columns" in said
