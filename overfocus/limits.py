@@ -160,7 +160,9 @@ def _table(run: "Run", name: str) -> "tuple[pd.DataFrame, str]":
         rows = retained[retained["metric"] == metric]
         if len(rows):
             return rows, "retained"
-        raise RunError(f"{run.path}: nothing is retained of {metric}; there are {', '.join(dict.fromkeys(retained['metric']))}")
+        raise RunError(
+            f"{run.path}: nothing is retained of {metric}; choose one of {', '.join(dict.fromkeys(retained['metric']))}"
+        )
     import pandas as pd
 
     columns = {"metrics": [*run.cells], "predictions": list(run.predictions.columns)}

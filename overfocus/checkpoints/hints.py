@@ -163,7 +163,10 @@ def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
     understood |= {key: values[key] for key in ("model_args", "tap") if isinstance(values.get(key), dict)}
     for key in values:
         if understood.get(key) is None:
-            raise CheckpointError(f"{path}: the metadata's {key} makes no sense, got {metadata[key][:60]!r}")
+            raise CheckpointError(
+                f"{path}: the metadata's {key} makes no sense, got {metadata[key][:60]!r}; "
+                "expected JSON as `overfocus train` writes it"
+            )
     name = metadata.get("architecture")
     return Hints(
         ((name, "metadata"),) if name else (),
@@ -215,7 +218,10 @@ def _checked_tap(value: object, path: object) -> dict[str, Any] | None:
     }
     for key, item in given.items():
         if key not in sound or not sound[key](item):
-            raise CheckpointError(f"{path}: the metadata's tap makes no sense, got {str(key)[:40]}={str(item)[:60]}")
+            raise CheckpointError(
+                f"{path}: the metadata's tap makes no sense, got {str(key)[:40]}={str(item)[:60]}; "
+                "expected arguments of overfocus.models.add_tap"
+            )
     return given
 
 

@@ -251,7 +251,10 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > _LARGEST_CLAIM * path.stat().st_size:
-            raise CheckpointError(f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes")
+            raise CheckpointError(
+                f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes; "
+                "write it without compression (numpy.savez)"
+            )
         with np.load(path, allow_pickle=False) as arrays:
             read = {name: arrays[name] for name in arrays.files}
         strange = [name for name, array in read.items() if array.dtype.kind not in "fiubSU"]
@@ -362,7 +365,10 @@ def check_archive(path: Path) -> None:
     if any(re.match(r"archive_format$|models/|serialized_exported_program", name) for name in names):
         raise CheckpointError(f"{path}: a program of torch.export (pt2), which holds code; save model.state_dict() instead")
     if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes; torch.save writes none")
+        raise CheckpointError(
+            f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes; torch.save writes none: "
+            "load it where it comes from, and save it again"
+        )
     if "data.pkl" not in names:
         raise CheckpointError(
             f"{path}: expected a PyTorch checkpoint, got another zip archive (no data.pkl inside); unpack it if they are in it"
@@ -389,4 +395,6 @@ def _refuse_bomb(content: dict[str, Any], path: Path) -> None:
             )
         limit -= tensor.numel() * tensor.element_size()
     if limit < 0:
-        raise CheckpointError(f"{path}: refused, its tensors claim far more data than the file holds")
+        raise CheckpointError(
+            f"{path}: refused, its tensors claim far more data than the file holds; save them again as contiguous tensors"
+        )

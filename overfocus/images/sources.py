@@ -186,7 +186,9 @@ def _find_in(source: Path) -> list[ImageSource]:
     if source.is_dir():
         found = [_in_folder(path, source) for path in walk(source)]
         if not found:
-            raise ImageError(f"{source}: no images in this folder or below it; looked for {', '.join(EXTENSIONS)}")
+            raise ImageError(
+                f"{source}: no images in this folder or below it; expected files that end in {', '.join(EXTENSIONS)}"
+            )
         if all(image.label is None for image in found):
             return _with_labels(source.absolute(), found)
         return found

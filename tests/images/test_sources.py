@@ -63,7 +63,7 @@ def test_text_list(folder):
 
 def test_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match=r"empty: no images in this folder or below it; looked for .*\.jpg"):
+    with pytest.raises(ImageError, match=r"empty: no images in this folder or below it; expected files that end in .*\.jpg"):
         find_images(tmp_path / "empty")
 
 

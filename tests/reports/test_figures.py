@@ -56,10 +56,10 @@ def test_ticks_stand_at_their_values(curves):
         assert y - 3 == pytest.approx(frame["bottom"] - float(label) * frame["rise"], abs=0.02)
 
 
-def test_a_value_without_neighbours_is_a_dot_and_gaps_stay_open():
+def test_a_value_without_neighbours_is_a_ring_and_gaps_stay_open():
     plot = Plot.between((0, 5), (0, 1))
     path = plot.line(np.arange(6.0), np.array([0.5, np.nan, 0.5, 0.5, np.nan, 0.25]))
-    assert re.sub(r"[\d. ]+", "", path) == "MhMLMh"
+    assert re.sub(r"[\d. ]+", "", path) == "Mm-aa-MLMm-aa-"
     assert plot.band(np.arange(3.0), np.array([0.1, np.nan, 0.2]), np.array([0.3, np.nan, 0.4])).count("Z") == 2
     assert plot.line(np.arange(2.0), np.full(2, np.nan)) == ""
 

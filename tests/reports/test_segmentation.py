@@ -167,7 +167,7 @@ def test_terminal_and_json_give_both_kinds_of_iou(segmented, capsys):
     assert row["miou"] != row["image_iou"]["mean"]
     print_summary(summary)
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"mIoU of the clean ones {100 * summary.clean_iou:.1f} %" in printed
+    assert f"mIoU on clean images {100 * summary.clean_iou:.1f} %" in printed
     assert "pixel" in printed
     assert "classified" not in printed
 
