@@ -397,10 +397,10 @@ def print_ablation(found: "Ablation") -> None:
         console.print()
         console.print(table)
     fewer = removed[(removed["count"] > 0) & (removed["count"] < found.images)].drop_duplicates(["choice", "k"])
-    for row in fewer.itertuples():
+    for choice, k, share, count in zip(*(fewer[name] for name in ("choice", "k", "fraction", "count")), strict=True):
         console.print(
-            f"\n{row.choice}, {row.k} ({100 * row.fraction:.0f} %): mean over {row.count} of {found.images} images, not those of "
-            "the other columns; differences.csv compares on the same images"
+            f"\n{choice}, {k} ({100 * share:.0f} %): mean over {count} of {found.images} images, not those of the other columns; "
+            "differences.csv compares on the same images"
         )
     if (removed["count"] == 0).any():
         console.print(
