@@ -13,7 +13,18 @@ from overfocus.settings import Settings
 from overfocus.sweep.settings import AblateSettings, AnalyzeSettings, CompareSettings, EvaluateSettings
 from overfocus.training.settings import TrainSettings
 from overfocus_cli.from_settings import from_settings, require_checkpoint
-from overfocus_cli.output import Ablations, AsJson, print_json, say
+from overfocus_cli.output import (
+    Ablations,
+    AsJson,
+    describe_evaluation,
+    print_ablation,
+    print_comparison,
+    print_json,
+    print_segmentation,
+    print_summary,
+    say,
+    summary_as_json,
+)
 
 if TYPE_CHECKING:
     from overfocus.run import Run
@@ -52,7 +63,6 @@ def analyze(
         return
     report = None if no_report else _drawn(run)
 
-    from overfocus_cli.tables import print_summary, summary_as_json
     from overfocus_reports import summarise
 
     summary = summarise(run)
@@ -121,8 +131,6 @@ def compare(
     if as_json:
         print_json({"comparison": str(folder), "report": str(report) if report else None, **comparison.as_dict()})
     elif format is Format.TABLE:
-        from overfocus_cli.tables import print_comparison
-
         print_comparison(comparison, chosen)
         say(f"\ncomparison: {folder}" + (f"\nreport: {report}" if report else ""))
     else:
@@ -172,8 +180,6 @@ def ablate(
         }
         print_json(answer | tables)
     else:
-        from overfocus_cli.tables import print_ablation
-
         print_ablation(found)
         say(f"\nablation: {folder}" + (f"\nreport: {report}" if report else ""))
 
@@ -197,12 +203,8 @@ def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
         return
     for entry in found:
         if entry.summary.get("task") == "segmentation":
-            from overfocus_cli.tables import print_segmentation
-
             print_segmentation(entry)
         else:
-            from overfocus_cli.tables import describe_evaluation
-
             say(describe_evaluation(entry))
 
 

@@ -241,7 +241,7 @@ def test_a_mean_over_fewer_images_says_so(capsys):
     """Only 14 of 20 images have random patches of equal mass: their mean is not that of the other columns' images."""
     from types import SimpleNamespace
 
-    from overfocus_cli.tables import print_ablation
+    from overfocus_cli.output import print_ablation
 
     counts = {"top": 20, "random": 20, "bottom": 20, "mass": 14}
     same = {"corruption": "fog", "severity": 3, "k": 6, "fraction": 0.1, "agreement": 0.5, "output_cosine": 0.9}

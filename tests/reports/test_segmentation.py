@@ -156,7 +156,7 @@ def test_sentences_speak_of_pixels(segmented):
 
 
 def test_terminal_and_json_give_both_kinds_of_iou(segmented, capsys):
-    from overfocus_cli.tables import print_summary, summary_as_json
+    from overfocus_cli.output import print_summary, summary_as_json
 
     summary = summarise(segmented)
     found = summary_as_json(summary)

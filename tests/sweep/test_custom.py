@@ -81,7 +81,7 @@ def test_columns_are_what_the_functions_say(run, loaded):
 
 
 def test_terminal_and_report_name_them(run, capsys):
-    from overfocus_cli.tables import print_summary, summary_as_json
+    from overfocus_cli.output import print_summary, summary_as_json
     from overfocus_reports import draw_report, summarise
 
     for title in ("peak", "change", "class_token_share", "brightness"):
