@@ -174,7 +174,7 @@ def _table(run: "Run", name: str) -> "tuple[pd.DataFrame, str]":
         return run.predictions, metric
     known = [column for names in columns.values() for column in names if column in CATALOGUE]
     raise RunError(
-        f"{run.path}: holds no metric {shown(name)}{did_you_mean(name, known)}; `overfocus list metrics` explains them"
+        f"{run.path}: holds no metric {shown(name)}; `overfocus list metrics` explains those there are{did_you_mean(name, known)}"
     )
 
 

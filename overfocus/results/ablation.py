@@ -9,7 +9,7 @@ from overfocus.files import atomic_file
 from overfocus.run import committed_parts, read_run
 from overfocus.runs.description import RunDescription
 from overfocus.runs.folder import read_table, write_csv
-from overfocus.statistics.ablation import AblationTables, describe_ablation, tabulate_ablation
+from overfocus.statistics.ablation import AblationAnswer, AblationTables, describe_ablation, tabulate_ablation
 from overfocus.variants import CLEAN
 
 if TYPE_CHECKING:
@@ -82,9 +82,14 @@ class Ablation:
         return self._tables.differences
 
     @property
+    def answers(self) -> list[AblationAnswer]:
+        """What predictions depend on, in words, for clean images and each corruption; `sentences` has each as one text."""
+        return describe_ablation(self._tables, self.model, self.how)
+
+    @property
     def sentences(self) -> list[str]:
         """The answer in words, for clean images and each corruption: what predictions depend on."""
-        return describe_ablation(self._tables, self.model, self.how)
+        return [str(answer) for answer in self.answers]
 
     @cached_property
     def _tables(self) -> AblationTables:

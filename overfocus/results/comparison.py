@@ -408,7 +408,7 @@ class Comparison(NotebookMethods):
         known = list(dict.fromkeys(rows["metric"]))
         for name in metrics or ():
             if name not in known:
-                raise RunError(f"the comparison has no metric {name!r}{did_you_mean(name, known)}; there is {', '.join(known)}")
+                raise RunError(f"the comparison has no metric {name!r}; there is {', '.join(known)}{did_you_mean(name, known)}")
         return rows if metrics is None else rows[rows["metric"].isin(metrics)]
 
     def decisive(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ much (`mass`). Random choices are drawn several times and averaged for each imag
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -78,8 +78,22 @@ def tabulate_ablation(rows: pd.DataFrame) -> AblationTables:
     return AblationTables(table, _differences(values, number, table))
 
 
-def describe_ablation(tables: AblationTables, model: str, how: str = "remove") -> list[str]:
-    """One sentence per variant: do predictions depend on the attention, on what the most attended patches show, or on neither.
+class AblationAnswer(NamedTuple):
+    """What an ablation says of one variant, in words."""
+
+    variant: str
+    """"clean images" or "fog 3"."""
+    claim: str
+    """"On fog 3, vit: predictions depend on …"."""
+    numbers: str
+    """"with the top 3 patches (5 %) removed, …": what the claim rests on."""
+
+    def __str__(self) -> str:
+        return f"{self.claim} {self.numbers[0].upper()}{self.numbers[1:]}"
+
+
+def describe_ablation(tables: AblationTables, model: str, how: str = "remove") -> list[AblationAnswer]:
+    """One answer per variant: do predictions depend on the attention, on what the most attended patches show, or on neither.
 
     The quantity is the share of images that keep their class, or the cosine of the outputs for a model without classifier.
     """
@@ -88,7 +102,7 @@ def describe_ablation(tables: AblationTables, model: str, how: str = "remove") -
     if rows.empty:
         return []
     groups = rows.groupby(["corruption", "severity"], sort=False)
-    return [_sentence(_at_one_share(group), tables.table, quantity, model, how) for _, group in groups]
+    return [_answer(_at_one_share(group), tables.table, quantity, model, how) for _, group in groups]
 
 
 def _at_one_share(rows: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +137,7 @@ def _differences(values: dict[str, Array], trials: Array, table: pd.DataFrame) -
     return pd.concat(frames, ignore_index=True)
 
 
-def _sentence(rows: pd.DataFrame, table: pd.DataFrame, quantity: str, model: str, how: str) -> str:
+def _answer(rows: pd.DataFrame, table: pd.DataFrame, quantity: str, model: str, how: str) -> AblationAnswer:
     rows = rows.assign(p_adjusted=holm(rows["p_value"].to_numpy("float64", na_value=np.nan))).set_index("against")
     first = rows.iloc[0]
     here = (table["corruption"] == first["corruption"]) & (table["severity"] == first["severity"])
@@ -138,9 +152,10 @@ def _sentence(rows: pd.DataFrame, table: pd.DataFrame, quantity: str, model: str
         for choice, row in rows.iterrows()
     )
     patches = f"the top {first['k']} patches" if first["k"] > 1 else "the top patch"
-    return (
-        f"On {variant}, {model}: {_claim(rows, int(first['count']))}. With {patches} ({100 * first['fraction']:.0f} %) {done}, "
-        f"{measured} is {decimal(found['top'])}; it is {numbers}."
+    return AblationAnswer(
+        variant,
+        f"On {variant}, {model}: {_claim(rows, int(first['count']))}.",
+        f"with {patches} ({100 * first['fraction']:.0f} %) {done}, {measured} is {decimal(found['top'])}; it is {numbers}.",
     )
 
 

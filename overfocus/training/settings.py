@@ -230,8 +230,8 @@ def _value(name: str, value: Any) -> Any:
     """
     known = [field.name for field in dataclasses.fields(Recipe)]
     if name not in known:
-        near = did_you_mean(name, known).removeprefix("; ")
-        raise TrainingError(f"no setting {printable(name, 80)!r} in a recipe; {near and near + ' '}Valid: {', '.join(known)}")
+        near = did_you_mean(name, known)
+        raise TrainingError(f"no setting {printable(name, 80)!r} in a recipe; valid ones are {', '.join(known)}{near}")
     kinds = members(field_type(Recipe, name))
     if str in kinds or not isinstance(value, str):
         return value

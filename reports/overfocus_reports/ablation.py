@@ -46,7 +46,7 @@ def _part(ablation: "Ablation", title: str, name: str, folder: Path) -> dict[str
         "name": name,
         "title": title,
         "images": ablation.images,
-        "sentences": [answer_and_numbers(sentence) for sentence in ablation.sentences],
+        "answers": ablation.answers,
         "removed": ablation.how == "remove",
         "lenient": description.checkpoint.lenient,
         "notes": [*description.checkpoint.notes, *description.notes],
@@ -62,16 +62,6 @@ def _part(ablation: "Ablation", title: str, name: str, folder: Path) -> dict[str
             "Versions and time": version_rows(description),
         },
     }
-
-
-def answer_and_numbers(sentence: str) -> tuple[str, str]:
-    """A sentence of an ablation in two: the answer, and the numbers that it rests on.
-
-    >>> answer_and_numbers("On fog 3, vit: it depends. With the top patch (1 %) removed, …")
-    ('On fog 3, vit: it depends.', 'On fog 3: with the top patch (1 %) removed, …')
-    """
-    answer, _, numbers = sentence.partition(". With the top ")
-    return f"{answer}.", f"{answer.partition(',')[0]}: with the top {numbers}"
 
 
 def _table(name: str, title: str, table: "pd.DataFrame") -> dict[str, Any]:

@@ -47,7 +47,8 @@ def test_train_with_tap_and_adl_and_fine_tune_the_result(data: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--set", "mixups=1"], "no setting 'mixups' in a recipe; did you mean mixup?"),
+        (["--set", "mixups=1"], "no setting 'mixups' in a recipe; valid ones are epochs, "),
+        (["--set", "mixups=1"], "; did you mean mixup?"),
         (
             ["--recipe", "huge"],
             "no recipe 'huge'; expected fan, finetune, mae, rvt, segmentation, segmentation_small, small or a YAML",

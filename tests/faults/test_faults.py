@@ -231,12 +231,9 @@ def rooms(tmp_path_factory: pytest.TempPathFactory, synthetic_run: Callable[...,
 
 
 @pytest.fixture
-def here(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(rooms: Path, showing: Callable[[Path], Path]) -> Path:
     """A folder of its own that shows the museum."""
-    for path in rooms.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return showing(rooms)
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, synthetic_run: Callable[..., 
 
 
 @pytest.fixture
-def here(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for path in runs.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def here(runs: Path, showing: Callable[[Path], Path]) -> Path:
+    return showing(runs)
 
 
 @pytest.mark.parametrize("kind", ["columns", "layers", "stability", "matrix"])

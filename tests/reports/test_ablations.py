@@ -14,7 +14,7 @@ from overfocus.results.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports import draw_ablation
-from overfocus_reports.ablation import ablation_parts, answer_and_numbers
+from overfocus_reports.ablation import ablation_parts
 
 
 @pytest.fixture
@@ -97,10 +97,9 @@ def test_a_score_that_was_not_measured_is_named(ablation):
 
 def test_part_of_the_page(ablation, tmp_path):
     (part,) = ablation_parts([ablation], tmp_path)
-    for (answer, numbers), sentence in zip(part["sentences"], ablation.sentences, strict=True):
-        assert sentence.startswith(answer)
-        assert sentence.endswith(numbers.partition(": with the top ")[2])
-        assert answer.partition(",")[0] == numbers.partition(":")[0]
+    for answer, sentence in zip(part["answers"], ablation.sentences, strict=True):
+        assert sentence.startswith(f"On {answer.variant}, ")
+        assert sentence == f"{answer.claim} W{answer.numbers.removeprefix('w')}"
     assert [len(table["rows"]) for table in part["tables"]] == [len(ablation.table), len(ablation.differences)]
     assert "<img" not in part["figure"]
     assert (tmp_path / "ablation-0.png").stat().st_size > 3000
@@ -118,9 +117,9 @@ def test_a_page_of_its_own(ablation):
     assert "<h1>&lt;img src=x onerror=alert(1)&gt;, patches removed</h1>" in text
     assert "<img src=x" not in text
     assert "20 images" in text
-    for sentence in ablation.sentences:
-        answer, numbers = answer_and_numbers(sentence)
-        assert text.index(str(escape(answer))) < text.index(str(escape(numbers)))
+    assert ablation.answers
+    for answer in ablation.answers:
+        assert text.index(str(escape(answer.claim))) < text.index(str(escape(f"On {answer.variant}: {answer.numbers}")))
     assert (ablation.path / "figures" / "ablation-0.png").is_file()
 
 

@@ -45,7 +45,7 @@ def _made_up(*kept, **options):
 )
 def test_answers(top, random, mass, claim):
     tables = _made_up(top, random, mass)
-    (sentence,) = describe_ablation(tables, "vit")
+    (sentence,) = map(str, describe_ablation(tables, "vit"))
     assert sentence.startswith(f"On clean images, vit: {claim}")
     kept = f"With the top 3 patches (5 %) removed, the share of images that keep their class is {top / 30:.3f}; it is "
     assert kept + f"{random / 30:.3f} with as many random ones (difference " in sentence
@@ -56,7 +56,7 @@ def test_answers(top, random, mass, claim):
 
 
 def test_few_images_tell_nothing():
-    (sentence,) = describe_ablation(_made_up(1, 15, images=15), "vit", how="corrupt")
+    (sentence,) = map(str, describe_ablation(_made_up(1, 15, images=15), "vit", how="corrupt"))
     assert "15 images are too few to tell what predictions depend on, at least 20 are needed" in sentence
     assert "corrupted" in sentence
 
@@ -64,7 +64,7 @@ def test_few_images_tell_nothing():
 def test_equal_mass_in_few_images_tells_nothing():
     rows = _rows(5, 28, 6)
     rows.loc[(rows["choice"] == "mass") & (rows["image"] >= 10) & (rows["k"] > 0), list(QUANTITIES)] = np.nan
-    (sentence,) = describe_ablation(tabulate_ablation(rows), "vit")
+    (sentence,) = map(str, describe_ablation(tabulate_ablation(rows), "vit"))
     assert "because in too few images the others together receive as much. With" in sentence
     assert "after Holm over 3, 10 images)" in sentence
 
@@ -74,7 +74,7 @@ def test_speaks_of_a_share_with_enough_images_of_equal_mass():
     many, one = _rows(5, 28, 6), _rows(10, 29, 28)
     many.loc[(many["choice"] == "mass") & (many["k"] > 0), list(QUANTITIES)] = np.nan
     one = one[one["k"] > 0].assign(k=1, fraction=0.01)
-    (sentence,) = describe_ablation(tabulate_ablation(pd.concat([many, one])), "vit")
+    (sentence,) = map(str, describe_ablation(tabulate_ablation(pd.concat([many, one])), "vit"))
     assert "depend on what the most attended patches show" in sentence
     assert "With the top patch (1 %) removed, the share of images that keep their class is 0.333" in sentence
 
@@ -106,18 +106,18 @@ def test_outputs_without_classes_are_compared_by_their_cosine():
     rows = _rows(5, 28, 27).assign(agreement=np.nan, confidence_drop=np.nan, clean_agreement=np.nan)
     rows["output_cosine"] = np.where(rows["choice"] == "top", 0.4, 0.9) + 0.01 * random.normal(size=len(rows))
     tables = tabulate_ablation(rows)
-    (sentence,) = describe_ablation(tables, "dino")
+    (sentence,) = map(str, describe_ablation(tables, "dino"))
     assert "dino: predictions depend on what the most attended patches show" in sentence
     mean = tables.table.query("choice == 'top' and k == 3")["output_cosine"].iloc[0]
     assert f"removed, the mean cosine with the usual output is {mean:.3f}; it is 0." in sentence
 
 
 def test_one_image_and_images_that_all_keep_their_class():
-    (sentence,) = describe_ablation(_made_up(1, 1, 1, images=1), "vit")
+    (sentence,) = map(str, describe_ablation(_made_up(1, 1, 1, images=1), "vit"))
     assert "1 image are too few" not in sentence
     assert "1 image is too few to tell" in sentence
     tables = _made_up(30, 30, 30)
-    assert "we cannot tell whether predictions depend more" in describe_ablation(tables, "vit")[0]
+    assert "we cannot tell whether predictions depend more" in describe_ablation(tables, "vit")[0].claim
     row = tables.differences.query("quantity == 'agreement'").iloc[0]
     assert row["low"] < 0 < row["high"]  # never of zero width
     assert row["p_value"] == 1
