@@ -102,7 +102,10 @@ def test_what_is_retained(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) ->
     ("options", "words"),
     [
         ({}, "expected at least one limit"),
-        ({"maximum": {"ginni": 1}}, "holds no metric 'ginni'; `overfocus list metrics` explains those there are; did you mean gini?"),
+        (
+            {"maximum": {"ginni": 1}},
+            "holds no metric 'ginni'; `overfocus list metrics` explains those there are; did you mean gini?",
+        ),
         ({"maximum": {"layer": 1}}, "holds no metric 'layer'"),
         ({"maximum": {"gini": "low"}}, "expected a number as the limit of gini, got 'low'"),
         ({"maximum": {"gini": 1}, "layers": [9]}, "has no layer 9; it holds 0, 1, 2, 3"),
