@@ -155,6 +155,7 @@ def make(spelling: str) -> LoadedModel:
     added = here not in sys.path and "" not in sys.path
     if added:
         sys.path.insert(0, here)
+    importlib.invalidate_caches()  # the file may have been written a moment ago
     try:
         found: object = importlib.import_module(module_name)
         for part in attribute.split("."):
