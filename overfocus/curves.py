@@ -1,4 +1,4 @@
-"""The log of a training or of a monitor, a CSV file, and its curves: an image, or a page that stands alone."""
+"""The log of a training or of a monitor, a CSV file, and its curves: an image, or a self-contained page."""
 
 import base64
 import html
@@ -51,7 +51,7 @@ class Log:
         if path.exists():
             head, *rows = read_text(path, "a log of a training").splitlines(keepends=True) or [""]
             if head and head.rstrip("\n").split(",")[0] != "step":
-                raise RunError(f"{printable(path)}: exists and is no log of a training; choose another file")
+                raise RunError(f"{printable(path)}: exists and is not a training log; choose another file")
             rows = [row for row in rows if row.endswith("\n") and row.partition(",")[0].isdecimal()]
             kept = [row.rstrip("\n") for row in rows if int(row.partition(",")[0]) <= start]
             if kept:
@@ -87,16 +87,16 @@ def read_log(path: Path) -> "pd.DataFrame":
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:  # what pandas raises of a bad file are ValueErrors
-        raise RunError(f"{printable(path)}: is no log of a training ({one_line(error)})") from error
+        raise RunError(f"{printable(path)}: is not a training log ({one_line(error)})") from error
     if "step" not in table.columns:
-        raise RunError(f"{printable(path)}: is no log of a training; it has no column step")
+        raise RunError(f"{printable(path)}: is not a training log; it has no column step")
     shown = table.columns.intersection(["step", *TRAINING, *ATTENTION])
     table[shown] = table[shown].apply(pd.to_numeric, errors="coerce")
     return table
 
 
 def write_curves(log: Path, output: Path, unit: str = "") -> Path:
-    """Draw a log: a PNG, or with the ending .html a page that stands alone, with the values at the beginning and the end.
+    """Draw a log: a PNG, or with the ending .html a self-contained page, with the values at the beginning and the end.
 
     `unit` is that of the loss.
 

@@ -279,7 +279,7 @@ def heat_map_sheet(images: npt.NDArray[np.uint8], versions: list[str], maps: lis
                 module = f" ({maps[number].module})" if len(maps) == 1 and maps[number].module else ""
                 axes[row, column].set_title(maps[number].label + module, fontsize=8, pad=3)
     figure.text(left / width, 1 - 0.2 / height, heading, fontsize=10, va="center")
-    asking = "; white: the patch that asks" if any(map.query for map in maps) else ""
+    asking = "; white: the query patch" if any(map.query for map in maps) else ""
     figure.text(left / width, 0.12 / height, f"orange: the most attended {TOP_FRACTION:.0%} of the patches{asking}", fontsize=7.5)
     add_scale(figure, (1 - 0.82 / width, 0.16, 0.14 / width, 0.64), high, what)
     return figure

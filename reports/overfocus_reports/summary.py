@@ -97,7 +97,7 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class Answer:
-    """One of the questions that a run answers, as it stands on the first screen of the page."""
+    """One of the questions that a run answers, as the first screen of the page shows it."""
 
     question: str
     answer: str

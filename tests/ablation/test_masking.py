@@ -125,7 +125,7 @@ def test_equal_tokens_keep_their_order():
 
 
 def test_a_model_without_attention_is_refused():
-    with pytest.raises(CaptureError, match="no attention over tokens was found in Conv2d: nothing to take out"):
+    with pytest.raises(CaptureError, match="no attention over tokens was found in Conv2d: nothing to remove"):
         find_key_sites(torch.nn.Conv2d(3, 4, 1), torch.randn(2, 3, 8, 8))
 
 
