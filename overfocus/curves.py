@@ -22,7 +22,7 @@ QUANTITIES = {
     "effective_tokens": "share of the patches that attention effectively reaches, clean images",
     "row_entropy": "entropy of the rows, 1 where uniform, clean images",
     "largest_logit": "largest absolute product of a query and a key, scaled, before the softmax",
-    "retained": "Jensen-Shannon divergence: 1 − D(corrupted) / D(another image); 1 as if not corrupted, 0 as another image",
+    "retained": "Jensen–Shannon divergence: 1 − D(corrupted) / D(another image); 1 as if not corrupted, 0 as another image",
 }
 """What a monitor measures in each group of layers: means over images and layers, but the maximum of the logits. NaN: logits of a
 model that computes its weights itself; what is retained without corrupted images, or with one image."""
@@ -122,17 +122,25 @@ def write_curves(log: Path, output: Path, unit: str = "") -> Path:
 def _panels(table: "pd.DataFrame", unit: str) -> list[tuple[str, str, dict[str, str]]]:
     """Title, unit and columns with their names, of what the log has values of."""
     panels = [
-        ("loss", unit, {"loss": "training", "validation_loss": "validation"}),
-        ("accuracy", "share of the answers", {"accuracy": "training", "validation_accuracy": "validation"}),
-        ("mean IoU", "share of the pixels", {"validation_miou": "validation"}),
-        ("attention diversification loss", "mean cosine", {"adl": "training"}),
-        ("learning rate", "highest of the groups", {"learning_rate": "training"}),
+        ("Loss", unit, {"loss": "training", "validation_loss": "validation"}),
+        ("Accuracy", "share of the answers", {"accuracy": "training", "validation_accuracy": "validation"}),
+        ("Mean IoU", "share of the pixels", {"validation_miou": "validation"}),
+        ("Attention diversification loss", "mean cosine", {"adl": "training"}),
+        ("Learning rate", "highest of the groups", {"learning_rate": "training"}),
         *(
-            (quantity.replace("_", " "), "fixed images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
+            (_title(quantity), "mean over the watched images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
             for quantity in QUANTITIES
         ),
     ]
     return [panel for panel in panels if any(column in table and table[column].notna().any() for column in panel[2])]
+
+
+def _title(quantity: str) -> str:
+    """The title of a quantity: that of the metric, where it is one."""
+    from overfocus.metrics.catalogue import title_of
+
+    title = title_of(quantity)
+    return quantity.replace("_", " ").capitalize() if title == quantity else title
 
 
 def _draw(table: "pd.DataFrame", panels: Sequence[tuple[str, str, dict[str, str]]], columns: int) -> "Figure":
@@ -151,8 +159,9 @@ def _draw(table: "pd.DataFrame", panels: Sequence[tuple[str, str, dict[str, str]
                 few = "validation" in column or len(known) == 1
                 axes.plot(known[time], known[column], label=kind, marker="o" if few else None, markersize=3)
         axes.set(title=title, xlabel=time, ylabel=label, xlim=(0, None))
-        if title in ("accuracy", "mean IoU"):
+        if title in ("Accuracy", "Mean IoU") or not table.reindex(columns=[*shown]).fillna(0).to_numpy().any():
             axes.set_ylim(0, 1)
+        axes.ticklabel_format(axis="y", useOffset=False)
         if len(shown) > 1:
             axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -181,10 +190,10 @@ def _page(table: "pd.DataFrame", figure: "Figure", name: str) -> str:
 <title>{title}</title><style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem }} h1 {{ font-size: 1.25rem; overflow-wrap: anywhere }}
-img {{ width: 100%; background: white }} div {{ overflow-x: auto }} dt {{ font-weight: 600 }}
+img {{ width: 100%; min-width: 50rem; background: white }} div {{ overflow-x: auto }} dt {{ font-weight: 600 }}
 th {{ text-align: left; font-weight: 400 }} th, td {{ padding: 0.1rem 0.8rem 0.1rem 0 }} td {{ text-align: right }}
 </style></head><body><h1>{title}</h1>
-<img alt="Curves of the values in the table below" src="data:image/svg+xml;base64,{source}">
+<div><img alt="Curves of the values in the table below" src="data:image/svg+xml;base64,{source}"></div>
 <div><table><thead><tr><th>value</th><th>first</th><th>step</th><th>last</th><th>step</th></tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>{explained}</body></html>
 """

@@ -281,6 +281,15 @@ def _named(present: Sequence[str], names: Sequence[str], identifiers: Sequence[s
     return ids
 
 
+def class_named(name: str, class_names: Sequence[str]) -> int | None:
+    """Number of the class with this name or synonym, case and punctuation aside; None if there is none, or several.
+
+    >>> class_named("Tabby", ["tench, Tinca tinca", "tabby, tabby cat"])
+    1
+    """
+    return _unique_names(class_names).get(_plain(name))
+
+
 def _unique_names(names: Sequence[str]) -> dict[str, int]:
     """Number of each class by its name, and by the parts of it between commas or slashes; ambiguous ones are left out."""
     parts = [(_plain(part), number) for number, name in enumerate(names) for part in re.split(r"[,/]", name)]

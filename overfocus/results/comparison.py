@@ -352,9 +352,7 @@ class Comparison(NotebookMethods):
     @cached_property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Does it overfocus less, is its attention more stable, do its predictions survive: for each model but the baseline."""
-        classes = {
-            name: min(_distinct(panel.classes) for panel in side) for name, side in zip(self.names, self._sides, strict=True)
-        }
+        classes = {name: min(_distinct(panel) for panel in side) for name, side in zip(self.names, self._sides, strict=True)}
         return judge(self.table, self.baseline, self.names[1:], {name: number for name, number in classes.items() if number})
 
     @cached_property
@@ -520,9 +518,9 @@ def _where(run: str, folder: Path) -> Path:
     return within if not Path(run).is_dir() and within.is_dir() else Path(run)
 
 
-def _distinct(classes: np.ndarray[Any, Any]) -> int:
-    """How many classes were predicted; 0 if there are none."""
-    return len(np.unique(classes[classes >= 0]))
+def _distinct(panel: Panel) -> int:
+    """How many classes were predicted for clean images; 0 of a model without a classifier, or with a class for each pixel."""
+    return len(np.unique(panel.classes[panel.classes >= 0])) if panel.pixels is None else 0
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -254,7 +254,7 @@ def test_what_is_said(model: nn.Module, images: Tensor, capsys: pytest.CaptureFi
     with overfocus.monitor(model, images, every=2) as watch:
         for loss in steps(model, 4):
             watch(loss)
-    assert f"overfocus: attention was measured 2 times, {watch.overhead:.2%} of" in capsys.readouterr().err
+    assert f"overfocus: attention was measured 2 times, taking {watch.overhead:.2%} of" in capsys.readouterr().err
     watch.close()
     with overfocus.monitor(model, images, quiet=True) as watch:
         model.vit.blocks[0].attn.qkv.weight.data.fill_(math.nan)  # type: ignore[union-attr, index, operator]
