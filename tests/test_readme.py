@@ -86,7 +86,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_shell_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As printed, with a small model as every checkpoint; the training is cut to three steps. The two commands are for .ci/run."""
+    """As printed, with a small model as every checkpoint; a training of three steps. The two commands are for .ci/run."""
     monkeypatch.chdir(tmp_path)
     Path("photos").symlink_to(sample_images((3, 224, 224)))
     for number, name in enumerate(("ckpt", "baseline", "tap", "tap_adl")):

@@ -82,7 +82,7 @@ def _parameter(settings: type[Settings], field: "Field[Any]") -> inspect.Paramet
             field.name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, typer.Option(*names, help=text)]
         )
     about: dict[str, Any] = {"help": text, "show_default": False, "metavar": known.metavar or _metavar(kind)}
-    if choices := _choices(known, kind):
+    if choices := _choices(known, kind) or _COMPLETED.get(field.name):
         about["autocompletion"] = _completion(choices)
     several = _is_list(known, kind)
     shape: Any = list[str] if several else str
@@ -199,11 +199,33 @@ def _choices(known: Setting, kind: Any) -> list[str]:
     return literals or ([] if callable(known.one_of) else known.choices())
 
 
-def _completion(choices: list[str]) -> Callable[[str], list[str]]:
+def _completion(choices: list[str] | Callable[[], list[str]]) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
+        return [choice for choice in (choices() if callable(choices) else choices) if choice.startswith(incomplete)]
 
     return complete
+
+
+def _corruptions() -> list[str]:
+    from overfocus.corruptions.constants import CORRUPTIONS, GROUPS
+
+    return [*CORRUPTIONS, *GROUPS]
+
+
+def _metrics() -> list[str]:
+    from overfocus.metrics.catalogue import CATALOGUE
+
+    return list(CATALOGUE)
+
+
+def _recipes() -> list[str]:
+    from overfocus.training.settings import recipe_names
+
+    return list(recipe_names())
+
+
+_COMPLETED: dict[str, Callable[[], list[str]]] = {"corruptions": _corruptions, "metrics": _metrics, "recipe": _recipes}
+"""Names that the shell completes though others are taken too, by setting."""
 
 
 def _metavar(kind: Any) -> str:

@@ -263,7 +263,9 @@ def _order(data: TrainingData, recipe: Recipe, seed: int, accelerator: "Accelera
         largest = count // others
         if recipe.mixed:
             largest -= largest % 2
-        fits = f"--batch-size {largest}" if largest else "more images, fewer processes or less --accumulation"
+        fits = f"--batch-size {largest}" if largest else "more images or fewer processes"
+        if not largest and (steps := count // ((2 if recipe.mixed else 1) * accelerator.num_processes)):
+            fits = f"--batch-size {2 if recipe.mixed else 1} --accumulation {steps}"
         raise TrainingError(
             f"{count} images do not fill one step of {order.images_per_step} (batch_size {recipe.batch_size} × {others}); "
             f"try {fits}"
