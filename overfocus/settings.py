@@ -126,7 +126,7 @@ class Settings:
         kind = field_type(type(self), field.name)
         for text in _texts(value):
             if not text and not known.may_be_empty:
-                self.refuse(field.name, "is an empty text, such as an unset variable gives; leave it out or give a value")
+                self.refuse(field.name, "is empty (is a shell variable unset?); leave it out or give it a value")
             if "\0" in text:
                 self.refuse(field.name, f"holds a zero byte: {printable(text)}")
         if kind is not None:

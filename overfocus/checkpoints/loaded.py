@@ -250,7 +250,7 @@ def preprocess_for(
             **merged,
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the preprocessing of the checkpoint is not usable: {error}") from None
+        raise CheckpointError(f"the checkpoint's preprocessing cannot be used: {error}") from None
     return preprocess, notes
 
 

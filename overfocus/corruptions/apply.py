@@ -259,7 +259,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Array | None:
 
 
 def _keep(path: Path, pixels: Array) -> None:
-    """Write a result where there is room; a disk that does not take it is none of the caller's."""
+    """Write a result where there is room; a full disk is not the caller's problem."""
     data = np.ascontiguousarray(pixels).data
     room = _rooms.setdefault(path.parent, _Room(path.parent))
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Where the images of a data set lie: split folders, IDX files (MNIST, Fashion-MNIST, KMNIST), data sets of Hugging Face."""
+"""Where the images of a data set are: split folders, IDX files (MNIST, Fashion-MNIST, KMNIST), data sets of Hugging Face."""
 
 import gzip
 import io
@@ -269,7 +269,7 @@ def is_hub_folder(folder: Path) -> bool:
 
 
 def open_hub_split(folder: Path, split: str, *, labelled: bool = True) -> HubImages | None:
-    """The images of a split; None where there is none of that kind. A data set without splits is one for training.
+    """The images of a split; None if there is none of that kind. A data set without splits is one for training.
 
     Raises:
         ImageError: `datasets` is not installed, it cannot read the folder, no name of a split is known, or as `HubImages` says.

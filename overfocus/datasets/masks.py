@@ -171,7 +171,7 @@ class ImageMasks:
                 f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, not among the {len(self.class_names)} classes "
                 f"(0 … {len(self.class_names) - 1}) nor {IGNORED} for ignored pixels; correct the mask or name all classes"
                 if entry.numbers is None
-                else f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, which is no label id of Cityscapes"
+                else f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, which is not a Cityscapes label id"
             )
         return numbers
 

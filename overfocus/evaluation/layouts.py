@@ -1,4 +1,4 @@
-"""What lies in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
+"""What is in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -133,9 +133,9 @@ def choose_portions(
     there = {portion.corruption for portion in data.portions if portion.severity}
     levels = {portion.severity for portion in data.portions if portion.severity}
     if missing := [name for name in corruptions or () if name not in there]:
-        raise ImageError(f"the tree holds no {missing[0]}; it has {', '.join(sorted(there))}")
+        raise ImageError(f"the tree has no {missing[0]}; it has {', '.join(sorted(there))}")
     if absent := [level for level in severities or () if level not in levels]:
-        raise ImageError(f"the tree holds no severity {absent[0]}; it has {', '.join(map(str, sorted(levels)))}")
+        raise ImageError(f"the tree has no severity {absent[0]}; it has {', '.join(map(str, sorted(levels)))}")
     kept = [
         portion
         for portion in data.portions

@@ -253,10 +253,10 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def _in_list(path: Path) -> list[ImageSource]:
-    lines = read_text(path, "a text file with one image a line", ImageError).splitlines()
+    lines = read_text(path, "a text file with one image per line", ImageError).splitlines()
     found = [_in_line(line.strip(), path.parent) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
-        raise ImageError(f"{path}: expected one image a line, but the list is empty")
+        raise ImageError(f"{path}: expected one image per line, but the list is empty")
     return found
 
 

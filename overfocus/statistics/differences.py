@@ -49,7 +49,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Differences:
-    """What a model does otherwise than the baseline; one entry per column, over the images where both have a value."""
+    """How a model differs from the baseline; one entry per column, over the images where both have a value."""
 
     mean: Float[np.ndarray, "columns"]
     baseline_mean: Float[np.ndarray, "columns"]

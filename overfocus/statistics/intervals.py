@@ -50,7 +50,7 @@ _NOISE = 1e-6
 
 
 class Ends(NamedTuple):
-    """Lower and upper ends of 95 % intervals, one entry per column; NaN where there is none."""
+    """Lower and upper ends of 95 % intervals, one entry per column; NaN if there is none."""
 
     low: Float[np.ndarray, "columns"]
     high: Float[np.ndarray, "columns"]
@@ -290,7 +290,7 @@ _DRAWS = 10_000
 _RESOLVED = 0.002
 """Smallest p-value that is read off the drawn patterns."""
 _TIES = 1e-5
-"""Sums nearer than this share of the largest possible one are equal: single precision tells no more."""
+"""Sums nearer than this share of the largest possible one are equal: single precision resolves no more."""
 _ENTRIES_PER_BLOCK = 2**22
 
 
@@ -315,8 +315,8 @@ def ratio_swap_test(
     """p-value of the difference of two ratios of means, the two models' numbers swapped image by image.
 
     Each model's numbers are taken in units of its own mean denominator, which leaves the ratios as they are: else a swap would
-    mostly exchange the models' scales and tell nothing of ratios. Images that lack any of the four are left out of a column. NaN
-    below two images.
+    mostly exchange the models' scales and say nothing about ratios. Images that lack any of the four are left out of a column.
+    NaN below two images.
     """
     unknown = np.isnan(numerators + denominators + other_numerators + other_denominators)
     first, below, second, other_below = (

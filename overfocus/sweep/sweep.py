@@ -294,7 +294,7 @@ def open_run(
     example: Image.Image | None,
     overwrite: bool,
 ) -> RunDescription:
-    """The run of a model that lies in a folder, or a new one; `example` is an image that probes look at.
+    """The run of a model in a folder, or a new one; `example` is an image that probes look at.
 
     Raises:
         RunError: the folder holds something else or cannot be written.

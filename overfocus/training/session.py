@@ -97,7 +97,7 @@ def start_trackers(accelerator: "Accelerator", settings: dict[str, Any], step: i
 
 
 def unused_parameters(model: nn.Module, preprocess: Preprocess) -> bool:
-    """Whether the model has parameters that its output does not depend on; torch must be told so for several processes."""
+    """Whether the model has parameters that its output does not depend on; torch needs to know for several processes."""
     model.eval()
     torch.autograd.backward(output_tensor(model(torch.zeros(1, *preprocess.input_size))).float().sum())
     unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -263,7 +263,9 @@ def _order(data: TrainingData, recipe: Recipe, seed: int, accelerator: "Accelera
         largest = count // others
         if recipe.mixed:
             largest -= largest % 2
-        fits = f"--batch-size {largest}" if largest else "more images, fewer processes or less --accumulation"
+        fits = f"--batch-size {largest}" if largest else "more images or fewer processes"
+        if not largest and (steps := count // ((2 if recipe.mixed else 1) * accelerator.num_processes)):
+            fits = f"--batch-size {2 if recipe.mixed else 1} --accumulation {steps}"
         raise TrainingError(
             f"{count} images do not fill one step of {order.images_per_step} (batch_size {recipe.batch_size} × {others}); "
             f"try {fits}"
@@ -305,7 +307,7 @@ def _plain(value: Any) -> Any:
 
 
 def _enter(folder: Path, recorded: TrainingEntry, notes: list[str], *, overwrite: bool) -> FolderLock | None:
-    """Lock and open the folder for a training of these settings; nothing more to do where their training lies there already."""
+    """Lock and open the folder for a training of these settings; nothing more to do if their training is there already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
