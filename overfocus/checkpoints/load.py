@@ -166,7 +166,7 @@ def make(spelling: str) -> LoadedModel:
         return made if isinstance(made, LoadedModel) else wrap(made, name=spelling)  # type: ignore[arg-type]
     except OverfocusError:
         raise
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise CheckpointError(
             f"--model {spelling}: expected a function without arguments that returns a torch.nn.Module or overfocus.wrap(…), "
             f"got {type(error).__name__}: {first_line(error)}"
