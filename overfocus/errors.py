@@ -1,6 +1,7 @@
 """What overfocus raises: one root, one class per part of the route from checkpoint to run; and any exception in one line."""
 
 import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ def explain(error: BaseException) -> str:
         return f'the package {error.name} is not installed; pip install {error.name}, or "overfocus[train]" for training'
     if isinstance(error, OSError):
         return _explain_system(error)
+    if isinstance(error, Warning):
+        return f"a warning counts as an error here, by -W or PYTHONWARNINGS ({first}); leave it out to go on"
     return f"{type(error).__name__}: {first}; this is a bug in overfocus: please report it with what --debug prints"
 
 
@@ -96,6 +99,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory or open files ran out: nothing that the file that is read is to blame for."""
+    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE))
 
 
 def is_lost_worker(error: BaseException) -> bool:
@@ -122,7 +130,9 @@ def _explain_system(error: OSError) -> str:
         errno.ELOOP: "symbolic links form a loop; check the path",
         errno.EIO: "the device cannot be read or written; check the disk",
     }
-    return name + remedies.get(error.errno or 0, f"{reason}; check the path and the disk")
+    passed_on = re.search(r"\[Errno (\d+)\]", reason)  # of a worker process: its text is all that comes through
+    number = error.errno or (int(passed_on[1]) if passed_on else 0)
+    return name + remedies.get(number, f"{reason}; check the path and the disk")
 
 
 def first_line(error: BaseException) -> str:
@@ -132,7 +142,8 @@ def first_line(error: BaseException) -> str:
     """
     if "weights_only" in str(error):
         return "it holds more than tensors in plain dictionaries"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)
 
 

@@ -164,8 +164,8 @@ def lock_folder(folder: Path, error: type[OverfocusError] = RunError) -> FolderL
     if name in _locks:
         return _locks[name]
     try:
-        lock = FolderLock(os.open(folder, os.O_RDONLY))
-    except OSError:  # whoever reads or writes it next says so
+        lock = FolderLock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError:  # it is none, or not there; whoever reads or writes it next says so
         return None
     until = time.monotonic() + _PATIENCE
     while True:

@@ -147,6 +147,7 @@ def run() -> None:
     # Threads of OpenMP that spin while they wait take the core from the processes that read and corrupt images, and on a
     # busy machine from each other; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever matplotlib has for windows
     warnings.formatwarning = lambda message, *_: f"overfocus: warning: {one_line(message)}\n"
     end_in_order()
     app(prog_name="overfocus")

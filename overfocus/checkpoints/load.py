@@ -157,6 +157,7 @@ def make(spelling: str) -> LoadedModel:
     added = here not in sys.path and "" not in sys.path
     if added:
         sys.path.insert(0, here)
+    importlib.invalidate_caches()  # the file may have been written a moment ago
     try:
         found: object = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -165,7 +166,7 @@ def make(spelling: str) -> LoadedModel:
         return made if isinstance(made, LoadedModel) else wrap(made, name=spelling)  # type: ignore[arg-type]
     except OverfocusError:
         raise
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise CheckpointError(
             f"--model {spelling}: expected a function without arguments that returns a torch.nn.Module or overfocus.wrap(…), "
             f"got {type(error).__name__}: {first_line(error)}"
