@@ -128,7 +128,11 @@ def _panels(table: "pd.DataFrame", unit: str) -> list[tuple[str, str, dict[str, 
         ("Attention diversification loss", "mean cosine", {"adl": "training"}),
         ("Learning rate", "highest of the groups", {"learning_rate": "training"}),
         *(
-            (_title(quantity), "mean over the watched images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
+            (
+                _title(quantity),
+                f"{'largest' if quantity == 'largest_logit' else 'mean'} over the watched images",
+                {f"{quantity}_{group}": f"{group} layers" for group in GROUPS},
+            )
             for quantity in QUANTITIES
         ),
     ]
@@ -140,7 +144,7 @@ def _title(quantity: str) -> str:
     from overfocus.metrics.catalogue import title_of
 
     title = title_of(quantity)
-    return quantity.replace("_", " ").capitalize() if title == quantity else title
+    return title[0].upper() + title[1:]
 
 
 def _draw(table: "pd.DataFrame", panels: Sequence[tuple[str, str, dict[str, str]]], columns: int) -> "Figure":

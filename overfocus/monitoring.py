@@ -191,17 +191,18 @@ class Monitor:
     def heat_maps(self) -> UInt8[np.ndarray, "height width 3"]:
         """Received attention of the last measurement as an image: a row for each clean image, a column for each third of layers.
 
-        Colours are multiples of uniform attention from 1/4 to 16 on a logarithmic scale.
+        Colours are multiples of uniform attention from 1/4 to 16 on a logarithmic scale; white lines part the maps.
         """
         from matplotlib import colormaps
 
-        columns = []
+        columns, side = [], 96
         for _, received in self._received:
-            side = 96
             multiples = received * received.shape[-1] * received.shape[-2]
             scaled = ((multiples.clamp_min(1e-6).log2() + 2) / 6).clamp(0, 1)
             columns.append(nn.functional.interpolate(scaled[:, None], (side, side), mode="nearest")[:, 0].flatten(0, 1))
         painted: UInt8[np.ndarray, "height width 3"] = colormaps["magma"](torch.cat(columns, 1).numpy(), bytes=True)[..., :3]
+        for edge in range(side, max(painted.shape), side):
+            painted[edge - 1 : edge + 1] = painted[:, edge - 1 : edge + 1] = 255
         return painted
 
     @property

@@ -96,7 +96,7 @@ def numbers() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(f"check {option} {value}", ["check", "run", "--max", "gini=1", option, value], words, 2)
     for value, words in (
-        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "nothing is retained of gini"),
+        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "retained is not defined for gini"),
         (f"{museum.ESCAPE}=1", r"\x1b"),
     ):  # fmt: skip
         yield Case(f"check --max {value}", ["check", "run", "--max", value], words)
@@ -202,7 +202,7 @@ def values() -> Iterator[Case]:
             ("--corruption", "nope", "Valid names"), ("--output", "good.pth", "another output"), ("--device", "meta", "try cpu"),
         ),
         ("figure", "layers", "run"): (
-            ("--layer", "0", "it is for columns"), ("--image", "0", "it is for columns"), ("--layers", "99", "there is 0, 1"),
+            ("--layer", "0", "only to columns"), ("--image", "0", "only to columns"), ("--layers", "99", "there is 0, 1"),
             ("--layers", "0-1000000000", "at most 1000"), ("--metric", "nope", "There is"), ("--label", "nope=x", "NAME=TEXT"),
             ("--corruption", "nope", "There is"), ("--severity", "9", "there is"), ("--output", "x.exe", ".pdf"),
         ),
