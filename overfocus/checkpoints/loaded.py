@@ -250,7 +250,9 @@ def preprocess_for(
             **merged,
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the preprocessing of the checkpoint is not usable: {error}") from None
+        raise CheckpointError(
+            f"the preprocessing of the checkpoint is not usable: {error}; correct it in config.json or in the file's metadata"
+        ) from None
     return preprocess, notes
 
 

@@ -23,6 +23,8 @@ CLIP_PREPROCESSING = {"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
 SIGLIP_PREPROCESSING = {"mean": IMAGENET_INCEPTION_MEAN, "std": IMAGENET_INCEPTION_STD}
 CLIP = "CLIP"
 """Origin of OpenAI's CLIP and of OpenCLIP, whose tensors do not say whether the activation is QuickGELU."""
+MASKED = "pre-training by masked patches"
+"""Origin of a reading without the parts that only such a training needs, which timm's conversions take as a sign."""
 CHUNKED = "DINO trained in chunks"
 """Origin of a reading whose blocks were numbered by chunks."""
 
@@ -145,6 +147,9 @@ def _clip(tensors: Tensors) -> Reading:
     for name, shape in (("cls_token", (1, 1, -1)), ("pos_embed", (1, -1, result["cls_token"].shape[-1]))):
         if name in result and result[name].ndim < 3:
             result[name] = result[name].reshape(shape)
+    if "norm_pre.weight" not in result:  # CLIPA; timm's patch projection has a bias then
+        width = result["cls_token"].shape[-1]
+        result["patch_embed.proj.bias"] = torch.zeros(width, dtype=result["cls_token"].dtype, device=result["cls_token"].device)
     projection = result.pop("proj", None)
     if projection is not None and projection.ndim == 2:
         result["head.weight"] = projection.T
@@ -324,6 +329,16 @@ def _beit(tensors: Tensors) -> Reading:
     return Reading(tensors, "BEiT", architectures=(f"beit_{size}_patch16_224", f"beitv2_{size}_patch16_224") if size else ())
 
 
+def _without(expression: str, origin: str) -> Callable[[Tensors], Reading]:
+    """The names as they are, without those of parts that the network at rest does not use."""
+
+    def read(tensors: Tensors) -> Reading:
+        dropped = tuple(name for name in tensors if re.match(expression, name))
+        return Reading({name: tensor for name, tensor in tensors.items() if name not in dropped}, origin, dropped=dropped)
+
+    return read
+
+
 _MIT: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
 
 
@@ -356,6 +371,9 @@ _DIALECTS: tuple[tuple[str, Callable[[Tensors], Reading]], ...] = (
     (r"\.mlp\.lin1\.", _sam),
     (r"^rel_pos_bias\.relative_position_bias_table$", _beit),
     (r"^block1\.0\.attn\.kv\.", _mix_transformer),
+    (r"^lm_head\.", _without(r"mask_token$|lm_head\.", MASKED)),
+    (r"^serial_blocks1\.0\.", _without(r"norm1\.", "CoaT")),
+    (r"^serial_blocks1\.0\.", _without(r"norm[123]\.", "CoaT-Lite")),
 )
 
 # Google's JAX code (ViT, AugReg, SAM; big_vision) keeps trees of kernels: transposed, with an axis of heads, sometimes all

@@ -9,9 +9,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from overfocus import CheckpointError, load_model
-from tests.scripts.layouts_made import clip, compare
+from overfocus.checkpoints.build import build_empty, contradicted
+from tests.scripts.layouts_made import SMALL, clip, compare, renamed, rotary_tables, without
 
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3, "num_classes": 5}
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 
 
@@ -97,6 +97,11 @@ KINDS = {
     "rotary tables of a block": {"blocks.0.attn.rope.freqs_cos": (16, 64)},
     "a mask": {"blocks.0.attn_mask": (17, 17)},
     "attention sink": {"blocks.0.attn.sink": (3,)},
+    "attention over time": {"blocks.0.temporal_attn.qkv.weight": (576, 192)},
+    "relative rows": {"blocks.0.attn.rel_pos_h": (7, 64)},
+    "a pyramid": {"fpn1.0.weight": (192, 192, 2, 2)},
+    "side information": {"sie_embed": (3, 1, 192)},
+    "scales of a quantiser": {"blocks.0.attn.qkv.weight_fake_quant.scale": (1,)},
 }
 
 
@@ -317,6 +322,127 @@ def test_the_teacher_of_a_distillation_is_no_average(plain, write) -> None:
 def test_networks_that_only_a_training_needs_are_not_asked_for(plain, write) -> None:
     path = write({"encoder": plain.state_dict(), "predictor": scaled(plain)})
     assert load_model(path).weights_entry == "encoder"
+
+
+FIRST = "^(patch_embed|pos_embed|cls_token)"
+ALIKE: dict[str, tuple[str, dict[str, tuple[int, ...]], str]] = {
+    "T2T": (FIRST, {"tokens_to_token.attention1.qkv.weight": (192, 147), "tokens_to_token.project.weight": (192, 576)}, ""),
+    "data2vec 2": (FIRST, {"modality_encoders.IMAGE.local_encoder.proj.weight": (192, 3, 8, 8)}, ""),
+    "AIM": (FIRST, {"preprocessor.patchifier.proj.weight": (192, 3, 8, 8), "preprocessor.pos_embed": (1, 16, 192)}, ""),
+    "RADIO": (FIRST, {"patch_generator.embedder.weight": (192, 192), "patch_generator.pos_embed": (1, 16, 192)}, ""),
+    "MAE of videos": ("pos_embed", {"pos_embed_spatial": (1, 16, 192), "patch_embed.proj.weight": (192, 3, 2, 8, 8)}, ""),
+    "one frame": ("", {"patch_embed.proj.weight": (192, 3, 1, 8, 8)}, ""),
+    "ViTDet": (r"^norm\.", {"simfp_2.0.weight": (192, 96, 2, 2)}, ""),
+    "ViTDet beside": (r"^norm\.", {"../simfp_2.0.weight": (192, 96, 2, 2)}, "attend in windows"),
+    "tensor parallel": ("", {"blocks.0.attn.qkv.weight": (288, 192), "blocks.0.attn.qkv.bias": (288,)}, ""),
+    "emptied by ZeRO-3": ("", {"blocks.0.attn.qkv.weight": (0,), "patch_embed.proj.weight": (0,)}, ""),
+    "weight normalisation": (
+        "qkv.weight", {f"blocks.0.attn.qkv.parametrizations.weight.original{n}": (576, m) for n, m in ((0, 1), (1, 192))}, ""
+    ),
+    "pruned by a mask": ("qkv.weight", {f"blocks.0.attn.qkv.weight_{n}": (576, 192) for n in ("orig", "mask")}, ""),
+    "RMSNorm": (r"norm\d?\.bias", {}, "missing blocks.0.norm1.bias"),
+    "SwiGLU in one tensor": ("", {f"blocks.{n}.mlp.fc2.weight": (192, 384) for n in (0, 1)}, "fc2.weight has shape"),
+    "queries of full width": ("", {f"blocks.{n}.attn.{q}_norm.weight": (192,) for n in (0, 1) for q in "qk"}, ""),
+    "table of two axes": ("", {"pos_embed": (17, 192)}, "pos_embed has shape"),
+    "two last norms": ("", {"fc_norm.weight": (192,), "fc_norm.bias": (192,)}, "norm.weight"),
+    "flattened by FSDP": (".", {"_flat_param": (999,), "blocks.0._fsdp_wrapped_module._flat_param": (99,)}, "flattened by FSDP"),
+    "10 channels": ("", {"patch_embed.proj.weight": (192, 10, 8, 8)}, "takes 10 input channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_networks_that_look_like_a_vision_transformer_are_refused(kind: str, plain, write) -> None:
+    lost, more, words = ALIKE[kind]
+    state = plain.state_dict() if not lost else without(plain.state_dict(), lost)
+    state = {f"backbone.net.{name}": tensor for name, tensor in state.items()}
+    state |= {f"backbone.net.{name}".replace("net.../", ""): torch.rand(shape) for name, shape in more.items()}
+    path = write({"model": state})
+    with pytest.raises(CheckpointError, match=words or "expected|no architecture|FSDP") as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["fc", "classifier", "linear", "mlp_head.1", "heads.head", "../fc", "../classifier.1", "../head"]
+)
+def test_one_linear_layer_behind_the_encoder_is_its_classifier(name: str, write) -> None:
+    model = randomised(VisionTransformer(**SMALL))
+    state = {f"net.{key}": tensor for key, tensor in renamed(model.state_dict(), ("^head", name)).items()}
+    path = write({key.replace("net.../", ""): tensor for key, tensor in state.items()})
+    far, notes = relation(path, model)
+    assert far == 0
+    assert name == "../head" or any(note.startswith("classifier: ") and name.strip("./") in note for note in notes)
+
+
+@pytest.mark.parametrize("more", ["bottleneck.weight", "fc2.weight", "net.fc_out.weight"])
+def test_a_classifier_with_something_before_it_is_not_taken(more: str, plain, write) -> None:
+    state = {f"net.{key}": tensor for key, tensor in plain.state_dict().items() if not key.startswith("head")}
+    path = write(state | {"fc.weight": torch.rand(7, 192), "fc.bias": torch.rand(7), more: torch.rand(192)})
+    if more.startswith("net."):
+        with pytest.raises(CheckpointError, match=r"fc_out\.weight"):
+            load_model(path)
+    else:
+        loaded = load_model(path)
+        assert loaded.num_classes == 0
+        assert any("left out" in note and "fc" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"args": argparse.Namespace(model="mine", gp="avg", model_kwargs={"fc_norm": False})},
+        {"args": argparse.Namespace(model_kwargs={"global_pool": "avg", "fc_norm": False, "num_heads": 6})},
+        {"hyper_parameters": {"model_args": {"global_pool": "avg", "act_layer": "relu"}}},
+    ],
+    ids=["gp", "model_kwargs", "Lightning"],
+)
+def test_what_a_file_says_of_pooling_heads_and_activation_is_taken(said, write) -> None:
+    arguments = {"global_pool": "avg", "fc_norm": False}
+    arguments |= {"num_heads": 6} if "num_heads" in str(said) else {"act_layer": "relu"} if "relu" in str(said) else {}
+    model = randomised(VisionTransformer(**(SMALL | arguments)))
+    path = write({"state_dict": model.state_dict(), **said})
+    assert relation(path, model)[0] == 0
+    assumed = next((note for note in load_model(path).notes if note.startswith("assumed")), "")
+    assert ("heads," in assumed) == ("num_heads" not in arguments)
+    assert ("GELU" in assumed) == ("act_layer" not in arguments)
+    assert any("the class token classified" in note for note in load_model(write(model.state_dict())).notes)
+
+
+def test_buffers_of_another_network_are_seen() -> None:
+    arguments = {"img_size": 64, "embed_dim": 24, "depths": (2,), "num_heads": (1,), "window_size": 8, "num_classes": 0}
+    model = build_empty("swinv2_tiny_window8_256", arguments)[0]
+    own = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    assert {name.rpartition(".")[2] for name in own} >= {"relative_coords_table", "relative_position_index"}
+    assert contradicted(model, own) == []
+    assert (
+        contradicted(
+            model, {name: tensor.half().float() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+        )
+        == []
+    )
+    other = dict(build_empty("swinv2_tiny_window8_256", arguments | {"pretrained_window_sizes": (4,)})[0].named_buffers())
+    assert contradicted(model, other) == [name for name in own if name.endswith("relative_coords_table")]
+    assert contradicted(model, {name: tensor.flip(-1) for name, tensor in own.items() if name.endswith("index")})
+
+
+def test_rotary_tables_of_another_scale_are_seen() -> None:
+    model = build_empty("eva02_tiny_patch14_224", {"depth": 1, "num_classes": 0})[0]
+    tables = rotary_tables(model)
+    assert contradicted(model, tables) == []
+    assert contradicted(model, {name: tensor.roll(1, 0) for name, tensor in tables.items()}) == list(tables)
+    assert contradicted(model, {"blocks.0.attn.k_bias": torch.zeros(192)}) == []
+    assert contradicted(model, {"blocks.0.attn.k_bias": torch.ones(192)}) == ["blocks.0.attn.k_bias"]
+
+
+@pytest.mark.slow
+def test_a_file_with_such_buffers_is_refused(write) -> None:
+    model = timm.create_model("eva02_tiny_patch14_224", num_classes=0)
+    tables = {name: tensor.roll(1, 0) for name, tensor in rotary_tables(model).items()}
+    path = write(model.state_dict() | tables)
+    with pytest.raises(CheckpointError, match="has other values than eva02_tiny_patch14_224 computes"):
+        load_model(path)
+    assert load_model(path, lenient=True).lenient
 
 
 def test_quick_gelu_of_a_clip_of_any_size_is_asked_for(write) -> None:

@@ -336,7 +336,7 @@ def beit_pretrained(folder: Path) -> Made:
         global_pool="token",
     )
     more = {"mask_token": torch.ones(1, 1, 768), "lm_head.weight": torch.ones(99, 768), "lm_head.bias": torch.ones(99)}
-    more["rel_pos_bias.relative_position_index"] = torch.ones(197, 197, dtype=torch.long)
+    more |= buffers(model, "relative_position_index")
     return saved(folder, {"model": model.state_dict() | more}, tokens(model), "beit_base_patch16_224_pt22k.pth")
 
 
@@ -354,8 +354,20 @@ def beit2_pretrained(folder: Path) -> Made:
 @layout("BEiT, fine-tuned")
 def beit_finetuned(folder: Path) -> Made:
     model = of_timm("beit_base_patch16_224", num_classes=7)
-    index = {f"blocks.{n}.attn.relative_position_index": torch.ones(197, 197, dtype=torch.long) for n in range(12)}
+    index = buffers(model, "relative_position_index")
     return saved(folder, {"model": model.state_dict() | index}, model, "beit_base_patch16_224_pt22k_ft1k.pth")
+
+
+def rotary_tables(model: nn.Module) -> State:
+    """Sines and cosines of the positions as EVA keeps them, for the network and for each block."""
+    sine, cosine = dict(model.named_buffers())["rope.pos_embed"].chunk(2, -1)
+    places = ["", *(f"blocks.{number}.attn." for number in range(12))]
+    return {f"{place}rope.freqs_{kind}": table for place in places for kind, table in (("sin", sine), ("cos", cosine))}
+
+
+def buffers(model: nn.Module, ending: str) -> State:
+    """Buffers that the original keeps in its state dict and timm does not."""
+    return {name: tensor for name, tensor in model.named_buffers() if name.endswith(ending)}
 
 
 @layout("EVA-02 (baaivision/EVA)")
@@ -371,8 +383,7 @@ def eva02(folder: Path) -> Made:
         (r"q_proj\.bias", "q_bias"),
         (r"v_proj\.bias", "v_bias"),
     )
-    state |= {"rope.freqs_cos": torch.ones(256, 64), "rope.freqs_sin": torch.ones(256, 64)}
-    state |= {f"blocks.{n}.attn.rope.freqs_{f}": torch.ones(256, 64) for n in range(12) for f in ("cos", "sin")}
+    state |= rotary_tables(model)
     return saved(folder, {"model": state}, model, "eva02_Ti.pt")
 
 
@@ -509,12 +520,13 @@ def mobile_sam(folder: Path) -> Made:
 @layout("TinyViT (microsoft/Cream)")
 def tinyvit(folder: Path) -> Made:
     model = of_timm("tiny_vit_5m_224", num_classes=7)
-    return saved(folder, {"model": tinyvit_names(model.state_dict())}, model, "tiny_vit_5m_22kto1k_distill.pth")
+    index = buffers(model, "attention_bias_idxs")
+    return saved(folder, {"model": tinyvit_names(model.state_dict() | index)}, model, "tiny_vit_5m_22kto1k_distill.pth")
 
 
 def tinyvit_names(state: State) -> State:
     """TinyViT's own names."""
-    state = renamed(
+    return renamed(
         state,
         (r"^patch_embed\.conv1\.", "patch_embed.seq.0."),
         (r"^patch_embed\.conv2\.", "patch_embed.seq.2."),
@@ -524,11 +536,198 @@ def tinyvit_names(state: State) -> State:
         (r"^head\.fc\.", "head."),
         (r"\.conv\.weight$", ".c.weight"),
     )
-    return state | {
-        name.replace("biases", "bias_idxs"): torch.ones(49, 49, dtype=torch.long)
-        for name in state
-        if name.endswith("attention_biases")
+
+
+# Families whose authors' names differ by a renaming alone: timm's name of the model, arguments, renaming, what stands around it.
+RENAMED: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]], Callable[[State], Any]]] = {
+    "CaiT (facebookresearch/deit)": ("cait_xxs24_224", {}, [(r"^", "module.")], lambda state: {"model": state}),
+    "ConViT (facebookresearch)": ("convit_tiny", {}, [], lambda state: {"model": state}),
+    "CrossViT (IBM)": ("crossvit_9_240", {}, [(r"^pos_embed_(\d)$", r"pos_embed.\1")], dict),
+    "Twins-SVT (Meituan-AutoML)": ("twins_svt_small", {}, [], dict),
+    "PiT (naver-ai)": (
+        "pit_ti_224", {}, [(r"^transformers\.(\d)\.pool\.", lambda m: f"pools.{int(m[1]) - 1}.")], dict,
+    ),
+    "CoaT-Lite (mlpc-ucsd)": (
+        "coat_lite_tiny", {}, [], lambda state: {"model": state | {f"norm{n}.bias": torch.ones(64) for n in (1, 2, 3)}},
+    ),
+    "VOLO (sail-sg)": ("volo_d1_224", {}, [], dict),
+    "MViTv2 (facebookresearch/mvit)": (
+        "mvitv2_tiny", {},
+        [(r"^stages\.(\d)\.blocks\.(\d)\.", lambda m: f"blocks.{(0, 1, 3, 8)[int(m[1])] + int(m[2])}."),
+         (r"\.shortcut_proj_attn\.", ".proj."), (r"^head\.fc\.", "head.projection.")],
+        lambda state: {"model_state": state, "epoch": 3, "cfg": "MODEL: {}"},
+    ),
+    "Hiera (facebookresearch)": (
+        "hiera_tiny_224", {}, [(r"^head\.fc\.", "head.projection."), (r"^head\.norm\.", "norm.")],
+        lambda state: {"model_state": state},
+    ),
+    "DaViT (microsoft/Florence)": (
+        "davit_tiny", {},
+        [(r"^stem\.", "patch_embeds.0."), (r"^stages\.(\d)\.downsample\.", r"patch_embeds.\1."),
+         (r"^(patch_embeds\.\d)\.conv\.", r"\1.proj."), (r"^stages\.(\d)\.blocks\.", r"main_blocks.\1."),
+         (r"\.cpe([12])\.", lambda m: f".cpe.{int(m[1]) - 1}."), (r"^head\.fc\.", "head."), (r"^head\.norm\.", "norms.")],
+        lambda state: {"state_dict": state},
+    ),
+    "EfficientFormer (snap-research)": (
+        "efficientformer_l1", {},
+        [(r"^stem\.(conv|norm)(\d)\.", lambda m: f"patch_embed.{3 * int(m[2]) - 3 + (m[1] == 'norm')}."),
+         (r"^stages\.(\d)\.blocks\.", lambda m: f"network.{2 * int(m[1])}."),
+         (r"^stages\.(\d)\.downsample\.(conv|norm)\.",
+          lambda m: f"network.{2 * int(m[1]) - 1}.{'proj' if m[2] == 'conv' else 'norm'}."),
+         (r"\.ls([12])\.gamma$", r".layer_scale_\1"), (r"^head_dist\.", "dist_head.")],
+        lambda state: {"model": state},
+    ),
+    "EdgeNeXt (mmaaz60)": (
+        "edgenext_xx_small", {},
+        [(r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+         (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."), (r"conv_dw", "dwconv"), (r"\.mlp\.fc", ".pwconv"),
+         (r"^head\.fc\.", "head."), (r"^head\.norm\.", "norm.")],
+        lambda state: {"state_dict": state},
+    ),
+    "CAFormer (sail-sg)": (
+        "caformer_s18", {},
+        [(r"^stem\.conv\.", "downsample_layers.0.conv."), (r"^stem\.norm\.", "downsample_layers.0.post_norm."),
+         (r"^stages\.(\d)\.downsample\.norm\.", r"downsample_layers.\1.pre_norm."),
+         (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."), (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+         (r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.")],
+        dict,
+    ),
+    "Swin v2 CR, headless names": ("swinv2_cr_tiny_ns_224", {}, [(r"^head\.fc\.", "head.")], dict),
+    "EsViT (microsoft), Swin with two heads": (
+        "swin_tiny_patch4_window7_224", {"num_classes": 0},
+        [(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.")],
+        lambda state: {
+            "student": behind(shifted(state), "module.") | head_of_dino("module.head.", 768),
+            "teacher": state | head_of_dino("head.", 768) | head_of_dino("head_dense.", 768), "epoch": 3,
+        },
+    ),
+    "SimMIM (microsoft), Swin": (
+        "swin_tiny_patch4_window7_224", {"num_classes": 0},
+        [(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample."), (r"^", "encoder.")],
+        lambda state: {"model": state | {
+            "encoder.mask_token": torch.ones(1, 1, 96), "decoder.0.weight": torch.ones(3072, 768, 1, 1),
+            "decoder.0.bias": torch.ones(3072),
+        }},
+    ),
+    "Depth Anything, trunk of DINOv2": (
+        "vit_small_patch14_dinov2", {"img_size": 518, "num_classes": 0}, [(r"^", "pretrained.")],
+        lambda state: state | {
+            "pretrained.mask_token": torch.ones(1, 384), "depth_head.projects.0.weight": torch.ones(48, 384, 1, 1),
+            "depth_head.scratch.layer1_rn.weight": torch.ones(64, 48, 3, 3),
+        },
+    ),
+}  # fmt: skip
+
+
+def renamed_by(timm_name: str, arguments: dict[str, Any], rules: list[tuple[str, Any]], around: Callable[[State], Any]) -> Any:
+    """The maker of a layout that a renaming gives."""
+
+    def maker(folder: Path) -> Made:
+        model = of_timm(timm_name, **arguments)
+        original = tokens(model) if arguments.get("num_classes") == 0 else model
+        return saved(folder, around(renamed(model.state_dict(), *rules)), original)
+
+    return maker
+
+
+MAKERS |= {name: renamed_by(*facts) for name, facts in RENAMED.items()}
+
+
+@layout("XCiT (facebookresearch)")
+def xcit(folder: Path) -> Made:
+    model = of_timm("xcit_nano_12_p16_224")
+    state = renamed(model.state_dict(), (r"^pos_embed\.", "pos_embeder."))
+    for front in {name[:23] for name in state if re.match(r"cls_attn_blocks\.\d\.attn\.q\.", name)}:
+        for kind in ("weight", "bias"):
+            state[f"{front}qkv.{kind}"] = torch.cat([state.pop(f"{front}{part}.{kind}") for part in "qkv"])
+    return saved(folder, {"model": state}, model, "xcit_nano_12_p16_224.pth")
+
+
+@layout("EVA-02, pre-trained")
+def eva02_pretrained(folder: Path) -> Made:
+    model = of_timm("eva02_tiny_patch14_224", num_classes=0, global_pool="token")
+    more = {"mask_token": torch.ones(1, 1, 192), "lm_head.weight": torch.ones(99, 192), "lm_head.bias": torch.ones(99)}
+    return saved(folder, {"module": model.state_dict() | more | rotary_tables(model)}, tokens(model), "eva02_Ti_pt_in21k_p14.pt")
+
+
+@layout("DPT (MiDaS), trunk of a ViT")
+def dpt(folder: Path) -> Made:
+    model = vit(num_classes=0)
+    more = {
+        "pretrained.act_postprocess1.0.project.0.weight": torch.ones(192, 384),
+        "scratch.layer1_rn.weight": torch.ones(9, 9, 3, 3),
     }
+    return saved(folder, behind(model.state_dict(), "pretrained.model.") | more, tokens(model), "dpt_custom.pt")
+
+
+@layout("Segmenter (rstrudel)")
+def segmenter(folder: Path) -> Made:
+    model = vit()
+    more = {"decoder.cls_emb": torch.ones(1, 9, 192), "decoder.mask_norm.weight": torch.ones(9)}
+    more |= behind(without(vit().state_dict(), "^(head|norm|patch|cls|pos)"), "decoder.")
+    return saved(folder, {"model": behind(model.state_dict(), "encoder.") | more}, model, "checkpoint.pth")
+
+
+@layout("Composer, with its optimiser")
+def composer(folder: Path) -> Made:
+    model = vit()
+    state = behind(model.state_dict(), "module.")
+    moments = {name: {"exp_avg": torch.zeros_like(t), "exp_avg_sq": torch.ones_like(t)} for name, t in state.items()}
+    inside = {"model": state, "optimizers": {"DecoupledAdamW": {"state": moments}}, "timestamp": {"Timestamp": {"epoch": 3}}}
+    return saved(folder, {"state": inside, "rng": [{"python": (3, (1, 2), None)}]}, model, "ep3-ba9-rank0.pt")
+
+
+@layout("averaged by ema_pytorch, online beside it")
+def ema_pytorch(folder: Path) -> Made:
+    model = vit()
+    state = behind(shifted(model.state_dict()), "online_model.") | behind(model.state_dict(), "ema_model.")
+    return saved(folder, state | {"initted": torch.ones(()), "step": torch.tensor(9)}, model)
+
+
+@layout("averaged by torch.optim.swa_utils, plain beside it")
+def swa(folder: Path) -> Made:
+    model = vit()
+    averaged = behind(model.state_dict(), "module.") | {"n_averaged": torch.tensor(5)}
+    return saved(folder, {"model": shifted(model.state_dict()), "swa_model": averaged}, model)
+
+
+@layout("compiled, checkpointed and sharded block by block")
+def wrapped(folder: Path) -> Made:
+    model = vit()
+    inside = "_fsdp_wrapped_module._checkpoint_wrapped_module._orig_mod."
+    state = renamed(model.state_dict(), (r"^(blocks\.\d\.)", rf"\1{inside}"), (r"^", "_fsdp_wrapped_module."))
+    return saved(folder, {"model": state}, model)
+
+
+@layout("DeepSpeed, one rank with the whole network")
+def deepspeed(folder: Path) -> Made:
+    model = vit()
+    content = {
+        "module": model.state_dict(),
+        "buffer_names": [],
+        "optimizer": None,
+        "param_shapes": [{"cls_token": torch.Size([1, 1, 192])}],
+    }
+    return saved(folder, content | {"ds_config": {"zero_optimization": {"stage": 1}}, "dp_world_size": 1}, model, "mp_rank_00.pt")
+
+
+@layout("CLIPA: no first norm, patches averaged, last norm after it")
+def clipa(folder: Path) -> Made:
+    from safetensors.torch import save_file
+
+    vision = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    model = clip(**vision)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    config = {"vision_cfg": {"image_size": 32, "layers": 2, "width": 192, "patch_size": 8, "head_width": 64} | vision}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return Made(folder, compare(model.encode_image))
+
+
+@layout("OpenCLIP, training file of a QuickGELU model")
+def openclip_quick(folder: Path) -> Made:
+    model = clip(quick=True)
+    content = {"epoch": 3, "name": "2024-ViT-B-32-quickgelu", "state_dict": behind(model.state_dict(), "module.")}
+    return saved(folder, content, model.encode_image, "epoch_32.pt")
 
 
 @layout("PVTv2 (whai362/PVT)")
@@ -556,10 +755,7 @@ def swin_names(state: State) -> State:
 def swin(folder: Path) -> Made:
     model = of_timm("swin_tiny_patch4_window7_224", num_classes=7)
     state = swin_names(model.state_dict())
-    state |= {
-        name.replace("bias_table", "index"): torch.ones(49, 49, dtype=torch.long) for name in state if name.endswith("bias_table")
-    }
-    state["layers.0.blocks.1.attn_mask"] = torch.ones(64, 49, 49)
+    state |= buffers(model, "relative_position_index") | buffers(model, "attn_mask")
     return saved(folder, {"model": state}, model, "swin_tiny_patch4_window7_224.pth")
 
 
