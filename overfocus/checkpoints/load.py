@@ -39,7 +39,7 @@ from overfocus.checkpoints.build import (
 from overfocus.checkpoints.formats import adapter_folder, configuration_beside, find_folder, transformers_folder
 from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
-from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, Reading
+from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise, stated
@@ -373,7 +373,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     if not real.exact and not request.lenient:
         raise CheckpointError(f"{path}: {found.name} does not take every tensor: {real.faults}; try another --model")
     fill(model, converted, path)
-    other = contradicted(model, tensors)
+    own, other = model.state_dict(), contradicted(model, tensors)
     if other and not request.lenient:
         raise CheckpointError(
             f"{path}: {some(other)} of the file has other values than {found.name} computes (another window, shift or scale of "
@@ -383,7 +383,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     bare = [name for name in weighted if name in model.state_dict() and name not in converted]
     for name in bare:  # a classifier that was trained without one
         model.get_parameter(name).data.zero_()
-    filled = {*converted, *bare}
+    filled = {name for name, tensor in converted.items() if name in own and own[name].shape == tensor.shape} | {*bare}
     random = [name for name, _ in model.named_parameters() if name not in filled] if request.num_classes is None else []
     if random and not request.lenient:
         raise CheckpointError(f"{path}: {found.name} has {some(random)}, which the file has not; --lenient gives random values")
@@ -452,7 +452,7 @@ def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) ->
     block: Any = model.blocks[0]
     assumed = [] if "num_heads" in {**stated(hints), **request.arguments} else [f"{block.attn.num_heads} attention heads"]
     norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
-    if found.reading.norm_eps is None and norm is not None:
+    if (found.reading.norm_eps is None or found.reading.origin == TRANSFORMERS) and norm is not None:
         assumed.append(f"normalisation with eps {norm:g}")
     assumed += [activation] if "act_layer" not in found.arguments else []
     if model.num_classes and model.global_pool == "token" and "global_pool" not in found.arguments:

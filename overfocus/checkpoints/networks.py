@@ -31,7 +31,7 @@ _AUXILIARY = frozenset({"predictor", "decoder"})
 _LAST_NORM = re.compile(r"(norm|ln|layer_?norm|ln_post|fc_norm|norm_post|final_norm|last_norm|encoder_norm|ln_f)\.(weight|bias)")
 _OWN_HEADS = (
     (re.compile(r"\.ffn\.layers\.0\.0\.weight$"), "head.", re.compile(r"head\.(?:fc|layers\.head)\.(weight|bias)")),
-    (re.compile(r"\.attention\.attention\.query\.weight$"), "classifier.", re.compile(r"classifier\.(weight|bias)")),
+    (re.compile(r"\.attention\.(attention\.query|q_proj)\.weight$"), "classifier.", re.compile(r"classifier\.(weight|bias)")),
 )
 """Libraries that keep a classifier beside the encoder: what tells them, its name with the encoder's, its name in the file."""
 _MOMENTUM = frozenset({"momentum", "k"})

@@ -203,8 +203,11 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
     converted = names()
     layers = classifiers(model)
     accounts = account(model, apart, converted, layers)
-    own_head = (key for key in model.state_dict() if key.endswith("weight") and is_head(key, layers))
-    if fitting["num_classes"] and request.num_classes is None and any(key not in converted for key in own_head):
+    own_head = {
+        key: tensor.shape for key, tensor in model.state_dict().items() if key.endswith("weight") and is_head(key, layers)
+    }
+    lacks = any(key not in converted or converted[key].shape != shape for key, shape in own_head.items())
+    if fitting["num_classes"] and request.num_classes is None and lacks:
         fitting["num_classes"] = 0  # a classifier of another form: rather none than one that is not the file's
         model, convert = outline(name, fitting, tap)
         accounts = account(model, apart, converted, layers)

@@ -135,6 +135,82 @@ def tokens(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda images: model.forward_features(images)  # type: ignore[operator,no-any-return]
 
 
+# A small Vision Transformer with parts, with what no architecture has, and without what every one has.
+
+PARTS: dict[str, dict[str, Any]] = {
+    "plain ViT of width 192": {},
+    "LayerScale": {"init_values": 1e-5}, "QK-norm": {"qk_norm": True}, "registers": {"reg_tokens": 4},
+    "layer scale, QK-norm, registers": {"init_values": 0.1, "qk_norm": True, "reg_tokens": 4},
+    "no class token": {"class_token": False, "global_pool": "avg"}, "pooled, fc_norm": {"global_pool": "avg"},
+    "no class token, norm before pooling": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "attention pooling": {"global_pool": "map"}, "class token without position": {"no_embed_class": True},
+    "registers without position": {"no_embed_class": True, "reg_tokens": 2},
+    "norm before the blocks": {"pre_norm": True}, "no bias of queries, keys, values": {"qkv_bias": False},
+    "no bias of projections": {"proj_bias": False},
+    "norms in attention and MLP": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "no last norm": {"final_norm": False}, "patch 4 at 32 pixels": {"patch_size": 4}, "patch 2 at 32 pixels": {"patch_size": 2},
+    "MLP of ratio 3": {"mlp_ratio": 3.0, "depth": 3}, "width 384": {"embed_dim": 384, "num_heads": 6, "depth": 1},
+    "grey input": {"in_chans": 1}, "no classifier": {"num_classes": 0},
+}  # fmt: skip
+LEFT_OVER: dict[str, dict[str, tuple[int, ...]]] = {
+    "layer scale of one block": {"blocks.1.ls1.gamma": (192,)},
+    "LoRA": {"blocks.0.attn.qkv.lora_A.weight": (4, 192), "blocks.0.attn.qkv.lora_B.weight": (576, 4)},
+    "LoRA of another library": {"blocks.0.attn.qkv.linear_a_q.weight": (4, 192)},
+    "adapter": {"blocks.0.adapter.down.weight": (2, 192), "blocks.0.adapter.up.weight": (192, 2)},
+    "prompt tokens": {"prompt_embeddings": (1, 3, 192)},
+    "scale and shift": {"blocks.0.ssf_scale_1": (192,), "blocks.0.ssf_shift_1": (192,)},
+    "relative positions": {"blocks.0.attn.relative_position_bias_table": (49, 3)},
+    "talking heads": {"blocks.0.attn.proj_l.weight": (3, 3), "blocks.0.attn.proj_w.weight": (3, 3)},
+    "temperature of a head": {"blocks.0.attn.temperature": (3, 1, 1)},
+    "gate": {"blocks.0.attn.gate": (1,)},
+    "a norm more": {"blocks.0.norm3.weight": (192,), "blocks.0.norm3.bias": (192,)},
+    "a second patch embedding": {"patch_embed2.proj.weight": (192, 3, 4, 4)},
+    "another position table": {"pos_embed_spatial": (1, 16, 192)},
+    "one value": {"alpha": ()},
+    "rotary positions": {"rope.inv_freq": (32,)},
+    "rotary tables of a block": {"blocks.0.attn.rope.freqs_cos": (16, 64)},
+    "a mask": {"blocks.0.attn_mask": (17, 17)},
+    "attention sink": {"blocks.0.attn.sink": (3,)},
+    "attention over time": {"blocks.0.temporal_attn.qkv.weight": (576, 192)},
+    "relative rows": {"blocks.0.attn.rel_pos_h": (7, 64)},
+    "a pyramid": {"fpn1.0.weight": (192, 192, 2, 2)},
+    "side information": {"sie_embed": (3, 1, 192)},
+    "scales of a quantiser": {"blocks.0.attn.qkv.weight_fake_quant.scale": (1,)},
+}
+FIRST = "^(patch_embed|pos_embed|cls_token)"
+ALIKE: dict[str, tuple[str, dict[str, tuple[int, ...]], str]] = {
+    "T2T": (FIRST, {"tokens_to_token.attention1.qkv.weight": (192, 147), "tokens_to_token.project.weight": (192, 576)}, ""),
+    "data2vec 2": (FIRST, {"modality_encoders.IMAGE.local_encoder.proj.weight": (192, 3, 8, 8)}, ""),
+    "AIM": (FIRST, {"preprocessor.patchifier.proj.weight": (192, 3, 8, 8), "preprocessor.pos_embed": (1, 16, 192)}, ""),
+    "RADIO": (FIRST, {"patch_generator.embedder.weight": (192, 192), "patch_generator.pos_embed": (1, 16, 192)}, ""),
+    "MAE of videos": ("pos_embed", {"pos_embed_spatial": (1, 16, 192), "patch_embed.proj.weight": (192, 3, 2, 8, 8)}, ""),
+    "one frame": ("", {"patch_embed.proj.weight": (192, 3, 1, 8, 8)}, ""),
+    "ViTDet": (r"^norm\.", {"simfp_2.0.weight": (192, 96, 2, 2)}, ""),
+    "ViTDet beside": (r"^norm\.", {"../simfp_2.0.weight": (192, 96, 2, 2)}, "attend in windows"),
+    "tensor parallel": ("", {"blocks.0.attn.qkv.weight": (288, 192), "blocks.0.attn.qkv.bias": (288,)}, ""),
+    "emptied by ZeRO-3": ("", {"blocks.0.attn.qkv.weight": (0,), "patch_embed.proj.weight": (0,)}, ""),
+    "weight normalisation": (
+        "qkv.weight", {f"blocks.0.attn.qkv.parametrizations.weight.original{n}": (576, m) for n, m in ((0, 1), (1, 192))}, ""
+    ),
+    "pruned by a mask": ("qkv.weight", {f"blocks.0.attn.qkv.weight_{n}": (576, 192) for n in ("orig", "mask")}, ""),
+    "RMSNorm": (r"norm\d?\.bias", {}, "missing blocks.0.norm1.bias"),
+    "SwiGLU in one tensor": ("", {f"blocks.{n}.mlp.fc2.weight": (192, 384) for n in (0, 1)}, "fc2.weight has shape"),
+    "queries of full width": ("", {f"blocks.{n}.attn.{q}_norm.weight": (192,) for n in (0, 1) for q in "qk"}, ""),
+    "table of two axes": ("", {"pos_embed": (17, 192)}, "pos_embed has shape"),
+    "two last norms": ("", {"fc_norm.weight": (192,), "fc_norm.bias": (192,)}, "norm.weight"),
+    "flattened by FSDP": (".", {"_flat_param": (999,), "blocks.0._fsdp_wrapped_module._flat_param": (99,)}, "flattened by FSDP"),
+    "bitsandbytes int8": ("", {"blocks.0.attn.qkv.SCB": (576,)}, "quantised weights"),
+    "10 channels": ("", {"patch_embed.proj.weight": (192, 10, 8, 8)}, "takes 10 input channels"),
+}  # fmt: skip
+
+
+def alike(kind: str, state: State) -> State:
+    """The names and shapes of `ALIKE`, behind a prefix; `../` stands beside the network."""
+    lost, more, _ = ALIKE[kind]
+    kept = behind(without(state, lost) if lost else state, "backbone.net.")
+    return kept | {f"backbone.net.{name}".replace("net.../", ""): torch.rand(shape) for name, shape in more.items()}
+
+
 # Vision Transformers of timm's names, in the files that self-supervised trainers write.
 
 
@@ -771,17 +847,22 @@ def swin_of_timm(folder: Path) -> Made:
     return saved(folder, model.state_dict(), tokens(model), "swin_tiny.pth")
 
 
+OPENMMLAB = [
+    (r"^patch_embed\.proj\.", "patch_embed.projection."),
+    (r"^blocks\.", "layers."),
+    (r"\.norm([12])\.", r".ln\1."),
+    (r"^norm\.", "ln1."),
+    (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
+    (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+]
+
+
 @layout("mmpretrain, ViT")
 def mmpretrain_vit(folder: Path) -> Made:
     model = vit()
     state = renamed(
         without(model.state_dict(), "^head"),
-        (r"^patch_embed\.proj\.", "patch_embed.projection."),
-        (r"^blocks\.", "layers."),
-        (r"\.norm([12])\.", r".ln\1."),
-        (r"^norm\.", "ln1."),
-        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
-        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+        *OPENMMLAB,
     )
     head = {f"head.layers.head.{kind}": model.state_dict()[f"head.{kind}"] for kind in ("weight", "bias")}
     meta = {"CLASSES": ["a", "b", "c", "d", "e"], "epoch": 3}
@@ -793,12 +874,7 @@ def mmseg_vit(folder: Path) -> Made:
     model = vit(num_classes=0)
     state = renamed(
         model.state_dict(),
-        (r"^patch_embed\.proj\.", "patch_embed.projection."),
-        (r"^blocks\.", "layers."),
-        (r"\.norm([12])\.", r".ln\1."),
-        (r"^norm\.", "ln1."),
-        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
-        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+        *OPENMMLAB,
         (r"\.attn\.qkv\.", ".attn.attn.in_proj_"),
         (r"\.attn\.proj\.", ".attn.attn.out_proj."),
     )
@@ -902,6 +978,35 @@ def siglip(folder: Path) -> Made:
     }
     more |= {"logit_scale": torch.ones([]), "logit_bias": torch.ones([])}
     return saved(folder, behind(model.state_dict(), "visual.trunk.") | more, model, "open_clip_pytorch_model.bin")
+
+
+HUGGING: dict[str, Any] = {
+    "hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8, "num_labels": 5,
+}  # fmt: skip
+
+
+@layout("transformers, ViT's state dict without its configuration")
+def bare_vit(folder: Path) -> Made:
+    import transformers
+
+    model = random_values(transformers.ViTForImageClassification(transformers.ViTConfig(**HUGGING, intermediate_size=384)))
+    return saved(folder, model.state_dict(), lambda images: model(images).logits)
+
+
+@layout("transformers, DINOv2's state dict without its configuration")
+def bare_dinov2(folder: Path) -> Made:
+    import transformers
+
+    model = random_values(transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**HUGGING)))
+    return saved(folder, model.state_dict(), lambda images: model.base_model(images).last_hidden_state)
+
+
+@layout("transformers, DINOv2 with registers, without its configuration")
+def bare_registers(folder: Path) -> Made:
+    import transformers
+
+    model = random_values(transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**HUGGING)))
+    return saved(folder, model.state_dict(), lambda images: model(images).last_hidden_state)
 
 
 @layout("TimmWrapper of transformers")
