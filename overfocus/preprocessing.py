@@ -1,9 +1,10 @@
 """From an image to a model's input: resize and crop as the model is evaluated, then its own mean and standard deviation.
 
-The two steps are separate because corruptions stand between them: ImageNet-C was made by corrupting 8-bit RGB images
+The two steps are separate because corruptions come between them: ImageNet-C was made by corrupting 8-bit RGB images
 that already had the model's input size.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,9 +47,9 @@ class Preprocess:
     crop_pct: float = 0.875
     """Side of the crop divided by the side that the image was resized to, in (0, 1]."""
     crop_mode: str = "center"
-    """"center" (keep the shape, cut what stands out), "squash" (change the shape) or "border" (keep all, pad)."""
+    """"center" (keep the shape, crop what is left over), "squash" (change the shape) or "border" (keep all, pad)."""
     transform: Callable[[Image.Image], Any] | None = field(default=None, repr=False)
-    """A function of the user that stands for all of it: see `from_callable`."""
+    """The user's function that replaces all of it: see `from_callable`."""
     _geometry: Callable[[Image.Image], Image.Image] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +105,13 @@ class Preprocess:
         std = tuple(float(1 / value) for value in scale)
         mean = tuple(float(-low / value) for low, value in zip(black, scale, strict=True))
         return cls((channels, height, width), mean, std, OWN, 1.0, OWN, transform)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of what the user's function makes of a fixed image, by the name "preprocess"; empty without such a function."""
+        if self.transform is None:
+            return {}
+        noise = np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8)
+        return {"preprocess": hashlib.sha256(self.resize(Image.fromarray(noise)).tobytes()).hexdigest()}
 
     @property
     def channels(self) -> int:

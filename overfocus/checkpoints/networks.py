@@ -40,7 +40,7 @@ _COUNTER = "n_averaged"
 _WRAPPER = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module|ddp_module)\.")
 """What torch.compile, FSDP and activation checkpointing put into names, before the network or inside it."""
 _CHANGES_INPUT = re.compile(
-    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos(?!t)|gate|scale_shift|^(side|ladder|inject)"
+    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos(?!t)|gate|scale_shift|^(side|ladder|inject|simfp)"
     r"|^(?!text|decoder|\w*head|\w*proj|\w*predict)(\w+_)?(layer_?)?norm\w*$",
     re.IGNORECASE,
 )
@@ -60,7 +60,7 @@ class Network:
     path: str
     """Where it was, e.g. "state_dict_ema.module"; empty where the file is the network itself."""
     beside: tuple[str, ...] = ()
-    """Names of tensors that stand beside it and belong to no other network: heads, a text tower, a loss."""
+    """Names of tensors beside it that belong to no other network: heads, a text tower, a loss."""
     head: str = ""
     """Where the linear layer stood that was taken as its classifier, where it is not called `head`."""
 
@@ -102,7 +102,7 @@ def _of_training(key: object) -> bool:
 
 
 def find_networks(content: Mapping[str, object], path: object = "checkpoint") -> list[Network]:
-    """Every vision network in a file, in the order in which they stand there.
+    """Every vision network in a file, in the order of the file.
 
     Raises:
         CheckpointError: there are no tensors in it.
@@ -159,7 +159,7 @@ def choose_network(networks: list[Network], weights: str | None, use_ema: bool, 
     plain = plain or momentum
     choice = f"--weights {networks[0].path or networks[1].path}"
     if len(plain) > 1 or len(averaged) > 1:
-        raise CheckpointError(f"{path}: holds {len(networks)} networks, {_names(networks)}; say which one to take ({choice})")
+        raise CheckpointError(f"{path}: holds {len(networks)} networks, {_names(networks)}; choose one ({choice})")
     if averaged and plain and averaged[0].shapes.items() ^ plain[0].shapes.items():
         heads_apart = {k: v for k, v in averaged[0].shapes.items() if ATTENTION.search(k)}.items() ^ {
             k: v for k, v in plain[0].shapes.items() if ATTENTION.search(k)

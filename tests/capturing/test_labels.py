@@ -378,9 +378,9 @@ class OtherImages(Patches):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (lambda: OtherImages(), "its queries and keys are of different images"),
-        (lambda: Patches(lambda images: images.flip(0)), "its images are in another order than the input's"),
-        (lambda: Patches(after=lambda tokens: tokens[[1, 0]]), "its images are in another order than the input's"),
+        (lambda: OtherImages(), "its queries and keys belong to different images"),
+        (lambda: Patches(lambda images: images.flip(0)), "its images are not in the order of the input"),
+        (lambda: Patches(after=lambda tokens: tokens[[1, 0]]), "its images are not in the order of the input"),
     ],
 )
 def test_maps_of_other_images_stay_unlabelled(family, model, reason):
