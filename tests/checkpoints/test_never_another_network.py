@@ -10,6 +10,7 @@ from torch import nn
 
 from overfocus import CheckpointError, load_model
 from overfocus.checkpoints.build import build_empty, contradicted
+from overfocus.checkpoints.hints import save_checkpoint
 from tests.scripts.layouts_made import (
     ALIKE,
     LEFT_OVER,
@@ -375,3 +376,19 @@ def test_quick_gelu_of_a_clip_of_any_size_is_asked_for(write) -> None:
     loaded = load_model(path, model_args="act_layer=quick_gelu")
     assert compare(model.encode_image)(loaded.model) < 1e-5
     assert loaded.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
+def test_maxvit_of_torchvision_is_torchvisions_own(tmp_path, write) -> None:
+    maxvit = pytest.importorskip("torchvision.models.maxvit")
+    model = random_values(maxvit.MaxVit((64, 64), 8, 2, [8, 16], [1, 2], 4, 0.0, num_classes=3))
+    path = write(model.state_dict())
+    assert load_model(path).input_size == (3, 16, 16)  # the smallest that its windows of 2 x 2 divide
+    images = torch.rand(1, 3, 64, 64)
+    loaded = load_model(path, image_size=64)
+    save_checkpoint(loaded.model, tmp_path / "again.safetensors", architecture=loaded.name, model_args=loaded.model_args)
+    with torch.inference_mode():
+        for found in (loaded, load_model(tmp_path / "again.safetensors")):
+            torch.testing.assert_close(found.model(images), model(images), rtol=0, atol=0)
+        assert load_model(path, num_classes=0, image_size=64).model(images).shape == (1, 16)
+    with pytest.raises(CheckpointError, match="not divisible by partition size 2"):
+        load_model(path, image_size=50)
