@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -34,6 +35,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "attn_drop_rate": (0, 1), "proj_drop_rate": (0, 1), "pos_drop_rate": (0, 1), "patch_drop_rate": (0, 1),
     "rope_temperature": (1, 1e7), "rope_grid_offset": (-100, 100), "ref_feat_shape": (1, 4096), "pt_layer_scale": (0, 100),
     "output_stride": (1, 64), "expand_ratio": (0.1, 16), "head_dim": (1, 1024), "num_branches": (1, 64), "stem_width": (1, 8192),
+    "stem_channels": (1, 8192), "block_channels": (1, 8192), "block_layers": (1, 200), "partition_size": (1, 512),
 }  # fmt: skip
 _BOOLEANS = frozenset(
     "qkv_bias qk_norm scale_attn_norm scale_mlp_norm scale_attn_inner proj_bias class_token no_embed_class pre_norm final_norm "
@@ -183,6 +185,10 @@ def _told_beit(shapes: Shapes) -> Arguments:
     }
 
 
+def _told_eva(shapes: Shapes) -> Arguments:
+    return {"global_pool": "token" if "norm.weight" in shapes else "avg"}
+
+
 def _told_swin(shapes: Shapes) -> Arguments:
     told: Arguments = {}
     stem = shapes.get("patch_embed.proj.weight")
@@ -213,6 +219,7 @@ def _stages(shapes: Shapes, expression: str, axis: int, other: int) -> tuple[int
 _TOLD: dict[type[nn.Module], Callable[[Shapes], Arguments]] = {
     VisionTransformer: _told_vit,
     Beit: _told_beit,
+    Eva: _told_eva,
     SwinTransformer: _told_swin,
     SwinTransformerV2: _told_swin,
     PyramidVisionTransformerV2: _told_pvt,
@@ -276,6 +283,24 @@ def plain_vit(
     arguments |= {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden[0] / width}
     arguments["patch_size"] = size or stem[2:]
     return name, arguments, assumed
+
+
+def torchvision_maxvit(shapes: Shapes) -> Arguments | None:
+    """Arguments of torchvision's MaxViT that has these tensors; None where they are not those of one."""
+    layer = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.layers\.window_attention\.attn_layer\.1\.relative_position_bias_table")
+    tables = {(int(m[1]), int(m[2])): shape for name, shape in shapes.items() if (m := layer.fullmatch(name)) and len(shape) == 2}
+    stem = shapes.get("stem.0.0.weight", ())
+    depths = [sum(place[0] == block for place in tables) for block in range(len({block for block, _ in tables}))]
+    widths = [
+        shapes.get(f"blocks.{block}.layers.0.layers.window_attention.attn_layer.0.weight", ()) for block in range(len(depths))
+    ]
+    side = square_side(next(iter(tables.values()))[0]) if tables else None
+    if not all(depths) or not all(len(width) == 1 for width in widths) or len(stem) != 4 or side is None or side > 127:
+        return None
+    window = (side + 1) // 2
+    told = {"stem_channels": stem[0], "block_channels": tuple(width[0] for width in widths), "block_layers": tuple(depths)}
+    told |= {"partition_size": window, "head_dim": widths[0][0] // tables[0, 0][1]}
+    return told | {"img_size": window * 2 ** (len(depths) + 1)}
 
 
 _PLAIN: Arguments = {
@@ -344,7 +369,8 @@ def channels_in(tensors: Mapping[str, Tensor], model: nn.Module) -> int | None:
 
 def takes_image_size(model: nn.Module) -> bool:
     """Whether the architecture is built for one image size, given as `img_size`."""
-    return "img_size" in inspect.signature(type(trunk(model)[0]).__init__).parameters
+    inside, _ = trunk(model)
+    return hasattr(inside, "img_size") or "img_size" in inspect.signature(type(inside).__init__).parameters
 
 
 def image_size_of(model: nn.Module) -> tuple[int, int]:

@@ -132,9 +132,11 @@ def _hints_of_open_clip(model: dict[str, Any], preprocessing: dict[str, Any]) ->
     values = {"crop_pct": 1.0, "img_size": vision.get("image_size"), **preprocessing}
     values["crop_mode"] = modes.get(str(preprocessing.get("resize_mode", "shortest")))
     name, width, of_head = vision.get("timm_model_name"), vision.get("width"), vision.get("head_width", 64)
+    pool: dict[str, Any] = {"global_pool": "avg", "fc_norm": bool(vision.get("final_ln_after_pool"))}
     whole = isinstance(width, int) and isinstance(of_head, int) and 0 < of_head <= width and width % of_head == 0
     return Hints(
         ((name, "open_clip_config.json"),) if isinstance(name, str) else (),
+        model_args=pool if vision.get("pool_type") == "avg" and not name else {},
         preprocessing={**CLIP_PREPROCESSING, **_preprocessing(values)},
         heads=width // of_head if whole and not name else None,  # both are integers then
         quick_gelu=bool(model.get("quick_gelu", False)),
@@ -192,12 +194,13 @@ def _heads(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[in
 
 def _quick_gelu(content: Mapping[str, Any], path: object) -> bool | None:
     """Whether a CLIP model has OpenAI's QuickGELU: by what only one of the two code bases writes, or by the file's name."""
-    name = PurePath(str(path)).name.lower()
+    name = f"{PurePath(str(path)).name} {content.get('name') if isinstance(content.get('name'), str) else ''}".lower()
     tensors = content.get("state_dict") if isinstance(content.get("state_dict"), Mapping) else content
     keys = {str(key) for key in list(tensors)[:5000]} if isinstance(tensors, Mapping) else set()
-    if "quickgelu" in name or {"input_resolution", "context_length", "vocab_size"} & keys:
+    if re.search(r"quick-?gelu|metaclip|dfn", name) or {"input_resolution", "context_length", "vocab_size"} & keys:
         return True
-    if re.search(r"open_?clip|laion|datacomp|commonpool|epoch_\d+|eva", name) or {"epoch", "name", "state_dict"} <= set(content):
+    of_training = {"epoch", "name", "state_dict"} <= set(content)
+    if of_training or re.search(r"open_?clip|laion|datacomp|commonpool|epoch_\d+|\beva", name):
         return False
     if "openai" in name or re.match(r"(clip[-_.]?)?vit-(b-32|b-16|l-14)(-336px)?\b", name.replace("_", "-")):
         return True

@@ -29,9 +29,9 @@ from torch import nn
 
 Shape = tuple[int, ...]
 
-_CLASSIFIER = re.compile(
-    r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits|decode_head\.(linear_pred|conv_seg))\."
-)
+CLASSIFIERS = "head|heads|head_dist|heads_dist|head_dense|aux_head|fc|classifier|classif|last_linear|pre_logits"
+"""First words of the names of classifiers' parameters, as an expression."""
+_CLASSIFIER = re.compile(rf"^({CLASSIFIERS}|decode_head\.(linear_pred|conv_seg))\.")
 _ALIASES = {"register_tokens": "reg_token"}
 """Names that timm changes when it converts weights of others (DINOv2)."""
 _BUFFER = re.compile(

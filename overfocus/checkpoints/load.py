@@ -26,6 +26,7 @@ from overfocus.checkpoints.build import (
     account,
     build,
     build_empty,
+    contradicted,
     convert_tensors,
     create,
     fill,
@@ -38,10 +39,10 @@ from overfocus.checkpoints.build import (
 from overfocus.checkpoints.formats import adapter_folder, configuration_beside, find_folder, transformers_folder
 from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
-from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, Reading
+from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
-from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
+from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise, stated
 from overfocus.checkpoints.transformers_models import load_transformers, merge_adapter
 from overfocus.errors import CheckpointError, OverfocusError, first_line
 from overfocus.samples import sample_checkpoint
@@ -189,6 +190,8 @@ def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_em
         raise CheckpointError(f"{file.path}: has none of the tensors of {spelling} ({some(list(own))}); is it another network?")
     network, notes = choose_network(networks, weights, use_ema, file.path)
     accounts = account(made.model, network.tensors, network.tensors, ())
+    needed = [name for name, _ in made.model.named_parameters() if name not in network.tensors]
+    accounts = replace(accounts, missing=list(dict.fromkeys([*accounts.missing, *needed])))  # a classifier is not random either
     if not accounts.exact and not lenient:
         raise CheckpointError(
             f"{file.path}: its tensors are not those of {spelling}: {accounts.faults}; change the function, or --lenient"
@@ -358,7 +361,7 @@ def _read(path: Path) -> tuple[CheckpointFile, Hints]:
 
 def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, request: Request, taken: list[str]) -> LoadedModel:
     accounts, path = found.accounts, file.path
-    complete = not accounts.missing and not accounts.unfit and request.num_classes is None
+    complete = not (accounts.missing or accounts.unfit or request.lenient) and request.num_classes is None
     model, convert = (build_empty if complete else build)(found.name, found.arguments, found.tap)
     if found.reading.norm_eps is not None:
         for module in model.modules():
@@ -373,18 +376,34 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     if not real.exact and not request.lenient:
         raise CheckpointError(f"{path}: {found.name} does not take every tensor: {real.faults}; try another --model")
     fill(model, converted, path)
+    own, other = model.state_dict(), contradicted(model, tensors)
+    if other and not request.lenient:
+        raise CheckpointError(
+            f"{path}: {some(other)} of the file has other values than {found.name} computes (another window, shift or scale of "
+            "positions?); try another --model or --model-args, or --lenient to take what it computes"
+        )
     weighted = [name.removesuffix("weight") + "bias" for name in converted if name.endswith("weight")]
     bare = [name for name in weighted if name in model.state_dict() and name not in converted]
     for name in bare:  # a classifier that was trained without one
         model.get_parameter(name).data.zero_()
+    filled = {name for name, tensor in converted.items() if name in own and own[name].shape == tensor.shape} | {*bare}
+    random = [name for name, _ in model.named_parameters() if name not in filled] if request.num_classes is None else []
+    if random and not request.lenient:
+        raise CheckpointError(f"{path}: the file lacks {some(random)} of {found.name}; --lenient gives it random values")
     outside = [name for name in network.beside if changes_encoder(name, network)]
+    if any(relative_name(name, network).startswith("simfp") for name in outside) and not request.lenient:
+        raise CheckpointError(
+            f"{path}: the backbone of a ViTDet, whose blocks attend in windows that no tensor shows; pass your own code with "
+            "--model package.module:factory, or --lenient to load it without windows"
+        )
     if outside and not request.lenient:
         raise CheckpointError(
             f"{path}: {some(outside)} beside {network.entry} may change what the network computes and has no place in "
             f"{found.name}; merge it into the weights, or --lenient to load without it"
         )
-    lenient = bool(outside) or not real.exact
-    said = [f"LENIENT: loaded although not every tensor matches {found.name}: {real.faults or some(outside)}"] if lenient else []
+    lenient = bool(outside or other or random) or not real.exact
+    faults = real.faults or some([*outside, *other, *random])
+    said = [f"LENIENT: loaded although not every tensor matches {found.name}: {faults}"] if lenient else []
     origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
     if origin is not None and not hints.preprocessing.keys() & {"mean", "std"}:
         hints = replace(hints, preprocessing={**hints.preprocessing, **origin[0]})
@@ -394,9 +413,10 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
             model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
         )
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}; correct it in config.json or in the file's metadata") from None
+        raise CheckpointError(f"{path}: {error}") from None
     lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
+    notes += [f"classifier: {network.head}, the only layer behind the encoder"] if network.head and model.num_classes else []
     notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []
     notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
@@ -433,12 +453,18 @@ def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) ->
     if found.found_by not in ("shapes", "tensors") or not isinstance(model, VisionTransformer):
         return []
     block: Any = model.blocks[0]
-    assumed = [] if hints.heads or "num_heads" in request.arguments else [f"{block.attn.num_heads} attention heads"]
+    assumed = [] if "num_heads" in {**stated(hints), **request.arguments} else [f"{block.attn.num_heads} attention heads"]
     norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
-    if found.reading.norm_eps is None and norm is not None:
+    if (found.reading.norm_eps is None or found.reading.origin == TRANSFORMERS) and norm is not None:
         assumed.append(f"normalisation with eps {norm:g}")
-    assumed.append(activation)
-    return [f"assumed, because no tensor shows it: {', '.join(assumed)} (--model-args num_heads=… sets heads)"]
+    assumed += [activation] if "act_layer" not in found.arguments else []
+    if found.plain and "img_size" in found.arguments:
+        height, width = _pair(found.arguments["img_size"]) or (0, 0)
+        assumed.append(f"patches without overlap, of {height}x{width} pixels")
+    if model.num_classes and model.global_pool == "token" and "global_pool" not in found.arguments:
+        assumed.append("the class token classified")
+    advice = "--model-args num_heads=… sets heads"
+    return [f"assumed, because no tensor shows it: {', '.join(assumed)} ({advice})"] if assumed else []
 
 
 def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> list[str]:

@@ -249,7 +249,9 @@ def preprocess_for(
             **merged,
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the checkpoint's preprocessing cannot be used: {error}") from None
+        raise CheckpointError(
+            f"the checkpoint's preprocessing cannot be used: {error}; correct it in config.json or in the file's metadata"
+        ) from None
     return preprocess, notes
 
 

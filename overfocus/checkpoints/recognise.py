@@ -8,7 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.arguments import classifiers, fitting_arguments, plain_vit, told_by_tensors
+from overfocus.checkpoints.arguments import (
+    classes_in,
+    classifiers,
+    fitting_arguments,
+    plain_vit,
+    told_by_tensors,
+    torchvision_maxvit,
+)
 from overfocus.checkpoints.build import (
+    MAXVIT,
+    UNREGISTERED,
     Accounts,
     account,
     added_tap,
@@ -44,7 +53,7 @@ from overfocus.checkpoints.index import (
     look_up,
     look_up_by_sizes,
 )
-from overfocus.checkpoints.names import CHUNKED, CLIP, Reading, readings
+from overfocus.checkpoints.names import CHUNKED, CLIP, MASKED, Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
 from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN
@@ -63,12 +72,6 @@ _FOREIGN = (
         "pass its folder with adapter_config.json, or merge it into its base model (merge_and_unload) and save that",
     ),
     (re.compile(r"transformer\.resblocks\.\d+\."), "CLIP", "try --model vit_base_patch32_clip_224 or the like"),
-    (
-        re.compile(r"layers\.MBconv\."),
-        "torchvision's MaxViT",
-        "write a function that returns overfocus.wrap(torchvision.models.maxvit_t(), input_size=224) and name it with --model "
-        "package.module:factory",
-    ),
 )
 _OWN_CODE = "pass your own code with --model package.module:factory"
 _TOO_MANY = 24
@@ -111,6 +114,15 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints, request: Request, pat
     Raises:
         CheckpointError: the name is unknown, nothing fits, or several fit that attend differently.
     """
+    try:
+        return _recognise(tensors, hints, request, path)
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error  # what cannot be built does not know the file
+
+
+def _recognise(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
     named = [(name, origin) for name, origin in hints.architectures if is_architecture(name)]
     if request.model is not None or named:
         name, origin = (request.model, "asked for") if request.model is not None else named[0]
@@ -165,6 +177,8 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
     told = {
         key: value for key, value in told_by_tensors(shapes, model, request.image_size).items() if key not in request.arguments
     }
+    if arguments.get("global_pool", "token") != "token" and told.get("global_pool") == "token":
+        told |= {"global_pool": arguments["global_pool"], "fc_norm": False}  # the tensors only say where the norm stands
     if told:
         try:
             model, convert = outline(name, arguments | told, tap)
@@ -173,18 +187,27 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
     arguments |= told
     if told:
         notes.append(f"built with {', '.join(f'{key}={value}' for key, value in told.items())}, as its tensors say")
+    apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
+
+    def names() -> dict[str, Tensor]:
+        try:
+            return convert_tensors(model, apart, convert, path)
+        except CheckpointError:
+            return apart
+
     fitting = fitting_arguments(reading.tensors, model, arguments, image_size=request.image_size, num_classes=request.num_classes)
+    if not fitting["num_classes"] and request.num_classes is None and not any(key.startswith("pre_logits.") for key in apart):
+        fitting["num_classes"] = classes_in(names(), model)  # the original's classifier has another name
     if any(arguments.get(key, getattr(model, key, None)) != value for key, value in fitting.items()):
         model, convert = outline(name, fitting, tap)
-    apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
-    try:
-        converted = convert_tensors(model, apart, convert, path)
-    except CheckpointError:
-        converted = apart
+    converted = names()
     layers = classifiers(model)
     accounts = account(model, apart, converted, layers)
-    own_head = (key for key in model.state_dict() if key.endswith("weight") and is_head(key, layers))
-    if fitting["num_classes"] and request.num_classes is None and any(key not in converted for key in own_head):
+    own_head = {
+        key: tensor.shape for key, tensor in model.state_dict().items() if key.endswith("weight") and is_head(key, layers)
+    }
+    lacks = any(key not in converted or converted[key].shape != shape for key, shape in own_head.items())
+    if fitting["num_classes"] and request.num_classes is None and lacks:
         fitting["num_classes"] = 0  # a classifier of another form: rather none than one that is not the file's
         model, convert = outline(name, fitting, tap)
         accounts = account(model, apart, converted, layers)
@@ -211,14 +234,18 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
     known = _known(ways, hints, path)
     if known is not None:
         reading, chosen, notes = known
-        tried.append(_noted(fit(chosen, "shapes", reading, _stated(hints, chosen), hints, request, path), notes))
+        tried.append(_noted(fit(chosen, "shapes", reading, stated(hints, chosen), hints, request, path), notes))
         if tried[-1].accounts.exact:
             return tried[-1]
     for reading in ways:
+        if reading.origin == CLIP and hints.model_args.get("fc_norm"):
+            tensors = {re.sub(r"^norm\.", "fc_norm.", name): tensor for name, tensor in reading.tensors.items()}
+            reading = replace(reading, tensors=tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
-        heads = request.arguments.get("num_heads") or hints.heads
+        heads = request.arguments.get("num_heads") or stated(hints).get("num_heads")
+        maxvit = torchvision_maxvit(shapes)
         try:
-            plain = plain_vit(shapes, heads, path, request.image_size)
+            plain = (MAXVIT, maxvit, []) if maxvit is not None else plain_vit(shapes, heads, path, request.image_size)
             if plain is not None and reading.origin == CLIP:
                 plain[1].update(_activation(hints, request, path))
         except CheckpointError as error:
@@ -227,12 +254,12 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         if plain is None:
             continue
         name, arguments, assumed = plain
-        found = fit(name, "tensors", reading, arguments, hints, request, path)
+        found = fit(name, "tensors", reading, stated(hints, name) | arguments, hints, request, path)
         found.plain = True
         tried.append(_noted(found, assumed))
         if found.accounts.exact:
             return found
-    base = next((way for way in ways if way.origin == CHUNKED), ways[0])
+    base = next((way for way in ways if way.origin in (CHUNKED, MASKED)), ways[0])
     match = _best_match({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     if match.without_attention is not None:
         raise CheckpointError(f"{path}: {_without_attention(match.without_attention)}")
@@ -242,7 +269,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         if not is_architecture(candidate.name) or candidate.group in hopeless or (exact and candidate.share != exact[0][1].share):
             continue
         try:
-            found = fit(candidate.name, "tensors", reading, _stated(hints, candidate.name), hints, request, path)
+            found = fit(candidate.name, "tensors", reading, stated(hints, candidate.name), hints, request, path)
         except CheckpointError:
             continue
         tried.append(found)
@@ -411,9 +438,16 @@ def _ambiguous(kinds: list[list[Candidate]], path: Path) -> str:
     return f"its shapes fit architectures that attend differently: {'; '.join(options)}; name the right one with --model{named}"
 
 
-def _stated(hints: Hints, name: str) -> dict[str, Any]:
+_UNSEEN = ("num_heads", "global_pool", "fc_norm", "act_layer", "pool_include_prefix")
+"""Arguments of a Vision Transformer that its tensors do not tell."""
+
+
+def stated(hints: Hints, name: str = UNREGISTERED) -> dict[str, Any]:
     """What the file says of an architecture that it does not name and its tensors do not tell."""
-    return {"num_heads": hints.heads} if hints.heads and name.startswith(("vit_", "deit")) else {}
+    if not name.startswith(("vit_", "deit", UNREGISTERED)):
+        return {}
+    said = {key: value for key, value in hints.model_args.items() if key in _UNSEEN}
+    return said | ({"num_heads": hints.heads} if hints.heads else {})
 
 
 def _noted(found: Fit, notes: list[str]) -> Fit:
@@ -440,12 +474,15 @@ def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:
         if any(expression.search(name) for name in tensors):
             faults = f" (against {nearest.name}: {nearest.accounts.faults})" if nearest is not None else ""
             return f"parameter names of {library}, in an unknown form{faults}; {advice}; or --lenient"
+    if any(name.endswith(("flat_param", "flat_params")) for name in tensors):
+        return "parameters flattened by FSDP, one part of a network each; save a full state dict (StateDictType.FULL_STATE_DICT)"
     if not any(ATTENTION.search(name) for name in tensors):
         return "no parameter belongs to an attention layer (a convolutional network?); a Vision Transformer is needed"
     if nearest is None:
         return f"its tensors match no architecture of timm or overfocus; name it with --model, or {_OWN_CODE}"
     lenient = ", or load it without them (--lenient)" if not nearest.accounts.unfit else ""
-    if "pos_embed" in nearest.accounts.unfit:
+    table = nearest.accounts.unfit.get("pos_embed", ((), ()))
+    if len(table[0]) == len(table[1]) == 3:
         rows = tuple(tensors["pos_embed"].shape)[1:2] if "pos_embed" in tensors else ()
         return (
             f"its position table {some([f'of {row} rows' for row in rows])} fits no square patch grid of {nearest.name}; "

@@ -134,6 +134,8 @@ def _require_images(model: Any, folder: Path) -> None:
     parameters = list(inspect.signature(model.forward).parameters.values())
     more = [p.name for p in parameters[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     first = parameters[0].name if parameters else "nothing"
+    if (getattr(model.config, "num_frames", 1) or 1) > 1:
+        first = f"videos of {model.config.num_frames} frames"
     if first != "pixel_values" or more:
         takes = " and ".join([first, *more])
         raise CheckpointError(
