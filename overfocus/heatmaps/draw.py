@@ -22,6 +22,7 @@ from overfocus.heatmaps.maps import HeatMap, heat_maps
 from overfocus.images.live import image_sources
 from overfocus.images.sources import ImageSource
 from overfocus.processes import choose_device
+from overfocus.settings import typed
 from overfocus.sweep.reading import ImageReader, InputSize
 from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings
 from overfocus.sweep.sweep import place_of
@@ -71,6 +72,7 @@ class HeatMaps:
         return file.getvalue()
 
 
+@typed(CaptureError)
 def heatmap(
     model: Any,
     image: "str | Path | Image.Image | npt.NDArray[Any] | Tensor | None" = None,

@@ -300,7 +300,7 @@ def test_a_log_goes_on_and_other_files_are_not_replaced(model: nn.Module, images
     assert pd.read_csv(log)["step"].tolist() == [2, 4, 6, 8]
     other = tmp_path / "results.csv"
     other.write_text("name,value\na,1\n")
-    with pytest.raises(RunError, match="no log of a training"):
+    with pytest.raises(RunError, match="log of a training"):
         overfocus.monitor(model, images, log=other)
     assert other.read_text() == "name,value\na,1\n"
 
