@@ -30,6 +30,7 @@ from overfocus.errors import CaptureError, ImageError, RunError, explain
 from overfocus.images.sources import read_image
 from overfocus.metrics import measure
 from overfocus.preprocessing import Preprocess
+from overfocus.settings import typed
 from overfocus.text import printable
 
 if TYPE_CHECKING:
@@ -387,6 +388,7 @@ class _Hook:
         return _Hook, (None, self._name)
 
 
+@typed(RunError)
 def monitor(
     model: "nn.Module | LoadedModel",
     images: "Tensor | Sequence[str | Path | Image.Image]",

@@ -44,8 +44,9 @@ from overfocus.checkpoints.networks import Network, changes_encoder, choose_netw
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise, stated
 from overfocus.checkpoints.transformers_models import load_transformers, merge_adapter
-from overfocus.errors import CheckpointError, OverfocusError, first_line
+from overfocus.errors import CheckpointError, OverfocusError, first_line, is_out_of_memory
 from overfocus.samples import sample_checkpoint
+from overfocus.settings import typed
 from overfocus.text import printable, some
 
 _HUB_NAME = re.compile(r"(hf[-_]hub:)?[\w.-]{1,96}/[\w.-]{1,96}")
@@ -70,7 +71,7 @@ def fetch_folder(source: str) -> Path:
     except Exception as error:  # hub clients raise whatever their network layer does
         reason = first_line(error) if reachable else "the hub cannot be reached and the model is not in the local cache"
         raise CheckpointError(
-            f"{source}: neither a file or folder nor a model that can be fetched from the hub ({reason})"
+            f"{source}: neither a file or folder nor a model that can be fetched from the hub ({reason}); check the path or the name"
         ) from error
 
 
@@ -165,9 +166,9 @@ def make(spelling: str) -> LoadedModel:
             found = getattr(found, part)
         made = found() if callable(found) else found
         return made if isinstance(made, LoadedModel) else wrap(made, name=spelling)  # type: ignore[arg-type]
-    except OverfocusError:
+    except (OverfocusError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # the user's own code
+    except BaseException as error:  # the user's own code
         raise CheckpointError(
             f"--model {spelling}: expected a function without arguments that returns a torch.nn.Module or overfocus.wrap(…), "
             f"got {type(error).__name__}: {first_line(error)}"
@@ -232,6 +233,7 @@ _ON = ("use_ema", "pretrained")  # options that are on unless they are turned of
 _SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt", ".npz")
 
 
+@typed(CheckpointError)
 def load_model(
     source: str | Path,
     *,
@@ -293,7 +295,12 @@ def load_model(
         loaded = _load(file, hints, network, recognise(network.tensors, hints, request, path), request, taken)
     else:
         loaded = load_named(str(source), size, num_classes, pretrained)
-    loaded.model.to(device).eval()
+    try:
+        loaded.model.to(device).eval()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"device {printable(device)!r} cannot be used ({first_line(error)}); try cpu or cuda") from error
     if loaded.lenient:
         warnings.warn(f"{source}: this may be another network: {loaded.notes[0]}", stacklevel=2)
     return loaded

@@ -14,6 +14,7 @@ from overfocus.checkpoints.arguments import image_size_of, takes_image_size
 from overfocus.checkpoints.hints import Hints
 from overfocus.errors import CheckpointError, first_line
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from overfocus.settings import typed
 from overfocus.text import storable
 
 
@@ -90,6 +91,7 @@ class LoadedModel:
         return self.preprocess.crop_pct
 
 
+@typed(CheckpointError)
 def wrap(
     module: nn.Module,
     preprocess: Preprocess | Callable[[Image.Image], Any] | None = None,

@@ -23,6 +23,7 @@ from overfocus.images.labels import class_named
 from overfocus.images.live import image_sources
 from overfocus.images.sources import ImageSource
 from overfocus.processes import choose_device
+from overfocus.settings import typed
 from overfocus.sweep.reading import ImageReader, InputSize
 from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings
 from overfocus.sweep.sweep import place_of
@@ -72,6 +73,7 @@ class HeatMaps:
         return file.getvalue()
 
 
+@typed(CaptureError)
 def heatmap(
     model: Any,
     image: "str | Path | Image.Image | npt.NDArray[Any] | Tensor | None" = None,
