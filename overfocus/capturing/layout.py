@@ -9,11 +9,13 @@ from torch import Tensor
 from overfocus.attention import Kind
 from overfocus.capturing.positions import (
     IMAGE_BITS,
+    NOWHERE,
     Grid,
     constant,
     grid_of,
     image_of,
     index_of,
+    renumber,
     representative,
     without_image,
 )
@@ -126,6 +128,10 @@ def infer_layout(
     _check_images(arrangement, queries, keys, origins, images)
     if windows == 1 and not _padded_alike(arrangement, keys):
         raise UnclearAxesError("images of different sizes share the batch: give one size per batch")
+    if windows == 1 and padding_attended and _added(arrangement, keys, grids):
+        keys = keys.masked_fill(keys == 0, NOWHERE)
+        queries = None if queries is None else queries.masked_fill(queries == 0, NOWHERE)
+        padding_attended = False
     windowed = windows > 1 or padding_attended
     key_tokens = TokenPlaces.of(arrangement, keys, grids, keeps_padding=windowed)
     query_tokens = None if queries is None else TokenPlaces.of(arrangement, queries, grids, keeps_padding=windowed)
@@ -133,11 +139,14 @@ def infer_layout(
         raise UnclearAxesError(
             "windows of a video" if key_tokens.frames_of_grid > 1 else "windows differ between the images of the batch"
         )
+    cut = windows == 1 and (key_tokens.cut or (query_tokens is not None and query_tokens.cut))
+    if cut and not (query_tokens is not None and query_tokens.same_tokens(key_tokens) and key_tokens.frames_of_grid == 1):
+        raise UnclearAxesError("a part of the queries or a part of the keys: the others are in other maps, maybe")
     if query_tokens is None or bool(query_tokens.prefix.all()):
         kind: Kind = "class"
         query_tokens = None
-    elif windowed:
-        kind = "window"
+    elif windowed or (cut and query_tokens.same_tokens(key_tokens)):
+        kind, windowed = "window", True
     elif query_tokens.same_tokens(key_tokens):
         kind = "global"
     else:
@@ -166,6 +175,16 @@ def infer_layout(
         branch=_branch_of(places, key_tokens.image_grid) if windows > 1 and not note else None,
         note=note or (NO_GRID if grid is None and not windowed else None),
     )
+
+
+def _added(arrangement: Arrangement, keys: Tensor, grids: Sequence[Grid]) -> bool:
+    """Whether padding that is attended is no row or column of the grid, but tokens that a sequence was padded with at an end."""
+    row = replace(arrangement, query_order=None, key_order=None).fold(keys.unsqueeze(-2))[0, 0, 0]
+    real = torch.nonzero(row != 0).squeeze(1)
+    numbers = torch.unique(grid_of(row[row > 0])).tolist()
+    size = grids[numbers[0]].size if len(numbers) == 1 else None
+    together = len(real) > 0 and len(real) == int(real[-1] - real[0]) + 1
+    return together and size is not None and bool((len(row) - len(real)) % size[-1])
 
 
 def _check_images(arrangement: Arrangement, queries: Tensor | None, keys: Tensor, origins: Sequence[int], images: int) -> None:
@@ -347,6 +366,8 @@ class TokenPlaces:
     alike: bool
     """Whether every image of the batch has its tokens in this order."""
     note: str | None
+    cut: bool = False
+    """Whether they are neighbouring places of the grid, not all of it."""
 
     @classmethod
     def of(cls, arrangement: Arrangement, ids: Tensor, grids: Sequence[Grid], *, keeps_padding: bool) -> "TokenPlaces":
@@ -374,11 +395,12 @@ class TokenPlaces:
             note = "no grid: tokens without a position are mixed with the patches"
             places = torch.where(places == _PREFIX, _UNKNOWN, places)
         if bool((places == _UNKNOWN).any()):
-            note = note or "no grid: mask tokens have unknown positions"
+            note = note or "no grid: some tokens, such as mask tokens, have unknown positions"
             size = None
+        cut = False
         if size is not None:
-            places, size = _regular(places, size)
-        return cls(places, size, root, keeps_padding, alike, note)
+            places, size, cut = _regular(places, size)
+        return cls(places, size, root, keeps_padding, alike, note, cut)
 
     @property
     def prefix(self) -> Tensor:
@@ -452,23 +474,33 @@ def _scattered(prefix: Tensor, padding: Tensor) -> bool:
     return len(others) > 0 and bool(prefix[int(others[0]) : int(others[-1])].any())
 
 
-def _regular(places: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...] | None]:
-    """Number places anew where they are a regular part of the grid (every second row and column, say)."""
-    real = places[places >= 0]
-    if real.numel() == 0:
-        return places, size
-    lines = [torch.unique(line) for line in torch.unravel_index(real, size)]
-    if all(len(line) == side for line, side in zip(lines, size, strict=True)):
-        return places, size
-    count = 1
-    for line in lines:
-        count *= len(line)
-    if count != torch.unique(real).numel():
-        return places, None
-    index = torch.zeros_like(places)
-    for line, coordinate in zip(lines, torch.unravel_index(places.clamp(min=0), size), strict=True):
-        index = index * len(line) + torch.searchsorted(line, coordinate.contiguous())
-    return torch.where(places >= 0, index, places), tuple(len(line) for line in lines)
+def _regular(places: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...] | None, bool]:
+    """Places numbered anew where they are a regular part of the grid (every second row and column, say); whether they are a cut.
+
+    A cut, of neighbouring places, keeps them in the whole.
+    """
+    real = places >= 0
+    if not bool(real.any()):
+        return places, size, False
+    renumbered = renumber(places, real, size)
+    if renumbered is None:
+        found = torch.unique(places[real])
+        together = int(found[-1] - found[0]) + 1 == len(found)
+        return places, size if together else None, together
+    index, lines = renumbered
+    if any(not _spans(line, side) for line, side in zip(lines, size, strict=True)):
+        return places, size, True
+    return torch.where(real, index, places), tuple(len(line) for line in lines), False
+
+
+def _spans(line: Tensor, side: int) -> bool:
+    """Whether some of the rows (or columns) of a grid are from all over it."""
+    if len(line) == side:
+        return True
+    if len(line) == 1:
+        return False
+    gap = int(line.diff().max())
+    return int(line[0]) < gap and side - 1 - int(line[-1]) < gap
 
 
 def _cell_grid(places: Tensor, grid: tuple[int, int]) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ from overfocus.capturing.layout import (
     unlabelled,
     unplaced,
 )
-from overfocus.capturing.positions import PositionTracker
+from overfocus.capturing.positions import PositionTracker, constant
 from overfocus.capturing.sources import MaterialisedWeights, WeightSource
 from overfocus.capturing.watching import tensors_in
 
@@ -248,7 +248,8 @@ class LayoutMemory:
         try:
             layout = self._inferred(weights, positions, prefix)
         except UnplacedTokensError:
-            layout = unplaced(shape, images or self.images, heads, prefix, crossed=crossed)
+            places = [ids is not None and bool((ids > 0).any()) for ids in positions or ()]
+            layout = unplaced(shape, images or self.images, heads, prefix, crossed=crossed or len(set(places)) == 2)
         except UnclearAxesError as error:
             layout = unlabelled(shape, str(error))
         self._page.layouts[key] = layout, self._moves
@@ -261,10 +262,10 @@ class LayoutMemory:
             raise UnplacedTokensError
         if is_channel_map(keys):
             return channel_layout(shape)
-        key_ids = token_positions(keys)
+        key_ids = self._of_tokens(keys)
         if len(shape) > 2 and key_ids.ndim == len(shape) - 1 and key_ids.shape[-2] not in (1, shape[-3]):
             key_ids = key_ids.repeat_interleave(shape[-3] // key_ids.shape[-2], dim=-2)  # grouped queries share keys
-        query_ids = None if queries is None else token_positions(queries)
+        query_ids = None if queries is None else self._of_tokens(queries)
         places = [None if ids is None else (ids.shape, ids.cpu().numpy().tobytes()) for ids in (query_ids, key_ids)]
         key = (shape, prefix, *places)
         if key in self._found:
@@ -290,6 +291,11 @@ class LayoutMemory:
         if not bool(padding.any()):  # whether padding is attended is each map's own
             self._found[key] = layout
         return layout
+
+    def _of_tokens(self, ids: Tensor) -> Tensor:
+        """Positions (…, tokens) of (…, tokens, width); tokens of several places each have a grid of their own."""
+        tokens = token_positions(ids)
+        return tokens if constant(ids, -1) else self.positions.numbered_anew(tokens)
 
     def _values(self) -> list[Any]:
         """The settings of the model's modules as they are now."""

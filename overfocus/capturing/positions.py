@@ -6,10 +6,12 @@ grid. At an attention site the positions of queries and values then say, without
 which axes are images, windows, heads, tokens and channels, and where on the image each window lies.
 
 A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
-belongs to no place (class, distillation, register and pooling tokens) and −2 a mask token, whose position is
-unknown. A batch that grows inside the model (several crops, flips) has more images.
+belongs to no place (class, distillation, register and pooling tokens) and −2 one whose position is unknown: a mask token, or
+what a function returned that does not keep tokens where they were. A batch that grows inside the model (several crops, flips)
+has more images.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +32,7 @@ from overfocus.capturing.watching import (
 IMAGE_BITS = 40
 GRID_BITS = 28
 NOWHERE = -1
-MASK_TOKEN = -2
+UNKNOWN = -2
 _IMAGE = 1 << IMAGE_BITS
 _FAR = torch.iinfo(torch.int64).max
 _COLOURS = (1, 3, 4)
@@ -41,17 +43,23 @@ MOVES = frozenset(
     "roll flip fliplr flipud unbind chunk split split_with_sizes tensor_split __getitem__ index slice narrow select index_select "
     "gather take_along_dim t repeat tile repeat_interleave stack cat hstack vstack pad pixel_shuffle pixel_unshuffle contiguous "
     "clone alias unfold im2col view_as reshape_as ravel T.__get__ mT.__get__ mT T channel_shuffle rot90 scatter scatter_ "
-    "index_put index_put_ index_copy index_copy_ broadcast_to".split()
+    "index_put index_put_ index_copy index_copy_ broadcast_to view_as_complex view_as_real".split()
 )
-_REDUCTIONS = frozenset("mean sum amax amin max min".split())
+_REDUCTIONS = frozenset("mean sum amax amin max min std var norm linalg_vector_norm median logsumexp prod nanmean".split())
 _POOLS = frozenset("avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d".split())
 _CHANNEL_MIXING = frozenset("linear conv1d conv2d conv3d".split())
-# What these return are not the tokens that went in, or are in an order that only their values determine.
-_UNRELATED = frozenset(
+_MADE = frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
-    "new_tensor sort topk argsort argmax argmin msort unique nonzero bernoulli multinomial size stride numel dim "
-    "grid_sample grid_sampler grid_sampler_2d grid_sampler_3d".split()
+    "new_tensor empty zeros ones full".split()
 )
+# What these return are not the tokens that went in.
+_UNRELATED = _MADE | frozenset("argsort argmax argmin nonzero bernoulli multinomial size stride numel dim".split())
+# What these return is in an order that only values determine, or sums the tokens up to each one.
+_REORDERING = frozenset(
+    "sort topk kthvalue msort unique grid_sample grid_sampler grid_sampler_2d grid_sampler_3d cumsum cumprod cummax cummin "
+    "logcumsumexp".split()
+)
+_LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
 _COPYING = frozenset("expand repeat tile broadcast_to expand_as".split())
 _COPIES = _COPYING | frozenset("view reshape contiguous to type".split())
 _PLAIN = (int, str, bool, float)
@@ -65,6 +73,8 @@ class Positions:
     ids: Tensor
     raw: bool = False
     """Whether nothing has computed with the input yet: entries are pixels."""
+    lost: bool = False
+    """Whether a function has put the tokens where nothing tells."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,8 @@ class PositionTracker:
         self._copies: TensorNotes[bool] = TensorNotes()
         self._unplaced: TensorNotes[list[Any]] = TensorNotes()
         """Where tokens without a place were written into tensors."""
+        self._made: dict[int, weakref.ref[Tensor]] = {}
+        """Tensors that were made empty, by their memory, into whose views tokens may be written."""
         self._calls: dict[Hashable, tuple[list[Positions | None], list[Positions]]] = {}
         """Positions of what calls returned, and of what they were given, so that these stay apart from later ones."""
         self._roots = 0
@@ -201,12 +213,15 @@ class PositionTracker:
     def follow(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note the positions of what `func` returned for these arguments."""
         if name in _UNRELATED:
+            if name in _MADE and isinstance(result, Tensor) and result.layout == torch.strided:
+                self._made[result.untyped_storage().data_ptr()] = weakref.ref(result)
             return
-        if name == "__setitem__":
-            self._written(args)
+        if name in ("__setitem__", "copy_"):
+            self._written(args if len(args) > 2 else (args[0], ..., *args[1:], *kwargs.values()))
             return
         get = self.notes.get
-        tracked = [(tensor, known) for tensor in tensors_in((args, kwargs)) if (known := get(tensor)) is not None]
+        sources = tensors_in(args[:1] if name in _LIKE else (args, kwargs))
+        tracked = [(tensor, known) for tensor in sources if (known := get(tensor)) is not None]
         outputs = tensors_in(result)
         if not tracked:
             if name in _COPIES:
@@ -221,6 +236,8 @@ class PositionTracker:
             if key is not None and before == (len(self.origins), len(self.grids)):
                 self._calls[key] = found, [known for _, known in tracked]
         for output, positions in zip(outputs, found, strict=True):
+            if positions is None and output.ndim >= 2 and (output.is_floating_point() or output.is_complex()):
+                positions = _lost(output)
             if positions is not None and get(output) is not positions:
                 self.notes[output] = positions
 
@@ -234,6 +251,8 @@ class PositionTracker:
         outputs: list[Tensor],
     ) -> list[Positions | None]:
         """Positions of what a function returned; None where they are unknown."""
+        if name in _REORDERING and not self._along_channels(args, kwargs):
+            return [None] * len(outputs)
         if name in MOVES:
             moved = self._move(func, name, args, kwargs, tracked)
             if moved is not None and [ids.shape for ids in moved] == [output.shape for output in outputs]:
@@ -242,9 +261,15 @@ class PositionTracker:
         return [
             (self._reduced(args, kwargs, output) if name in _REDUCTIONS else None)
             or (self._product(name, args, kwargs, output) if name in PRODUCTS else None)
-            or self._computed(name, [known for _, known in tracked], output)
+            or self._computed(name, [known for _, known in tracked], output, argument(args, kwargs, 1, "weight"))
             for output in outputs
         ]
+
+    def _along_channels(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a function runs along an axis all of whose entries are at one place."""
+        known, axis = self.get(first_argument(args, kwargs)), kwargs.get("dim")
+        axis = next((value for value in reversed(args[1:]) if type(value) is int), -1) if axis is None else axis
+        return known is not None and -known.ids.ndim <= axis < known.ids.ndim and constant(known.ids, axis)
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]) -> Hashable:
         """What the positions that a call gives depend on, since blocks repeat each other's calls; None where it is too much.
@@ -294,6 +319,7 @@ class PositionTracker:
         self.notes.clear()
         self._copies.clear()
         self._unplaced.clear()
+        self._made.clear()
         self._calls.clear()
         self.grids.clear()
         self.origins.clear()
@@ -341,7 +367,7 @@ class PositionTracker:
             if known is not None:
                 return known.ids
             if value.is_floating_point():
-                return torch.full_like(value, MASK_TOKEN if self._copies.get(value) else NOWHERE, dtype=torch.int64)
+                return torch.full_like(value, UNKNOWN if self._copies.get(value) else NOWHERE, dtype=torch.int64)
             if value.numel() > 1 and id(value) not in self._constants:
                 self.follows_data = True
             return value
@@ -359,7 +385,13 @@ class PositionTracker:
     ) -> list[Tensor] | None:
         swapped, named = self._swap(args), {key: self._swap(value) for key, value in kwargs.items()}
         try:
-            if name in ("im2col", "unfold") and swapped and swapped[0].ndim == 4:
+            if name == "view_as_complex":
+                moved = [swapped[0][..., 0]]
+            elif name == "view_as_real":
+                moved = [swapped[0].unsqueeze(-1).expand(*swapped[0].shape, 2)]
+            elif any(isinstance(value, torch.dtype) for value in swapped[1:]):
+                return None  # another type of the same memory
+            elif name in ("im2col", "unfold") and swapped and swapped[0].ndim == 4:
                 moved = [func(swapped[0].double(), *swapped[1:], **named).long()]
             elif name == "pad":
                 mode = argument(swapped, named, 2, "mode")
@@ -422,6 +454,9 @@ class PositionTracker:
             others = (item.ids for _, item in tracked[1:])
             if all(other.shape == known.ids.shape and torch.equal(other, known.ids) for other in others):
                 return ids  # the same tokens in other channels: heads that lie behind each other
+            parts = [torch.unique(item.ids[item.ids > 0]) for _, item in tracked]
+            if len(torch.unique(torch.cat(parts))) == sum(map(len, parts)):
+                return ids  # other tokens of these images: windows that lie behind each other
         seen: set[int] = set()
         images = [int(number) for number in _entry_images(ids)]
         if name in ("cat", "vstack") and min(images) < 0:
@@ -465,25 +500,41 @@ class PositionTracker:
 
     def _written(self, args: tuple[Any, ...]) -> None:
         """`target[key] = value`: the places of the value now stand in the target, the rest of which is padding."""
-        target, key, value = args[:3]
-        known, given = self.get(target), self.get(value)
-        if not isinstance(target, Tensor):
+        view, key, value = args[:3]
+        if not isinstance(view, Tensor):
             return
+        target = self._owner(view)
+        known, given = self.get(target), self.get(value)
         if given is None and not (isinstance(value, Tensor) and value.ndim > 0 and value.is_floating_point()):
             return
-        if known is None and given is None:  # a token without a place, if places come to stand beside it
-            self._unplaced[target] = [*(self._unplaced.get(target) or ()), key]
-            return
-        ids = torch.zeros_like(target, dtype=torch.int64) if known is None else known.ids.contiguous().clone()
-        key, value = self._swap(key), self._swap(value)
+        places = torch.zeros_like(target, dtype=torch.int64) if known is None else known.ids.contiguous().clone()
+        shown = places
+        if view is not target:
+            shown = places.as_strided(view.shape, view.stride(), view.storage_offset())
+        key = self._swap(key)
+        earlier = self._unplaced.get(target) or []
         try:
-            for earlier in (self._unplaced.get(target) or ()) if known is None else ():
-                ids[earlier] = NOWHERE
-            ids[key] = value
+            if known is None and given is None:  # tokens without a place, if places come to stand beside them
+                shown[key] = NOWHERE
+                self._unplaced[target] = [*earlier, places < 0]
+                return
+            for unplaced in earlier if known is None else ():
+                places[unplaced] = NOWHERE
+            shown[key] = self._swap(value)
         except (RuntimeError, IndexError, TypeError, ValueError):
-            self.notes.forget(target)
+            self.notes[target] = _lost(target)
             return
-        self.notes[target] = Positions(ids)
+        self.notes[target] = Positions(places)
+        if view is not target:
+            self.notes[view] = Positions(shown)
+
+    def _owner(self, view: Tensor) -> Tensor:
+        """The tensor whose memory a tensor shows, where that was made empty in this forward; else the tensor itself."""
+        made = self._made.get(view.untyped_storage().data_ptr()) if view.layout == torch.strided else None
+        owner = None if made is None else made()
+        if owner is None or not owner.is_contiguous() or owner.storage_offset() or owner.dtype != view.dtype:
+            return view
+        return owner
 
     def _reduced(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Positions | None:
         known = self.get(first_argument(args, kwargs))
@@ -496,9 +547,24 @@ class PositionTracker:
             ids = representative(ids, axis)
         if all(_places(image) <= 1 for image in ids[: min(2, len(ids))]) and _places(known.ids[0]) > 1:
             ids = torch.full_like(ids, NOWHERE)  # the whole image in one token: a pooled query, no place
+        elif not all(constant(known.ids, axis) for axis in axes):
+            ids = self.numbered_anew(ids)
         for axis in reversed(axes):
             ids = ids.squeeze(axis) if ids.squeeze(axis).shape == output.shape or ids.ndim > output.ndim else ids
         return Positions(ids) if ids.shape == output.shape else None
+
+    def numbered_anew(self, ids: Tensor) -> Tensor:
+        """Places that each are several of a grid, as those of a grid of their own."""
+        real = ids > 0
+        numbers = torch.unique(grid_of(ids[real])).tolist()
+        if len(numbers) != 1 or (size := self.grids[numbers[0]].size) is None:
+            return ids
+        renumbered = renumber(index_of(ids.clamp(min=1)), real, size)
+        if renumbered is None or renumbered[1] == size:
+            return ids
+        index, lines = renumbered
+        grid = self._grid(self.grids[numbers[0]].root, tuple(map(len, lines)))
+        return torch.where(real, index + 1 + (grid << GRID_BITS) + image_of(ids) * _IMAGE, ids)
 
     def _product(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Positions | None:
         """Rows of a product a @ b keep the places of a's rows where a's row is one place, else columns those of b's."""
@@ -524,19 +590,24 @@ class PositionTracker:
             return _expanded(ids, output)
         return None
 
-    def _computed(self, name: str, tracked: list[Positions], output: Tensor) -> Positions | None:
+    def _computed(self, name: str, tracked: list[Positions], output: Tensor, kernel: Any) -> Positions | None:
         """Positions after a function that computes: elementwise, along channels, or over a neighbourhood."""
-        known = next((item for item in tracked if item.ids.shape == output.shape), tracked[0])
+        if name.startswith("conv") and self.get(kernel) is not None:
+            return None  # scores: the kernel holds tokens
+        same = [item for item in tracked if item.ids.shape == output.shape]
+        known = next((item for item in (*same, *tracked) if not item.lost), tracked[0])
         ids = known.ids
         if name in _CHANNEL_MIXING:
             channel = ids.ndim - 1 if name == "linear" else 1
-            ids = representative(ids, channel)
+            if output.shape[channel] > 1 and _mixes_all(ids, channel):
+                return None
+            ids = representative(ids, channel) if constant(ids, channel) else self.numbered_anew(representative(ids, channel))
             if output.ndim == ids.ndim and all(output.shape[a] == ids.shape[a] for a in range(ids.ndim) if a != channel):
                 return Positions(ids.expand(output.shape))
         elif ids.shape == output.shape:
             return known
         elif name in _POOLS:
-            return _expanded(_thinned(ids, -1, output.shape[-1]), output)
+            return _expanded(self.numbered_anew(_thinned(ids, -1, output.shape[-1])), output)
         elif output.ndim == ids.ndim:
             differing = [axis for axis in range(ids.ndim) if ids.shape[axis] != output.shape[axis]]
             if len(differing) == 1 and not (
@@ -544,6 +615,8 @@ class PositionTracker:
                 and differing[0] >= 2
                 and name in ("interpolate", "max_pool2d", "avg_pool2d", "max_pool3d", "avg_pool3d")
             ):
+                if output.shape[differing[0]] > 1 and _mixes_all(ids, differing[0]):
+                    return None
                 return _expanded(representative(ids, differing[0]), output)
             if all(ids.shape[axis] == 1 for axis in differing):
                 return _expanded(ids, output)
@@ -617,6 +690,35 @@ def _moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) ->
             grid = (size[1], size[0]) if turned else (size[0], size[1])
             return rows * grid[1] + columns, grid
     return None, (size[0], size[1])
+
+
+def renumber(index: Tensor, real: Tensor, size: tuple[int, ...]) -> tuple[Tensor, list[Tensor]] | None:
+    """Row-major index among the rows and columns that occur, and these; None where not all of their crossings do.
+
+    `index` points into a grid of `size` where `real`.
+    """
+    lines = [torch.unique(line) for line in torch.unravel_index(index[real], size)]
+    count = 1
+    for line in lines:
+        count *= len(line)
+    if count != torch.unique(index[real]).numel():
+        return None
+    found = torch.zeros_like(index)
+    for line, coordinate in zip(lines, torch.unravel_index(index.clamp(min=0), size), strict=True):
+        found = found * len(line) + torch.searchsorted(line, coordinate.contiguous())
+    return found, lines
+
+
+def _lost(output: Tensor) -> Positions:
+    return Positions(torch.full((1,) * output.ndim, UNKNOWN, device=output.device).expand(output.shape), lost=True)
+
+
+def _mixes_all(ids: Tensor, axis: int) -> bool:
+    """Whether the places along an axis, which a function mixes, are those of the whole image: nothing of them is left."""
+    if constant(ids, axis):
+        return False
+    image = ids[:1]
+    return _places(representative(image, axis)) <= 1 < _places(image)
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:

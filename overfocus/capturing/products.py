@@ -35,10 +35,11 @@ _KEEPING = frozenset(
 _REARRANGING = frozenset(
     "__getitem__ index slice narrow select index_select gather take_along_dim chunk split split_with_sizes tensor_split unbind "
     "cat stack hstack vstack pad roll flip repeat repeat_interleave tile expand_as view_as reshape_as swapdims moveaxis unfold "
-    "diagonal scatter scatter_ index_put index_put_ as_strided".split()
+    "diagonal scatter scatter_ index_put index_put_ as_strided topk".split()
 )
+_JOINING = frozenset("cat stack hstack vstack".split())
 _LAYERS = frozenset("linear conv1d conv2d conv3d layer_norm batch_norm group_norm instance_norm rms_norm".split())
-_SHRINKING = frozenset("mean sum amax amin max min argmax argmin topk size dim norm std var all any isnan".split())
+_SHRINKING = frozenset("mean sum amax amin max min argmax argmin size dim norm std var all any isnan".split())
 _HIDING = frozenset(
     "masked_fill masked_fill_ where add add_ __add__ __iadd__ __radd__ sub sub_ __sub__ __isub__ mul mul_ masked_scatter "
     "masked_scatter_ index_fill index_fill_ index_put index_put_ minimum fmin".split()
@@ -75,7 +76,7 @@ class Weighting:
     changed: bool = False
     """Whether anything but a softmax has changed the weights, so that rows need not sum to 1."""
     product: Operands | None = None
-    """The product that gave the scores."""
+    """The product that gave the scores; None where several did, for parts of them."""
     undropped: Tensor | None = None
     """The weights before attention dropout, which scales in training."""
     softmaxes: frozenset[int] = frozenset()
@@ -110,6 +111,8 @@ class ProductTracker:
         self.notes: TensorNotes[Weighting] = TensorNotes()
         self.outer: TensorNotes[tuple[Tensor, Tensor]] = TensorNotes()
         """Elementwise products of two tensors that are stretched to each other's size."""
+        self._chosen: TensorNotes[bool] = TensorNotes()
+        """Masks and indices that scores themselves gave (the largest ones of each query, say): no padding."""
         self.other: dict[str, str] = {}
         """Modules in which scores met values without a softmax, and what they went through."""
         self._constants = constants
@@ -125,6 +128,7 @@ class ProductTracker:
         """Forget the forward that was followed."""
         self.notes.clear()
         self.outer.clear()
+        self._chosen.clear()
 
     def left(self, module: str, parent: str, output: Any) -> None:
         """A module has run: what it leaves behind is no longer on its way from scores to weights, except what it returns."""
@@ -163,16 +167,22 @@ class ProductTracker:
             operands = self._stretched(name, args, kwargs, result)
         if operands is not None and isinstance(result, Tensor) and (operands.summed(0) or operands.summed(1)):
             return self._multiplied(operands, result, module)
+        if name in ("conv1d", "conv2d") and self._convolved(args, kwargs, result, module):
+            return None
         if not self.notes.entries or (name in _SHRINKING and not _over_heads(args, kwargs, result)):
             return None
         if name == "__setitem__":
-            written = self.notes.get(args[0])
-            if written is not None:
-                self.notes[args[0]] = replace(written, masked=True)
+            self._written(args[0], args[2])
             return None
         tracked = [(tensor, note) for tensor in tensors_in((args, kwargs)) if (note := self.notes.get(tensor)) is not None]
         if not tracked:
+            if self._chosen.entries and any(self._chosen.get(tensor) for tensor in tensors_in((args, kwargs))):
+                for output in tensors_in(result):
+                    self._chosen[output] = True
             return None
+        for output in tensors_in(result):
+            if not output.is_floating_point():
+                self._chosen[output] = True
         tensor, note = next((item for item in tracked if item[1].stage != "scores"), tracked[0])
         exponent = name in _EXPONENTIALS or (name == "pow" and argument(args, kwargs, 1, "exponent") is tensor)
         if exponent and note.stage == "scores" and note.from_product:
@@ -189,10 +199,12 @@ class ProductTracker:
                 softmaxes=frozenset().union(*(other.softmaxes for other in notes)),
                 masked=any(other.masked for other in notes),
             )
+            if name in _JOINING:
+                note = replace(note, product=None)
         if note.stage == "scores" and name in _SQUASHING:
             note = replace(note, squashed=_SQUASHING[name])
         if name in _HIDING and not note.masked:
-            note = replace(note, masked=_hides(name, args, kwargs, tensor))
+            note = replace(note, masked=self._hides(name, args, kwargs, tensor))
         if name == "dropout" and not _drops(args, kwargs):
             pass
         elif name == "dropout" and not any(
@@ -207,6 +219,54 @@ class ProductTracker:
             if output.is_floating_point() and output.ndim >= 2:
                 self.notes[output] = note
         return None
+
+    def _written(self, target: Any, value: Any) -> None:
+        """`target[…] = value`: scores or weights are put together, or some of them are hidden."""
+        written, given = self.notes.get(target), self.notes.get(value)
+        if given is None:
+            if written is not None:
+                self.notes[target] = replace(written, masked=True)
+            return
+        if written is not None:
+            given = replace(
+                given,
+                softmaxes=given.softmaxes | written.softmaxes,
+                masked=given.masked or written.masked,
+                from_product=given.from_product or written.from_product,
+            )
+        whole = value.shape == target.shape
+        self.notes[target] = given if whole else replace(given, product=None, undropped=None, changed=given.stage != "scores")
+
+    def _convolved(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, module: str) -> bool:
+        """Note scores that a convolution gave whose weights, one group for each image and head, are activations."""
+        kernel = argument(args, kwargs, 1, "weight")
+        groups = argument(args, kwargs, 6, "groups")
+        if not groups or groups < 2 or id(kernel) in self._constants or isinstance(kernel, torch.nn.Parameter):
+            return False
+        self._modules.add(module)
+        self.notes[result] = Weighting("scores", True, module)
+        return True
+
+    def _hides(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:
+        """Whether a function may hide a key from every query: it masks, adds a large negative number, or multiplies by zeros."""
+        others = [item for item in tensors_in((args, kwargs)) if item is not scores]
+        if any(self._chosen.get(item) or self.notes.get(item) is not None for item in others):
+            return False  # the scores themselves say what is hidden
+        if not any(word in name for word in ("add", "sub", "mul")):
+            masks = [item for item in others if item.dtype == torch.bool and item.ndim >= 2 and item.device.type == "cpu"]
+            return not masks or any(_whole_lines(mask) or ("where" in name and _whole_lines(~mask)) for mask in masks)
+        other = next((item for item in (*args, *kwargs.values()) if item is not scores), None)
+        if not isinstance(other, Tensor) or isinstance(other, torch.nn.Parameter) or other.requires_grad or other.numel() < 2:
+            return False
+        if "mul" in name and not other.is_floating_point():
+            return True
+        # on an accelerator the number would have to be waited for
+        if other.device.type != "cpu":
+            return "mul" not in name
+        values = other.detach()
+        if "mul" in name:
+            return bool((values == 0).any())
+        return bool((values.amin() if "add" in name else -values.amax()) <= HIDDEN)
 
     def _stretched(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Operands | None:
         """A product spelled (a[…, None, :] * b[…, None, :, :]).sum(axis)."""
@@ -273,6 +333,8 @@ class ProductTracker:
                 weighted |= use is not None and not note.changed
             elif note.squashed is not None and self._use(operands, side, note, result) is not None:
                 self.other[module] = f"no softmax: weights are scores after {note.squashed}"
+            elif self._use(operands, side, note, result) is not None:
+                self.other.setdefault(module, "no softmax: products of queries and keys, as in linear attention")
             if use is None and _mixes_heads(operands, side):
                 if note.stage != "scores" or operands.output[-2:] == operands.letters[side][-2:] or result.ndim > 3:
                     self.notes[result] = replace(note, changed=True, undropped=None)
@@ -351,22 +413,9 @@ def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return argument(args, kwargs, 1, "p") != 0 and training is not False
 
 
-def _hides(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:
-    """Whether a function may hide some scores or weights: it masks them, adds a large negative number, or multiplies by zeros."""
-    if not any(word in name for word in ("add", "sub", "mul")):
-        return True
-    other = next((item for item in (*args, *kwargs.values()) if item is not scores), None)
-    if not isinstance(other, Tensor) or isinstance(other, torch.nn.Parameter) or other.requires_grad or other.numel() < 2:
-        return False
-    if "mul" in name and not other.is_floating_point():
-        return True
-    # on an accelerator the number would have to be waited for
-    if other.device.type != "cpu":
-        return "mul" not in name
-    values = other.detach()
-    if "mul" in name:
-        return bool((values == 0).any())
-    return bool((values.amin() if "add" in name else -values.amax()) <= HIDDEN)
+def _whole_lines(mask: Tensor) -> bool:
+    """Whether a mask (…, queries, keys) holds all of some query or key."""
+    return bool(mask.all(-1).any()) or bool(mask.all(-2).any())
 
 
 def _mixes_heads(operands: Operands, side: int) -> bool:

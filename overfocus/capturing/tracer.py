@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_tolerance
 from overfocus.capturing.coverage import Site, SiteLog
-from overfocus.capturing.layout import Layout, is_channel_map, unlabelled
+from overfocus.capturing.layout import Layout, is_channel_map, token_positions, unlabelled
 from overfocus.capturing.layout_memory import COUNTED_MOVES, LayoutMemory, TokenPositions
-from overfocus.capturing.positions import NOWHERE, Positions, constant, representative
+from overfocus.capturing.positions import NOWHERE, UNKNOWN, Positions, constant, representative, without_image
 from overfocus.capturing.products import NEIGHBOURHOOD, STRETCHED, ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,
@@ -320,7 +320,7 @@ class Tracer:
         if not self._memory.tracing:
             return None
         queries, keys, values = (self._ids(tensor) for tensor in (query, key, value))
-        return queries, values if values is not None else keys
+        return queries, _of_keys(keys, values)
 
     def _piece(self, weights: Tensor, positions: TokenPositions, deviation: tuple[float, float] | None) -> None:
         """A map of one image and head, until its module has run and the others are there."""
@@ -345,18 +345,8 @@ class Tracer:
             values = None if known is None else use.values.like(known)
             if values is not None and values.ndim == len(weights.shape) - 1:
                 values = values.unsqueeze(-1)
-            product = use.weighting.product
-            if product is None:
-                positions = values, values
-            else:
-                queries, keys = (self._tokens_of(product, side, weights.shape) for side in (0, 1))
-                if queries is None:  # other axes in front than the scores had
-                    known = self._ids(use.weights.original)
-                    queries = None if known is None else use.weights.like(known)
-                    queries = queries if queries is not None and constant(queries, -1) else None
-                    if queries is None and self._memory.positions.operand(product, 0) is not None:
-                        keys = values = None
-                positions = queries, values if values is not None else keys
+            queries, keys = (values, values) if local and use.weighting.product is None else self._places_of(use, weights.shape)
+            positions = queries, _of_keys(keys, values)
         deviation = self._deviation(weights, use.values.tensor, use.output.tensor)
         if weights.weights.ndim == 2:
             self._piece(weights.weights, positions, deviation)
@@ -377,18 +367,35 @@ class Tracer:
             self._attended(positions, use.output)
         return True
 
-    def _tokens_of(self, product: Any, side: int, shape: tuple[int, ...]) -> Tensor | None:
-        """Positions of the queries (side 0) or keys of a map that a product gave, whichever stood on the left."""
-        tokens = shape[-2 + side]
-        for operand in (side, 1 - side):
-            ids = self._memory.positions.operand(product, operand)
-            if ids is None:
-                continue
-            if ids.ndim > len(shape):  # two axes of queries in one
-                ids = ids.flatten(len(shape) - 2, -2)
-            if ids.shape[-2] == tokens:
-                return ids
-        return None
+    def _places_of(self, use: Use, shape: tuple[int, ...]) -> TokenPositions:
+        """Positions of the queries and keys of a map: of the two sides of the product that gave the scores.
+
+        Where several products did, those of the queries are the weights' own, as a product leaves them to its left side's rows.
+        """
+        known = self._ids(use.weights.original)
+        own = None if known is None else use.weights.like(known)
+        rows = own is not None and constant(own, -1)
+        columns = own is not None and constant(own, -2)
+        product = use.weighting.product
+        if product is None:
+            return (own if rows else _unknown(shape, use.weights.original)), None
+        left, right = (self._memory.positions.operand(product, side) for side in (0, 1))
+        swapped = False  # queries on the right
+        if own is None:
+            swapped = left is not None and left.shape[-2] == shape[-1] != shape[-2]
+        elif left is not None and constant(left, -1):
+            swapped = columns and not rows
+        elif right is not None and constant(right, -1):
+            swapped = rows and not columns
+        queries, keys = (
+            None if ids is None else _with_tokens(ids, shape, place)
+            for place, ids in zip((-2, -1), (right, left) if swapped else (left, right), strict=True)
+        )
+        if queries is None and rows and own is not None:  # other axes in front than the scores had
+            queries = own
+        elif queries is None and (left if not swapped else right) is not None:
+            queries = _unknown(shape, use.weights.original)
+        return queries, keys
 
     def _put_together(self, name: str) -> None:
         """Maps of one image and head each, computed one after the other, are one map."""
@@ -570,6 +577,33 @@ class Tracer:
         module = self.stack.model.get_submodule(name)
         if any(parameter.requires_grad for parameter in module.parameters()):
             self.without_gradient.add(name)
+
+
+def _of_keys(keys: Tensor | None, values: Tensor | None) -> Tensor | None:
+    """Positions of the keys of a map, which its values have too; unknown where the values stand in another order."""
+    if values is None or keys is None:
+        return values if keys is None else keys
+    if keys.data_ptr() == values.data_ptr() and keys.shape == values.shape and keys.stride() == values.stride():
+        return values
+    if is_channel_map(values):
+        return values
+    try:
+        places, others = (without_image(token_positions(ids)) for ids in (keys, values))
+        differ = (places != others) & (places > 0) & (others > 0)
+    except RuntimeError:  # other axes in front
+        return values
+    return torch.full_like(values, UNKNOWN) if bool(differ.any()) else values
+
+
+def _with_tokens(ids: Tensor, shape: tuple[int, ...], axis: int) -> Tensor | None:
+    """Positions (…, tokens, width) of one side of a map, two axes of tokens as one; None where they are of other tokens."""
+    if ids.ndim > len(shape):
+        ids = ids.flatten(len(shape) - 2, -2)
+    return ids if ids.shape[-2] == shape[axis] else None
+
+
+def _unknown(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.full((1,) * len(shape), UNKNOWN, device=like.device).expand(*shape[:-1], 1)
 
 
 def _without_padding(layout: Layout, weights: WeightSource, *, masked: bool) -> tuple[Layout, str | None]:

@@ -309,6 +309,68 @@ def one_fused_key_head_of_interleaved_queries(q, k, v):
     return output.transpose(1, 2), (q @ k[:, :1].mT * WIDTH**-0.5).softmax(-1)
 
 
+def rotated_as_complex(q, k, v):
+    """Rotary embedding by complex numbers."""
+    turn = torch.polar(torch.ones(16, WIDTH // 2), torch.linspace(0, 3, 16 * WIDTH // 2).reshape(16, -1))
+    q, k = (
+        torch.view_as_real(torch.view_as_complex(tensor.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
+        for tensor in (q, k)
+    )
+    weights = (q @ k.mT * WIDTH**-0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def scores_of_heads_stacked(q, k, v):
+    weights = torch.stack([q[:, head] @ k[:, head].mT for head in range(HEADS)], 1).mul(WIDTH**-0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def weights_of_images_stacked(q, k, v):
+    weights = torch.stack([(one @ other.mT * WIDTH**-0.5).softmax(-1) for one, other in zip(q, k, strict=True)])
+    return weights @ v, weights
+
+
+def scores_in_chunks_of_queries(q, k, v):
+    weights = torch.cat([chunk @ k.mT * WIDTH**-0.5 for chunk in q.chunk(3, 2)], 2).softmax(-1)
+    return weights @ v, weights
+
+
+def scores_written_head_by_head(q, k, v):
+    scores = q.new_zeros(len(q), HEADS, 16, 16)
+    for head in range(HEADS):
+        scores[:, head] = q[:, head] @ k[:, head].mT * WIDTH**-0.5
+    weights = scores.softmax(-1)
+    return weights @ v, weights
+
+
+def weights_written_over_scores(q, k, v):
+    weights = q @ k.mT * WIDTH**-0.5
+    for start in range(0, 16, 8):
+        weights[:, :, start : start + 8] = weights[:, :, start : start + 8].softmax(-1)
+    return weights @ v, weights
+
+
+def largest_scores_scattered(q, k, v):
+    scores = q @ k.mT * WIDTH**-0.5
+    largest, places = scores.topk(3, -1)
+    weights = torch.zeros_like(scores).scatter(-1, places, largest.softmax(-1))
+    return weights @ v, weights
+
+
+def largest_scores_kept(q, k, v):
+    """Keys that no query chooses are no padding."""
+    scores = q @ k.mT * WIDTH**-0.5
+    weights = scores.masked_fill(scores < scores.topk(2, -1).values[..., -1:], -torch.inf).softmax(-1)
+    return weights @ v, weights
+
+
+def largest_scores_by_a_mask(q, k, v):
+    scores = q @ k.mT * WIDTH**-0.5
+    chosen = torch.zeros_like(scores).scatter_(-1, scores.topk(2, -1).indices, 1.0)
+    weights = torch.where(chosen > 0, scores, torch.full_like(scores, -torch.inf)).softmax(-1)
+    return weights @ v, weights
+
+
 def flexible(q, k, v):
     scores = q @ k.mT * WIDTH**-0.5 - 0.1 * (torch.arange(16)[:, None] - torch.arange(16)).abs()
     return flex_attention(q, k, v, score_mod=lambda score, _, __, i, j: score - 0.1 * (i - j).abs()), scores.softmax(-1)
@@ -363,6 +425,15 @@ SPELLINGS = [
     one_key_head_behind_the_queries,
     one_key_head_of_folded_queries,
     one_fused_key_head_of_interleaved_queries,
+    rotated_as_complex,
+    scores_of_heads_stacked,
+    weights_of_images_stacked,
+    scores_in_chunks_of_queries,
+    scores_written_head_by_head,
+    weights_written_over_scores,
+    largest_scores_scattered,
+    largest_scores_kept,
+    largest_scores_by_a_mask,
     flexible,
 ]
 
@@ -532,6 +603,33 @@ def test_weights_used_in_an_unknown_way_are_no_softmax_over_something_else(famil
     (site,) = captured.coverage
     assert (site.kind, site.captured) == ("unsupported", False)
     assert site.reason.startswith("a softmax over query-key products, whose weights")
+
+
+def elu_features(q, k, v):
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    weights = q @ k.mT
+    return weights / weights.sum(-1, keepdim=True) @ v, None
+
+
+def grouped_convolution(q, k, v):
+    """Scores of every image and head by one convolution, whose kernel are the keys."""
+    groups = len(q) * HEADS
+    scores = F.conv1d(q.mT.reshape(1, -1, 16), k.reshape(groups * 16, WIDTH, 1), groups=groups)
+    weights = (scores.reshape(len(q), HEADS, 16, 16).mT * WIDTH**-0.5).softmax(-1)
+    return weights @ v, weights
+
+
+def test_products_without_a_softmax_are_named(family):
+    captured = run(Projected(elu_features), family.images(32))
+    assert [site.reason for site in captured.coverage] == ["no softmax: products of queries and keys, as in linear attention"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_scores_of_a_convolution_are_a_map_without_a_grid(family, batch):
+    model = Projected(grouped_convolution)
+    (attention,) = run(model, family.images(32, batch=batch)).maps
+    assert (attention.grid, attention.shape) == (None, (batch, HEADS, 16, 16))
+    torch.testing.assert_close(attention.weights, model.used, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("fused", [False, True])

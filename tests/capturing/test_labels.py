@@ -409,3 +409,99 @@ def test_images_of_a_list_each_have_a_size():
 
     maps = capture_all(Listed(), [torch.randn(3, 32, 32), torch.randn(3, 16, 48)], times=2).maps
     assert [attention.grid for attention in maps] == [(4, 4), (2, 6)] * 2
+
+
+def written_into_views(tokens):
+    """A class token and patches, copied into parts of an empty tensor."""
+    whole = torch.empty(len(tokens), 17, 16)
+    whole[:, :1].copy_(torch.ones(1, 1, 16).expand(len(tokens), -1, -1))
+    whole[:, 1:].copy_(tokens)
+    return whole
+
+
+@pytest.mark.parametrize(
+    "after", [written_into_views, lambda tokens: F.pad(tokens, (0, 0, 1, 0)) + F.pad(torch.ones(1, 1, 16), (0, 0, 0, 16))]
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_class_token_in_other_spellings_is_prefix(family, after, batch):
+    (attention,) = capture_all(Patches(after=after), family.images(32, batch=batch)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", (4, 4), 1)
+
+
+def strided_parts(tokens):
+    grid = tokens.unflatten(1, (4, 4))
+    return torch.cat([grid[:, row::2, column::2].flatten(1, 2) for row in range(2) for column in range(2)])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_parts_of_the_tokens_behind_each_other_are_windows(family, batch):
+    (attention,) = capture_all(Patches(after=strided_parts), family.images(32, batch=batch)).maps
+    assert (attention.kind, attention.windows, attention.batch, attention.branch) == ("window", 4, batch, "grid")
+    assert attention.partition.tolist() == [[0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15]]
+
+
+class Parts(Patches):
+    """`attend` is given the queries, keys and values of all patches."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.attend = attend
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return self.attend(*self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4))
+
+
+def by_hand(q, k, v):
+    return (q @ k.mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("attend", [by_hand, F.scaled_dot_product_attention])
+def test_windows_one_after_the_other_know_their_place(family, attend):
+    places = torch.arange(16).view(4, 4)
+    windows = [places[row : row + 2, column : column + 2].flatten() for row in (0, 2) for column in (0, 2)]
+    model = Parts(lambda *tensors: torch.stack([attend(*(tensor[:, :, window] for tensor in tensors)) for window in windows]))
+    maps = capture_all(model, family.images(32)).maps
+    assert [(one.kind, one.windows, one.grid, one.image_grid) for one in maps] == [("window", 1, (2, 2), (4, 4))] * 4
+    assert [one.partition[0].tolist() for one in maps] == [window.tolist() for window in windows]
+
+
+@pytest.mark.parametrize("attend", [by_hand, F.scaled_dot_product_attention])
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_parts_of_the_queries_are_in_no_metric(family, attend, size):
+    model = Parts(lambda q, k, v: torch.cat([attend(part, k, v) for part in q.split(size, 2)], 2))
+    captured = capture_all(model, family.images(32))
+    assert {attention.kind for attention in captured.maps} == {"unlabelled"}
+    assert "a part of the queries" in captured.coverage[0].reason
+
+
+def test_queries_in_another_order_keep_their_own_places(family):
+    """Scores of the queries in parts, which have been rolled: each row has the label of its query."""
+
+    def attend(q, k, v):
+        q = q.roll(5, 2)
+        return torch.cat([part @ k.mT for part in q.chunk(3, 2)], 2).softmax(-1) @ v
+
+    model, images = Parts(attend), family.images(32)
+    (attention,) = capture_all(model, images).maps
+    q, k, _ = model.qkv(model.patches(images).flatten(2).mT).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(attention.weights, (q @ k.mT).softmax(-1).detach(), rtol=0, atol=1e-6)
+
+
+UNTOLD = {
+    "values in another order": lambda q, k, v: (q, k, v.flip(2)),
+    "sums of the queries so far": lambda q, k, v: (q.cumsum(2), k, v),
+    "sorted queries": lambda q, k, v: (q.sort(2).values, k, v),
+    "keys mixed over all patches": lambda q, k, v: (q, *(F.linear(t.mT, torch.ones(16, 16).tril()).mT for t in (k, v))),
+    "the largest keys": lambda q, k, v: (q, k.topk(16, 2).values, v.topk(16, 2).values),
+}
+
+
+@pytest.mark.parametrize("attend", [by_hand, F.scaled_dot_product_attention])
+@pytest.mark.parametrize("name", UNTOLD)
+def test_tokens_whose_places_are_lost_have_no_grid(family, attend, name):
+    captured = capture_all(Parts(lambda *tensors: attend(*UNTOLD[name](*tensors))), family.images(32))
+    (attention,) = captured.maps
+    assert (attention.kind, attention.prefix_tokens) == ("pooled", 0)
+    assert attention.grid is None or attention.key_grid is None
+    assert "no grid" in captured.coverage[0].note
