@@ -71,7 +71,8 @@ def fetch_folder(source: str) -> Path:
     except Exception as error:  # hub clients raise whatever their network layer does
         reason = first_line(error) if reachable else "the hub cannot be reached and the model is not in the local cache"
         raise CheckpointError(
-            f"{source}: neither a file or folder nor a model that can be fetched from the hub ({reason}); check the path or the name"
+            f"{source}: neither a file or folder nor a model that can be fetched from the hub ({reason}); "
+            "check the path or the name"
         ) from error
 
 
