@@ -132,7 +132,7 @@ def _number(value: Any, low: float, high: float) -> bool:
 # where the two differ, the file's value is the argument to build with.
 
 
-def told_by_tensors(shapes: Shapes, model: nn.Module, image_size: tuple[int, int] | None = None) -> Arguments:
+def infer_from_tensors(shapes: Shapes, model: nn.Module, image_size: tuple[int, int] | None = None) -> Arguments:
     """Arguments that make a model of this class have a file's tensors; only those in which its own differ.
 
     `image_size` (height, width) tells a table of an oblong patch grid from one of a square grid without prefix tokens.
@@ -148,15 +148,15 @@ def told_by_tensors(shapes: Shapes, model: nn.Module, image_size: tuple[int, int
     return {key: value for key, value in theirs.items() if own.get(key) != value}
 
 
-def _told_vit(shapes: Shapes) -> Arguments:
+def _infer_vit(shapes: Shapes) -> Arguments:
     stem = shapes.get("patch_embed.proj.weight")
-    told: Arguments = {}
+    inferred: Arguments = {}
     if stem is not None and len(stem) == 4 and stem[2] <= 256:
-        told["patch_size"] = stem[2] if stem[2] == stem[3] else stem[2:]
+        inferred["patch_size"] = stem[2] if stem[2] == stem[3] else stem[2:]
     rows, prefix = shapes.get("pos_embed", (1, 0))[1], _prefix(shapes)
     norm, fc_norm = "norm.weight" in shapes, "fc_norm.weight" in shapes
     pooled = "map" if "attn_pool.latent" in shapes else "avg" if fc_norm or "cls_token" not in shapes else "token"
-    told |= {
+    inferred |= {
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "proj_bias": "blocks.0.attn.proj.bias" in shapes,
@@ -171,10 +171,10 @@ def _told_vit(shapes: Shapes) -> Arguments:
         "fc_norm": fc_norm,
         "final_norm": norm or fc_norm,
     }
-    return told
+    return inferred
 
 
-def _told_beit(shapes: Shapes) -> Arguments:
+def _infer_beit(shapes: Shapes) -> Arguments:
     return {
         "use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in shapes,
         "use_rel_pos_bias": "blocks.0.attn.relative_position_bias_table" in shapes,
@@ -185,22 +185,22 @@ def _told_beit(shapes: Shapes) -> Arguments:
     }
 
 
-def _told_eva(shapes: Shapes) -> Arguments:
+def _infer_eva(shapes: Shapes) -> Arguments:
     return {"global_pool": "token" if "norm.weight" in shapes else "avg"}
 
 
-def _told_swin(shapes: Shapes) -> Arguments:
-    told: Arguments = {}
+def _infer_swin(shapes: Shapes) -> Arguments:
+    inferred: Arguments = {}
     stem = shapes.get("patch_embed.proj.weight")
     if stem is not None and len(stem) == 4 and stem[2] <= 256:
-        told["patch_size"] = stem[2]
+        inferred["patch_size"] = stem[2]
     heads = _stages(shapes, r"layers\.(\d+)\.blocks\.\d+\.attn\.(relative_position_bias_table|logit_scale)$", -1, 0)
     if heads:
-        told["num_heads"] = heads
-    return told
+        inferred["num_heads"] = heads
+    return inferred
 
 
-def _told_pvt(shapes: Shapes) -> Arguments:
+def _infer_pvt(shapes: Shapes) -> Arguments:
     hidden = _stages(shapes, r"stages\.(\d+)\.blocks\.0\.mlp\.fc1\.weight$", 0, 0)
     width = _stages(shapes, r"stages\.(\d+)\.blocks\.0\.mlp\.fc1\.weight$", 1, 1)
     return {"mlp_ratios": tuple(a / b for a, b in zip(hidden, width, strict=True))} if hidden else {}
@@ -217,12 +217,12 @@ def _stages(shapes: Shapes, expression: str, axis: int, other: int) -> tuple[int
 
 
 _TOLD: dict[type[nn.Module], Callable[[Shapes], Arguments]] = {
-    VisionTransformer: _told_vit,
-    Beit: _told_beit,
-    Eva: _told_eva,
-    SwinTransformer: _told_swin,
-    SwinTransformerV2: _told_swin,
-    PyramidVisionTransformerV2: _told_pvt,
+    VisionTransformer: _infer_vit,
+    Beit: _infer_beit,
+    Eva: _infer_eva,
+    SwinTransformer: _infer_swin,
+    SwinTransformerV2: _infer_swin,
+    PyramidVisionTransformerV2: _infer_pvt,
 }
 
 # A plain Vision Transformer of any width and depth.
@@ -255,15 +255,15 @@ def plain_vit(
     width, depth = stem[0], len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)})
     if qkv[1] != width or "dist_token" in shapes:
         return None
-    told = _told_vit(shapes)
+    inferred = _infer_vit(shapes)
     if _is_oblong(shapes, image_size):
-        told["no_embed_class"] = False
-    arguments = {key: value for key, value in told.items() if value != _PLAIN.get(key)}
+        inferred["no_embed_class"] = False
+    arguments = {key: value for key, value in inferred.items() if value != _PLAIN.get(key)}
     name = "VisionTransformer"
     assumed: list[str] = []
-    if not told["final_norm"]:
+    if not inferred["final_norm"]:
         assumed.append("built without a last normalisation, as the file has none")
-    if told["no_embed_class"]:
+    if inferred["no_embed_class"]:
         side = square_side(shapes["pos_embed"][1])
         assumed.append(f"position table read as {side}x{side} patches without a row for the class token")
     size = stem[2] if stem[2] == stem[3] else None
@@ -298,9 +298,9 @@ def torchvision_maxvit(shapes: Shapes) -> Arguments | None:
     if not all(depths) or not all(len(width) == 1 for width in widths) or len(stem) != 4 or side is None or side > 127:
         return None
     window = (side + 1) // 2
-    told = {"stem_channels": stem[0], "block_channels": tuple(width[0] for width in widths), "block_layers": tuple(depths)}
-    told |= {"partition_size": window, "head_dim": widths[0][0] // tables[0, 0][1]}
-    return told | {"img_size": window * 2 ** (len(depths) + 1)}
+    inferred = {"stem_channels": stem[0], "block_channels": tuple(width[0] for width in widths), "block_layers": tuple(depths)}
+    inferred |= {"partition_size": window, "head_dim": widths[0][0] // tables[0, 0][1]}
+    return inferred | {"img_size": window * 2 ** (len(depths) + 1)}
 
 
 _PLAIN: Arguments = {

@@ -37,8 +37,15 @@ from overfocus.checkpoints.build import (
     skeleton,
 )
 from overfocus.checkpoints.formats import adapter_folder, configuration_beside, find_folder, transformers_folder
-from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
+from overfocus.checkpoints.metadata import (
+    PREPROCESSING,
+    Metadata,
+    metadata_of_config,
+    metadata_of_jax,
+    metadata_of_safetensors,
+    metadata_of_trainer,
+)
 from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
@@ -89,7 +96,7 @@ def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int |
     model = _create(name, pretrained, arguments)
     config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]  # timm attaches a dict
     known = {key: value for key, value in config.items() if key in PREPROCESSING and value is not None}
-    preprocess, notes = preprocess_for(model, Hints(preprocessing=known), image_size)
+    preprocess, notes = preprocess_for(model, Metadata(preprocessing=known), image_size)
     if not pretrained:
         notes = [f"WEIGHTS ARE RANDOM: {name} was made without its trained weights, so its attention means nothing", *notes]
     return LoadedModel(
@@ -102,7 +109,7 @@ def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int |
         weights_entry="timm's trained weights" if pretrained else "random",
         notes=tuple(notes),
         model_args=arguments,
-        class_names=class_names_for(Hints(), model),
+        class_names=class_names_for(Metadata(), model),
     )
 
 
@@ -290,10 +297,10 @@ def load_model(
     elif folder is not None and model is None:
         loaded = load_transformers(*folder, size, lenient)
     elif path.exists() or path.suffix in _SUFFIXES:
-        file, hints = _read(path)
+        file, metadata = _read(path)
         network, taken = choose_network(find_networks(file.content, path), weights, use_ema, path)
-        network = _whole(network, file.content, hints)
-        loaded = _load(file, hints, network, recognise(network.tensors, hints, request, path), request, taken)
+        network = _whole(network, file.content, metadata)
+        loaded = _load(file, metadata, network, recognise(network.tensors, metadata, request, path), request, taken)
     else:
         loaded = load_named(str(source), size, num_classes, pretrained)
     try:
@@ -355,19 +362,21 @@ def resolve_model(source: Source | None, *, device: str | torch.device | None = 
     return load_model(sample_checkpoint() if source is None else source, device=device or "cpu", **options)
 
 
-def _read(path: Path) -> tuple[CheckpointFile, Hints]:
+def _read(path: Path) -> tuple[CheckpointFile, Metadata]:
     if path.is_dir():
         weights, described, config = find_folder(path)
-        return read_checkpoint(weights), hints_of_config(config, described)
+        return read_checkpoint(weights), metadata_of_config(config, described)
     file, beside = read_checkpoint(path), configuration_beside(path)
     if file.metadata.get("origin") == "JAX":
-        return file, hints_of_jax(file.metadata)
+        return file, metadata_of_jax(file.metadata)
     if file.metadata.get("architecture"):
-        return file, hints_of_metadata(file.metadata, path)
-    return file, hints_of_content(file.content, path) if beside is None else hints_of_config(beside[1], beside[0])
+        return file, metadata_of_safetensors(file.metadata, path)
+    return file, metadata_of_trainer(file.content, path) if beside is None else metadata_of_config(beside[1], beside[0])
 
 
-def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, request: Request, taken: list[str]) -> LoadedModel:
+def _load(
+    file: CheckpointFile, metadata: Metadata, network: Network, found: Fit, request: Request, taken: list[str]
+) -> LoadedModel:
     accounts, path = found.accounts, file.path
     complete = not (accounts.missing or accounts.unfit or request.lenient) and request.num_classes is None
     model, convert = (build_empty if complete else build)(found.name, found.arguments, found.tap)
@@ -413,17 +422,17 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     faults = real.faults or some([*outside, *other, *random])
     said = [f"LENIENT: loaded although not every tensor matches {found.name}: {faults}"] if lenient else []
     origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
-    if origin is not None and not hints.preprocessing.keys() & {"mean", "std"}:
-        hints = replace(hints, preprocessing={**hints.preprocessing, **origin[0]})
+    if origin is not None and not metadata.preprocessing.keys() & {"mean", "std"}:
+        metadata = replace(metadata, preprocessing={**metadata.preprocessing, **origin[0]})
         said.append(f"mean and std are those of {origin[1]}, which the tensors' names show")
     try:
         preprocess, assumed = preprocess_for(
-            model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
+            model, metadata, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     lacking = [name for name in model.state_dict() if name not in converted]
-    notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
+    notes = [*said, *taken, *metadata.notes, *found.notes, *_heads_note(model, found, metadata, request)]
     notes += [f"classifier: {network.head}, the only layer behind the encoder"] if network.head and model.num_classes else []
     notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []
     notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]
@@ -440,8 +449,8 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         notes=tuple(dict.fromkeys(notes)),
         lenient=lenient,
         model_args=found.arguments,
-        class_names=class_names_for(hints, model),
-        class_colours=class_colours_for(hints, model),
+        class_names=class_names_for(metadata, model),
+        class_colours=class_colours_for(metadata, model),
     )
 
 
@@ -456,12 +465,12 @@ def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], st
     return (SIGLIP_PREPROCESSING, "SigLIP (0.5)") if siglip else (CLIP_PREPROCESSING, "CLIP, as OpenCLIP trains by default")
 
 
-def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) -> list[str]:
+def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Request) -> list[str]:
     """What a plain Vision Transformer's tensors do not say and was assumed."""
     if found.found_by not in ("shapes", "tensors") or not isinstance(model, VisionTransformer):
         return []
     block: Any = model.blocks[0]
-    assumed = [] if "num_heads" in {**stated(hints), **request.arguments} else [f"{block.attn.num_heads} attention heads"]
+    assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} else [f"{block.attn.num_heads} attention heads"]
     norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
     if (found.reading.norm_eps is None or found.reading.origin == TRANSFORMERS) and norm is not None:
         assumed.append(f"normalisation with eps {norm:g}")
@@ -483,7 +492,7 @@ def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> li
     return [f"left out, not part of the encoder: {some(parts)}"] if parts else []
 
 
-def _whole(network: Network, content: Mapping[str, Any], hints: Hints) -> Network:
+def _whole(network: Network, content: Mapping[str, Any], metadata: Metadata) -> Network:
     """The segmentation model that a backbone is part of, where the file holds its head and it is one that we build."""
     front, _, last = network.path.rpartition(".")
     if last != "backbone" and not network.path.endswith("backbone.model"):
@@ -496,7 +505,7 @@ def _whole(network: Network, content: Mapping[str, Any], hints: Hints) -> Networ
     }
     if not any(name.startswith("decode_head.") for name in tensors):
         return network
-    said = any(name.endswith(SEGFORMER) and is_architecture(name) for name, _ in hints.architectures)
+    said = any(name.endswith(SEGFORMER) and is_architecture(name) for name, _ in metadata.architectures)
     return Network(tensors, front) if said or known_by_shapes(tensors) is not None else network
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from overfocus import CheckpointError, load_model
 from overfocus.checkpoints.build import build_empty, contradicted
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from tests.scripts.layouts_made import (
     ALIKE,
     LEFT_OVER,
