@@ -55,7 +55,7 @@ def ablate(settings: AblateSettings) -> Ablation:
     """
     corruptions, custom = settings.chosen_corruptions()
     if settings.how == "corrupt" and not corruptions:
-        settings.refuse("corruptions", "must name at least one for how='corrupt', got none; fog is one")
+        settings.refuse("corruptions", "must name at least one for how='corrupt', such as fog, got none")
     draws = settings.draws or (5 if settings.how == "corrupt" else 1)
     folder = Path(settings.output)
     processes = join_processes(place_of(settings.checkpoint, settings.device))

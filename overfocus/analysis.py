@@ -235,10 +235,10 @@ def custom_probes(probes: Any) -> list[Probe]:
     names = [AttentionProbe.name, ClassesProbe.name, PixelsProbe.name]
     for probe in chosen:
         if not isinstance(probe, Probe) or not probe.name or probe.owns_forward:
-            raise RunError(f"expected probes with a name, as overfocus.probes.probe.Probe describes them, got {probe!r}")
+            raise RunError(f"expected probes with a name (see overfocus.probes.probe.Probe), got {probe!r}")
         if probe.name in names:
             raise RunError(
-                f"expected probes of different names, got {probe.name!r} twice; built-in ones are {', '.join(names[:3])}"
+                f"expected probes with different names, got {probe.name!r} twice; built-in ones are {', '.join(names[:3])}"
             )
         names.append(probe.name)
     return [copy.copy(probe) for probe in chosen]
@@ -295,7 +295,7 @@ def _classes_of_pixels(loaded: "LoadedModel", sources: Sequence[ImageSource]) ->
 def _colours(model: _Model) -> list[list[int]]:
     classes = model.loaded.num_classes
     if classes > IGNORED:
-        raise RunError(f"expected a model of at most {IGNORED} classes of pixels, as masks can hold, got {classes}")
+        raise RunError(f"expected a model with at most {IGNORED} pixel classes, as many as masks can hold, got {classes}")
     names = model.classes.names or [str(number) for number in range(classes)]
     colours: list[list[int]] = model.loaded.class_colours or class_colours(names).tolist()
     return colours

@@ -29,8 +29,8 @@ ROW_SUM_TOLERANCE = 1e-3
 class AttentionMap:
     """Attention weights of one site, computed when they are first asked for.
 
-    `weights` is (batch · windows, heads, queries, keys); every row sums to 1. The windows of an image lie next to each
-    other in the first axis: entry `image * windows + window`. Prefix tokens come first, patches row by row. What is not known
+    `weights` is (batch · windows, heads, queries, keys); every row sums to 1. The windows of an image are adjacent in
+    the first axis: entry `image * windows + window`. Prefix tokens come first, patches row by row. What is not known
     is None, never guessed; a map of which not even the axes are known is "unlabelled": (items, 1, queries, keys).
     """
 
@@ -53,7 +53,7 @@ class AttentionMap:
     image_grid: tuple[int, int] | None = None
     """(rows, columns) of the patch grid over the whole image, which `partition` points into."""
     branch: str | None = None
-    """What tells the windows apart: "shifted" (windows moved by a part of their size) or "grid" (strided windows)."""
+    """How the windows are laid out: "shifted" (windows moved by a part of their size) or "grid" (strided windows)."""
     frames: int = 1
     """Frames of a video: the query patches are `frames` grids, one after the other; 1 for images."""
     normalised: bool = True
@@ -259,7 +259,7 @@ def attention_rollout(
 def token_row(
     weights: Float[Tensor, "batch queries keys"], *, prefix_tokens: int, grid: tuple[int, int], query: int | None = None
 ) -> Float[Tensor, "batch rows columns"]:
-    """What one token attends (or is made of), laid over the patch grid.
+    """What one token attends to (or is made of), laid over the patch grid.
 
     `query` is the token's number; by default the class token, and the mean over all patches for models without one. Values
     are shares of the whole row, so that a row's prefix tokens keep theirs.

@@ -1,4 +1,4 @@
-"""The log of a training or of a monitor, a CSV file, and its curves: an image, or a page that stands alone."""
+"""The log of a training or of a monitor, a CSV file, and its curves: an image, or a self-contained page."""
 
 import base64
 import html
@@ -22,7 +22,7 @@ QUANTITIES = {
     "effective_tokens": "share of the patches that attention effectively reaches, clean images",
     "row_entropy": "entropy of the rows, 1 where uniform, clean images",
     "largest_logit": "largest absolute product of a query and a key, scaled, before the softmax",
-    "retained": "Jensen-Shannon divergence: 1 − D(corrupted) / D(another image); 1 as if not corrupted, 0 as another image",
+    "retained": "Jensen–Shannon divergence: 1 − D(corrupted) / D(another image); 1 as if not corrupted, 0 as another image",
 }
 """What a monitor measures in each group of layers: means over images and layers, but the maximum of the logits. NaN: logits of a
 model that computes its weights itself; what is retained without corrupted images, or with one image."""
@@ -51,7 +51,7 @@ class Log:
         if path.exists():
             head, *rows = read_text(path, "a log of a training").splitlines(keepends=True) or [""]
             if head and head.rstrip("\n").split(",")[0] != "step":
-                raise RunError(f"{printable(path)}: exists and is no log of a training; choose another file")
+                raise RunError(f"{printable(path)}: exists and is not a training log; choose another file")
             rows = [row for row in rows if row.endswith("\n") and row.partition(",")[0].isdecimal()]
             kept = [row.rstrip("\n") for row in rows if int(row.partition(",")[0]) <= start]
             if kept:
@@ -87,16 +87,16 @@ def read_log(path: Path) -> "pd.DataFrame":
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:  # what pandas raises of a bad file are ValueErrors
-        raise RunError(f"{printable(path)}: is no log of a training ({one_line(error)})") from error
+        raise RunError(f"{printable(path)}: is not a training log ({one_line(error)})") from error
     if "step" not in table.columns:
-        raise RunError(f"{printable(path)}: is no log of a training; it has no column step")
+        raise RunError(f"{printable(path)}: is not a training log; it has no column step")
     shown = table.columns.intersection(["step", *TRAINING, *ATTENTION])
     table[shown] = table[shown].apply(pd.to_numeric, errors="coerce")
     return table
 
 
 def write_curves(log: Path, output: Path, unit: str = "") -> Path:
-    """Draw a log: a PNG, or with the ending .html a page that stands alone, with the values at the beginning and the end.
+    """Draw a log: a PNG, or with the ending .html a self-contained page, with the values at the beginning and the end.
 
     `unit` is that of the loss.
 
@@ -122,17 +122,25 @@ def write_curves(log: Path, output: Path, unit: str = "") -> Path:
 def _panels(table: "pd.DataFrame", unit: str) -> list[tuple[str, str, dict[str, str]]]:
     """Title, unit and columns with their names, of what the log has values of."""
     panels = [
-        ("loss", unit, {"loss": "training", "validation_loss": "validation"}),
-        ("accuracy", "share of the answers", {"accuracy": "training", "validation_accuracy": "validation"}),
-        ("mean IoU", "share of the pixels", {"validation_miou": "validation"}),
-        ("attention diversification loss", "mean cosine", {"adl": "training"}),
-        ("learning rate", "highest of the groups", {"learning_rate": "training"}),
+        ("Loss", unit, {"loss": "training", "validation_loss": "validation"}),
+        ("Accuracy", "share of the answers", {"accuracy": "training", "validation_accuracy": "validation"}),
+        ("Mean IoU", "share of the pixels", {"validation_miou": "validation"}),
+        ("Attention diversification loss", "mean cosine", {"adl": "training"}),
+        ("Learning rate", "highest of the groups", {"learning_rate": "training"}),
         *(
-            (quantity.replace("_", " "), "fixed images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
+            (_title(quantity), "mean over the watched images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
             for quantity in QUANTITIES
         ),
     ]
     return [panel for panel in panels if any(column in table and table[column].notna().any() for column in panel[2])]
+
+
+def _title(quantity: str) -> str:
+    """The title of a quantity: that of the metric, where it is one."""
+    from overfocus.metrics.catalogue import title_of
+
+    title = title_of(quantity)
+    return quantity.replace("_", " ").capitalize() if title == quantity else title
 
 
 def _draw(table: "pd.DataFrame", panels: Sequence[tuple[str, str, dict[str, str]]], columns: int) -> "Figure":
@@ -151,8 +159,9 @@ def _draw(table: "pd.DataFrame", panels: Sequence[tuple[str, str, dict[str, str]
                 few = "validation" in column or len(known) == 1
                 axes.plot(known[time], known[column], label=kind, marker="o" if few else None, markersize=3)
         axes.set(title=title, xlabel=time, ylabel=label, xlim=(0, None))
-        if title in ("accuracy", "mean IoU"):
+        if title in ("Accuracy", "Mean IoU") or not table.reindex(columns=[*shown]).fillna(0).to_numpy().any():
             axes.set_ylim(0, 1)
+        axes.ticklabel_format(axis="y", useOffset=False)
         if len(shown) > 1:
             axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -181,10 +190,10 @@ def _page(table: "pd.DataFrame", figure: "Figure", name: str) -> str:
 <title>{title}</title><style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem }} h1 {{ font-size: 1.25rem; overflow-wrap: anywhere }}
-img {{ width: 100%; background: white }} div {{ overflow-x: auto }} dt {{ font-weight: 600 }}
+img {{ width: 100%; min-width: 50rem; background: white }} div {{ overflow-x: auto }} dt {{ font-weight: 600 }}
 th {{ text-align: left; font-weight: 400 }} th, td {{ padding: 0.1rem 0.8rem 0.1rem 0 }} td {{ text-align: right }}
 </style></head><body><h1>{title}</h1>
-<img alt="Curves of the values in the table below" src="data:image/svg+xml;base64,{source}">
+<div><img alt="Curves of the values in the table below" src="data:image/svg+xml;base64,{source}"></div>
 <div><table><thead><tr><th>value</th><th>first</th><th>step</th><th>last</th><th>step</th></tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>{explained}</body></html>
 """

@@ -1,6 +1,7 @@
 """What overfocus raises: one root, one class per part of the route from checkpoint to run; and any exception in one line."""
 
 import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,22 +72,24 @@ def explain(error: BaseException) -> str:
         return f"out of memory ({first}); try a smaller batch size, fewer workers, fewer or smaller images, or another device"
     if is_lost_worker(error):
         return (
-            f"a process that prepares images ended ({first}), as the system does when memory runs out; "
+            f"a process that prepares images ended ({first}), as happens when memory runs out; "
             "try fewer workers (0 reads in the main process) or a smaller batch size"
         )
     if isinstance(error, RecursionError):
-        return "something that was read is nested too deeply or refers to itself; it is damaged, or was made to do harm"
+        return "a file is nested too deeply or refers to itself; it is damaged or malicious"
     if isinstance(error, UnicodeError):
-        return f"a text that is not UTF-8 was met ({first}); save the file as UTF-8, or give it another name"
+        return f"text that is not UTF-8 was found ({first}); save the file as UTF-8, or give it another name"
     if isinstance(error, EOFError):
         return f"a file ended too early ({first}); copy or download it again"
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in sys.stdlib_module_names:
-        return f"this Python lacks {error.name}, a part of its own library; check that all of it is installed and can be read"
+        return f"this Python lacks {error.name}, part of its standard library; check the installation of Python"
     if isinstance(error, ModuleNotFoundError):
         return f'the package {error.name} is not installed; pip install {error.name}, or "overfocus[train]" for training'
     if isinstance(error, OSError):
         return _explain_system(error)
-    return f"{type(error).__name__}: {first}; this is a fault of overfocus: please report it with what --debug prints"
+    if isinstance(error, Warning):
+        return f"a warning counts as an error here, by -W or PYTHONWARNINGS ({first}); leave it out to go on"
+    return f"{type(error).__name__}: {first}; this is a bug in overfocus: please report it with what --debug prints"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -96,6 +99,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory or open files ran out: nothing that the file that is read is to blame for."""
+    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE))
 
 
 def is_lost_worker(error: BaseException) -> bool:
@@ -117,12 +125,14 @@ def _explain_system(error: OSError) -> str:
         errno.ENOENT: "no such file or folder; check the path",
         errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
         errno.EISDIR: "this is a folder where a file was expected; check the path",
-        errno.EEXIST: "a file of this name is there already; choose another output",
+        errno.EEXIST: "a file of this name already exists; choose another output",
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-        errno.ELOOP: "the links lead in a circle; check the path",
+        errno.ELOOP: "symbolic links form a loop; check the path",
         errno.EIO: "the device cannot be read or written; check the disk",
     }
-    return name + remedies.get(error.errno or 0, f"{reason}; check the path and the disk")
+    passed_on = re.search(r"\[Errno (\d+)\]", reason)  # of a worker process: its text is all that comes through
+    number = error.errno or (int(passed_on[1]) if passed_on else 0)
+    return name + remedies.get(number, f"{reason}; check the path and the disk")
 
 
 def first_line(error: BaseException) -> str:
@@ -132,7 +142,8 @@ def first_line(error: BaseException) -> str:
     """
     if "weights_only" in str(error):
         return "it holds more than tensors in plain dictionaries"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)
 
 

@@ -76,7 +76,7 @@ def read_text(path: Path, expected: str, error: type[OverfocusError] = RunError,
         return read_bytes(path, expected, error, most=most).decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(
-            f"{printable(path)}: expected {expected} in UTF-8, but byte {problem.start:,} is none; save it as UTF-8"
+            f"{printable(path)}: expected {expected} in UTF-8, but byte {problem.start:,} is not; save it as UTF-8"
         ) from None
 
 
@@ -87,7 +87,7 @@ def read_json(path: Path, expected: str, error: type[OverfocusError] = RunError,
         content = json.loads(text)
     except (ValueError, RecursionError) as problem:
         reason = "nested too deeply" if isinstance(problem, RecursionError) else one_line(problem, 120)
-        raise error(f"{printable(path)}: expected {expected}, but this is no JSON ({reason}); restore the file") from None
+        raise error(f"{printable(path)}: expected {expected}, but this is not JSON ({reason}); restore the file") from None
     if not isinstance(content, dict):
         raise error(f"{printable(path)}: expected {expected}, a JSON object, got {type(content).__name__}; restore the file")
     return content
@@ -150,7 +150,7 @@ _locks: "WeakValueDictionary[str, FolderLock]" = WeakValueDictionary()
 def lock_folder(folder: Path, error: type[OverfocusError] = RunError) -> FolderLock | None:
     """Claim a folder for writing, so that two programs never mix their files in it.
 
-    The system lets go of it when the process ends, however it ends; nothing lies in the folder. None where the system or the
+    The system lets go of it when the process ends, however it ends; nothing is left in the folder. None where the system or the
     file system knows no locks.
 
     Raises:
@@ -164,8 +164,8 @@ def lock_folder(folder: Path, error: type[OverfocusError] = RunError) -> FolderL
     if name in _locks:
         return _locks[name]
     try:
-        lock = FolderLock(os.open(folder, os.O_RDONLY))
-    except OSError:  # whoever reads or writes it next says so
+        lock = FolderLock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError:  # it is none, or not there; whoever reads or writes it next says so
         return None
     until = time.monotonic() + _PATIENCE
     while True:

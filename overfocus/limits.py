@@ -76,7 +76,7 @@ class Limit:
         head = "" if self.head is None else f", head {self.head},"
         variant = f"under {self.corruption} {self.severity}" if self.severity else f"on {self.corruption} images"
         if math.isnan(self.value):
-            return f"{self.metric} is undefined{place}{head} {variant}, so it cannot be said to keep within {self.limit:g}"
+            return f"{self.metric} is undefined{place}{head} {variant}, so it cannot be shown to keep within {self.limit:g}"
         relation = {"max": ("at most", "above"), "min": ("at least", "below")}[self.kind][not self.kept]
         return f"{self.metric} {self.value:.4g} is {relation} {self.limit:g}{place}{head} {variant}"
 
@@ -161,7 +161,7 @@ def _table(run: "Run", name: str) -> "tuple[pd.DataFrame, str]":
         if len(rows):
             return rows, "retained"
         raise RunError(
-            f"{run.path}: nothing is retained of {metric}; choose one of {', '.join(dict.fromkeys(retained['metric']))}"
+            f"{run.path}: retained is not defined for {metric}; choose one of {', '.join(dict.fromkeys(retained['metric']))}"
         )
     import pandas as pd
 
@@ -179,7 +179,7 @@ def _table(run: "Run", name: str) -> "tuple[pd.DataFrame, str]":
 
 
 def _compares(name: str) -> bool:
-    """Whether a metric compares with the clean image, and so says nothing of it."""
+    """Whether a metric compares with the clean image, and so says nothing about it."""
     from overfocus.metrics.catalogue import CATALOGUE
 
     known = CATALOGUE.get(name.removeprefix(RETAINED))

@@ -1,4 +1,4 @@
-"""`monitor`: the attention of a model on a few fixed images, watched while it trains, without changing its training by a bit.
+"""`monitor`: the attention of a model on a few fixed images, watched while it trains, without changing its training in any bit.
 
 with overfocus.monitor(model, images, every=500) as watch:
     for batch in batches:
@@ -226,7 +226,7 @@ class Monitor:
         self._elapsed += time.perf_counter() - self._began
         self._began = None
         if _process() == 0:
-            self._say(f"attention was measured {len(self.rows)} times, {self.overhead:.2%} of {self._elapsed:.0f} s")
+            self._say(f"attention was measured {len(self.rows)} times, taking {self.overhead:.2%} of {self._elapsed:.0f} s")
 
     def lightning_callback(self) -> Any:
         """A callback for Lightning's `Trainer`: measures after every step, logs rows and heat maps to the trainer's loggers."""
@@ -372,7 +372,7 @@ class Monitor:
 
 
 class _Hook:
-    """Tells a monitor what a module gave; copies of the model, as an average of the weights or a pickle, tell nothing."""
+    """Reports a module's output to a monitor; copies of the model (averaged weights, a pickle) report nothing."""
 
     def __init__(self, watch: Monitor | None, name: str) -> None:
         self._watch = watch
@@ -401,7 +401,7 @@ def monitor(
 ) -> Monitor:
     """Watch the attention of a model in training on a few fixed images, clean and under one corruption.
 
-    The training is not changed by a bit: random numbers, train and eval mode of every module, statistics of batch norms and
+    The training is unchanged to the bit: random numbers, train and eval mode of every module, statistics of batch norms and
     gradients are as they would have been. A measurement costs one forward of the images, twice as many as given.
 
     - In a loop: `with overfocus.monitor(model, images) as watch:` and `watch(loss)` after each step, or the call alone.
@@ -414,7 +414,7 @@ def monitor(
         images: inputs (images, channels, height, width) as the model gets them, or images and their paths, which need
             `preprocess`; two at least, for the control (what another image has in common). Four to sixteen are enough.
         every: steps between two measurements.
-        preprocess: how images become inputs; with a tensor, its mean and standard deviation tell how to corrupt it. None takes
+        preprocess: how images become inputs; with a tensor, its mean and standard deviation are needed to corrupt it. None takes
             that of a `LoadedModel`; without any, a tensor is watched clean alone, and `retained` is NaN.
         corruption: a name of `overfocus list corruptions`; None for none.
         severity: 1 (weak) to 5 (strong).
@@ -426,7 +426,7 @@ def monitor(
         quiet: print neither the layer that gave NaN first nor, in the end, the share of the time that watching took.
 
     Raises:
-        ImageError: an image cannot be read, or there is none.
+        ImageError: an image cannot be read, or none was given.
         RunError: `every` is below 1, images are given without `preprocess`, or the file of `log` is something else.
         CorruptionError: there is no such corruption or severity.
     """

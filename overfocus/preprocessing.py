@@ -1,6 +1,6 @@
 """From an image to a model's input: resize and crop as the model is evaluated, then its own mean and standard deviation.
 
-The two steps are separate because corruptions stand between them: ImageNet-C was made by corrupting 8-bit RGB images
+The two steps are separate because corruptions come between them: ImageNet-C was made by corrupting 8-bit RGB images
 that already had the model's input size.
 """
 
@@ -46,9 +46,9 @@ class Preprocess:
     crop_pct: float = 0.875
     """Side of the crop divided by the side that the image was resized to, in (0, 1]."""
     crop_mode: str = "center"
-    """"center" (keep the shape, cut what stands out), "squash" (change the shape) or "border" (keep all, pad)."""
+    """"center" (keep the shape, crop what is left over), "squash" (change the shape) or "border" (keep all, pad)."""
     transform: Callable[[Image.Image], Any] | None = field(default=None, repr=False)
-    """A function of the user that stands for all of it: see `from_callable`."""
+    """The user's function that replaces all of it: see `from_callable`."""
     _geometry: Callable[[Image.Image], Image.Image] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

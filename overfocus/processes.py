@@ -158,7 +158,13 @@ def join_processes(device: "str | torch.device | None") -> Processes:
     from accelerate import PartialState
 
     _ours = True
-    state = PartialState(cpu=chosen.type == "cpu")
+    try:
+        state = PartialState(cpu=chosen.type == "cpu")
+    except (ValueError, KeyError, distributed.DistError) as error:
+        raise RunError(
+            f"{started_together()} processes are announced (WORLD_SIZE), but they cannot find each other ({first_line(error)}); "
+            "start them with torchrun or accelerate launch, or leave WORLD_SIZE out"
+        ) from error
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _end):
         signal.signal(signal.SIGTERM, _terminated)
     processes = Processes(torch.device(state.device), state.process_index, state.num_processes)

@@ -364,7 +364,7 @@ def read_run(folder: Path) -> RunDescription:
     """The description of the run in a folder.
 
     Raises:
-        RunError: there is none, it is damaged, or of another format.
+        RunError: there is no run, or it is damaged or of another format.
     """
     path = folder / "run.json"
     if not path.exists():

@@ -14,6 +14,7 @@ import operator
 import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, ParamSpec, TypeVar, Union, cast, get_args, get_origin
@@ -126,9 +127,9 @@ class Settings:
         kind = field_type(type(self), field.name)
         for text in _texts(value):
             if not text and not known.may_be_empty:
-                self.refuse(field.name, "is an empty text, such as an unset variable gives; leave it out or give a value")
+                self.refuse(field.name, "is empty (is a shell variable unset?); leave it out or give it a value")
             if "\0" in text:
-                self.refuse(field.name, f"holds a zero byte: {printable(text)}")
+                self.refuse(field.name, f"must not hold a zero byte, got {printable(text)}")
         if kind is not None:
             fits, value = _fitted(kind, value)
             if not fits:
@@ -264,7 +265,7 @@ def _fitted_one(kind: Any, value: Any) -> tuple[bool, Any]:
     if kind is Any or kind is object:
         return True, value
     if get_origin(kind) is Literal:
-        return value in get_args(kind), value
+        return isinstance(value, str) and value in get_args(kind), value
     if kind in (bool, int, float):
         return _number(kind, value)
     if get_origin(kind) is Callable:
@@ -282,10 +283,10 @@ def _number(kind: type, value: Any) -> tuple[bool, Any]:
     truth = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's
     if kind is bool:
         return truth, bool(value) if truth else value
-    if truth or isinstance(value, str):
+    if truth or isinstance(value, str | complex):
         return False, value
     try:
-        return True, operator.index(value) if kind is int else float(value) if not isinstance(value, complex) else value
+        return True, operator.index(value) if kind is int else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False, value
 
@@ -293,8 +294,10 @@ def _number(kind: type, value: Any) -> tuple[bool, Any]:
 def _sequence(kind: Any, inner: Any, value: Any) -> tuple[bool, Any]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return False, value
-    entries = list(value)
     fixed = get_origin(kind) is tuple and Ellipsis not in get_args(kind)
+    if fixed and isinstance(value, AbstractSet):  # it has no order
+        return False, value
+    entries = list(value)
     made = [_fitted(inner, entry) for entry in entries]
     fits = all(fit for fit, _ in made) and (not fixed or len(entries) == len(get_args(kind)))
     return fits, tuple(entry for _, entry in made) if fits else value

@@ -72,7 +72,7 @@ def visible(text: str, kept: str = "\n\t") -> str:
 def one_line(text: object, limit: int = LONGEST_LINE) -> str:
     """The text on one line, white space folded, printable, and at most `limit` characters long.
 
-    Words of more than `LONGEST_NAME` characters are shortened first, so that what stands after them is still said.
+    Words of more than `LONGEST_NAME` characters are shortened first, so that what follows them is still shown.
     """
     words = (word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 2]}…{word[-1]}" for word in str(text).split())
     return printable(" ".join(words), limit)

@@ -2,12 +2,16 @@
 
 import importlib
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
+import torch
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from overfocus.samples import sample_images
 from overfocus_cli.main import app
@@ -78,3 +82,26 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert names["loss"].requires_grad
     # clean, fog, and the control
     assert len(names["run"].table) == len(names["run"].images) * 3 * len(names["captured"].maps)
+
+
+@pytest.mark.slow
+def test_shell_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, with a small model as every checkpoint; a training of three steps. The two commands are for .ci/run."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").symlink_to(sample_images((3, 224, 224)))
+    for number, name in enumerate(("ckpt", "baseline", "tap", "tap_adl")):
+        torch.manual_seed(number)
+        torch.save({"arch": "test_vit", "state_dict": timm.create_model("test_vit").state_dict()}, f"{name}.pth")
+    for number, photo in enumerate(sorted(Path("photos").iterdir())[:4]):
+        Path(f"imagenet/class {number % 2}").mkdir(parents=True, exist_ok=True)
+        Path(f"imagenet/class {number % 2}/{photo.name}").symlink_to(photo.resolve())
+    few = ["--images", "photos", "--corruption", "fog", "--severity", "3", "--limit", "2", "--no-report", "--workers", "0"]
+    before = [["analyze", "baseline.pth", *few, "--output", folder] for folder in ("run", "other")]
+    blocks = re.findall(r"(?<!-->\n)```sh\n(.*?)```", README, re.DOTALL)
+    printed = [shlex.split(line, comments=True)[1:] for line in "".join(blocks).splitlines() if line.startswith("overfocus ")]
+    assert len(printed) >= 6
+    for arguments in before + printed:
+        short = ["--iterations", "3", "--batch-size", "2", "--workers", "0"] if arguments[0] == "train" else []
+        result = CliRunner().invoke(app, [*arguments, *short])
+        assert result.exit_code in ((0, 1) if arguments[0] == "check" else (0,)), (arguments, result.stderr)
+        assert result.stdout

@@ -65,7 +65,7 @@ def test_the_documentation_has_the_help_before_what_is_raised() -> None:
     [
         ({"leaf": "sencah"}, "leaf must be assam or sencha, got 'sencah'; did you mean sencha?"),
         ({"leaf": ""}, "leaf is an empty text"),
-        ({"leaf": "a\0"}, r"leaf holds a zero byte: a\\x00"),
+        ({"leaf": "a\0"}, r"leaf must not hold a zero byte, got a\\x00"),
         ({"leaf": None}, "leaf must be a text, got None"),
         ({"pot": ""}, "pot is an empty text"),
         ({"pot": 3}, "pot must be a text or a path, got 3"),

@@ -22,7 +22,7 @@ _WITHOUT = {
     "matrix": ("layer", "image"),
     "ablation": ("corruptions", "severity", "layer", "layers", "label", "image"),
 }
-"""What says nothing to a kind of figure."""
+"""Options that do not apply to a kind of figure."""
 
 
 def _inches(text: str) -> float:
@@ -55,7 +55,7 @@ class FigureSettings(Settings):
         metavar="KIND",
     )
     runs: Sequence[Path] = setting(help="Run folders; several are drawn on shared scales.", argument=True, metavar="RUN")
-    format: Format | None = setting(None, "Format of the file.", none="by the ending of --output, else pdf")
+    format: Format | None = setting(None, "Format of the file.", none="from the ending of --output, else pdf")
     width: float = setting(
         3.3, "Width on paper: 3.3in, 8.4cm, 84mm or 240pt; a bare number is in inches.", metavar="SIZE", parse=_inches
     )
@@ -71,13 +71,16 @@ class FigureSettings(Settings):
     corruptions: Sequence[str] | None = setting(None, "One of the run's.", none="all that fit", metavar="NAME")
     severity: int | None = setting(None, "One of the run's.", none="the middle one", metavar="N")
     layer: int | None = setting(
-        None, "Of columns: layer of the first run, from the end where negative.", none="the most overfocused", metavar="N"
+        None,
+        "For columns: layer of the first run; negative numbers count from the end.",
+        none="the most overfocused",
+        metavar="N",
     )
-    layers: str | None = setting(
-        None, "Of layers and matrix: numbers of the layers to show, such as 0,3-5.", none="all", metavar="N,N-N,…"
+    layers: str | None = setting(None, "For layers and matrix: the layers to show, such as 0,3-5.", none="all", metavar="N,N-N,…")
+    label: Sequence[str] | None = setting(None, "Name of a run in the legend.", none="the names of the runs", metavar="NAME=TEXT")
+    image: int | str | None = setting(
+        None, "For columns: one of the displayed images, by number or name.", none="the first", metavar="NAME|N"
     )
-    label: Sequence[str] | None = setting(None, "What the legend calls a run.", none="the names of the runs", metavar="NAME=TEXT")
-    image: int | str | None = setting(None, "Of columns: a displayed image.", none="the first", metavar="NAME|N")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +96,7 @@ class FigureSettings(Settings):
         for name in _WITHOUT[self.kind]:
             if getattr(self, name) is not None:
                 kinds = [kind for kind, without in _WITHOUT.items() if name not in without]
-                self.refuse(name, f"must be left out of {self.kind}; it is for {' and '.join(kinds)}")
+                self.refuse(name, f"does not apply to {self.kind}, only to {' and '.join(kinds)}")
         if self.layers is not None and not self.numbers:
             self.refuse("layers", f"must be layer numbers such as 0,3-5, at most 1000, got {shown(self.layers)}")
 
@@ -200,7 +203,7 @@ def _ablation(settings: FigureSettings) -> "PlainFigure":
 def heatmap(settings: HeatMapSettings, *, as_json: AsJson = False) -> None:
     """Draw attention over images.
 
-    Colours are multiples of uniform attention (for a class: of the mean relevance); windows (Swin) are put back where they lie.
+    Colours are multiples of uniform attention (for a class: of the mean relevance); windows (Swin) are put back in their places.
 
     Example: overfocus heatmap checkpoint.pth cat.jpg --method row --query class --layer -1
     """

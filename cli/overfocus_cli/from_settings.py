@@ -1,4 +1,4 @@
-"""Commands made of settings dataclasses: arguments, options, defaults and help come from the fields, and stand nowhere else.
+"""Commands made of settings dataclasses: arguments, options, defaults and help come from the fields and are written nowhere else.
 
 And what was probably meant where an argument is something else than a command takes.
 """
@@ -6,6 +6,7 @@ And what was probably meant where an argument is something else than a command t
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
 from itertools import islice
@@ -81,7 +82,7 @@ def _parameter(settings: type[Settings], field: "Field[Any]") -> inspect.Paramet
             field.name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, typer.Option(*names, help=text)]
         )
     about: dict[str, Any] = {"help": text, "show_default": False, "metavar": known.metavar or _metavar(kind)}
-    if choices := _choices(known, kind):
+    if choices := _choices(known, kind) or _COMPLETED.get(field.name):
         about["autocompletion"] = _completion(choices)
     several = _is_list(known, kind)
     shape: Any = list[str] if several else str
@@ -133,7 +134,8 @@ def _read(known: Setting, kind: Any, value: str | list[str]) -> Any:
     if isinstance(value, str):
         return known.parse(value) if known.parse else _read_one(kind, value)
     if _is_table(kind):
-        return dict(_pair(entry, known.parse) for entry in value)
+        pairs = [entry for text in value for entry in re.split(r",(?=\s*[A-Za-z_][\w.]*=)", text)]
+        return dict(_pair(entry, known.parse) for entry in pairs)
     inner = next(part for part in map(element, members(kind)) if part is not None)
     entries = [entry for text in value for entry in text.split(",")] if _takes_commas(known, kind) else value
     return [
@@ -197,11 +199,33 @@ def _choices(known: Setting, kind: Any) -> list[str]:
     return literals or ([] if callable(known.one_of) else known.choices())
 
 
-def _completion(choices: list[str]) -> Callable[[str], list[str]]:
+def _completion(choices: list[str] | Callable[[], list[str]]) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
+        return [choice for choice in (choices() if callable(choices) else choices) if choice.startswith(incomplete)]
 
     return complete
+
+
+def _corruptions() -> list[str]:
+    from overfocus.corruptions.constants import CORRUPTIONS, GROUPS
+
+    return [*CORRUPTIONS, *GROUPS]
+
+
+def _metrics() -> list[str]:
+    from overfocus.metrics.catalogue import CATALOGUE
+
+    return list(CATALOGUE)
+
+
+def _recipes() -> list[str]:
+    from overfocus.training.settings import recipe_names
+
+    return list(recipe_names())
+
+
+_COMPLETED: dict[str, Callable[[], list[str]]] = {"corruptions": _corruptions, "metrics": _metrics, "recipe": _recipes}
+"""Names that the shell completes though others are taken too, by setting."""
 
 
 def _metavar(kind: Any) -> str:
@@ -226,17 +250,17 @@ def _help(known: Setting, kind: Any, field: "Field[Any]", *, required: bool) -> 
 
 
 def require_checkpoint(checkpoint: object, images: object = None, *, command: str) -> None:
-    """Raise a `CheckpointError` that says how to give them if images stand where the checkpoint belongs."""
+    """Raise a `CheckpointError` that says how to give them if images were given in place of the checkpoint."""
     if checkpoint is None or not _is_images(Path(str(checkpoint))):
         return
     first = str(next(iter(images), "")) if isinstance(images, list | tuple) else str(images or "")
     if Path(first).suffix.lower() in _WEIGHTS:
         right = f"overfocus {command} {printable(first)} {'' if command == 'heatmap' else '--images '}{printable(checkpoint)}"
         raise CheckpointError(
-            f"{printable(checkpoint)}: expected a checkpoint, this is an image; the checkpoint comes first: {right}"
+            f"{printable(checkpoint)}: expected a checkpoint, but this is an image; the checkpoint comes first: {right}"
         )
     right = f"overfocus {command} CHECKPOINT {'' if command == 'heatmap' else '--images '}{printable(checkpoint)}"
-    raise CheckpointError(f"{printable(checkpoint)}: expected a checkpoint, this holds images; give them as: {right}")
+    raise CheckpointError(f"{printable(checkpoint)}: expected a checkpoint, but this holds images; pass them like this: {right}")
 
 
 def require_run(folder: Path) -> None:
@@ -247,7 +271,9 @@ def require_run(folder: Path) -> None:
     inside = sorted({path.parent for name in names for path in folder.glob(f"*/{name}")})
     if inside:
         listed = " ".join(printable(path) for path in inside[:5]) + (" …" if len(inside) > 5 else "")
-        raise RunError(f"{printable(folder)}: expected a run folder, this holds {len(inside)} of them; give them: {listed}")
+        raise RunError(
+            f"{printable(folder)}: expected a run folder, but this folder holds {len(inside)} runs; name them: {listed}"
+        )
 
 
 def _is_images(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from overfocus.errors import RunError
 from overfocus.limits import CheckSettings
 from overfocus.settings import Settings, did_you_mean, setting, shown
 from overfocus.sweep.settings import InspectSettings
@@ -197,10 +198,10 @@ def list_names(settings: ListSettings, *, as_json: AsJson = False) -> None:
     rows = _LISTED[what]()
     names = [row["name"] for row in rows]
     rows = [row for row in rows if fnmatch(row["name"], pattern if "*" in pattern else f"*{pattern}*")]
+    if not rows:
+        raise RunError(f"no {what} match {shown(pattern)}; overfocus list {what} shows all{did_you_mean(pattern, names)}")
     if as_json:
         print_json(rows)
-    elif not rows:
-        say(f"no {what} match {shown(pattern)}{did_you_mean(pattern, names)}")
     elif what == "models":
         say("\n".join(row["name"] for row in rows))
     else:

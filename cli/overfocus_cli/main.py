@@ -34,7 +34,7 @@ class OneLineErrors(TyperGroup):
     """
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **options: Any) -> Any:
-        """Read the options that stand before the command."""
+        """Read the options that precede the command."""
         make_streams_printable()
         if not is_main_process():
             warnings.simplefilter("ignore")
@@ -60,7 +60,7 @@ def _require_no_empty(args: list[str]) -> None:
         before = args[place - 1] if place and args[place - 1].startswith("--") else ""
         if (not text and before != "--model") or re.fullmatch(r"--(?!model=)[a-z-]+=", text):
             name = before or text.rstrip("=") or f"argument {place + 1}"
-            raise typer.BadParameter(f"{name} is empty, such as an unset variable makes it; leave it out or give a value")
+            raise typer.BadParameter(f"{name} is empty (is a shell variable unset?); leave it out or give it a value")
 
 
 @contextmanager
@@ -147,6 +147,7 @@ def run() -> None:
     # Threads of OpenMP that spin while they wait take the core from the processes that read and corrupt images, and on a
     # busy machine from each other; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever matplotlib has for windows
     warnings.formatwarning = lambda message, *_: f"overfocus: warning: {one_line(message)}\n"
     end_in_order()
     app(prog_name="overfocus")

@@ -29,11 +29,11 @@ from overfocus_cli.output import (
 if TYPE_CHECKING:
     from overfocus.run import Run
 
-NoReport = Annotated[bool, typer.Option("--no-report", help="Measure only; `overfocus report` draws later.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `overfocus report` can draw the report later.")]
 
 
 def _output(root: str, what: str) -> Any:
-    help = f"Folder of the {what}. Default: {root}/NAME-ID; another ID for other settings."
+    help = f"Output folder of the {what}. Default: {root}/NAME-ID, where ID depends on the settings."
     return typer.Option("--output", metavar="FOLDER", help=help, show_default=False)
 
 
@@ -86,12 +86,12 @@ def compare(
     settings: CompareSettings,
     *,
     output: Annotated[str | None, _output("overfocus-comparison", "comparison")] = None,
-    format: Annotated[Format, typer.Option(help="How the table is printed.")] = Format.TABLE,
+    format: Annotated[Format, typer.Option(help="Format of the printed table.")] = Format.TABLE,
     metrics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Metrics of the printed table. Default: all; for latex those that the verdicts rest on.",
+            help="Metrics in the printed table. Default: all; for latex those behind the verdicts.",
             show_default=False,
         ),
     ] = None,

@@ -26,7 +26,7 @@ Ablations = Annotated[
     typer.Option(
         "--ablation",
         metavar="FOLDER",
-        help="What `overfocus ablate` wrote, to show in the report of a comparison; repeatable.",
+        help="Folder of an ablation to show in the report of a comparison; repeatable.",
         show_default=False,
     ),
 ]
@@ -449,5 +449,5 @@ def print_ablation(found: "Ablation") -> None:
         )
     if (removed["count"] == 0).any():
         console.print(
-            "\nno value: all other patches together receive less than the most attended ones, so none are of equal mass"
+            "\nno value: all other patches together receive less than the most attended ones, so no choice has equal mass"
         )

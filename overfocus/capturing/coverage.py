@@ -15,7 +15,7 @@ _ATTENTION_WORD = re.compile(r"attn|attention|xca|msa|mhsa|litemla", re.IGNORECA
 _PART = re.compile(r"drop|norm|proj|bias|pos|softmax|identity|linear|conv|act|layer_?scale|mlp", re.IGNORECASE)
 
 
-_ELSEWHERE = "ran in another thread: capture sees the thread that opened it only"
+_ELSEWHERE = "ran in another thread: capture sees only the thread that opened it"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Site:
         """The row of a captured map."""
         reason = None
         if attention.kind == "channel":
-            reason = "channels attend channels: no token attention, left out of the metrics"
+            reason = "channels attend to channels: no token attention, left out of the metrics"
         elif attention.kind == "unlabelled":
             reason, note = f"left out of the metrics: {note}", None
         return cls(
@@ -124,14 +124,14 @@ class SiteLog:
 def _silence(name: str, module: nn.Module, called: set[str], elsewhere: set[str], other: Mapping[str, str]) -> str:
     """Why a module gave no map."""
     if isinstance(module, ScriptModule):
-        return "TorchScript runs outside of Python, where nothing can be seen: capture the module that it was made from"
+        return "TorchScript runs outside Python, where nothing can be observed: capture the module that it was made from"
     if isinstance(module, GraphModule) and name in called:
         return "an exported or traced graph in which no softmax attention was found"
     inside = next((reason for site, reason in other.items() if _inside(site, name)), None)
     if inside is not None:
         return inside
     if name in called:
-        return "no softmax attention ran in it: linear or additive attention, or a kernel of its own"
+        return "no softmax attention ran in it: linear or additive attention, or a custom kernel"
     if any(_inside(site, name) for site in elsewhere):
         return _ELSEWHERE
     return "not called in this forward"

@@ -74,7 +74,7 @@ def unplaced(shape: tuple[int, ...], images: int, heads: int | None, prefix: int
     elif len(leading) == 1 and heads is not None and leading[0] == images * heads:
         arrangement = Arrangement((("image", "head"),), ((-1, heads),))
     else:
-        return unlabelled(shape, f"which of its axes {tuple(leading)} are images, windows or heads could not be told")
+        return unlabelled(shape, f"which of its axes {tuple(leading)} are images, windows or heads is unclear")
     key_prefix = prefix if prefix is not None and prefix < keys else 0
     if queries == 1 or queries <= key_prefix:
         return Layout("class", arrangement, shape[-2:], queries, key_prefix, note=NO_GRID)
@@ -141,7 +141,7 @@ def infer_layout(
         )
     cut = windows == 1 and (key_tokens.cut or (query_tokens is not None and query_tokens.cut))
     if cut and not (query_tokens is not None and query_tokens.same_tokens(key_tokens) and key_tokens.frames_of_grid == 1):
-        raise UnclearAxesError("a part of the queries or a part of the keys: the others are in other maps, maybe")
+        raise UnclearAxesError("only part of the queries or keys: the rest may be in other maps")
     if query_tokens is None or bool(query_tokens.prefix.all()):
         kind: Kind = "class"
         query_tokens = None
@@ -194,10 +194,10 @@ def _check_images(arrangement: Arrangement, queries: Tensor | None, keys: Tensor
         origin = torch.tensor(origins)
         both = (owner >= 0) & (others >= 0)
         if bool((origin[owner.clamp(min=0)] != origin[others.clamp(min=0)])[both].any()):
-            raise UnclearAxesError("its queries and keys are of different images")
+            raise UnclearAxesError("its queries and keys belong to different images")
     own = owner[(owner >= 0) & (owner < images)]
     if bool((own.diff() < 0).any()):
-        raise UnclearAxesError("its images are in another order than the input's")
+        raise UnclearAxesError("its images are not in the order of the input")
 
 
 def _owners(arrangement: Arrangement, ids: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ def _arrange(ids: Tensor) -> Arrangement:
         known = line >= 0
         image_outside = images_here == 1 or bool((line == steps // rest)[known].all())
         if not image_outside and not bool((line == steps % images_here)[known].all()):
-            raise UnclearAxesError("the images of the batch lie in no order")
+            raise UnclearAxesError("the images of the batch are in no recognisable order")
         block = place.narrow(axis, 0, rest) if image_outside else place.index_select(axis, steps[::images_here])
         names, factors = _windows_and_heads(block, axis)
         if images_here > 1:
@@ -305,15 +305,15 @@ def _checked(arrangement: Arrangement, ids: Tensor) -> Arrangement:
     try:
         rows = arrangement.fold(ids.unsqueeze(-2))[:, :, 0]
     except RuntimeError:
-        raise UnclearAxesError("images, windows and heads share its axes in no order") from None
+        raise UnclearAxesError("images, windows and heads share its axes in no recognisable order") from None
     image, images = _row_images(rows)
     numbers = torch.arange(len(rows)) // arrangement.windows
     known = image >= 0
     whole = len(rows) // arrangement.windows
     if bool((rows != rows[:, :1]).any()) or images > whole or (images < whole and bool(known.all())):
-        raise UnclearAxesError("images, windows and heads share its axes in no order")
+        raise UnclearAxesError("images, windows and heads share its axes in no recognisable order")
     if images > 1 and bool((image != numbers[:, None])[known].any()):
-        raise UnclearAxesError("its queries and keys are of different images")
+        raise UnclearAxesError("its queries and keys belong to different images")
     return arrangement
 
 
@@ -358,7 +358,7 @@ class TokenPlaces:
     places: Tensor
     """(windows, tokens): index in the grid, −1 for prefix, −2 for padding and −3 where it is unknown, in the model's order."""
     size: tuple[int, ...] | None
-    """Size of the grid that `places` points into; None where there is none, or several."""
+    """Size of the grid that `places` points into; None if there is none, or several."""
     root: int
     """The input that the grid belongs to."""
     keeps_padding: bool
@@ -392,10 +392,10 @@ class TokenPlaces:
             common = (images == images[:1]).all(0)
             places = torch.where(common & (places == _PREFIX), _PREFIX, _UNKNOWN)
         if arrangement.windows == 1 and _scattered(places[0] == _PREFIX, places[0] == _PADDING):
-            note = "no grid: tokens without a place stand among the patches"
+            note = "no grid: tokens without a position are mixed with the patches"
             places = torch.where(places == _PREFIX, _UNKNOWN, places)
         if bool((places == _UNKNOWN).any()):
-            note = note or "no grid: nothing tells the places of some tokens (mask tokens, say)"
+            note = note or "no grid: some tokens have unknown positions (mask tokens, for example)"
             size = None
         cut = False
         if size is not None:

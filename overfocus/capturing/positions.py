@@ -1,14 +1,14 @@
-"""Which place of the image each entry of an intermediate tensor comes from.
+"""The position in the image that each entry of an intermediate tensor comes from.
 
-A tensor of token positions travels beside every activation of one forward: reshapes, rolls, paddings and slices are
+A tensor of token positions accompanies every activation of one forward: reshapes, rolls, paddings and slices are
 repeated on it, whatever computes along channels leaves it alone, and a convolution that changes the size starts a new
 grid. At an attention site the positions of queries and values then say, without any knowledge of the architecture,
 which axes are images, windows, heads, tokens and channels, and where on the image each window lies.
 
 A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
-belongs to no place (class, distillation, register and pooling tokens) and −2 one whose place nothing tells: a mask token, or
-what a function returned that does not keep tokens where they were. A batch that grows inside the model (several crops, flips)
-has more images.
+belongs to no place (class, distillation, register and pooling tokens) and −2 one whose position is unknown: a mask token, or
+the result of a function that does not keep tokens where they were. A batch that grows inside the model (several crops,
+flips) has more images.
 """
 
 import weakref

@@ -154,7 +154,7 @@ class AttendingWeights(QueryKeyWeights):
         self._read = np.zeros((query.shape[0], query.shape[-2]), bool)
 
     def detached(self) -> "AttendingWeights":
-        """Itself: it is none of a graph."""
+        """Itself: it is not part of a graph."""
         return self
 
     def rows(self, start: int, stop: int, images: slice | None = None) -> Tensor:
@@ -272,7 +272,7 @@ HIDDEN = -500.0
 
 
 def hidden_keys(weights: WeightSource, *, masked: bool) -> Tensor | None:
-    """Which keys a mask hides from every query, (…, keys); None where there are none. `masked`: scores were masked before."""
+    """Which keys a mask hides from every query, (…, keys); None if there are none. `masked`: scores were masked before."""
     if isinstance(weights, QueryKeyWeights):
         mask = weights.mask
         if mask is None or mask.ndim < len(weights.shape) or mask.shape[-1] == 1:
@@ -379,7 +379,7 @@ class Arrangement:
     flat: bool = False
     """Whether nothing is known of the axes: all of them are one, and there are no heads."""
     query_heads: int = 1
-    """Heads that lie in the axis of the queries and share the keys (multi-query attention)."""
+    """Heads that share the axis of the queries and share the keys (multi-query attention)."""
     heads_inside: bool = False
     """Whether these heads of one query lie next to each other there, not the queries of one head."""
 

@@ -51,7 +51,7 @@ _ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi
 _BEGINNINGS = frozenset({"softmax", "softmin", "gumbel_softmax", *STRETCHED, *_ATTENTION, *PRODUCTS})
 _OBSERVED = _BEGINNINGS | COUNTED_MOVES
 _TRANSFORMED = "not captured: it ran inside a transform of torch.func (vmap, grad), where weights cannot be read"
-_GATING = "a softmax over something else than query-key products"
+_GATING = "a softmax over something other than query-key products"
 _UNUSED = "a softmax over query-key products, whose weights were in no product with values that capture knows"
 _SOFTMAXES = frozenset({"softmax", "softmin", "gumbel_softmax"})
 
@@ -406,7 +406,7 @@ class Tracer:
         pieces = self._pieces.pop(name)
         shapes = {tuple(weights.shape) for weights, _, _ in pieces}
         if len(shapes) > 1:
-            raise ValueError("maps of one image or head each differ in their sizes")
+            raise ValueError("maps of single images or heads differ in size")
         weights = MaterialisedWeights(torch.stack([weights for weights, _, _ in pieces]))
         sides = []
         for side in (0, 1):
@@ -530,11 +530,13 @@ class Tracer:
         note: str | None = None,
     ) -> None:
         if not all(weights.shape):
-            self._sites.add(Site(name, None, weights.shape, reason="not captured: there was nothing to attend"))
+            self._sites.add(Site(name, None, weights.shape, reason="not captured: there was nothing to attend to"))
             return
         layout = self._memory.find(name, weights, positions, running=self.stack.running, images=images, crossed=crossed)
         if undivided and layout.kind == "pooled":
-            layout = unlabelled(weights.shape, "exponentials that nothing has divided by their sum: of a part of the keys, maybe")
+            layout = unlabelled(
+                weights.shape, "exponentials that were not divided by their sum, perhaps over only part of the keys"
+            )
         layout, padding = _without_padding(layout, weights, masked=masked)
         attention = AttentionMap(
             module=name or type(self.stack.model).__name__,

@@ -178,7 +178,7 @@ class CaptureMode(TorchFunctionMode):
         return self
 
     def active(self, wanted: bool) -> None:
-        """Step aside, or come back, wherever in the stack of modes this one stands."""
+        """Step aside, or come back, wherever in the stack of modes this one is."""
         stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         others = [mode for mode in stack if mode is not self]
         if wanted == (len(others) < len(stack)):

@@ -1,6 +1,6 @@
-"""Constructor arguments: which ones a file may give, which ones the tensors tell, and which make a model fit them.
+"""Constructor arguments: which ones a file may give, which ones follow from the tensors, and which make a model fit them.
 
-What stands in a file is untrusted. Only arguments on the list below pass, each within bounds, so that nothing in a
+Whatever a file says is untrusted. Only arguments on the list below pass, each within bounds, so that nothing in a
 checkpoint makes timm open a file, fetch weights or build a network of a billion layers.
 """
 
@@ -264,8 +264,8 @@ def plain_vit(
     if heads is None and (heads := _KNOWN_HEADS.get(width)) is None:
         options = [str(number) for number in range(1, 65) if width % number == 0]
         raise CheckpointError(
-            f"{path}: a Vision Transformer of width {width} and depth {depth}, which no tensor says the attention heads of; "
-            f"say them with --model-args num_heads=N (it may be {', '.join(options[:16])})"
+            f"{path}: a Vision Transformer of width {width} and depth {depth}, whose number of heads no tensor shows; "
+            f"give it with --model-args num_heads=N (it may be {', '.join(options[:16])})"
         )
     if canonical is not None and hidden[0] == 4 * width:
         name = canonical
@@ -303,7 +303,7 @@ _FALLBACK_CLASSIFIERS = ("head", "head.fc", "fc", "classifier")
 
 
 def trunk(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that takes the image, and what stands before its parameters' names.
+    """The module that takes the image, and the prefix of its parameters' names.
 
     That is the backbone in a segmentation model with one of timm, else the model itself.
     """

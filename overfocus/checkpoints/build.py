@@ -73,7 +73,9 @@ def require_known(name: str) -> None:
     if not is_architecture(name.partition(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         nearest = f"the nearest are {', '.join(near)}" if near else "`overfocus list models` lists them"
-        raise CheckpointError(f"{name!r} is no file, and no architecture of timm {timm.__version__} or overfocus; {nearest}")
+        raise CheckpointError(
+            f"{name!r} is neither a file nor an architecture of timm {timm.__version__} or overfocus; {nearest}"
+        )
 
 
 def create(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
@@ -188,7 +190,7 @@ def _recorded_conversion() -> Iterator[list[Convert | None]]:
 
 
 def tap_branches(tensors: Mapping[str, Tensor]) -> int | None:
-    """Number of branches (K) of the TAP predictors in a state dict, None where there are none."""
+    """Number of branches (K) of the TAP predictors in a state dict, None if there are none."""
     for name, tensor in tensors.items():
         if is_tap_predictor(name) and tensor.ndim == 4:
             return tensor.shape[0]

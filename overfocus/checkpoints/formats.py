@@ -10,9 +10,9 @@ from overfocus.files import read_json
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull`"),
-    (b"\x89HDF", "an HDF5 file (Keras weights), which this does not read"),
+    (b"\x89HDF", "an HDF5 file (Keras weights), which overfocus cannot read"),
     (b"\x93NUMPY", "a numpy array; save a state dict with torch.save"),
-    (b"GGUF", "a GGUF file, which this does not read"),
+    (b"GGUF", "a GGUF file, which overfocus cannot read"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"\xfd7zXZ", "an xz archive; unpack it first"),
     (b"BZh", "a bzip2 archive; unpack it first"),
@@ -25,32 +25,32 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive; unpack it first"),
 )
 _AT_FOUR = {
-    b"ET12": "an ExecuTorch program, which this does not read; pass the weights that it was exported from",
-    b"ET13": "an ExecuTorch program, which this does not read; pass the weights that it was exported from",
-    b"TFL3": "a TensorFlow Lite model, which this does not read",
+    b"ET12": "an ExecuTorch program, which overfocus cannot read; pass the weights that it was exported from",
+    b"ET13": "an ExecuTorch program, which overfocus cannot read; pass the weights that it was exported from",
+    b"TFL3": "a TensorFlow Lite model, which overfocus cannot read",
 }
 _ENDINGS = {
-    ".msgpack": "Flax weights (msgpack), which this does not read; convert them to PyTorch's",
-    ".pte": "an ExecuTorch program, which this does not read; pass the weights that it was exported from",
+    ".msgpack": "Flax weights (msgpack), which overfocus cannot read; convert them to PyTorch's",
+    ".pte": "an ExecuTorch program, which overfocus cannot read; pass the weights that it was exported from",
     ".onnx": "an ONNX model; pass the PyTorch weights that it was made from",
-    ".keras": "a Keras model, which this does not read",
-    ".h5": "an HDF5 file (Keras weights), which this does not read",
-    ".tflite": "a TensorFlow Lite model, which this does not read",
-    ".mlmodel": "a Core ML model, which this does not read",
+    ".keras": "a Keras model, which overfocus cannot read",
+    ".h5": "an HDF5 file (Keras weights), which overfocus cannot read",
+    ".tflite": "a TensorFlow Lite model, which overfocus cannot read",
+    ".mlmodel": "a Core ML model, which overfocus cannot read",
     ".distcp": "one part of a distributed checkpoint; merge it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save",
-    ".engine": "a TensorRT engine, which this does not read",
-    ".pdparams": "weights of PaddlePaddle, which this does not read",
-    ".gguf": "a GGUF file, which this does not read",
-    ".index": "the index of a TensorFlow checkpoint, which this does not read",
+    ".engine": "a TensorRT engine, which overfocus cannot read",
+    ".pdparams": "weights of PaddlePaddle, which overfocus cannot read",
+    ".gguf": "a GGUF file, which overfocus cannot read",
+    ".index": "the index of a TensorFlow checkpoint, which overfocus cannot read",
 }
 _FOLDERS = (
     (("*.distcp", ".metadata", "*/*.distcp"), "a distributed checkpoint of PyTorch; merge it first: "
      "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth"),
     (("mp_rank_*_model_states.pt", "*/mp_rank_*_model_states.pt", "zero_to_fp32.py"), "a DeepSpeed checkpoint; merge it first: "
      "python zero_to_fp32.py . weights (the script is in the folder)"),
-    (("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"), "an Orbax checkpoint of JAX, which this does not read"),
-    (("saved_model.pb", "*.data-00000-of-*"), "a TensorFlow checkpoint, which this does not read"),
-    (("Data/com.apple.CoreML",), "a Core ML package, which this does not read"),
+    (("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"), "an Orbax checkpoint of JAX, which overfocus cannot read"),
+    (("saved_model.pb", "*.data-00000-of-*"), "a TensorFlow checkpoint, which overfocus cannot read"),
+    (("Data/com.apple.CoreML",), "a Core ML package, which overfocus cannot read"),
 )  # fmt: skip
 _OF_TRANSFORMERS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -72,7 +72,7 @@ def foreign_format(start: bytes, suffix: str = "") -> str | None:
     if re.match(rb"\x08[\x01-\x20][\x12\x1a\x22\x3a]", start):  # version of the format, then a text
         return _ENDINGS[".onnx"]
     if re.fullmatch(r"\.data-\d+-of-\d+", suffix):
-        return "one part of a TensorFlow checkpoint, which this does not read"
+        return "one part of a TensorFlow checkpoint, which overfocus cannot read"
     for signature, name in _SIGNATURES:
         if start.startswith(signature):
             return name
@@ -131,7 +131,7 @@ def _configuration_of(weights: Path | None) -> str:
 
 
 def configuration_beside(file: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Where and what the configuration of timm or OpenCLIP is beside a weights file of their names; None where there is none.
+    """Where and what the configuration of timm or OpenCLIP is beside a weights file of their names; None if there is none.
 
     Raises:
         CheckpointError: it is no JSON object.

@@ -51,7 +51,7 @@ _CLASSES = ("class_names", "classes", "CLASSES", "label_names")
 
 @dataclass(frozen=True)
 class Hints:
-    """What stands beside the weights; every field may be missing."""
+    """What is stored beside the weights; every field may be missing."""
 
     architectures: tuple[tuple[str, str], ...] = ()
     """(name, where it stood), best first; a name need not be one that timm knows."""
@@ -67,7 +67,7 @@ class Hints:
     heads: int | None = None
     """Attention heads, where the file or its origin says them and no registered name does."""
     quick_gelu: bool | None = None
-    """Whether a CLIP model's activation is QuickGELU, as far as the file's origin tells."""
+    """Whether a CLIP model's activation is QuickGELU, as far as the file's origin shows."""
     notes: tuple[str, ...] = ()
 
 
@@ -191,7 +191,7 @@ def _heads(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[in
 
 
 def _quick_gelu(content: Mapping[str, Any], path: object) -> bool | None:
-    """Whether a CLIP model has OpenAI's QuickGELU: told by what only one of the two code bases writes, or by the file's name."""
+    """Whether a CLIP model has OpenAI's QuickGELU: by what only one of the two code bases writes, or by the file's name."""
     name = PurePath(str(path)).name.lower()
     tensors = content.get("state_dict") if isinstance(content.get("state_dict"), Mapping) else content
     keys = {str(key) for key in list(tensors)[:5000]} if isinstance(tensors, Mapping) else set()
@@ -310,7 +310,7 @@ def save_checkpoint(
     preprocess: Preprocess | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> Path:
-    """Save a model's weights so that `load_model(path)` builds it again without being told anything.
+    """Save a model's weights so that `load_model(path)` builds it again from the file alone.
 
     The file is written whole (temporary name, then rename). `extra` goes into the metadata as it is.
 

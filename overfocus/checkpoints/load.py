@@ -67,8 +67,10 @@ def fetch_folder(source: str) -> Path:
         with _hub_as_reachable() as reachable:
             return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # hub clients raise whatever their network layer does
-        reason = first_line(error) if reachable else "the hub cannot be reached and it is not in its local cache"
-        raise CheckpointError(f"{source}: no file or folder, and no model of the hub that can be had ({reason})") from error
+        reason = first_line(error) if reachable else "the hub cannot be reached and the model is not in the local cache"
+        raise CheckpointError(
+            f"{source}: neither a file or folder nor a model that can be fetched from the hub ({reason})"
+        ) from error
 
 
 def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int | None, pretrained: bool) -> LoadedModel:
@@ -108,9 +110,9 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
     except Exception as error:  # hub clients raise whatever their network layer does
         if not pretrained:
             raise CheckpointError(f"{name}: the model cannot be built ({first_line(error)})") from error
-        reason = first_line(error) if reachable else "the hub cannot be reached and they are not in its local cache"
+        reason = first_line(error) if reachable else "the hub cannot be reached and the weights are not in the local cache"
         raise CheckpointError(
-            f"{name}: its trained weights cannot be had ({reason}); pass a checkpoint file (pretrained=False: random weights)"
+            f"{name}: its trained weights cannot be fetched ({reason}); pass a checkpoint file (pretrained=False: random weights)"
         ) from error
     return model
 
@@ -155,6 +157,7 @@ def make(spelling: str) -> LoadedModel:
     added = here not in sys.path and "" not in sys.path
     if added:
         sys.path.insert(0, here)
+    importlib.invalidate_caches()  # the file may have been written a moment ago
     try:
         found: object = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -163,7 +166,7 @@ def make(spelling: str) -> LoadedModel:
         return made if isinstance(made, LoadedModel) else wrap(made, name=spelling)  # type: ignore[arg-type]
     except OverfocusError:
         raise
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise CheckpointError(
             f"--model {spelling}: expected a function without arguments that returns a torch.nn.Module or overfocus.wrap(…), "
             f"got {type(error).__name__}: {first_line(error)}"
@@ -174,7 +177,7 @@ def make(spelling: str) -> LoadedModel:
 
 
 def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_ema: bool, lenient: bool) -> LoadedModel:
-    """A module of the user's own code with the weights of a checkpoint, whatever prefix and entry they stand under.
+    """A module of the user's own code with the weights of a checkpoint, whatever prefix and entry they are stored under.
 
     Raises:
         CheckpointError: the weights are not those of the module to the last tensor.
@@ -191,8 +194,8 @@ def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_em
             f"{file.path}: its tensors are not those of {spelling}: {accounts.faults}; change the function, or --lenient"
         )
     fill(made.model, network.tensors, file.path)
-    said = [f"LENIENT: loaded although it is not {spelling} to the last tensor: {accounts.faults}"] if not accounts.exact else []
-    left = [f"left out, no part of the encoder: {some(accounts.heads)}"] if accounts.heads else []
+    said = [f"LENIENT: loaded although not every tensor matches {spelling}: {accounts.faults}"] if not accounts.exact else []
+    left = [f"left out, not part of the encoder: {some(accounts.heads)}"] if accounts.heads else []
     made.source, made.sha256, made.found_by, made.weights_entry = str(file.path), file.sha256, "own code", network.entry
     made.missing_keys, made.unexpected_keys = accounts.missing, [*accounts.unexpected, *accounts.heads, *accounts.harmless]
     made.notes, made.lenient = (*said, *notes, *left, *made.notes), not accounts.exact
@@ -260,7 +263,7 @@ def load_model(
         CheckpointError: the source cannot be read, trusted, recognised or loaded; its text says what to try.
     """
     if not str(source).strip() or source == Path():
-        raise CheckpointError("expected a checkpoint's path or a timm name, got an empty one (is a variable of the shell unset?)")
+        raise CheckpointError("expected a checkpoint's path or a timm name, got an empty string (is a shell variable unset?)")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     given = parse_arguments(model_args) if isinstance(model_args, str) else checked_arguments(model_args or {}, "model_args")
     request = Request(model, given, size, num_classes, lenient)
@@ -332,7 +335,7 @@ def resolve_model(source: Source | None, *, device: str | torch.device | None = 
     if isinstance(source, nn.Module | LoadedModel):
         given = [name for name, value in options.items() if value is not None and value is not (name in _ON)]
         if given:
-            raise CheckpointError(f"{', '.join(given)}: said how to load a checkpoint, but the model given is in memory already")
+            raise CheckpointError(f"{', '.join(given)}: options of loading, but the model is already in memory; leave them out")
         loaded = source if isinstance(source, LoadedModel) else wrap(source)
         loaded.model.eval()
         if device is not None:
@@ -381,9 +384,7 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
             f"{found.name}; merge it into the weights, or --lenient to load without it"
         )
     lenient = bool(outside) or not real.exact
-    said = (
-        [f"LENIENT: loaded although it is not {found.name} to the last tensor: {real.faults or some(outside)}"] if lenient else []
-    )
+    said = [f"LENIENT: loaded although not every tensor matches {found.name}: {real.faults or some(outside)}"] if lenient else []
     origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
     if origin is not None and not hints.preprocessing.keys() & {"mean", "std"}:
         hints = replace(hints, preprocessing={**hints.preprocessing, **origin[0]})
@@ -445,7 +446,7 @@ def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> li
     beside = [relative_name(name, network) for name in network.beside]
     names = [*reading.dropped, *accounts.heads, *[name for name in accounts.harmless if not is_buffer(name)], *beside]
     parts = list(dict.fromkeys(name.partition(".")[0] for name in names))
-    return [f"left out, no part of the encoder: {some(parts)}"] if parts else []
+    return [f"left out, not part of the encoder: {some(parts)}"] if parts else []
 
 
 def _whole(network: Network, content: Mapping[str, Any], hints: Hints) -> Network:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from overfocus.checkpoints.arguments import image_size_of, takes_image_size
 from overfocus.checkpoints.hints import Hints
-from overfocus.errors import CheckpointError
+from overfocus.errors import CheckpointError, first_line
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from overfocus.text import storable
 
@@ -127,8 +127,7 @@ def wrap(
         try:
             preprocess = Preprocess.from_callable(preprocess)
         except Exception as error:  # the function is the user's and may raise anything
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"preprocess cannot be used: {text}") from error
+            raise CheckpointError(f"preprocess cannot be used: {first_line(error)}") from error
     names = None if class_names is None else [str(text) for text in class_names]
     config = getattr(module, "config", None)
     labels = getattr(config, "id2label", None)
@@ -250,7 +249,7 @@ def preprocess_for(
             **merged,
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the preprocessing of the checkpoint is not usable: {error}") from None
+        raise CheckpointError(f"the checkpoint's preprocessing cannot be used: {error}") from None
     return preprocess, notes
 
 

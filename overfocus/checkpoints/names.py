@@ -44,7 +44,7 @@ class Reading:
 
 
 def readings(tensors: Mapping[str, Tensor]) -> list[Reading]:
-    """The ways to read a state dict, the one as it stands first."""
+    """The ways to read a state dict, the unchanged one first."""
     plain = _unchunked(dict(tensors))
     found = [Reading(dict(tensors))]
     if plain.keys() != tensors.keys():
@@ -64,7 +64,7 @@ def readings(tensors: Mapping[str, Tensor]) -> list[Reading]:
 
 
 def _without_parts(tensors: Mapping[str, Tensor]) -> Tensors | None:
-    """Names cut down to where timm's Vision Transformer begins, for networks whose parts stand behind prefixes of their own.
+    """Names cut down to where timm's Vision Transformer begins, for networks whose parts have different prefixes.
 
     None where nothing changes, or where two names become one.
     """

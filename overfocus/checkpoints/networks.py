@@ -57,7 +57,7 @@ class Network:
     path: str
     """Where it was, e.g. "state_dict_ema.module"; empty where the file is the network itself."""
     beside: tuple[str, ...] = ()
-    """Names of tensors that stand beside it and belong to no other network: heads, a text tower, a loss."""
+    """Names of tensors beside it that belong to no other network: heads, a text tower, a loss."""
 
     @property
     def entry(self) -> str:
@@ -92,7 +92,7 @@ def flatten(content: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def find_networks(content: Mapping[str, object], path: object = "checkpoint") -> list[Network]:
-    """Every vision network in a file, in the order in which they stand there.
+    """Every vision network in a file, in the order of the file.
 
     Raises:
         CheckpointError: there are no tensors in it.
@@ -142,7 +142,7 @@ def choose_network(networks: list[Network], weights: str | None, use_ema: bool, 
     plain = plain or momentum
     choice = f"--weights {networks[0].path or networks[1].path}"
     if len(plain) > 1 or len(averaged) > 1:
-        raise CheckpointError(f"{path}: holds {len(networks)} networks, {_names(networks)}; say which one to take ({choice})")
+        raise CheckpointError(f"{path}: holds {len(networks)} networks, {_names(networks)}; choose one ({choice})")
     if averaged and plain and averaged[0].shapes.items() ^ plain[0].shapes.items():
         heads_apart = {k: v for k, v in averaged[0].shapes.items() if ATTENTION.search(k)}.items() ^ {
             k: v for k, v in plain[0].shapes.items() if ATTENTION.search(k)

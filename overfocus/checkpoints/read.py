@@ -242,7 +242,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, framework="pt") as reader:
             return {name: reader.get_tensor(name) for name in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no whole safetensors file ({first_line(error)}); copy or download it again") from None
+        raise CheckpointError(
+            f"{path}: not a complete safetensors file ({first_line(error)}); copy or download it again"
+        ) from None
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -266,7 +268,9 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         said = first_line(error)
         raise CheckpointError(f"{path}: names of JAX's Vision Transformer, but not all of its arrays ({said})") from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: no whole .npz file of arrays ({first_line(error)}); copy or download it again") from None
+        raise CheckpointError(
+            f"{path}: not a complete .npz file of arrays ({first_line(error)}); copy or download it again"
+        ) from None
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -291,11 +295,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
                 raise _refusal(path, error, refused, zipped) from None
             made += filled_stubs(inert) if filled else inert
     else:
-        raise CheckpointError(f"{path}: refused, its pickle wants more than {_MOST_CLASSES} classes; save the state dict alone")
+        raise CheckpointError(f"{path}: refused, its pickle names more than {_MOST_CLASSES} classes; save the state dict alone")
     if isinstance(content, Inert):
         name = str(getattr(made[0], "__getitem__", lambda _: "")(1)) if made else "an object"
         raise CheckpointError(
-            f"{path}: expected a state dict, got a whole object pickled ({name[:80]}); where its code is installed, save "
+            f"{path}: expected a state dict, got a pickled object ({name[:80]}); where its code is installed, save "
             "model.state_dict() instead, or pass the code with --model package.module:factory"
         )
     if isinstance(content, torch.Tensor) or not isinstance(content, dict):
@@ -333,12 +337,12 @@ def _refusal(path: Path, error: Exception, refused: list[str], zipped: bool) -> 
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped and plain:
         return CheckpointError(f"{path}: a pickle that torch.save did not write, which can run code; save with torch.save")
     if isinstance(error, (pickle.UnpicklingError, EOFError)) and not zipped:
-        return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint; this is something else or truncated")
+        return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint; this is something else, or truncated")
     if isinstance(error, MemoryError):
         return CheckpointError(f"{path}: there is not enough memory to read it ({path.stat().st_size:,} bytes)")
     told = isinstance(error, RuntimeError | OSError | pickle.UnpicklingError)  # others are what damaged bytes lead to
     reason = f" ({first_line(error)})" if told else ""
-    return CheckpointError(f"{path}: the checkpoint is damaged or none of PyTorch{reason}; copy or download it again")
+    return CheckpointError(f"{path}: the checkpoint is damaged, or not one of PyTorch{reason}; copy or download it again")
 
 
 def _is_large(path: Path) -> bool:
@@ -366,12 +370,12 @@ def check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: a program of torch.export (pt2), which holds code; save model.state_dict() instead")
     if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
-            f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes; torch.save writes none: "
-            "load it where it comes from, and save it again"
+            f"{path}: refused, a compressed archive that unpacks to {unpacked:,} bytes; torch.save never compresses: "
+            "load it where it comes from and save it again"
         )
     if "data.pkl" not in names:
         raise CheckpointError(
-            f"{path}: expected a PyTorch checkpoint, got another zip archive (no data.pkl inside); unpack it if they are in it"
+            f"{path}: expected a PyTorch checkpoint, got another zip archive (no data.pkl inside); unpack it if it holds weights"
         )
 
 
@@ -384,7 +388,7 @@ def _refuse_bomb(content: dict[str, Any], path: Path) -> None:
                 f"{path}: refused, a tensor's name has {len(name):,} characters ({name[:40]}…); at most {_LONGEST_NAME:,} fit"
             )
         if name != storable(name):
-            raise CheckpointError(f"{path}: refused, {name[:40]} is no name of a tensor; expected text")
+            raise CheckpointError(f"{path}: refused, {name[:40]} is not a tensor name; expected text")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             kind = "quantised (qint8)" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
             raise CheckpointError(f"{path}: {name[:120]} is {kind}; expected plain dense tensors with data")

@@ -138,7 +138,7 @@ def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hints: Hints, request: Request, path: Path) -> Fit:
-    """Hold the tensors of a file against an architecture, with the arguments that they themselves tell.
+    """Hold the tensors of a file against an architecture, with the arguments that follow from them.
 
     Raises:
         CheckpointError: it cannot be built, is far larger than the file, or has no attention and was not asked for.
@@ -201,7 +201,7 @@ def _refusal(best: Fit, better: str | None) -> str:
     if not best.accounts.unfit:
         advice.append("or --lenient to load it without them")
     shapes = f"; its shapes are those of {better}" if better and better != best.name else ""
-    return f"is not {best.name} to the last tensor: {best.accounts.faults}{shapes}; {', '.join(advice)}"
+    return f"does not match {best.name} in every tensor: {best.accounts.faults}{shapes}; {', '.join(advice)}"
 
 
 def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
@@ -279,7 +279,7 @@ def _activation(hints: Hints, request: Request, path: Path) -> dict[str, Any]:
         return {}
     if hints.quick_gelu is None:
         raise CheckpointError(
-            f"{path}: a Vision Transformer of CLIP, which no tensor says the activation of: --model-args act_layer=quick_gelu as "
+            f"{path}: a CLIP Vision Transformer, whose activation no tensor shows; choose --model-args act_layer=quick_gelu as "
             "OpenAI trained them, act_layer=gelu as OpenCLIP does"
         )
     return {"act_layer": "quick_gelu"} if hints.quick_gelu else {}
@@ -439,19 +439,19 @@ def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:
     for expression, library, advice in _FOREIGN:
         if any(expression.search(name) for name in tensors):
             faults = f" (against {nearest.name}: {nearest.accounts.faults})" if nearest is not None else ""
-            return f"parameters named as {library} names them, in a form that is not known here{faults}; {advice}; or --lenient"
+            return f"parameter names of {library}, in an unknown form{faults}; {advice}; or --lenient"
     if not any(ATTENTION.search(name) for name in tensors):
         return "no parameter belongs to an attention layer (a convolutional network?); a Vision Transformer is needed"
     if nearest is None:
-        return f"its tensors are those of no architecture of timm or overfocus; name it with --model, or {_OWN_CODE}"
+        return f"its tensors match no architecture of timm or overfocus; name it with --model, or {_OWN_CODE}"
     lenient = ", or load it without them (--lenient)" if not nearest.accounts.unfit else ""
     if "pos_embed" in nearest.accounts.unfit:
         rows = tuple(tensors["pos_embed"].shape)[1:2] if "pos_embed" in tensors else ()
         return (
             f"its position table {some([f'of {row} rows' for row in rows])} fits no square patch grid of {nearest.name}; "
-            "say the size of its images with --image-size HEIGHTxWIDTH"
+            "give the size of its images with --image-size HEIGHTxWIDTH"
         )
     return (
-        f"its tensors are those of no architecture of timm or overfocus; the nearest is {nearest.name}, but "
+        f"its tensors match no architecture of timm or overfocus; the nearest is {nearest.name}, but "
         f"{nearest.accounts.faults}; name the right one with --model{lenient}, or {_OWN_CODE}"
     )

@@ -51,7 +51,7 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
         import transformers
     except ImportError:
         raise CheckpointError(
-            f"{folder}: a model of Hugging Face transformers; install it first: pip install 'overfocus[transformers]'"
+            f"{folder}: a Hugging Face transformers model; install that package first: pip install 'overfocus[transformers]'"
         ) from None
     _require_sound(folder, config)
     kind = str(config.get("model_type", ""))
@@ -68,7 +68,7 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
             notes.append("MAE's encoder built as a ViT: every patch is seen, none is masked")
         elif tower is not None and hasattr(settings, "vision_config"):
             settings = settings.vision_config
-            notes.append("left out, no part of the encoder: the text model and the projections")
+            notes.append("left out, not part of the encoder: the text model and the projections")
         with _quiet(transformers.utils.logging):
             model, told = built.from_pretrained(
                 folder,
@@ -91,11 +91,11 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
     )
     if faults and not lenient:
         raise CheckpointError(
-            f"{folder}: its weights are not those of {name} to the last tensor: {faults}; "
-            "is config.json the one that belongs to them? --lenient loads them all the same"
+            f"{folder}: not every tensor matches {name}: {faults}; "
+            "does config.json belong to these weights? --lenient loads them anyway"
         )
     preprocess, assumed = _preprocess(folder, settings, image_size)
-    said = [f"LENIENT: loaded although it is not {name} to the last tensor: {faults}"] if faults else []
+    said = [f"LENIENT: loaded although not every tensor matches {name}: {faults}"] if faults else []
     labels = getattr(settings, "id2label", None) if "Classification" in type(model).__name__ else None
     classes = int(getattr(settings, "num_labels", 0)) if labels is not None else 0
     return LoadedModel(
@@ -117,7 +117,7 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
 
 @contextlib.contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Without the tables and progress bars that transformers prints: what matters of them stands in our messages and notes."""
+    """Without the tables and progress bars that transformers prints: what matters is in our messages and notes."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -293,7 +293,7 @@ def _adapter_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]
             settings[key] = value
         elif value and key not in _OF_TRAINING and not start:
             asked = f"{str(key)[:60]} ({str(value)[:60]})"
-            raise CheckpointError(f"{folder}: its adapter_config.json asks for {asked}, which is not known here; {advice}")
+            raise CheckpointError(f"{folder}: its adapter_config.json asks for {asked}, which is not supported; {advice}")
     return settings
 
 
@@ -374,5 +374,5 @@ def _replace(base: LoadedModel, folder: Path, plain: Mapping[str, Tensor]) -> li
     for name, tensor in fitting.items():
         with torch.no_grad():
             state[name].copy_(tensor)
-    notes = [f"left out, no part of the encoder: {some(left)}"] if left else []
+    notes = [f"left out, not part of the encoder: {some(left)}"] if left else []
     return [*notes, f"replaced by the adapter's own: {some(sorted(fitting))}"] if fitting else notes

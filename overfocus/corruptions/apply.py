@@ -98,13 +98,12 @@ def corrupt(
     return np.ascontiguousarray(result[above : above + height, left : left + width])
 
 
-def prepare_corruptions(names: Iterable[str]) -> None:
+def prepare_corruptions(names: Iterable[str], constants: ConstantSet | None = None) -> None:
     """Import and compile what the corruptions need, before worker processes are started from this one."""
-    _package()
     image = np.zeros((_SMALLEST_SIDE, _SMALLEST_SIDE, 3), np.uint8)
     for name in names:
-        for constants in ("cifar-c", "imagenet-c"):
-            corrupt(image, name, 2, constants=constants)
+        for chosen in (constants,) if constants else ("cifar-c", "imagenet-c"):
+            corrupt(image, name, 2, constants=chosen)
 
 
 def _apply(image: Array, name: str, severity: int, constants: ConstantSet, words: list[int]) -> Array:
@@ -260,7 +259,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Array | None:
 
 
 def _keep(path: Path, pixels: Array) -> None:
-    """Write a result where there is room; a disk that does not take it is none of the caller's."""
+    """Write a result where there is room; a full disk is not the caller's problem."""
     data = np.ascontiguousarray(pixels).data
     room = _rooms.setdefault(path.parent, _Room(path.parent))
     with contextlib.suppress(OSError):

@@ -41,7 +41,7 @@ class CustomCorruption:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise CorruptionError(f"expected the name of a corruption or a function as one, got {one_line(self.function, 80)}")
+            raise CorruptionError(f"expected the name of a corruption, or a function, got {one_line(self.function, 80)}")
         name = self.name
         if not isinstance(name, str) or not name.strip() or name == "<lambda>":
             raise CorruptionError(
@@ -53,7 +53,7 @@ class CustomCorruption:
                 f"expected a name of at most {LONGEST_NAME} printable characters for a corruption, got {printable(name, 80)!r}"
             )
         if name in (*CORRUPTIONS, *GROUPS, *RESERVED):
-            raise CorruptionError(f"{name} is the name of a built-in corruption, group or variant; give yours another one")
+            raise CorruptionError(f"{name} is the name of a built-in corruption, group or variant; choose another name")
 
     def __call__(
         self, rgb: UInt8[np.ndarray, "height width 3"], severity: int, seed: int = 0
@@ -82,7 +82,7 @@ class CustomCorruption:
         return np.array(result)  # a copy: the function may keep and change its own
 
     def fingerprint(self, severities: Sequence[int]) -> str:
-        """SHA-256 of what it makes of a fixed image at these severities: tells whether it is the same function.
+        """SHA-256 of what it makes of a fixed image at these severities: shows whether it is the same function.
 
         Raises:
             CorruptionError: as the call does, or it draws random numbers from elsewhere than the generator.
@@ -90,7 +90,7 @@ class CustomCorruption:
         first, again = self._hash(severities), self._hash(severities)
         if first != again:
             raise CorruptionError(
-                f"the corruption {self.name} gives another result the second time; draw random numbers from the generator that "
+                f"the corruption {self.name} gives another result when called again; draw random numbers from the generator that "
                 "it is called with"
             )
         return first

@@ -1,4 +1,4 @@
-"""Where the images of a data set lie: split folders, IDX files (MNIST, Fashion-MNIST, KMNIST), data sets of Hugging Face."""
+"""Where the images of a data set are: split folders, IDX files (MNIST, Fashion-MNIST, KMNIST), data sets of Hugging Face."""
 
 import gzip
 import io
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from overfocus.errors import ImageError
+from overfocus.errors import ImageError, first_line
 from overfocus.files import MOST_BYTES, read_bytes
-from overfocus.images.sources import to_rgb
+from overfocus.images.sources import decode_image, read_image
 
 SPLITS = {
     "train": ("train", "training", "trainset", "train_set", "training_set"),
@@ -245,18 +245,21 @@ class HubImages:
         self.numbering: list[str] | None = None if texts else list(self.class_names)
         self.channels = 3
         self._column = images[0]
-        self._split = split
+        self._split = split.cast_column(images[0], ImageFeature(decode=False))  # it would hand some formats to other programs
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """One image as RGB."""
-        try:
-            return to_rgb(self._split[index][self._column])
-        except Exception as error:  # Pillow's readers raise a dozen classes on damaged images
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"{self.source}: image {index} cannot be read ({reason}); remove it from the data set") from error
+        """One image as RGB.
+
+        Raises:
+            ImageError: it is missing, no image, cut off or too large.
+        """
+        cell, name = self._split[index][self._column], f"{self.source}: image {index}"
+        if cell is None:
+            raise ImageError(f"{name}: expected an image, got None; remove the row from the data set")
+        return read_image(cell["path"]) if cell["bytes"] is None else decode_image(io.BytesIO(cell["bytes"]), name)
 
     def name(self, index: int) -> str:
         """Number in the split."""
@@ -269,7 +272,7 @@ def is_hub_folder(folder: Path) -> bool:
 
 
 def open_hub_split(folder: Path, split: str, *, labelled: bool = True) -> HubImages | None:
-    """The images of a split; None where there is none of that kind. A data set without splits is one for training.
+    """The images of a split; None if there is none of that kind. A data set without splits is one for training.
 
     Raises:
         ImageError: `datasets` is not installed, it cannot read the folder, no name of a split is known, or as `HubImages` says.
@@ -287,7 +290,7 @@ def open_hub_split(folder: Path, split: str, *, labelled: bool = True) -> HubIma
             opened = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library raises whatever its readers do
         raise ImageError(
-            f"{folder}: expected a Hugging Face data set, reading it failed ({str(error).splitlines()[0]})"
+            f"{folder}: expected a Hugging Face data set, reading it failed ({first_line(error)}); copy or write it again"
         ) from error
     if not isinstance(opened, dict):
         opened = {"train": opened}

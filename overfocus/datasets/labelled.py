@@ -1,4 +1,4 @@
-"""`open_images`: the labelled images of a data set, whatever form it lies in on the disk."""
+"""`open_images`: the labelled images of a data set, in any of the forms it may have on disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ class ImageFiles:
 
 
 class LabelledFiles(ImageFiles):
-    """Images whose labels stand in a CSV file, or that are in memory; images without a label have the class −1."""
+    """Images whose labels are in a CSV file, or that are in memory; images without a label have the class −1."""
 
     def __init__(self, sources: Sequence[ImageSource], numbering: Sequence[str] | None = None) -> None:
         super().__init__(sources)

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from overfocus.errors import ImageError
+from overfocus.errors import ImageError, is_shortage
 from overfocus.files import require_regular_file
-from overfocus.images.sources import find_images, read_image
+from overfocus.images.sources import find_images, image_formats, read_image
 from overfocus.settings import MAX_PIXELS
 
 IGNORED = 255
@@ -36,7 +36,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
     """
     require_regular_file(path, "a mask", ImageError)
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=image_formats()) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ImageError(f"{path}: {opened.width}×{opened.height} pixels exceed the limit of {MAX_PIXELS:,}")
             if size is not None and opened.size != size:
@@ -53,6 +53,8 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
     except ImageError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen classes on damaged files
+        if is_shortage(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: expected a mask, reading it failed ({reason}); replace it") from error
     if numbers.min(initial=0) < 0 or numbers.max(initial=0) > IGNORED:
@@ -68,10 +70,12 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     require_regular_file(path, "an image", ImageError)
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=image_formats()) as opened:
             width, height = opened.size
             turned = opened.getexif().get(_ORIENTATION) in _TURNED
     except Exception as error:
+        if is_shortage(error):
+            raise
         raise ImageError(
             f"{path}: expected an image, reading it failed ({type(error).__name__}); replace or remove it"
         ) from error
@@ -171,7 +175,7 @@ class ImageMasks:
                 f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, not among the {len(self.class_names)} classes "
                 f"(0 … {len(self.class_names) - 1}) nor {IGNORED} for ignored pixels; correct the mask or name all classes"
                 if entry.numbers is None
-                else f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, which is no label id of Cityscapes"
+                else f"{entry.mask}: holds {', '.join(map(str, strange[:5]))}, which is not a Cityscapes label id"
             )
         return numbers
 

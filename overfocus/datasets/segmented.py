@@ -1,4 +1,4 @@
-"""Images with a class for each pixel, whatever form the data set lies in on the disk."""
+"""Images with a class for each pixel, in any of the forms a data set may have on disk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def is_mask_folders(folder: Path) -> bool:
 
 
 def open_mask_folders(folder: Path, split: str, class_names: Sequence[str] | None = None) -> ImageMasks | None:
-    """The images of a split; None where there is none of that kind. Without splits all are for training.
+    """The images of a split; None if there is none of that kind. Without splits all are for training.
 
     Raises:
         ImageError: an image has no mask, or the classes are not known.
@@ -95,10 +95,10 @@ def _listed(folder: Path) -> list[str] | None:
     path = folder / CLASSES
     if not path.is_file():
         return None
-    text = read_text(path, "a text file with the name of a class a line", ImageError)
+    text = read_text(path, "a text file with one class name per line", ImageError)
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if len(set(names)) != len(names):
-        raise ImageError(f"{path}: expected the name of a class a line, each once, got one twice")
+        raise ImageError(f"{path}: expected one class name per line, each once, got one twice")
     return names
 
 
@@ -157,7 +157,7 @@ class SegmentedImages(Protocol):
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of that image, told from its header.
+        """(height, width) of that image, read from its header.
 
         Raises:
             ImageError: it cannot be read.

@@ -44,7 +44,7 @@ ALEXNET_ERRORS = {
 ALEXNET_CLEAN_ERROR = 0.435
 """Top-1 error of the same AlexNet on ImageNet, from the paper's table 1."""
 _NOT_PUBLISHED = {
-    "on-the-fly": "; images were corrupted on the fly, so it is near to but not the published benchmark",
+    "on-the-fly": "; images were corrupted on the fly, so it is close to but not the published benchmark",
     TREE: "; the tree does not hold ImageNet-C's corruptions alone, so it may not be the published benchmark",
 }
 """What to say where the images are not those of AlexNet's errors, by how the corruptions were made."""

@@ -52,10 +52,10 @@ FRAMES = 30
 """Frames that a film has about."""
 TASKS = ("classification", SEGMENTATION)
 OWN_SIZE_WORDS = "the image's own"
-"""Stands in run.json's `pixels` for the size at which images with masks are corrupted."""
+"""In run.json's `pixels`: the size at which images with masks are corrupted."""
 NOT_PUBLISHED = (
     "Cityscapes was corrupted on the fly, as RGB images; published scores on Cityscapes-C rest on files that were corrupted as "
-    "BGR and with other random numbers, so that these are near to but not on that benchmark"
+    "BGR and with other random numbers, so these are close to but not on that benchmark"
 )
 
 
@@ -63,8 +63,8 @@ NOT_PUBLISHED = (
 def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     """Evaluate classifiers or segmentation models; each gets a run folder in `output` that `compare` reads.
 
-    Corruptions are made on the fly from clean images, or lie in a tree of ImageNet-C's or Cityscapes-C's layout; which of the
-    two it was stands in the results. Images whose label means no class of a model do not count. Started by
+    Corruptions are made on the fly from clean images, or lie in a tree of ImageNet-C's or Cityscapes-C's layout; the results
+    say which of the two. Images whose label means no class of a model do not count. Started by
     `accelerate launch` or `torchrun`, the processes share the images. Interrupted, the same call goes on.
 
     Segmentation models see images at their own size, in sliding windows where one is larger than the window, and are scored
@@ -107,7 +107,7 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
         names = list(dict.fromkeys(portion.corruption for portion in opened.portions if portion.severity))
         levels = sorted({portion.severity for portion in opened.portions if portion.severity})
     elif settings.severities is not None and not names:
-        raise RunError("severities are those of corruptions, but none is to be made; name one or a group, such as common")
+        raise RunError("severities need a corruption to apply; name one or a group, such as common")
     elif names and opened.layout == "ACDC":
         raise RunError(f"{data}: the images of ACDC show real fog, night, rain and snow; corruptions are made from clean ones")
     if again and (segmented or not opened.corrupted):
@@ -251,7 +251,7 @@ class _Classification(_Plan):
         if not classes.ids:
             names = ", ".join((classes.names or [])[:3]) or "not named"
             raise RunError(
-                f"{loaded.source}: none of the labels ({', '.join(labels[:3])}) means one of its {loaded.num_classes} classes "
+                f"{loaded.source}: none of the labels ({', '.join(labels[:3])}) matches one of its {loaded.num_classes} classes "
                 f"({names}); name the folders after the classes or by their numbers"
             )
         notes = list(classes.notes)
@@ -279,7 +279,7 @@ class _Classification(_Plan):
         )
 
     def _resized(self, loaded: LoadedModel) -> list[str]:
-        """A note where images of a tree are not of the input's size; the first one that can be read stands for all."""
+        """A note where images of a tree are not of the input's size; the first one that can be read represents all."""
         if self._tree(loaded) is None:
             return []
         height, width = loaded.input_size[1:]
@@ -524,9 +524,7 @@ def _require_comparable(baseline: Evaluation, images: Sequence[tuple[str, str | 
     """
     where, description = baseline.path, baseline.run.description
     if not baseline.run.complete:
-        raise RunError(
-            f"{where}: expected a finished evaluation as the baseline, got an interrupted one; let it go on to its end"
-        )
+        raise RunError(f"{where}: expected a finished evaluation as the baseline, got an interrupted one; finish it first")
     alike = {
         "made": "corruptions",
         "constants": "constants",

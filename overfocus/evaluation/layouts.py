@@ -1,4 +1,4 @@
-"""What lies in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
+"""What is in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ from overfocus.datasets import LabelledImages, open_evaluation_images
 from overfocus.datasets.labelled import ClassFolders, LabelledFiles
 from overfocus.datasets.segmented import CLASSES, SegmentedImages, open_segmented_portions
 from overfocus.errors import ChangedImageError, CorruptionError, ImageError, RunError
+from overfocus.files import require_regular_file
 from overfocus.images.labels import imagenet_classes
 from overfocus.images.live import identify, image_sources, numbering
 from overfocus.images.sources import spread
@@ -133,9 +134,9 @@ def choose_portions(
     there = {portion.corruption for portion in data.portions if portion.severity}
     levels = {portion.severity for portion in data.portions if portion.severity}
     if missing := [name for name in corruptions or () if name not in there]:
-        raise ImageError(f"the tree holds no {missing[0]}; it has {', '.join(sorted(there))}")
+        raise ImageError(f"the tree has no {missing[0]}; it has {', '.join(sorted(there))}")
     if absent := [level for level in severities or () if level not in levels]:
-        raise ImageError(f"the tree holds no severity {absent[0]}; it has {', '.join(map(str, sorted(levels)))}")
+        raise ImageError(f"the tree has no severity {absent[0]}; it has {', '.join(map(str, sorted(levels)))}")
     kept = [
         portion
         for portion in data.portions
@@ -225,6 +226,7 @@ def list_items(portions: Sequence[Portion[Any]], limit: int | None) -> tuple[lis
 
 
 FILMS = (".mp4", ".avi", ".mkv", ".webm")
+_MOST_FRAMES = 1000
 
 
 class FilmFolders:
@@ -253,20 +255,24 @@ class FilmFolders:
         """All frames as RGB.
 
         Raises:
-            ImageError: the file is no film, or has fewer than two frames.
+            ImageError: the file is no film, or has fewer than two frames or more than a film of ImageNet-P would.
         """
         import cv2
 
+        require_regular_file(self._paths[index], "a film", ImageError)
         reader = cv2.VideoCapture(str(self._paths[index]))
         count = 0
         try:
-            while (read := reader.read())[0]:
+            while count <= _MOST_FRAMES and (read := reader.read())[0]:
                 count += 1
                 yield Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
         finally:
             reader.release()
-        if count < 2:
-            raise ImageError(f"{self._paths[index]}: expected a film of at least two frames, got {count}; replace or remove it")
+        if not 1 < count <= _MOST_FRAMES:
+            got = "more" if count > 1 else count
+            raise ImageError(
+                f"{self._paths[index]}: expected a film of 2 to {_MOST_FRAMES:,} frames, got {got}; replace or remove it"
+            )
 
 
 def film_folders(folder: Path) -> list[Path]:
@@ -275,7 +281,8 @@ def film_folders(folder: Path) -> list[Path]:
 
 
 def _films(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in FILMS and not path.name.startswith(".")]
+    paths = [path for inner in sorted(_subfolders(folder)) for path in sorted(inner.iterdir())]
+    return [path for path in paths if path.suffix.lower() in FILMS and not path.name.startswith(".")]
 
 
 def is_imagenet(labels: Iterable[str]) -> bool:

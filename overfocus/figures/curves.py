@@ -36,7 +36,7 @@ def is_relative(every: Sequence[LayerStatistics]) -> bool:
 
 
 def positions(statistics: LayerStatistics, *, relative: bool) -> npt.NDArray[np.float64]:
-    """Where layers stand on the axis: their number, or from 0 at the input to 1 at the output."""
+    """Positions of layers on the axis: their number, or from 0 at the input to 1 at the output."""
     count = len(statistics.layers)
     return np.arange(count) / (max(1, count - 1) if relative else 1)
 

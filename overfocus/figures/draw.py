@@ -63,7 +63,7 @@ def pick_corruptions(names: Sequence[str] | None, variants: Iterable[Variant]) -
     """
     known = list(dict.fromkeys(variant.corruption for variant in variants if variant.severity))
     if not known:
-        raise RunError("the runs hold clean images only; measure them with --corruption gaussian_noise, say")
+        raise RunError("the runs hold clean images only; measure them with a corruption, such as --corruption gaussian_noise")
     for name in names or ():
         if name not in known:
             raise RunError(unknown("corruption", name, known))
@@ -126,7 +126,7 @@ def pick_image(image: int | str | None, runs: Sequence["Run"]) -> list[int]:
     names = [{entry.name: entry.image for entry in run.images if entry.image in run.displayed} for run in runs]
     common = [name for name in names[0] if all(name in others for others in names)]
     if not common:
-        raise RunError("the runs kept the maps of no image in common; measure them with displayed=8, say")
+        raise RunError("the runs kept maps of no image in common; measure them with displayed=8")
     wanted = next((name for name, number in names[0].items() if number == image), image) if image is not None else common[0]
     if wanted not in common:
         shown = ", ".join(f"{names[0][name]} ({name})" for name in common[:8])

@@ -44,7 +44,7 @@ class Scale:
 
     @property
     def digits(self) -> int:
-        """Digits after the point that tell the means apart."""
+        """Digits after the point that distinguish the means."""
         return 2 if max(abs(self.low), abs(self.high)) >= 0.4 else 3
 
     @property

@@ -19,6 +19,7 @@ from overfocus.errors import CaptureError, ImageError, RunError, out_of_memory_a
 from overfocus.figures.images import add_scale, attention_norm, draw_overlay, frame_patch, highest, largest_places
 from overfocus.figures.style import save_figure, styled
 from overfocus.heatmaps.maps import HeatMap, heat_maps
+from overfocus.images.labels import class_named
 from overfocus.images.live import image_sources
 from overfocus.images.sources import ImageSource
 from overfocus.processes import choose_device
@@ -134,7 +135,7 @@ def _heat_maps(
 
 
 def class_number(target: int | str | None, names: Sequence[str] | None) -> int | None:
-    """The class by number or name.
+    """The class by number or name; of a name with synonyms ("tabby, tabby cat") one is enough, whatever its case.
 
     Raises:
         CaptureError: no class has that name, or the model does not know the names.
@@ -149,9 +150,12 @@ def class_number(target: int | str | None, names: Sequence[str] | None) -> int |
         raise CaptureError(
             f"expected the number of a class, since the model does not name its classes, got {printable(target)!r}"
         )
-    close = difflib.get_close_matches(target, names, 1)
-    hint = f"; did you mean {printable(close[0])!r}?" if close else f", such as {printable(names[0])!r}"
-    raise CaptureError(f"expected a class that the model names{hint}, got {printable(target)!r}")
+    if (number := class_named(target, names)) is not None:
+        return number
+    synonyms = [synonym.strip() for name in names for synonym in name.split(",")]
+    close = difflib.get_close_matches(target, synonyms, 1)
+    hint = f"; did you mean {printable(close[0])!r}?" if close else ""
+    raise CaptureError(f"expected a class that the model names, such as {printable(names[0])!r}, got {printable(target)!r}{hint}")
 
 
 def draw_heat_maps(settings: HeatMapSettings) -> list[Path]:
@@ -279,7 +283,7 @@ def heat_map_sheet(images: npt.NDArray[np.uint8], versions: list[str], maps: lis
                 module = f" ({maps[number].module})" if len(maps) == 1 and maps[number].module else ""
                 axes[row, column].set_title(maps[number].label + module, fontsize=8, pad=3)
     figure.text(left / width, 1 - 0.2 / height, heading, fontsize=10, va="center")
-    asking = "; white: the patch that asks" if any(map.query for map in maps) else ""
+    asking = "; white: the query patch" if any(map.query for map in maps) else ""
     figure.text(left / width, 0.12 / height, f"orange: the most attended {TOP_FRACTION:.0%} of the patches{asking}", fontsize=7.5)
     add_scale(figure, (1 - 0.82 / width, 0.16, 0.14 / width, 0.64), high, what)
     return figure

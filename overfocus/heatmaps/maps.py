@@ -184,7 +184,7 @@ def _weighted(maps: list[AttentionMap], score: Tensor) -> list[Float[Tensor, "ba
     for attention in maps:
         source = attention.source.source
         if not isinstance(source, MaterialisedWeights):
-            raise CaptureError(f"{attention.module}: its weights are no part of the logits' graph here; use grad-cam or rollout")
+            raise CaptureError(f"{attention.module}: its weights are not part of the logits' graph; use grad-cam or rollout")
         weights.append(source.weights)
     gradients = torch.autograd.grad(score, weights, allow_unused=True)
     results = []
@@ -319,7 +319,7 @@ def _laid(cam: Cam) -> Float[Tensor, "batch rows columns"]:
         return _relative(patches.reshape(-1, *cam.grid))
     grid, places = query_grid(attention), attention.partition
     if places is None:
-        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the image")
+        raise CaptureError(f"{attention.module}: the positions of its windows are unknown, so they cannot be laid over the image")
     places = places.to(patches.device).flatten()
     laid = torch.zeros(len(patches) // attention.windows, math.prod(grid), device=patches.device)
     laid[:, places[places >= 0]] = patches.reshape(len(laid), -1)[:, places >= 0]
@@ -391,7 +391,7 @@ def attended(attention: AttentionMap, query: Query) -> Float[Tensor, "batch rows
 def _in_window(attention: AttentionMap, query: Query) -> Tensor:
     grid, partition = query_grid(attention), attention.partition
     if partition is None:
-        raise CaptureError(f"{attention.module}: where its windows lie is unknown, so they cannot be laid over the image")
+        raise CaptureError(f"{attention.module}: the positions of its windows are unknown, so they cannot be laid over the image")
     if query == "class":
         raise CaptureError(f"{attention.module}: windows have no class token; choose a patch as row,column, e.g. {_middle(grid)}")
     held = (partition == patch_number(attention, query, grid)).nonzero()

@@ -70,7 +70,7 @@ def match_labels(
         class_names: of the model.
         num_classes: of the model.
         class_map: "number", "natural" or "sorted", or a file that says the class of each label: JSON ({label: class} or
-            {class: label}), CSV (label, class), or one label a line in the order of the classes.
+            {class: label}), CSV (label, class), or one label per line in the order of the classes.
         numbering: names of the classes in the order in which the data set itself numbers them, if it does; "0", "1", … where it
             knows no names.
 
@@ -156,7 +156,7 @@ def _told(names: list[str] | None, ids: dict[str, int], present: Sequence[str], 
     unknown = [label for label in present if label not in ids]
     if unknown:
         listed = ", ".join(printable(label, 40) for label in unknown[:3])
-        notes += (f"{len(unknown)} of {len(present)} labels mean no class of the model ({listed})",)
+        notes += (f"{len(unknown)} of {len(present)} labels match no class of the model ({listed})",)
     return Classes(names, {label: ids[label] for label in present if label in ids}, notes)
 
 
@@ -210,7 +210,7 @@ def _of_file(
     if not any(label in ids for label in present):
         raise ImageError(
             f"{printable(path)}: expected the classes of labels such as {printable(present[0], 40)!r}, got those of "
-            f"{', '.join(printable(label, 40) for label in list(ids)[:3]) or 'none'}; name the labels as the folders are"
+            f"{', '.join(printable(label, 40) for label in list(ids)[:3]) or 'none'}; use the folder names as labels"
         )
     return ids
 
@@ -226,7 +226,7 @@ def _pairs(path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:
         return _pairs_of_json(content, path, present)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
-        raise ImageError(f"{printable(path)}: expected a label a line, but the file is empty")
+        raise ImageError(f"{printable(path)}: expected one label per line, but the file is empty")
     rows = read_rows("\n".join(lines))
     if path.suffix.lower() in (".csv", ".tsv") and all(len(row) == 2 for row in rows):
         known = set(present)
@@ -279,6 +279,15 @@ def _named(present: Sequence[str], names: Sequence[str], identifiers: Sequence[s
         if found is not None and found not in taken:
             ids.setdefault(label, found)
     return ids
+
+
+def class_named(name: str, class_names: Sequence[str]) -> int | None:
+    """Number of the class with this name or synonym, case and punctuation aside; None if there is none, or several.
+
+    >>> class_named("Tabby", ["tench, Tinca tinca", "tabby, tabby cat"])
+    1
+    """
+    return _unique_names(class_names).get(_plain(name))
 
 
 def _unique_names(names: Sequence[str]) -> dict[str, int]:

@@ -109,7 +109,7 @@ def _of_dataset(dataset: Any, order: Sequence[int] | None) -> list[ImageSource]:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ImageError(
             f"expected a data set with a length and items by number, so that a run can be continued, got {kind}; "
-            "take what you need of a stream into a list: list(itertools.islice(stream, 1000))"
+            "collect what you need from a stream in a list: list(itertools.islice(stream, 1000))"
         )
     count = len(dataset)
     if not 0 < count <= MOST_IMAGES:
@@ -173,7 +173,7 @@ def identify(sources: Sequence[Source]) -> list[Source]:
     An image that cannot be read stays without them, and is found out again when its turn comes.
 
     Raises:
-        ImageError: one is normalised, in another range, of another kind than an image, or its label is none.
+        ImageError: one is normalised, in another range, not an image, or its label is not a label.
     """
     return [_identified(source) if isinstance(source, LiveImage) else source for source in sources]
 
@@ -209,7 +209,7 @@ def as_image(item: Any, name: str = "an image") -> Image.Image:
     """An image in memory as 8-bit RGB.
 
     Raises:
-        ImageError: it is none, or its values are in another range.
+        ImageError: it is not an image, or its values are in another range.
     """
     if isinstance(item, Image.Image) and item.mode == "F":
         item = np.asarray(item)
@@ -252,13 +252,13 @@ def _taken(source: LiveImage) -> Any:
     """The item as the data set gives it.
 
     Raises:
-        ImageError: the data set fails to give it.
+        ImageError: the data set cannot give it.
     """
     try:
         return source.items[source.index]
     except Exception as error:  # the data set is the user's and may raise anything
         reason = one_line(error, 200) or type(error).__name__
-        raise ImageError(f"{source.name}: the data set fails to give it ({type(error).__name__}: {reason})") from error
+        raise ImageError(f"{source.name}: the data set cannot give it ({type(error).__name__}: {reason})") from error
 
 
 def _parts(item: Any, name: str) -> tuple[Any, Any]:

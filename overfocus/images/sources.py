@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, NoReturn, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from overfocus.errors import ImageError
+from overfocus.errors import ImageError, is_shortage
 from overfocus.files import read_text, require_regular_file
 from overfocus.images.tables import read_labels_table
 from overfocus.settings import MAX_PIXELS
@@ -55,9 +55,14 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: the file is missing, no image, cut off, or larger than `max_pixels` (told from the header, not loaded).
     """
     require_regular_file(path, "an image", ImageError)
+    return decode_image(path, path, max_pixels)
+
+
+def decode_image(file: str | Path | IO[bytes], path: object, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The same for an open file, which errors call `path`."""
     try:
         with _no_pillow_limit():
-            opened = Image.open(path, formats=_formats())
+            opened = Image.open(file, formats=image_formats())
         with opened as image:
             _check_size(path, image.size, max_pixels)
             image.load()
@@ -69,11 +74,13 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: expected an image, but Pillow cannot read its content; convert it to PNG or JPEG") from None
     except Exception as error:  # Pillow's readers raise a dozen classes on damaged files: OSError, SyntaxError, struct.error, …
+        if is_shortage(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: expected a whole image, reading it failed ({reason}); replace or remove it") from error
 
 
-def _check_size(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+def _check_size(path: object, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise ImageError(
@@ -98,7 +105,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-def _formats() -> list[str]:
+def image_formats() -> list[str]:
     """The formats of `EXTENSIONS` that the installed Pillow and its plugins offer."""
     Image.init()
     return sorted(set(EXTENSIONS.values()) & set(Image.OPEN))
@@ -238,9 +245,13 @@ def _in_folder(path: Path, folder: Path) -> ImageSource:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Images in `folder` and below, folder by folder in the order of their names; links are followed once."""
+    """Images in `folder` and below, folder by folder in the order of their names; links are followed once.
+
+    Raises:
+        ImageError: a folder cannot be listed, so that it is not known which images are missing.
+    """
     visited: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_not_listed, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:
             folders.clear()
@@ -252,11 +263,18 @@ def walk(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
+def _not_listed(error: OSError) -> NoReturn:
+    raise ImageError(
+        f"{printable(error.filename)}: the images in this folder cannot be listed ({error.strerror}); make it readable, or leave "
+        "it out"
+    ) from None
+
+
 def _in_list(path: Path) -> list[ImageSource]:
-    lines = read_text(path, "a text file with one image a line", ImageError).splitlines()
+    lines = read_text(path, "a text file with one image per line", ImageError).splitlines()
     found = [_in_line(line.strip(), path.parent) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
-        raise ImageError(f"{path}: expected one image a line, but the list is empty")
+        raise ImageError(f"{path}: expected one image per line, but the list is empty")
     return found
 
 

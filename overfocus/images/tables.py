@@ -87,7 +87,7 @@ def _rows(path: Path) -> list[list[str]]:
     except csv.Error as error:
         raise ImageError(f"{printable(path)}: expected a CSV file, reading it failed ({one_line(error, 100)})") from None
     if not rows:
-        raise ImageError(f"{printable(path)}: expected the name and the label of an image a line, but the file is empty")
+        raise ImageError(f"{printable(path)}: expected the name and label of one image per line, but the file is empty")
     return rows
 
 

@@ -254,7 +254,7 @@ def _empty_gradient(tensor: Tensor) -> Tensor:
 
 
 class AttentionDiversificationLoss(nn.Module):
-    """Mean over layers of how alike the rows of each attention map are; 0 … 1, high = every token attends alike.
+    """Mean over layers of how alike the rows of each attention map are; 0 … 1, high = every token attends to the same places.
 
     Per layer, with M the mean over heads and t = threshold / tokens: the cosine of every row of M with the mean row, entries of
     at most t counting as zero, averaged over rows and images. Gradients flow through rows and mean row.

@@ -56,7 +56,7 @@ class Level(str):
         return float(self.replace("−", "-")) if _NUMBER.fullmatch(self) else math.nan
 
     def value(self, counts: TokenCounts) -> float:
-        """The value in a layer with that many tokens; NaN where there is none."""
+        """The value in a layer with that many tokens; NaN if there is none."""
         return self.number if self._computed is None else self._computed(counts)
 
 
@@ -94,7 +94,7 @@ HEADINGS: dict[Group, str] = {
     "stability": "Stability — the same image, clean against corrupted",
     "prediction": "Prediction — does the output follow",
 }
-"""What each group of metrics tells, in the order of a report."""
+"""What each group of metrics shows, in the order of a report."""
 
 ALL_KINDS = ("global", "window", "pooled", "class")
 SELF_KINDS = ("global", "window")
@@ -222,7 +222,7 @@ _ROWS = (
         lowest=Level("1"),
         highest=_N,
         unit="× uniform",
-        high="the most attended token receives that many times its even share",
+        high="the most attended token receives this many times its even share",
         overfocused="high",
         uniform=Level("1"),
         scale=(Level("1"), _N),
@@ -289,7 +289,7 @@ _ROWS = (
         lowest=Level("0"),
         highest=Level("1"),
         unit="cosine",
-        high="every token attends alike",
+        high="every token attends to the same places",
         overfocused="high",
         uniform=_ONE_UNLESS_ALONE,
         kinds=PATCH_KINDS,
@@ -318,7 +318,7 @@ _ROWS = (
             lambda counts: math.hypot(counts.grid[0] - 1, counts.grid[1] - 1) if counts.grid else math.nan,
         ),
         unit="patches",
-        high="tokens attend far away; low means that they attend to their neighbours",
+        high="tokens attend to distant patches; low means to their neighbours",
         uniform=_MEAN_DISTANCE,
         scale=(Level("0"), _MEAN_DISTANCE),
         kinds=PATCH_KINDS,
@@ -342,7 +342,7 @@ _ROWS = (
         lowest=Level("1"),
         highest=Level("∞"),
         unit="× median",
-        high="a patch token sticks out by its norm, an artefact where the image has nothing",
+        high="a patch token stands out by its norm, typically an artefact on background",
         overfocused="high",
         kinds=(),
     ),
@@ -366,7 +366,7 @@ _ROWS = (
         lowest=Level("0"),
         highest=Level("1"),
         unit="share of attention",
-        high="the tokens that receive the attention are those of outlier norm",
+        high="the tokens that receive the attention are those with outlier norms",
         overfocused="high",
         chance=Level("outlier_share"),
         kinds=(),
@@ -409,7 +409,7 @@ _ROWS = (
         lowest=Level("0"),
         highest=Level("1"),
         unit="cosine",
-        high="each token attends as it did",
+        high="each token attends to the same places as before",
         overfocused="low",
         uniform=Level("1"),
         identical=1.0,
@@ -463,7 +463,7 @@ _ROWS = (
         formula="p_c − p'_c, c = argmax p",
         lowest=Level("−1"),
         highest=Level("1"),
-        high="the class predicted on the clean image loses probability",
+        high="the class predicted for the clean image loses probability",
         overfocused="high",
         identical=0.0,
         kinds=(),
@@ -559,7 +559,7 @@ def register_metric(metric: Metric) -> None:
         ValueError: the name is that of a built-in metric.
     """
     if any(metric.name == built_in.name for built_in in BUILT_IN):
-        raise ValueError(f"{metric.name} is the name of a built-in metric; give yours another one")
+        raise ValueError(f"{metric.name} is the name of a built-in metric; choose another name")
     CATALOGUE[metric.name] = metric
 
 
@@ -589,7 +589,7 @@ def metric_named(name: str) -> Metric:
     """The row of a metric.
 
     Raises:
-        ValueError: there is none; the message lists the names.
+        ValueError: no metric has that name; the message lists the names.
     """
     if name not in CATALOGUE:
         raise ValueError(f"expected a metric, one of {', '.join(CATALOGUE)}; got {name!r}")

@@ -188,8 +188,8 @@ def prefix_share(sums: MapSums) -> Float[Tensor, "*items"]:
 def token_cosine(sums: MapSums) -> Float[Tensor, "*items"]:
     """Mean cosine between the rows of two different patch queries: (‖Σ_i u_i‖² − Σ_i ‖u_i‖²) / (N (N − 1)), u_i unit rows.
 
-    Range 0 … 1 (uniform); high means that every token attends alike; NaN for N = 1. A row without attention on patches has
-    cosine 0 with every other. Source: overfocus/metrics/README.md, similarity.
+    Range 0 … 1 (uniform); high means that all tokens attend to the same places; NaN for N = 1.
+    A row without attention on patches has cosine 0 with every other. Source: overfocus/metrics/README.md, similarity.
 
     >>> token_cosine(torch.eye(4)[None, None])
     tensor([0.])

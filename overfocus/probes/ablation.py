@@ -78,7 +78,7 @@ def find_key_sites(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[KeySi
         output = output_tensor(model(inputs))
     sites = [site for site in captured.reduced if site is not None]
     if not sites:
-        raise CaptureError(f"no attention over tokens was found in {type(model).__name__}: nothing to take out")
+        raise CaptureError(f"no attention over tokens was found in {type(model).__name__}: nothing to remove")
     return output, sites
 
 
@@ -183,7 +183,7 @@ class _HidingMode(TorchFunctionMode):
         missed = [module for (module, shape), number in expected.items() if self._calls[module, shape] < number]
         if missed:
             raise CaptureError(
-                f"{missed[0]}: its keys cannot be taken out: no softmax or attention function of torch made its weights"
+                f"{missed[0]}: its keys cannot be removed: its weights come from no softmax or attention function of torch"
             )
 
     def __torch_function__(

@@ -126,7 +126,7 @@ def score(
     Args:
         logits: of all classes, or features of any shape.
         targets: the class of each image, −1 where it means none of the model's.
-        reference: place of each image's clean counterpart in the batch; None where there are none.
+        reference: place of each image's clean counterpart in the batch; None if there are none.
         allowed: classes that predictions are restricted to; the others are left out before the softmax.
         classifier: whether these are logits; of features the cosine alone is defined.
     """

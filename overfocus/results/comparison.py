@@ -1,4 +1,4 @@
-"""Several models on the same images, the first of them the baseline: differences, verdicts and what tells fragility.
+"""Several models on the same images, the first of them the baseline: differences, verdicts and what predicts fragility.
 
 Runs are brought together first: the same images, the same variants of them, made with the same settings.
 """
@@ -232,7 +232,7 @@ class Comparison(NotebookMethods):
 
     Args:
         runs: at least two runs, the baseline first; or a mapping from the name of a model to its runs of several seeds.
-        names: of the runs; unless given, what tells them apart.
+        names: of the runs; unless given, what distinguishes them.
         corruptions, severities: take only these; all that the runs share unless given.
         resamples: of the bootstrap behind intervals of ratios and of mIoU.
         path: folder that the comparison is written into.
@@ -244,7 +244,7 @@ class Comparison(NotebookMethods):
     runs: tuple[Run, ...]
     """A run per model: the first of its group, where groups of runs are compared; figures show this one."""
     names: tuple[str, ...]
-    """A name per model that tells them apart, the baseline first."""
+    """A distinct name per model, the baseline first."""
     groups: tuple[tuple[Run, ...], ...]
     """Every run of each model: one, or several of different seeds."""
     path: Path | None
@@ -313,10 +313,10 @@ class Comparison(NotebookMethods):
         for name, group in zip(self.names, self.groups, strict=True):
             if len(group) > 1:
                 notes.append(
-                    f"{name} is {len(group)} runs: intervals take in images and runs; figures of single layers show the first"
+                    f"{name} is {len(group)} runs: intervals cover images and runs; figures of single layers show the first"
                 )
         if any(len(group) > 1 for group in self.groups) and any(len(group) == 1 for group in self.groups):
-            notes.append("a model of one run says nothing of how runs differ: its intervals take in images alone")
+            notes.append("a model with one run says nothing about how runs differ: its intervals cover images only")
         return tuple(notes)
 
     @property
@@ -352,14 +352,12 @@ class Comparison(NotebookMethods):
     @cached_property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Does it overfocus less, is its attention more stable, do its predictions survive: for each model but the baseline."""
-        classes = {
-            name: min(_distinct(panel.classes) for panel in side) for name, side in zip(self.names, self._sides, strict=True)
-        }
+        classes = {name: min(_distinct(panel) for panel in side) for name, side in zip(self.names, self._sides, strict=True)}
         return judge(self.table, self.baseline, self.names[1:], {name: number for name, number in classes.items() if number})
 
     @cached_property
     def fragility(self) -> pd.DataFrame:
-        """Whether a metric tells which predictions flip: per model × metric × layers × corruption × severity.
+        """Whether a metric predicts which predictions flip: per model × metric × layers × corruption × severity.
 
         Columns: model, metric, layers, corruption ("all": the mean within strata of corruption × severity; "pooled": all
         corrupted images as one stratum), severity; spearman, spearman_low, spearman_high (rank correlation of metric and flip);
@@ -520,9 +518,9 @@ def _where(run: str, folder: Path) -> Path:
     return within if not Path(run).is_dir() and within.is_dir() else Path(run)
 
 
-def _distinct(classes: np.ndarray[Any, Any]) -> int:
-    """How many classes were predicted; 0 where there are none."""
-    return len(np.unique(classes[classes >= 0]))
+def _distinct(panel: Panel) -> int:
+    """How many classes were predicted for clean images; 0 of a model without a classifier, or with a class for each pixel."""
+    return len(np.unique(panel.classes[panel.classes >= 0])) if panel.pixels is None else 0
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -146,7 +146,7 @@ class ImageEntry:
     """Its number in the tables."""
     name: str
     path: str | None = None
-    """Where it was read from; None for images that lie in no file, and in evaluations."""
+    """The file it was read from; None for images in memory, and in evaluations."""
     label: str | None = None
     sha256: str | None = None
     """Of the pixels of an image that was given in memory."""
@@ -324,14 +324,14 @@ class RunDescription:
         return self.task == "segmentation"
 
     def relative_depth(self, layer: Layer) -> float:
-        """Where a layer lies among all attention layers of its model: layer i of n at (i + ½)/n, in (0, 1)."""
+        """The position of a layer among all attention layers of its model: layer i of n at (i + ½)/n, in (0, 1)."""
         count = self.attention_layers or max(other.layer for other in self.layers) + 1
         return (layer.layer + 0.5) / count
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureEntry:
-    """The network of a training, as `save_checkpoint` is told."""
+    """The network of a training, as given to `save_checkpoint`."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -383,7 +383,7 @@ class ComparedModel:
 
     name: str
     run: str
-    """Its run folder: relative to the comparison's where it lies in it."""
+    """Its run folder: relative to the comparison's folder if inside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,7 +442,7 @@ def read_description(path: Path, kind: type[Description]) -> Description:
 
 
 def decode_description(text: bytes, kind: type[Description], path: Path) -> Description:
-    """The same for text that stands in `path`."""
+    """The same for text read from `path`."""
     import msgspec
 
     error, where = kind.ERROR, printable(path)
@@ -478,7 +478,7 @@ def inside(folder: Path, name: str) -> Path:
     """The path that `name`, relative and with forward slashes, has in a folder.
 
     Raises:
-        RunError: it would lie outside of the folder.
+        RunError: it would be outside the folder.
     """
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in name:

@@ -252,9 +252,7 @@ def remove_files(folder: Path, files: Iterable[Path], what: str) -> None:
         for path in files:
             path.unlink()
     except OSError as error:
-        raise RunError(
-            f"{folder}: the {what} that lies there cannot be replaced ({error.strerror}); choose another output"
-        ) from None
+        raise RunError(f"{folder}: the {what} there cannot be replaced ({error.strerror}); choose another output") from None
 
 
 class RunFolder:
@@ -361,7 +359,7 @@ class RunFolder:
         return own_files(self.path, OWN_FILES)
 
     def _clear(self, after: RunDescription | None = None) -> None:
-        """Delete the files of the run that lies here; or only what an interruption left behind `after` run.json was written.
+        """Delete the files of the run in this folder; or only what an interruption left behind `after` run.json was written.
 
         Raises:
             RunError: run.json is that of another program, or a file cannot be deleted.
@@ -402,7 +400,7 @@ def _shortened(description: RunDescription, done: int) -> RunDescription:
 
 
 def _differences(there: RunDescription, wanted: RunDescription) -> list[str]:
-    """In words, what the run that lies in a folder and the one asked for do not have in common."""
+    """In words, how the run in a folder and the one asked for differ."""
     if there.kind != wanted.kind:
         return [f"an {there.kind} there, an {wanted.kind} asked for"]
     if there.format != FORMAT:

@@ -252,7 +252,7 @@ def _text(size: Size) -> str:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """What was asked for, as it stands in run.json.
+    """What was asked for, as run.json holds it.
 
     Raises:
         RunError: a setting is out of range, or two contradict each other.
@@ -357,7 +357,7 @@ def sliding_logits(
     stride: tuple[int, int],
     together: int,
 ) -> Float[Tensor, "batch classes height width"]:
-    """Logits of every pixel: the mean of those of the windows that it lies in, each upsampled to the window's size.
+    """Logits of every pixel: the mean over the windows that contain it, each upsampled to the window's size.
 
     `together` windows go through the model at a time and are added up in place, so that memory depends on the images and on
     `together`, not on the number of windows. `window` and `stride` are (height, width).
@@ -391,7 +391,7 @@ def _add_upsampled(place: Float[Tensor, "classes height width"], logits: Float[T
 
 
 def _covering(length: int, starts: list[int], window: int) -> Float[Tensor, " length"]:
-    """How many windows lie on each place of an axis."""
+    """How many windows cover each place of an axis."""
     count = torch.zeros(length)
     for start in starts:
         count[start : start + window] += 1

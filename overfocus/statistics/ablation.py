@@ -175,11 +175,11 @@ def _claim(rows: pd.DataFrame, images: int) -> str:
             "because in too few images the others together receive as much"
         )
     if _sure(rows, "mass", -1):
-        return "predictions depend on what the most attended patches show: other patches of equal attention are missed less"
+        return "predictions depend on what the most attended patches show: losing others of equal attention costs less"
     if _sure(rows, "mass", 1):
-        return "predictions depend on the attention: other patches that receive as much, more in number, are missed even more"
+        return "predictions depend on the attention: losing others that receive as much, more in number, costs even more"
     if rows["low"]["mass"] > rows["difference"]["random"] / 2:
-        return "predictions depend on the attention: other patches that receive as much are missed about as much"
+        return "predictions depend on the attention: losing others that receive as much costs about as much"
     return (
         f"predictions depend on the most attended patches; from {counted(images)} we "
         "cannot tell whether on their attention or on what they show"

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy import stats
 
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.segmentation import mean_iou
 from overfocus.statistics.intervals import (
-    CONFIDENCE,
     holm,
     is_rate,
     mcnemar_test,
@@ -28,6 +26,8 @@ from overfocus.statistics.intervals import (
     ratio_swap_test,
     resample_counts,
     sign_flip_test,
+    student_p,
+    student_reach,
     widened_quantiles,
 )
 from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, Panel, masked_jointly, mean_of_known, over_layers, with_every
@@ -49,7 +49,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Differences:
-    """What a model does otherwise than the baseline; one entry per column, over the images where both have a value."""
+    """How a model differs from the baseline; one entry per column, over the images where both have a value."""
 
     mean: Float[np.ndarray, "columns"]
     baseline_mean: Float[np.ndarray, "columns"]
@@ -169,7 +169,7 @@ def retained_differences(
     else:
         low, high = mean_interval(differences)
         with np.errstate(invalid="ignore", divide="ignore"):
-            student = 2 * stats.t.sf(np.abs(mean) / error, count - 1)
+            student = student_p(mean / error, count - 1)
         p_value = np.where(error > 0, student, np.where(count > 1, 1.0, np.nan))
     with np.errstate(invalid="ignore", divide="ignore"):
         effect_size = np.where(error > 0, mean / (error * np.sqrt(count)), np.nan)
@@ -299,10 +299,10 @@ def _with_runs(
         variances = [part.var(0, ddof=1) / len(part) for part in several]
         seeds = np.sum(variances, axis=0)
         freedom = seeds**2 / np.sum([v**2 / (len(p) - 1) for v, p in zip(variances, several, strict=True)], axis=0)
-        arm = np.where(seeds > 0, stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(seeds), 0)
+        arm = np.where(seeds > 0, student_reach(freedom) * np.sqrt(seeds), 0)
         terms = [error**4 / np.maximum(count - 1, 1)] + [v**2 / (len(p) - 1) for v, p in zip(variances, several, strict=True)]
         total = error**2 + seeds
-        student = 2 * stats.t.sf(np.abs(mean) / np.sqrt(total), total**2 / np.sum(terms, axis=0))
+        student = student_p(mean / np.sqrt(total), total**2 / np.sum(terms, axis=0))
         below, above = np.hypot(mean - low, arm), np.hypot(high - mean, arm)
     return mean - below, mean + above, np.where(total > 0, student, p_value)
 

@@ -1,7 +1,7 @@
-"""What tells that a prediction flips under corruption: each metric within corruption × severity, and beside it the plain guesses.
+"""What predicts that a prediction flips under corruption: each metric within corruption × severity, beside the plain guesses.
 
 Corrupted images come in strata, a corruption at a severity each. Strata differ in strength, so that pooled over them whatever
-grows with strength tells flips well, even a number that only knows which corruption it was. The headline is therefore the
+grows with strength predicts flips well, even a number that only knows which corruption it was. The headline is therefore the
 association (AUROC and rank correlation) *within* strata, averaged with the weights flipped × kept; the pooled one, that of the
 corruption alone and that of the confidence on the clean image stand beside it.
 
@@ -64,7 +64,7 @@ def auroc(
 ) -> Estimate:
     """Chance that a variant where it happened has a higher value than one of the same stratum where it did not, ties half.
 
-    0 … 1; 0.5 says that the value tells nothing. It is the mean of the strata's AUROCs with the weights happened × did not, so
+    0 … 1; 0.5 means that the value says nothing. It is the mean of the strata's AUROCs with the weights happened × did not, so
     that strata where it always or never happened do not count; NaN where that is all of them. `images` is the number of each
     variant's image, from 0, `strata` that of its stratum; all are in one unless given.
 
@@ -210,7 +210,7 @@ class Observations(NamedTuple):
 
 
 def tabulate_fragility(sides: Sequence[Sequence[Panel]], names: Sequence[str]) -> pd.DataFrame:
-    """One row per model × metric × layers × corruption × severity: does the metric tell which predictions flip.
+    """One row per model × metric × layers × corruption × severity: does the metric predict which predictions flip.
 
     Metrics of one map are those of the clean image, metrics of stability those of the corrupted one. `spearman` is the rank
     correlation of metric and flip (of a segmentation model, and the share of pixels that flip), `auroc` the chance that an image

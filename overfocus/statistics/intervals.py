@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special
 
 from overfocus.metrics.catalogue import CATALOGUE
 
@@ -50,7 +50,7 @@ _NOISE = 1e-6
 
 
 class Ends(NamedTuple):
-    """Lower and upper ends of 95 % intervals, one entry per column; NaN where there is none."""
+    """Lower and upper ends of 95 % intervals, one entry per column; NaN if there is none."""
 
     low: Float[np.ndarray, "columns"]
     high: Float[np.ndarray, "columns"]
@@ -113,16 +113,26 @@ def value_range(name: str) -> tuple[float, float]:
 @cache
 def quantile(units: int) -> float:
     """Standard errors that a 95 % interval reaches to either side: Student's t for this many independent units; NaN below 2."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, units - 1)) if units > 1 else math.nan
+    return float(student_reach(units - 1)) if units > 1 else math.nan
 
 
-_NORMAL = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+def student_reach(freedom: Any) -> Any:
+    """What Student's t with so many degrees of freedom keeps within in 95 % of cases; NaN below one."""
+    return special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)
+
+
+def student_p(statistic: Any, freedom: Any) -> Any:
+    """Two-sided p-value of a value of Student's t."""
+    return 2 * special.stdtr(freedom, -np.abs(statistic))
+
+
+_NORMAL = float(special.ndtri(0.5 + CONFIDENCE / 2))
 
 
 def half_width(deviation: Array, count: Int[np.ndarray, "columns"]) -> Array:
     """Half the width of Student's t interval of means, from standard deviations (n − 1) and counts; NaN below two values."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        width: Array = stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * deviation / np.sqrt(count)
+        width: Array = student_reach(count - 1) * deviation / np.sqrt(count)
     return width
 
 
@@ -249,7 +259,7 @@ def widened_quantiles(values: Float[np.ndarray, "columns resamples"], units: int
     """
     found = np.full((2, len(values)), np.nan)
     if units > 1:
-        tail = float(stats.norm.cdf(-math.sqrt(units / (units - 1)) * quantile(units)))
+        tail = float(special.ndtr(-math.sqrt(units / (units - 1)) * quantile(units)))
         finite = np.isfinite(values)
         whole, holes = finite.all(1), ~finite.all(1) & finite.any(1)
         found[:, whole] = np.quantile(values[whole], [tail, 1 - tail], axis=1)
@@ -280,7 +290,7 @@ _DRAWS = 10_000
 _RESOLVED = 0.002
 """Smallest p-value that is read off the drawn patterns."""
 _TIES = 1e-5
-"""Sums nearer than this share of the largest possible one are equal: single precision tells no more."""
+"""Sums nearer than this share of the largest possible one are equal: single precision resolves no more."""
 _ENTRIES_PER_BLOCK = 2**22
 
 
@@ -305,8 +315,8 @@ def ratio_swap_test(
     """p-value of the difference of two ratios of means, the two models' numbers swapped image by image.
 
     Each model's numbers are taken in units of its own mean denominator, which leaves the ratios as they are: else a swap would
-    mostly exchange the models' scales and tell nothing of ratios. Images that lack any of the four are left out of a column. NaN
-    below two images.
+    mostly exchange the models' scales and say nothing about ratios. Images that lack any of the four are left out of a column.
+    NaN below two images.
     """
     unknown = np.isnan(numerators + denominators + other_numerators + other_denominators)
     first, below, second, other_below = (
@@ -324,7 +334,7 @@ def mcnemar_test(
     """McNemar's exact p-value for outcomes 0 or 1; 1 where nothing differs, NaN below two images."""
     difference = outcomes - others
     gained, lost = (difference > 0).sum(0), (difference < 0).sum(0)
-    p_values = np.minimum(2 * stats.binom.cdf(np.minimum(gained, lost), gained + lost, 0.5), 1.0)
+    p_values = np.minimum(2 * special.bdtr(np.minimum(gained, lost), gained + lost, 0.5), 1.0)
     return np.where((~np.isnan(difference)).sum(0) > 1, p_values, np.nan)
 
 
@@ -394,7 +404,7 @@ def _drawn(top: Array, bottom: Array, top_middle: Array, bottom_middle: Array, d
     moving = (top != 0) | (bottom != 0)
     mean, error, count = mean_and_error(np.where(moving, top - ratio * bottom, np.nan))
     with np.errstate(invalid="ignore", divide="ignore"):
-        student = 2 * stats.t.sf(np.abs(mean) / error, count - 1)
+        student = student_p(mean / error, count - 1)
     finest = np.maximum(np.nan_to_num(student, nan=0.0), 2.0 ** (1.0 - differing))
     result: Array = np.where(p_values < _RESOLVED, np.minimum(p_values, finest), p_values)
     return result

@@ -426,9 +426,9 @@ class Panel:
     output: dict[str, Array]
     """(images, variants) by column of the predictions table."""
     classes: Array
-    """(images,): class predicted for the clean image, −1 where there is none."""
+    """(images,): class predicted for the clean image, −1 if there is none."""
     confidence: Array
-    """(images,): probability of that class; NaN where there is none."""
+    """(images,): probability of that class; NaN if there is none."""
     pixels: Array | None = field(default=None)
     """(2, images, variants, classes): pixels in both mask and prediction, and in either; zeros where no mask is known. None for
     models that give no class for each pixel."""

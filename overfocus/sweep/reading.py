@@ -100,6 +100,10 @@ class Sample:
 class Reader(Protocol):
     """Reads an item of the list and makes those of its variants that are in a range."""
 
+    @property
+    def constants(self) -> ConstantSet | None:
+        """Whose corruptions are applied; None for those that fit the image's side."""
+
     def __call__(self, item: int, places: range) -> Sample: ...
 
 
@@ -276,7 +280,7 @@ def load_units(
     """The samples of each unit, in order, prepared by `workers` processes, each `ahead` units ahead; in this one if 0."""
     workers = min(workers, len(units))
     built_in = [variant.corruption for variant in variants if variant.corruption in CORRUPTIONS]
-    prepare_corruptions(built_in)  # before workers copy this process
+    prepare_corruptions(built_in, reader.constants)  # before workers copy this process
     loader = DataLoader(
         _Units(reader),
         sampler=units,

@@ -529,7 +529,7 @@ class HeatMapRequest(Settings):
     )
     head_fusion: Literal["mean", "max", "min"] = setting("mean", "How rollout combines heads: mean, max or min.", metavar="NAME")
     discard_ratio: float = setting(
-        0.0, "Share of a layer's weights, the smallest, that rollout drops.", least=0, below=1, metavar="SHARE"
+        0.0, "Share of each layer's weights, the smallest ones, that rollout drops.", least=0, below=1, metavar="SHARE"
     )
     target: int | str | None = setting(
         None,

@@ -123,8 +123,8 @@ def inputs_taken(loaded: "LoadedModel") -> Iterator[None]:
             raise
         height, width = loaded.input_size[1:]
         raise RunError(
-            f"{loaded.source}: the model fails on images of {height}×{width} pixels, height × width ({type(error).__name__}: "
-            f"{first_line(error)}); give the size that it was trained at, with image_size (--image-size) or input_size of wrap"
+            f"{loaded.source}: the model fails on images of {height}×{width} pixels, height × width ({first_line(error)}); "
+            "give a size that it takes, such as that of its training, with image_size (--image-size) or input_size of wrap"
         ) from error
 
 
@@ -294,7 +294,7 @@ def open_run(
     example: Image.Image | None,
     overwrite: bool,
 ) -> RunDescription:
-    """The run of a model that lies in a folder, or a new one; `example` is an image that probes look at.
+    """The run of a model in a folder, or a new one; `example` is an image that probes look at.
 
     Raises:
         RunError: the folder holds something else or cannot be written.

@@ -21,7 +21,7 @@ from overfocus.checkpoints.hints import hints_of_metadata
 from overfocus.checkpoints.index import is_classifier, is_tap
 from overfocus.checkpoints.load import LoadedModel, load_model
 from overfocus.checkpoints.read import read_checkpoint
-from overfocus.errors import CheckpointError, OverfocusError, TrainingError
+from overfocus.errors import CheckpointError, OverfocusError, TrainingError, first_line
 from overfocus.models.segmentation import SegmentationModel
 from overfocus.training.objective import Part
 
@@ -55,7 +55,7 @@ class Architecture:
             raise
         except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError, OverfocusError) as error:
             given = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **(self.tap or {})}.items())
-            raise TrainingError(f"{self.name} cannot be built with {given}: {str(error).splitlines()[0]}") from error
+            raise TrainingError(f"{self.name} cannot be built with {given}: {first_line(error)}") from error
         return model
 
     def outline(self) -> nn.Module:

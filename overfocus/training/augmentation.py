@@ -83,8 +83,13 @@ class Augmentation:
 
 
 def _is_read_whole(auto_augment: str) -> bool:
-    """Whether timm takes every part: in silence it passes over those without a number, and over unknown sets in rand-t…."""
+    """Whether timm takes every part: in silence it passes over those without a number, and over unknown sets in rand-t….
+
+    Magnitudes are meant up to 10: beyond, some operations fail once they are drawn.
+    """
     policy, *parts = auto_augment.split("-")
+    if any((most := re.fullmatch(r"mmax(\d.*)", part)) and not re.fullmatch(r"\d(\.\d+)?|10", most[1]) for part in parts):
+        return False
     known = r"[^t]\D*\d.*|t(weights|3aw?)" if policy == "rand" else r"\D+\d.*"
     return all(re.fullmatch(known, part) for part in parts)
 
@@ -92,7 +97,7 @@ def _is_read_whole(auto_augment: str) -> bool:
 def _unknown(auto_augment: str) -> str:
     return (
         f"timm cannot build the augmentation of auto_augment {auto_augment!r}; expected null or such as rand-m9-mstd0.5-inc1, "
-        "rand-m9-tweights, augmix-m5-w4-d2, original-mstd0.5, original, originalr, v0, v0r or 3a"
+        "rand-m9-tweights, augmix-m5-w4-d2, original-mstd0.5, original, originalr, v0, v0r or 3a; mmax at most 10"
     )
 
 

@@ -311,7 +311,7 @@ class StepOrder(Sampler[list[Draw]]):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """The samples as one batch, or the first error among them: told in the main process, where it can be caught."""
+    """The samples as one batch, or the first error among them: raised in the main process, where it can be caught."""
     for sample in samples:
         if isinstance(sample, ImageError):
             return sample

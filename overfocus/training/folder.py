@@ -28,7 +28,7 @@ _OURS = re.compile(r"training\.json|checkpoint\.pt|model\.safetensors|log\.csv|c
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> TrainingDescription | None:
-    """Make the folder, which the caller has locked, ready; the description of the training that lies there, None for a new one.
+    """Make the folder, which the caller has locked, ready; the description of the training there, None for a new one.
 
     A training with neither checkpoint nor result has nothing to go on from, and so does not count: it may have been refused.
 
@@ -76,7 +76,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_info(folder: Path) -> TrainingDescription | None:
-    """The description of the training in a folder; None where there is none.
+    """The description of the training in a folder; None if there is none.
 
     Raises:
         TrainingError: training.json describes something else or is damaged.
@@ -102,7 +102,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    """The state of an interrupted or finished training; None where there is none.
+    """The state of an interrupted or finished training; None if there is none.
 
     Nothing in the file is executed.
 

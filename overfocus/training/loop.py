@@ -41,7 +41,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, images_per_step: int) -> to
 
     known = [str(name) for name in list_optimizers()]
     if recipe.optimizer not in known:
-        raise TrainingError(f"no optimiser {recipe.optimizer!r} in timm; there are {', '.join(known)}")
+        raise TrainingError(f"timm has no optimiser {recipe.optimizer!r}; choose from {', '.join(known)}")
     options: dict[str, Any] = {"fused": True} if recipe.optimizer in _FUSED else {}
     if recipe.head_rate != 1:
         options["param_group_fn"] = partial(_groups, recipe=recipe)
@@ -170,7 +170,7 @@ class Trainer:
         """Measured since the last row of the log."""
         self.step = 0
         self.saved = 0
-        """Step of the checkpoint; 0 where there is none."""
+        """Step of the checkpoint; 0 if there is none."""
         self._sums = torch.zeros(5, device=accelerator.device)
         """Loss and ADL, summed over forwards, and the forwards; right answers to the last part of each batch, and answers."""
 

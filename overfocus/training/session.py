@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from overfocus.checkpoints.hints import save_checkpoint
 from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
-from overfocus.errors import TrainingError, explain, out_of_memory_as
+from overfocus.errors import TrainingError, explain, first_line, out_of_memory_as
 from overfocus.files import FolderLock, lock_folder
 from overfocus.forward import output_tensor
 from overfocus.monitoring import Monitor, monitor
 from overfocus.preprocessing import Preprocess
+from overfocus.processes import started_together
 from overfocus.runs.description import FORMAT, ArchitectureEntry, TrainingDescription, TrainingEntry, read_description
 from overfocus.segmentation.inference import Inference, only_size, usual_stride
 from overfocus.sweep.reading import choose_workers
@@ -87,7 +88,10 @@ def make_accelerator(
             kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=has_unused)],
         )
     except ValueError as error:
-        raise TrainingError(f"accelerate cannot start: {str(error).splitlines()[0]}") from error
+        raise TrainingError(
+            f"accelerate cannot start ({first_line(error)}); check its configuration (accelerate config) and the variables "
+            "ACCELERATE_… of the environment"
+        ) from error
 
 
 def start_trackers(accelerator: "Accelerator", settings: dict[str, Any], step: int) -> None:
@@ -97,7 +101,7 @@ def start_trackers(accelerator: "Accelerator", settings: dict[str, Any], step: i
 
 
 def unused_parameters(model: nn.Module, preprocess: Preprocess) -> bool:
-    """Whether the model has parameters that its output does not depend on; torch must be told so for several processes."""
+    """Whether the model has parameters that its output does not depend on; torch needs to know for several processes."""
     model.eval()
     torch.autograd.backward(output_tensor(model(torch.zeros(1, *preprocess.input_size))).float().sum())
     unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -124,11 +128,6 @@ def share_buffers(accelerator: "Accelerator", model: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer, from_process=0))
-
-
-def processes_started() -> int:
-    """Processes that train together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _known(trackers: Sequence[str] | None) -> list[str]:
@@ -190,7 +189,7 @@ def _run(settings: TrainSettings, recipe: Recipe) -> None:
     )
     folder = Path(settings.output)
     model, notes = build_model(data, settings, recipe)
-    has_unused = processes_started() > 1 and unused_parameters(model, data.preprocess)
+    has_unused = started_together() > 1 and unused_parameters(model, data.preprocess)
     accelerator = make_accelerator(
         recipe,
         folder,
@@ -263,7 +262,9 @@ def _order(data: TrainingData, recipe: Recipe, seed: int, accelerator: "Accelera
         largest = count // others
         if recipe.mixed:
             largest -= largest % 2
-        fits = f"--batch-size {largest}" if largest else "more images, fewer processes or less --accumulation"
+        fits = f"--batch-size {largest}" if largest else "more images or fewer processes"
+        if not largest and (steps := count // ((2 if recipe.mixed else 1) * accelerator.num_processes)):
+            fits = f"--batch-size {2 if recipe.mixed else 1} --accumulation {steps}"
         raise TrainingError(
             f"{count} images do not fill one step of {order.images_per_step} (batch_size {recipe.batch_size} × {others}); "
             f"try {fits}"
@@ -305,7 +306,7 @@ def _plain(value: Any) -> Any:
 
 
 def _enter(folder: Path, recorded: TrainingEntry, notes: list[str], *, overwrite: bool) -> FolderLock | None:
-    """Lock and open the folder for a training of these settings; nothing more to do where their training lies there already."""
+    """Lock and open the folder for a training of these settings; nothing more to do if their training is there already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

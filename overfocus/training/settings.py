@@ -12,6 +12,7 @@ from overfocus.settings import (
     LARGEST_COUNT,
     LARGEST_SEED,
     Settings,
+    describe_type,
     described,
     did_you_mean,
     element,
@@ -171,7 +172,7 @@ class Recipe(Settings):
         Raises:
             TrainingError: there is no such setting, or its value makes no sense.
         """
-        given = {name: _value(name, value) for name, value in changes.items()}
+        given = {str(name): _value(str(name), value) for name, value in changes.items()}
         if given.get("epochs") is not None and given.get("iterations") is not None:
             raise TrainingError("expected either epochs or iterations, got both; leave one out")
         for one, other in _ALTERNATIVES:  # what is asked for takes the place of what the recipe had
@@ -199,7 +200,11 @@ def load_recipe(name: str | Path) -> Recipe:
     """
     shown = printable(name)
     path = _FOLDER / f"{name}.yaml" if str(name) in recipe_names() else Path(name)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError:  # too long a name, a folder that may not be entered
+        there = False
+    if not there:
         near = did_you_mean(str(name), recipe_names())
         raise TrainingError(f"no recipe {shown!r}; expected {', '.join(recipe_names())} or a YAML file{near}")
     text = read_text(path, "a recipe in YAML", TrainingError, most=_LARGEST_FILE)
@@ -238,7 +243,9 @@ def _value(name: str, value: Any) -> Any:
     try:
         value = _yaml(value)
     except ValueError as error:
-        raise TrainingError(f"{name} cannot be read: {one_line(error, 120)}") from None
+        raise TrainingError(
+            f"{name} must be {describe_type(field_type(Recipe, name))}, which this is not in YAML: {one_line(error, 120)}"
+        ) from None
     if isinstance(value, str) and any(kind in (int, float) or element(kind) for kind in kinds):
         try:
             return float(value)  # YAML reads 1e-3 as text for want of a dot
@@ -423,6 +430,12 @@ class TrainSettings(Settings):
             raise TrainingError(
                 f"objective {self.objective} trains no {SEGMENTATION}; train it first and give its result to --init"
             )
+        changes = self.changes or {}
+        for name in OF_THE_RECIPE:
+            if name in changes and getattr(self, name) is not None:
+                self.refuse("changes", f"must leave {name} out where it is given by itself")
+        if "reference_batch" in changes and self.learning_rate is not None:
+            self.refuse("changes", "must leave reference_batch out where learning_rate is given by itself, which is not scaled")
 
     def whole_recipe(self) -> Recipe:
         """The recipe with everything that replaces a part of it.

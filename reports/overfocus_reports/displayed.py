@@ -306,7 +306,7 @@ Sample = tuple[MatrixShape, Weights]
 
 
 def shape_of(layer: Layer) -> MatrixShape:
-    """Where the patches lie in the matrix of a layer."""
+    """Where the patches are in the matrix of a layer."""
     query_grid = None if layer.kind == "class" else fitting(layer.grid, layer.queries)
     return MatrixShape(layer.queries, layer.keys, query_grid, fitting(layer.key_grid or layer.grid, layer.keys))
 

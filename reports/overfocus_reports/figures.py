@@ -97,7 +97,7 @@ RING = " m -2.5 0 a 2.5 2.5 0 1 0 5 0 a 2.5 2.5 0 1 0 -5 0"
 
 @dataclass(frozen=True)
 class Plot:
-    """Where values lie in a figure of curves: x = left + layer · step, y = bottom − value · rise, in points."""
+    """Where values are in a figure of curves: x = left + layer · step, y = bottom − value · rise, in points."""
 
     left: float
     step: float
@@ -182,10 +182,14 @@ def axes_of(plot: Plot, metric: str, low: float, high: float, last: float, *, re
     """Grid, spines, ticks and labels."""
     left, top, right, bottom = MARGINS[0], MARGINS[1], CARD[0] - MARGINS[2], CARD[1] - MARGINS[3]
     body, ticks = "", ticks_between(low, high)
+    if max((len(label) for label in ticks.values()), default=1) > 5:
+        ticks = ticks_between(low, high, 3)
+    longest = max((len(label) for label in ticks.values()), default=1)
+    size = 9 * min(1, 5 / longest)  # room is left for five characters beside the axis label
     for value, label in ticks.items():
         y = plot.bottom - value * plot.rise
         body += element("path", d=f"M {left} {y:.2f} H {right}", style=stroke("currentColor", 0.6, opacity=0.12))
-        body += text(left - 4, y + 3, label, anchor="end")
+        body += text(left - 4, y + 3, label, size, anchor="end")
     layers = {0.0: "0", 0.25: "0.25", 0.5: "0.5", 0.75: "0.75", 1.0: "1"} if relative else layer_ticks(int(last))
     for value, label in layers.items():
         x = plot.left + value * plot.step
@@ -194,8 +198,7 @@ def axes_of(plot: Plot, metric: str, low: float, high: float, last: float, *, re
     body += element("path", d=f"M {left} {top} V {bottom} H {right}", style=stroke("currentColor", 0.7))
     words = "relative depth, from input to output" if relative else "layer, from input to output"
     body += text((left + right) / 2, CARD[1] - 4, words)
-    longest = max((len(label) for label in ticks.values()), default=1)
-    x, y = max(8.0, left - 12 - 5.2 * longest), (top + bottom) / 2
+    x, y = max(8.0, left - 12 - 5.2 * min(longest, 5)), (top + bottom) / 2
     return body + text(x, y, CATALOGUE[metric].unit, transform=f"rotate(-90 {x:.1f} {y:.1f})")
 
 
@@ -306,7 +309,7 @@ def heat_map(table: Table, unit: str, scale: Scale, name: str, description: str,
         body += text(left + cell * (column + 0.5), bottom + 11, label)
     body += text((left + right) / 2, bottom + 24, table.across)
     body += colour_bar(right + 14, height, unit, scale, f"{name}-scale")
-    return drawing(right + 75, height + 28, description, f'<g transform="translate(0 4)">{body}</g>', **attributes)
+    return drawing(right + 75, height + 32, description, f'<g transform="translate(0 4)">{body}</g>', **attributes)
 
 
 def colour_bar(x: float, height: float, unit: str, scale: Scale, name: str) -> str:
@@ -404,7 +407,7 @@ def corruption_names(model: Model) -> list[str]:
 TILE, GAP, HEAD, BAR = 224, 8, 22, 96
 """Pixels of an image in its file, between images, of a line of text, and of the colour scale at the right."""
 MOST_COLUMNS = 5
-"""Variants of an image that stand side by side in its file."""
+"""Variants of an image side by side in its file."""
 
 
 def draw_images(models: Sequence[Model], picked: Variant, folder: Path, high: float) -> None:

@@ -109,7 +109,9 @@ def predictions(run: "Run", variants: list[Variant], values: ImageValues, first:
     ordered = list(dict.fromkeys([*(image for image in first if image in every), *every]))
     kept = ordered[: max(len(first), MOST_CELLS // len(variants))]
     table = table.set_index(["corruption", "severity", "image"]).sort_index()
+    shorter = first_synonyms(run.class_names or [])
     texts = table["predicted_name"].fillna(table["predicted"].map(lambda value: None if pd.isna(value) else f"class {value}"))
+    texts = texts.map(lambda name: shorter.get(name, name), na_action="ignore")
     classes = {name: place for place, name in enumerate(sorted(texts.dropna().unique()))}
     predicted, confidence = [], []
     for variant in variants:
@@ -125,6 +127,16 @@ def predictions(run: "Run", variants: list[Variant], values: ImageValues, first:
         "moved": [[number(float(moved), 3) for moved in row] for row in values.over_layers[RANKED_BY][:, places]],
         "left": len(ordered) - len(kept),
     } | pixel_scores(run, table, variants, kept)
+
+
+def first_synonyms(names: Sequence[str]) -> dict[str, str]:
+    """Class names cut at their first comma where that stays distinct.
+
+    >>> first_synonyms(["tench, Tinca tinca", "crane", "crane, bird"])
+    {'tench, Tinca tinca': 'tench', 'crane': 'crane', 'crane, bird': 'crane, bird'}
+    """
+    times = Counter(name.partition(", ")[0] for name in names)
+    return {name: cut if times[cut := name.partition(", ")[0]] == 1 else name for name in names}
 
 
 def pixel_scores(run: "Run", table: pd.DataFrame, variants: list[Variant], images: list[int]) -> dict[str, Any]:
@@ -215,7 +227,7 @@ def metric_payload(statistics: LayerStatistics, metric: str) -> dict[str, Any]:
 
 
 def layers_payload(model: Model, matrices: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """Each layer's name, geometry and where its received attention lies on the sheet; and where windows lie on the image.
+    """Each layer's name, geometry and where its received attention is on the sheet; and where windows are on the image.
 
     Layers share what their windows have in common: "partition" is a number into "partitions".
     """

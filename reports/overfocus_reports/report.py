@@ -17,6 +17,7 @@ from overfocus.figures.images import LOWEST
 from overfocus.figures.style import DIFFERENCE, SEQUENTIAL, model_colour
 from overfocus.files import atomic_file, remove_unfinished
 from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
+from overfocus.statistics.verdicts import decimal
 from overfocus.text import visible
 from overfocus.variants import Variant
 from overfocus_reports.ablation import ablation_parts, figure_tables
@@ -56,7 +57,7 @@ SCRIPTS = (
     "tokens.js", "canvas.js", "explorer.js", "token_listening.js", "side.js", "matrix.js", "gallery.js", "segmentation.js",
     "segmentation_download.js", "predictions.js", "differences.js", "theme.js", "start.js",
 )  # fmt: skip
-"""In the order in which they stand in the page."""
+"""In the order of the page."""
 
 
 def render(context: dict[str, Any], payload: dict[str, Any]) -> str:
@@ -86,7 +87,7 @@ def asset(name: str) -> str:
 
 
 def policy(script: str) -> str:
-    """A content-security policy under which the page loads nothing and runs this one script, told by its hash."""
+    """A content-security policy under which the page loads nothing and runs only this one script, identified by its hash."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -111,9 +112,10 @@ def _visible_names(part: Any) -> Any:
 
 
 def short(value: object) -> str:
-    """A cell of a table for people: three digits of a number, a dash for none."""
+    """A cell of a table for people: three places of a number (two digits of a tiny one), a dash for none."""
     if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+        tiny = 0 < abs(value) < 0.0005
+        return f"{value:.1e}".replace("e-0", "e-").replace("-", "−") if tiny else decimal(value)
     return "–" if value is None else str(value)
 
 
@@ -158,7 +160,7 @@ def first_reading(models: Sequence[Model], metric: str) -> Reading:
 
 
 def shown_model(model: Model, number: int) -> dict[str, Any]:
-    """One model: its summary and where it came from. `suffix` tells its elements' identifiers apart from the first one's."""
+    """One model: its summary and where it came from. `suffix` distinguishes its elements' identifiers from the first one's."""
     return {
         "number": number,
         "suffix": f"-{number}" if number else "",
@@ -266,7 +268,7 @@ def page_of(models: Sequence[Model], folder: Path, room: int, context: dict[str,
 
 
 def images(models: Sequence[Model], parts: Sequence[dict[str, Any]], room: int) -> None:
-    """Add the images to each model's part; those of a model that saw the very pixels of the first stand once."""
+    """Add the images to each model's part; those of a model that saw exactly the pixels of the first are stored once."""
     different = [model for model in models[1:] if not model.displayed.same_images(models[0].displayed)]
     for model, part in zip(models, parts, strict=True):
         own = model is models[0] or model in different

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from overfocus.figures.stability import Scale, shows_retained
 from overfocus.figures.style import PlainFigure, save_figure, styled
@@ -253,7 +254,7 @@ def plain_guesses(table: pd.DataFrame) -> str:
 
 
 def auroc_of(table: pd.DataFrame, metric: str, layers: str, corruption: str) -> float:
-    """The AUROC of one row; NaN where there is none."""
+    """The AUROC of one row; NaN if there is none."""
     rows = table[(table["metric"] == metric) & (table["layers"] == layers) & (table["corruption"] == corruption)]
     return float(rows["auroc"].iloc[0]) if len(rows) else math.nan
 
@@ -263,7 +264,7 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
     metrics = [metric for metric in PLOTTED if (table["metric"] == metric).any()]
     across = min(3, max(1, len(metrics)))
     down = -(-len(metrics) // across) or 1
-    figure = PlainFigure(figsize=(2.9 * across, 2.2 * down), layout="constrained")
+    figure = PlainFigure(figsize=(2.9 * across, 2.2 * down), layout=ConstrainedLayoutEngine(w_pad=0.08))
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     for place in range(down * across):
         panel = axes[divmod(place, across)]
@@ -296,6 +297,8 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
 
 HEADS = ("effective_tokens", "js_divergence")
 """What the maps of layers by heads show: concentration on clean images, and what is retained under corruption."""
+SIDE_BY_SIDE = 12
+"""Heads up to which the two maps fit side by side in legible size."""
 
 
 @dataclass(frozen=True)
@@ -363,7 +366,9 @@ def heads_part(run: "Run", number: int) -> dict[str, Any] | None:
             )
         ]
         maps.append({"name": name, "title": title, "note": note, "svg": svg, "table": numbers})
-    return {"number": number, "sentences": head_sentences(found), "maps": maps} if maps else None
+    if not maps:
+        return None
+    return {"number": number, "sentences": head_sentences(found), "maps": maps, "even": len(columns) <= SIDE_BY_SIDE}
 
 
 def head_sentences(found: HeadValues) -> list[str]:

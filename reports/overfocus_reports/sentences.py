@@ -139,30 +139,30 @@ def verdict_line(model: str, verdicts: "Sequence[Verdict]", baseline: str, *, id
     """What a comparison says of one model, in one line."""
     if identical:
         return f"{model} is identical to {baseline}: every number measured on the same images agrees exactly."
-    known = [clause_of(verdict, baseline) for verdict in verdicts]
+    known = [clause_of(verdict) for verdict in verdicts]
     told = [clause for verdict, clause in zip(verdicts, known, strict=True) if verdict.answer != "can't tell"]
     open_ones = [clause for verdict, clause in zip(verdicts, known, strict=True) if verdict.answer == "can't tell"]
+    compared = f"Compared with {baseline}, {model} {listed(told)}"
     if not open_ones:
-        return f"{model} {listed(told)}." if told else f"Nothing can be compared between {model} and {baseline}."
+        return f"{compared}." if told else f"Nothing can be compared between {model} and {baseline}."
     needed = [number for verdict in verdicts if verdict.answer == "can't tell" and (number := needed_images(verdict))]
-    doubt = f"whether it {listed(open_ones, 'or')}" if told else f"whether {model} {listed(open_ones, 'or')}"
     most = max(needed, key=lambda words: int("".join(filter(str.isdigit, words))), default="")
     hint = f" ({most} would be needed)" if most else ""
     images = counted(min(int(verdict.rows["count"].min()) for verdict in verdicts))
     if told:
-        return f"{model} {listed(told)}; from {images} we cannot tell {doubt}{hint}."
-    return f"From {images} we cannot tell {doubt}{hint}."
+        return f"{compared}; from {images} we cannot tell whether it {listed(open_ones, 'or')}{hint}."
+    return f"From {images} we cannot tell whether {model} {listed(open_ones, 'or')} than {baseline}{hint}."
 
 
-def clause_of(verdict: "Verdict", baseline: str) -> str:
+def clause_of(verdict: "Verdict") -> str:
     """The answer to one question as the end of a sentence; of an open question what would be so if the answer were yes."""
     question = question_of(verdict)
     if verdict.question == RIGHT.name and set(verdict.rows["metric"]) == set(RIGHT.quantities):
         question = RIGHT
     if verdict.answer == "mixed":
         about = {"overfocus": "overfocusing", "stability": "stability of attention", "predictions": "predictions"}
-        return f"is better by some measures of {about[verdict.question]} and worse by others than {baseline}"
-    return f"{question.worse if verdict.answer == 'no' else question.better} {baseline} {question.where}"
+        return f"is better by some measures of {about[verdict.question]} and worse by others"
+    return f"{(question.worse if verdict.answer == 'no' else question.better).removesuffix(' than')} {question.where}"
 
 
 def question_of(verdict: "Verdict") -> Question:
@@ -353,7 +353,7 @@ def prediction_sentences(summary: Summary) -> list[str]:
         found += f"; accuracy is {percent(summary.clean_accuracy.mean)} on clean images, {percent(right.mean)} then"
     found += "."
     if summary.one_class:
-        found += " One class is predicted for every clean image, so that this says nothing of whether predictions survive."
+        found += " One class is predicted for every clean image, so this says nothing about whether predictions survive."
     return [found]
 
 

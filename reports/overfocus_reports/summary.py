@@ -97,7 +97,7 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class Answer:
-    """One of the questions that a run answers, as it stands on the first screen of the page."""
+    """One of the questions that a run answers, as the first screen of the page shows it."""
 
     question: str
     answer: str
@@ -182,7 +182,7 @@ def summary_numbers(run: "Run") -> Summary:
         clean_accuracy=prediction_intervals(predictions, CLEAN_VARIANT)["correct"],
         overfocusing=judge_overfocusing(run),
         retained=retained_of(kept, EVERY, 0),
-        one_class=len(predicted) > 1 and predicted.nunique() == 1,
+        one_class=not run.segmented and len(predicted) > 1 and predicted.nunique() == 1,
         notes=(*run.description.checkpoint.notes, *run.description.notes),
         lenient=run.description.checkpoint.lenient,
         segmented=run.segmented,

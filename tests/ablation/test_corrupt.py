@@ -136,7 +136,7 @@ def test_what_cannot_be_corrupted_is_refused(photos, tmp_path):
         CaptureError, match=r"^_Toy: expected attention over patches of a known grid .* how='remove' needs no grid$"
     ):
         _ablate(_Toy([0], placed=False), photos, tmp_path / "out")
-    with pytest.raises(RunError, match="corruptions must name at least one for how='corrupt', got none"):
+    with pytest.raises(RunError, match="corruptions must name at least one for how='corrupt', such as fog, got none"):
         _ablate(_Toy([0]), photos, tmp_path / "out", corruptions=[])
     with pytest.raises(RunError, match="draws must be"):
         _ablate(_Toy([0]), photos, tmp_path / "out", draws=0)

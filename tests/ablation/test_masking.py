@@ -112,7 +112,7 @@ def test_a_site_that_did_not_pass_by_is_told(make_model):
     _, sites = find_key_sites(model, torch.randn(2, 3, 32, 32))
     elsewhere = KeySite("blocks.7.attn", sites[0].arrangement, sites[0].shape, 1, 1, sites[0].received)
     with (
-        pytest.raises(CaptureError, match=r"blocks\.7\.attn: its keys cannot be taken out"),
+        pytest.raises(CaptureError, match=r"blocks\.7\.attn: its keys cannot be removed"),
         hide_keys(model, [elsewhere], _hide_some([elsewhere])),
     ):
         model(torch.randn(2, 3, 32, 32))
@@ -125,7 +125,7 @@ def test_equal_tokens_keep_their_order():
 
 
 def test_a_model_without_attention_is_refused():
-    with pytest.raises(CaptureError, match="no attention over tokens was found in Conv2d: nothing to take out"):
+    with pytest.raises(CaptureError, match="no attention over tokens was found in Conv2d: nothing to remove"):
         find_key_sites(torch.nn.Conv2d(3, 4, 1), torch.randn(2, 3, 8, 8))
 
 

@@ -273,7 +273,7 @@ def test_torchscript_is_named(make_vit, family):
         captured.tracer.stack.model(family.images(32))
     (site,) = captured.coverage
     assert (site.module, site.kind, site.captured) == ("inner", "unsupported", False)
-    assert site.reason.startswith("TorchScript runs outside of Python")
+    assert site.reason.startswith("TorchScript runs outside Python")
 
 
 def test_exported_programs_are_captured(make_vit, family):

@@ -105,7 +105,7 @@ def test_truncated_safetensors(share: float, tmp_path: Path, state: State) -> No
     save_file(state, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    assert "no whole safetensors file" in refusal(path)
+    assert "not a complete safetensors file" in refusal(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -277,10 +277,10 @@ def test_arguments_that_the_architecture_does_not_take(write, state: State) -> N
     ("config", "expected"),
     [
         (None, "found no config.json"),
-        ("{", "this is no JSON"),
+        ("{", "this is not JSON"),
         ("[1]", "a JSON object, got list"),
-        ("[" * 100_000, "this is no JSON"),
-        ('{"model_type": "vit", "hidden_size": 768}', "its weights are not those of AutoModel"),
+        ("[" * 100_000, "this is not JSON"),
+        ('{"model_type": "vit", "hidden_size": 768}', "not every tensor matches AutoModel"),
         ("{}", "no field `architecture`"),
         ('{"architecture": "test_vit"}', "found none"),
     ],

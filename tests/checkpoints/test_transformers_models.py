@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -249,17 +250,16 @@ def number(): return 3
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "own_network.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
-    yield "own_network"
+    yield
     sys.modules.pop("own_network", None)
 
 
 @pytest.mark.parametrize("front", ["", "module.", "state.net."])
-def test_own_code(own: str, front: str, write) -> None:
-    sys.path.insert(0, ".")
-    try:
-        model = __import__(own).Net().eval()
-    finally:
-        sys.path.remove(".")
+@pytest.mark.usefixtures("own")
+def test_own_code(front: str, write) -> None:
+    namespace: dict[str, Any] = {}
+    exec(CODE, namespace)
+    model = namespace["Net"]().eval()
     state = model.state_dict()
     path = write({front + name: tensor for name, tensor in state.items()})
     loaded = load_model(path, model="own_network:make")

@@ -97,7 +97,7 @@ def test_what_is_in_memory_is_not_loaded_again(vit: nn.Module) -> None:
     loaded = overfocus.wrap(vit, name="mine")
     assert resolve_model(loaded) is loaded
     assert not vit.training
-    with pytest.raises(CheckpointError, match="image_size: said how to load"):
+    with pytest.raises(CheckpointError, match="image_size: options of loading"):
         resolve_model(vit, image_size=96)
     assert resolve_model(None).name == "VisionTransformer"
     for empty in ("", " "):

@@ -88,7 +88,7 @@ def test_missing_image_and_folder_in_the_way(overfocus, checkpoint, photos):
     (photos / "file").write_text("")
     result = overfocus("heatmap", checkpoint, photos / "dog", "--layer", "0", "--output", photos / "file")
     assert result.exit_code == 1
-    assert "a file of this name is there already" in result.stderr
+    assert "a file of this name already exists" in result.stderr
 
 
 def test_names_are_no_formulas(overfocus, checkpoint, photos):

@@ -64,3 +64,19 @@ def test_version_and_completion() -> None:
     options = CliRunner().invoke(app, ["--help"]).stdout
     assert "--install-completion" in options
     assert "--show-completion" in options
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("overfocus com", ["compare"]),
+        ("overfocus analyze --corruption fo", ["fog"]),
+        ("overfocus compare --corruption wea", ["weather"]),
+        ("overfocus figure layers run --metrics gi", ["gini"]),
+        ("overfocus train data --recipe fi", ["finetune"]),
+        ("overfocus heatmap --method g", ["gradient-rollout", "grad-cam"]),
+    ],
+)
+def test_tab_completes(line: str, offered: list[str]) -> None:
+    variables = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_OVERFOCUS_COMPLETE": "complete_bash"}
+    assert CliRunner().invoke(app, [], prog_name="overfocus", env=variables).stdout.split() == offered

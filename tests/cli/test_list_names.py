@@ -38,8 +38,8 @@ def test_models_of_overfocus_itself_are_listed() -> None:
 @pytest.mark.parametrize("what", ["models", "corruptions", "metrics"])
 def test_nothing_found_is_said(what: str) -> None:
     result = run(app, ["list", what, "xyzzy"])
-    assert result.exit_code == 0
-    assert result.stdout == f"no {what} match 'xyzzy'\n"
+    assert result.exit_code == 1
+    assert result.stderr == f"overfocus: no {what} match 'xyzzy'; overfocus list {what} shows all\n"
 
 
 def test_tables_name_everything() -> None:

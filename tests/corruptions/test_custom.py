@@ -57,8 +57,8 @@ def test_the_image_is_not_changed():
     ("given", "says"),
     [
         ([lambda rgb, _severity, _generator: rgb], "expected a corruption with a name"),
-        ([5], "expected the name of a corruption or a function as one, got 5"),
-        (5, "expected the name of a corruption or a function as one, got 5"),
+        ([5], "expected the name of a corruption, or a function, got 5"),
+        (5, "expected the name of a corruption, or a function, got 5"),
         (["nothing"], "unknown corruption"),
         ([("fog", streaks)], "fog is the name of a built-in"),
         ([("other image", streaks)], "other image is the name of a built-in"),
@@ -79,7 +79,7 @@ def test_what_is_no_corruption(given, says):
         (lambda _rgb, _severity, _generator: None, "got NoneType"),
         (lambda _rgb, _severity, _generator: 1 / 0, "ZeroDivisionError"),
         (lambda rgb: rgb, "it is called with"),
-        (lambda rgb, _severity, _generator: ELSEWHERE.integers(0, 256, rgb.shape, dtype=np.uint8), "the second time"),
+        (lambda rgb, _severity, _generator: ELSEWHERE.integers(0, 256, rgb.shape, dtype=np.uint8), "when called again"),
     ],
 )
 def test_a_function_that_gives_something_else(function, says):

@@ -208,7 +208,7 @@ def test_cityscapes_that_is_incomplete(tmp_path: Path) -> None:
     write_cityscapes(tmp_path, "labelIds", 40)
     images = open_segmented_images(tmp_path, "train")
     assert images is not None
-    with pytest.raises(ImageError, match="holds 40, which is no label id of Cityscapes"):
+    with pytest.raises(ImageError, match="holds 40, which is not a Cityscapes label id"):
         images.mask(0)
     with pytest.raises(ImageError, match="19 classes of Cityscapes, got names for 2"):
         open_segmented_images(tmp_path, "train", class_names=["a", "b"])

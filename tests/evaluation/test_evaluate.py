@@ -308,7 +308,7 @@ def test_images_that_cannot_be_read_are_left_out(checkpoint: Path, images: Path,
         ({"limit": 0}, "limit must be at least 1, got 0"),
         (
             {"corruptions": None},
-            "severities are those of corruptions, but none is to be made; name one or a group, such as common",
+            "severities need a corruption to apply; name one or a group, such as common",
         ),
         ({"clean": "."}, "clean images go with a tree corruption/severity/class, which the data are not; leave --clean out"),
     ],
@@ -322,12 +322,12 @@ def test_labels_that_mean_no_class(checkpoint: Path, images: Path, tmp_path: Pat
     for name, other in (("red", "cat"), ("blue", "dog"), ("green", "fish")):
         (images / name).rename(images / other)
     with pytest.raises(
-        RunError, match=re.escape("none of the labels (cat, dog, fish) means one of its 3 classes (blue, green, red)")
+        RunError, match=re.escape("none of the labels (cat, dog, fish) matches one of its 3 classes (blue, green, red)")
     ):
         evaluate(checkpoint, images, tmp_path / "run", **QUICK)
     shutil.copytree(images / "cat", images / "red")
     (evaluation,) = evaluate(checkpoint, images, tmp_path / "run", **QUICK)
-    assert evaluation.summary["notes"] == ["3 of 4 labels mean no class of the model (cat, dog, fish)"]
+    assert evaluation.summary["notes"] == ["3 of 4 labels match no class of the model (cat, dog, fish)"]
     assert evaluation.table["images"].tolist() == [4] * 5
 
 

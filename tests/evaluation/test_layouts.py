@@ -43,9 +43,9 @@ def test_other_trees_are_called_what_they_are(tmp_path: Path) -> None:
 def test_portions_of_a_tree_can_be_chosen(tmp_path: Path) -> None:
     data = open_evaluation_data(tree(tmp_path / "tree", "fog", "snow"))
     assert [(p.corruption, p.severity) for p in choose_portions(data, ["fog"], [2]).portions] == [("fog", 2)]
-    with pytest.raises(ImageError, match="the tree holds no frost; it has fog, snow"):
+    with pytest.raises(ImageError, match="the tree has no frost; it has fog, snow"):
         choose_portions(data, ["frost"], None)
-    with pytest.raises(ImageError, match="the tree holds no severity 5; it has 1, 2"):
+    with pytest.raises(ImageError, match="the tree has no severity 5; it has 1, 2"):
         choose_portions(data, None, [5])
 
 

@@ -77,7 +77,7 @@ def test_a_film_that_is_none_is_left_out(checkpoint: Path, films: Path, tmp_path
     (films / "tilt" / "red" / "0.avi").write_bytes(b"nothing")
     (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu")
     (skipped,) = evaluation.run.skipped
-    assert "expected a film of at least two frames, got 0" in skipped.reason
+    assert "expected a film of 2 to 1,000 frames, got 0" in skipped.reason
     assert len(evaluation.run.predictions) == 5
 
 

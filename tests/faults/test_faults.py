@@ -250,7 +250,7 @@ def test_one_clear_line(case: Case, here: Path) -> None:
     assert len(lines[0]) < LONGEST
     assert lines[0].isprintable()
     assert case.words in lines[0]
-    assert "fault of overfocus" not in lines[0]
+    assert "bug in overfocus" not in lines[0]
     assert "Traceback" not in lines[0]
     assert ADVICE.search(lines[0])
     assert not (here / "executed").exists()

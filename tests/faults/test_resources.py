@@ -81,7 +81,7 @@ def complaint(result: Result, *words: str) -> str:
     assert result.exit_code == 1, result.output + repr(result.exception)
     lines = [line for line in result.stderr.splitlines() if line.startswith("overfocus: ") and "warning: " not in line]
     assert len(lines) == 1, result.stderr
-    assert "fault of overfocus" not in lines[0]
+    assert "bug in overfocus" not in lines[0]
     assert all(word in lines[0] for word in words), lines[0]
     return lines[0]
 

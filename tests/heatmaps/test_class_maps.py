@@ -118,6 +118,12 @@ def test_a_class_the_model_does_not_have(images):
         with pytest.raises(CaptureError, match=r"expected logits \(batch, classes\) to explain"):
             heat_maps(small_vit(num_classes=0, global_pool=""), images, HeatMapRequest(method))
     assert class_number("cat", ["dog", "cat"]) == class_number("1", None) == class_number(1, None) == 1
+    imagenet = ["tench, Tinca tinca", "tabby, tabby cat", "crane", "crane, bird"]
+    assert (
+        class_number("tabby", imagenet) == class_number("Tabby cat", imagenet) == class_number("tabby, tabby cat", imagenet) == 1
+    )
+    with pytest.raises(CaptureError, match=r"such as 'tench, Tinca tinca', got 'tabbi'; did you mean 'tabby'\?$"):
+        class_number("tabbi", imagenet)
     with pytest.raises(CaptureError, match="did you mean 'cat'"):
         class_number("cats", ["dog", "cat"])
     with pytest.raises(CaptureError, match="the model does not name its classes"):

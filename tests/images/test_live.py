@@ -84,8 +84,8 @@ class Stream(IterableDataset):
         (DataLoader(TensorDataset(TENSORS, LABELS), sampler=WeightedRandomSampler([1.0] * 4, 4)), "one that shuffles"),
         (DataLoader(TensorDataset(TENSORS, LABELS), sampler=[0, 0, 1]), "some several times"),
         (DataLoader(TensorDataset(TENSORS, LABELS), sampler=DistributedSampler(TENSORS, 2, 0)), "DistributedSampler"),
-        (DataLoader(Stream()), "got Stream; take what you need of a stream into a list"),
-        (Stream(), "got Stream; take what you need of a stream into a list"),
+        (DataLoader(Stream()), "got Stream; collect what you need from a stream in a list"),
+        (Stream(), "got Stream; collect what you need from a stream in a list"),
         (iter(PIXELS), "got .*iterator"),
         ({"a": 1}, "got dict"),
         (5, "got int"),
@@ -127,7 +127,7 @@ def test_names_of_classes_and_an_item_that_fails():
     images = identify(image_sources(Photos(["cat", "dog"])))
     assert [image.label for image in images] == ["dog", "dog", None, "cat"]
     assert numbering(images) == ["cat", "dog"]
-    with pytest.raises(ImageError, match="Photos-00002: the data set fails to give it"):
+    with pytest.raises(ImageError, match="Photos-00002: the data set cannot give it"):
         images[2].read()
     twins = identify(image_sources(Photos([("crane", "bird"), ("crane", "bird")])))
     assert [image.label for image in twins][::3] == ["crane, bird (1)", "crane, bird (0)"]

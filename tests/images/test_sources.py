@@ -73,7 +73,7 @@ def test_nothing_found(tmp_path):
     for source, words in [
         (tmp_path / "missing", "no such file"),
         (tmp_path / "list.txt", "the list is empty"),
-        (tmp_path / "binary.txt", "expected a text file with one image a line in UTF-8"),
+        (tmp_path / "binary.txt", "expected a text file with one image per line in UTF-8"),
         ([], "empty list"),
     ]:
         with pytest.raises(ImageError, match=words):

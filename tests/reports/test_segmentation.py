@@ -153,6 +153,10 @@ def test_sentences_speak_of_pixels(segmented):
     assert last.startswith(f"Under {worst.variant.words}, {changed}")
     assert "mIoU of all images" in last
     assert "classified" not in " ".join(summarise(segmented).sentences)
+    run = Run(segmented.path)
+    run.predictions["predicted"] = 0  # of every image most pixels have this class; others of its pixels may still change
+    assert not summarise(run).one_class
+    assert [answer.answer for answer in summarise(run).answers] == [answer.answer for answer in summarise(segmented).answers]
 
 
 def test_terminal_and_json_give_both_kinds_of_iou(segmented, capsys):

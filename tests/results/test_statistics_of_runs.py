@@ -166,7 +166,7 @@ def test_groups_are_written_and_read(write_run, tmp_path):
     again = read_comparison(written.write(tmp_path / "out"))
     assert [len(group) for group in again.groups] == [2, 1]
     pd.testing.assert_frame_equal(written.table, again.table)
-    assert any("a model of one run says nothing of how runs differ" in note for note in again.notes)
+    assert any("a model with one run says nothing about how runs differ" in note for note in again.notes)
     with pytest.raises(RunError, match="expected at least one run in each group, got none in empty"):
         Comparison({"plain": groups["plain"], "empty": []})
 

@@ -31,13 +31,13 @@ def _made_up(*kept, **options):
     [
         (5, 28, None, "predictions depend on the most attended patches; we cannot tell whether on their attention"),
         (5, 28, 27, "predictions depend on what the most attended patches show"),
-        (5, 28, 6, "predictions depend on the attention: other patches that receive as much are missed about as much"),
+        (5, 28, 6, "predictions depend on the attention: losing others that receive as much costs about as much"),
         (20, 28, 22, "predictions depend on the most attended patches; from 30 images we cannot tell whether on"),
         (
             10,
             28,
             1,
-            "predictions depend on the attention: other patches that receive as much, more in number, are missed even more",
+            "predictions depend on the attention: losing others that receive as much, more in number, costs even more",
         ),
         (28, 5, None, "predictions depend less on the most attended patches than on random ones"),
         (15, 15, 15, "we cannot tell whether predictions depend more on the most attended patches than on random ones"),

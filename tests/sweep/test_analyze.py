@@ -180,7 +180,7 @@ def test_labels_that_are_classes_give_correct(photos, tmp_path, make_loaded):
 def test_labels_that_are_no_classes_give_no_correct(run):
     assert set(run.table["label"]) == {"cat", "dog"}
     assert run.predictions["correct"].isna().all()
-    assert run.description.notes == ["2 of 2 labels mean no class of the model (cat, dog)"]
+    assert run.description.notes == ["2 of 2 labels match no class of the model (cat, dog)"]
 
 
 def test_model_without_classifier(photos, tmp_path, make_loaded):
@@ -405,7 +405,7 @@ def test_a_whole_shard_of_bad_images(loaded, tmp_path, write_images):
         ({"layers": [2]}, r"layers must be between -2 and 1 for this model, got 2"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
-        ({"image_size": 64}, "image_size: said how to load a checkpoint"),
+        ({"image_size": 64}, "image_size: options of loading"),
     ],
 )
 def test_wrong_settings(loaded, photos, tmp_path, options, words):

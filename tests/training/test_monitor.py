@@ -254,7 +254,7 @@ def test_what_is_said(model: nn.Module, images: Tensor, capsys: pytest.CaptureFi
     with overfocus.monitor(model, images, every=2) as watch:
         for loss in steps(model, 4):
             watch(loss)
-    assert f"overfocus: attention was measured 2 times, {watch.overhead:.2%} of" in capsys.readouterr().err
+    assert f"overfocus: attention was measured 2 times, taking {watch.overhead:.2%} of" in capsys.readouterr().err
     watch.close()
     with overfocus.monitor(model, images, quiet=True) as watch:
         model.vit.blocks[0].attn.qkv.weight.data.fill_(math.nan)  # type: ignore[union-attr, index, operator]
@@ -300,7 +300,7 @@ def test_a_log_goes_on_and_other_files_are_not_replaced(model: nn.Module, images
     assert pd.read_csv(log)["step"].tolist() == [2, 4, 6, 8]
     other = tmp_path / "results.csv"
     other.write_text("name,value\na,1\n")
-    with pytest.raises(RunError, match="no log of a training"):
+    with pytest.raises(RunError, match="not a training log"):
         overfocus.monitor(model, images, log=other)
     assert other.read_text() == "name,value\na,1\n"
 

@@ -104,7 +104,7 @@ def test_biases_norms_and_tokens_are_not_decayed() -> None:
 
 
 def test_unknown_optimisers_and_schedules() -> None:
-    with pytest.raises(TrainingError, match="no optimiser 'adamm' in timm"):
+    with pytest.raises(TrainingError, match="timm has no optimiser 'adamm'"):
         make_optimizer(small_vit(), SMALL.changed({"optimizer": "adamm"}), 100)
     recipe = SMALL.changed({"schedule": "cosin"})
     optimizer = make_optimizer(small_vit(), recipe, 100)

@@ -299,6 +299,7 @@ def test_other_errors_are_not_hidden(train_tiny: Train, monkeypatch: pytest.Monk
         ({"changes": {"epochs": 2, "iterations": 3}}, "expected either epochs or iterations, got both; leave one out"),
         ({"changes": {"learning_rate": math.inf}}, "learning_rate must be finite, got inf"),
         ({"limit": 5}, "5 images do not fill one step of 8 (batch_size 8 × 1); try --batch-size 4"),
+        ({"limit": 3, "accumulation": 4}, r"(batch_size 8 × 4); try --batch-size 2 --accumulation 1"),
         ({"trackers": ["tensorbord"]}, "no tracker 'tensorbord'; accelerate has"),
         ({"device": "tpu"}, "device must be cpu or cuda, got 'tpu'"),
         ({"class_names": ["a"]}, "expected names for 3 classes, got 1"),

@@ -108,11 +108,12 @@ function tellValues(plot, layer) {
     if (!known(value)) return null;
     const [low, high] = [values.low[variant][place], values.high[variant][place]];
     const interval = head === 0 && known(low) ? ` (${digits(low)}–${digits(high)})` : "";
-    return `${several ? `${modelOf(model).name}, ` : ""}${data.variants[variant].label}: ${digits(value)}${interval}`;
+    return `${data.variants[variant].label}: ${digits(value)}${interval}`;
   };
   const shown = [...new Set([0, state.variant])];
-  const parts = data.models.flatMap((_, model) => shown.map((variant) => says(model, variant))).filter(Boolean);
-  plot.value.textContent = `Layer ${modelOf().layers[layer].number} · ${parts.join(" · ") || "not measured"}`;
+  const lines = data.models.map(({ name }, model) => [several ? name : null, ...shown.map((variant) => says(model, variant))].filter(Boolean).join(" · "));
+  const title = `Layer ${modelOf().layers[layer].number}`;
+  plot.value.textContent = several ? [title, ...lines].join("\n") : `${title} · ${lines[0] || "not measured"}`;
 }
 
 function curvesTable(metric) {
