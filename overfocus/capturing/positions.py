@@ -7,8 +7,8 @@ which axes are images, windows, heads, tokens and channels, and where on the ima
 
 A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
 belongs to no place (class, distillation, register and pooling tokens) and −2 one whose position is unknown: a mask token, or
-what a function returned that does not keep tokens where they were. A batch that grows inside the model (several crops, flips)
-has more images.
+the result of a function that does not keep tokens where they were. A batch that grows inside the model (several crops,
+flips) has more images.
 """
 
 import weakref
