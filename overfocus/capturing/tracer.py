@@ -101,6 +101,10 @@ class Tracer:
         """Modules around an attention site whose output is awaited for its norms."""
         self._gated: dict[int, tuple[str, tuple[int, ...]]] = {}
         """Softmaxes not (yet) used as attention: module and shape."""
+        self._recorded: set[tuple[Any, ...]] = set()
+        """Modules that gave a map in this forward, with its numbers of tokens."""
+        self._layout: Layout | None = None
+        """That of the last map."""
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
         self._users_error: BaseException | None = None
@@ -179,6 +183,7 @@ class Tracer:
                 self._products.clear()
                 self._pieces.clear()
                 self._hiding.clear()
+                self._recorded.clear()
             self._memory.enter()
         if not self._memory.started:
             self._memory.start(name, args)
@@ -214,6 +219,8 @@ class Tracer:
                 for number, (site, shape) in self._gated.items():
                     own = number in self._products.neighbourhoods
                     reason = NEIGHBOURHOOD if own else _UNUSED if number in self._products.of_products else _GATING
+                    if reason == _UNUSED and (site, *sorted(shape[-2:])) in self._recorded:
+                        continue  # beside the map that was used, as a return value (GroupViT)
                     self._sites.add(Site(site, "gating" if reason == _GATING else "unsupported", shape, reason=reason))
                 self._gated.clear()
 
@@ -423,6 +430,8 @@ class Tracer:
         queries, values = positions
         if queries is None or not output.simple:
             return
+        if self._layout is not None and self._layout.kind == "pooled" and self._layout.grid is not None:
+            queries = self._memory.positions.numbered_anew(queries)  # every second row, say, is a grid of its own from here
         shape = tuple(output.original.shape[axis] for axis in output.order)
         ids = queries if values is not None and is_channel_map(values) else representative(queries, -1)
         if shape[:-1] == ids.shape[:-1] and ids.shape[-1] in (1, shape[-1]):
@@ -537,6 +546,8 @@ class Tracer:
             layout = unlabelled(
                 weights.shape, "exponentials that were not divided by their sum, perhaps over only part of the keys"
             )
+        self._layout = layout
+        self._recorded.add((name, *sorted(weights.shape[-2:])))
         layout, padding = _without_padding(layout, weights, masked=masked)
         attention = AttentionMap(
             module=name or type(self.stack.model).__name__,
