@@ -78,6 +78,7 @@ class Captured:
         self._maps.clear()
         self._reduced.clear()
         self.tracer.norms.clear()
+        self.tracer.without_gradient = set()
 
 
 @typed(CaptureError)

@@ -141,7 +141,7 @@ def infer_layout(
         )
     cut = windows == 1 and (key_tokens.cut or (query_tokens is not None and query_tokens.cut))
     if cut and not (query_tokens is not None and query_tokens.same_tokens(key_tokens) and key_tokens.frames_of_grid == 1):
-        raise UnclearAxesError("a part of the queries or a part of the keys: the others are in other maps, maybe")
+        raise UnclearAxesError("only part of the queries or keys: the rest may be in other maps")
     if query_tokens is None or bool(query_tokens.prefix.all()):
         kind: Kind = "class"
         query_tokens = None
@@ -395,7 +395,7 @@ class TokenPlaces:
             note = "no grid: tokens without a position are mixed with the patches"
             places = torch.where(places == _PREFIX, _UNKNOWN, places)
         if bool((places == _UNKNOWN).any()):
-            note = note or "no grid: some tokens, such as mask tokens, have unknown positions"
+            note = note or "no grid: some tokens have unknown positions (mask tokens, for example)"
             size = None
         cut = False
         if size is not None:
@@ -498,7 +498,7 @@ def _spans(line: Tensor, side: int) -> bool:
     if len(line) == side:
         return True
     if len(line) == 1:
-        return False
+        return side == 2 and int(line[0]) == 0  # every second one
     gap = int(line.diff().max())
     return int(line[0]) < gap and side - 1 - int(line[-1]) < gap
 

@@ -7,8 +7,8 @@ which axes are images, windows, heads, tokens and channels, and where on the ima
 
 A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
 belongs to no place (class, distillation, register and pooling tokens) and −2 one whose position is unknown: a mask token, or
-what a function returned that does not keep tokens where they were. A batch that grows inside the model (several crops, flips)
-has more images.
+the result of a function that does not keep tokens where they were. A batch that grows inside the model (several crops,
+flips) has more images.
 """
 
 import weakref
@@ -253,6 +253,8 @@ class PositionTracker:
         """Positions of what a function returned; None where they are unknown."""
         if name in _REORDERING and not self._along_channels(args, kwargs):
             return [None] * len(outputs)
+        if name.startswith("fft_") and not self._in_channels(name, args, kwargs):
+            return [None if name[4] == "i" else Positions(_everywhere(output, NOWHERE)) for output in outputs]
         if name in MOVES:
             moved = self._move(func, name, args, kwargs, tracked)
             if moved is not None and [ids.shape for ids in moved] == [output.shape for output in outputs]:
@@ -270,6 +272,15 @@ class PositionTracker:
         known, axis = self.get(first_argument(args, kwargs)), kwargs.get("dim")
         axis = next((value for value in reversed(args[1:]) if type(value) is int), -1) if axis is None else axis
         return known is not None and -known.ids.ndim <= axis < known.ids.ndim and constant(known.ids, axis)
+
+    def _in_channels(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a Fourier transform leaves tokens where they are: otherwise each frequency is one of the whole image."""
+        known, axes = self.get(first_argument(args, kwargs)), argument(args, kwargs, 2, "dim")
+        if known is None:
+            return False
+        if axes is None:
+            axes = (-2, -1) if name.endswith("2") else range(known.ids.ndim) if name.endswith("n") else -1
+        return all(constant(known.ids, axis) for axis in ((axes,) if isinstance(axes, int) else axes))
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]) -> Hashable:
         """What the positions that a call gives depend on, since blocks repeat each other's calls; None where it is too much.
@@ -710,7 +721,11 @@ def renumber(index: Tensor, real: Tensor, size: tuple[int, ...]) -> tuple[Tensor
 
 
 def _lost(output: Tensor) -> Positions:
-    return Positions(torch.full((1,) * output.ndim, UNKNOWN, device=output.device).expand(output.shape), lost=True)
+    return Positions(_everywhere(output, UNKNOWN), lost=True)
+
+
+def _everywhere(output: Tensor, position: int) -> Tensor:
+    return torch.full((1,) * output.ndim, position, device=output.device).expand(output.shape)
 
 
 def _mixes_all(ids: Tensor, axis: int) -> bool:

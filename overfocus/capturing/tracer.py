@@ -40,6 +40,7 @@ from overfocus.capturing.watching import (
     Permuted,
     first_argument,
     in_backward,
+    tensors_in,
 )
 
 # Token attention whose weights a projection gives, without a product of queries and keys (VOLO).
@@ -71,7 +72,9 @@ class Tracer:
         self.stack = ModuleStack(model)
         self.norms: list[TokenNorms] = []
         self.without_gradient: set[str] = set()
-        """Modules whose maps have no gradient though their parameters want one: an activation checkpoint hid them."""
+        """Modules whose maps have no gradient though their parameters want one, since `Captured.clear`: a checkpoint hid them."""
+        self._hiding: set[int] = set()
+        """Running modules (by identity) in which activations that want a gradient met a forward without."""
         self._sites = SiteLog(model)
         self._found = found
         self._gradients = gradients
@@ -91,7 +94,6 @@ class Tracer:
         attend = None if exact or verify else self.attend
         self.mode = CaptureMode(self.observe, attend, _OBSERVED, self._products.notes, constants)
         self._entry: str | None = None
-        self._wants_gradients = False
         self._aside = {id(module) for module in modules if uses_fused_path(module)}
         self._ran: set[str] = set()
         """Multi-head modules that have run themselves since the layer around them began."""
@@ -99,6 +101,10 @@ class Tracer:
         """Modules around an attention site whose output is awaited for its norms."""
         self._gated: dict[int, tuple[str, tuple[int, ...]]] = {}
         """Softmaxes not (yet) used as attention: module and shape."""
+        self._recorded: set[tuple[Any, ...]] = set()
+        """Modules that gave a map in this forward, with its numbers of tokens."""
+        self._layout: Layout | None = None
+        """That of the last map."""
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
         self._users_error: BaseException | None = None
@@ -176,15 +182,18 @@ class Tracer:
                 self._memory.begin()
                 self._products.clear()
                 self._pieces.clear()
-                self._wants_gradients = torch.is_grad_enabled()
+                self._hiding.clear()
+                self._recorded.clear()
             self._memory.enter()
         if not self._memory.started:
             self._memory.start(name, args)
         elif self._memory.tracing and running:
             self._memory.start_later(args)
+        if self._gradients and not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in(args)):
+            self._hiding.add(id(running[-1] if running else module))
         self.mode.everything = self._memory.tracing
         self.stack.leaves = bool(self._aside)
-        self.stack.enters = bool(self._aside) or self._memory.tracing or not self._memory.started
+        self.stack.enters = bool(self._aside) or self._memory.tracing or not self._memory.started or self._gradients
         if self._aside:
             self._ran.discard(_attention_of(name))
             self.mode.active(id(module) not in self._aside)
@@ -210,6 +219,8 @@ class Tracer:
                 for number, (site, shape) in self._gated.items():
                     own = number in self._products.neighbourhoods
                     reason = NEIGHBOURHOOD if own else _UNUSED if number in self._products.of_products else _GATING
+                    if reason == _UNUSED and (site, *sorted(shape[-2:])) in self._recorded:
+                        continue  # beside the map that was used, as a return value (GroupViT)
                     self._sites.add(Site(site, "gating" if reason == _GATING else "unsupported", shape, reason=reason))
                 self._gated.clear()
 
@@ -419,6 +430,8 @@ class Tracer:
         queries, values = positions
         if queries is None or not output.simple:
             return
+        if self._layout is not None and self._layout.kind == "pooled" and self._layout.grid is not None:
+            queries = self._memory.positions.numbered_anew(queries)  # every second row, say, is a grid of its own from here
         shape = tuple(output.original.shape[axis] for axis in output.order)
         ids = queries if values is not None and is_channel_map(values) else representative(queries, -1)
         if shape[:-1] == ids.shape[:-1] and ids.shape[-1] in (1, shape[-1]):
@@ -533,6 +546,8 @@ class Tracer:
             layout = unlabelled(
                 weights.shape, "exponentials that were not divided by their sum, perhaps over only part of the keys"
             )
+        self._layout = layout
+        self._recorded.add((name, *sorted(weights.shape[-2:])))
         layout, padding = _without_padding(layout, weights, masked=masked)
         attention = AttentionMap(
             module=name or type(self.stack.model).__name__,
@@ -555,7 +570,7 @@ class Tracer:
         )
         notes = [text for text in (layout.note, padding or note) if text]
         self._sites.add(Site.of(attention, "; ".join(notes) or None))
-        if self._gradients and self._wants_gradients and not any(tensor.requires_grad for tensor in weights.tensors):
+        if self._gradients and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in weights.tensors)):
             self._note_missing_gradient(name)
         block = BlockTokens.around(attention) if self._norms else None
         if block is not None:
@@ -574,9 +589,11 @@ class Tracer:
                 raise
 
     def _note_missing_gradient(self, name: str) -> None:
+        """Note a map without gradient where one is wanted: by its own parameters, or by what a checkpoint was given."""
         module = self.stack.model.get_submodule(name)
-        if any(parameter.requires_grad for parameter in module.parameters()):
-            self.without_gradient.add(name)
+        hidden = not torch.is_grad_enabled() and any(id(running) in self._hiding for running in self.stack.running)
+        if hidden or any(parameter.requires_grad for parameter in module.parameters()):
+            self.without_gradient.add(name or type(self.stack.model).__name__)
 
 
 def _of_keys(keys: Tensor | None, values: Tensor | None) -> Tensor | None:

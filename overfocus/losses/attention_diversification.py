@@ -109,7 +109,7 @@ def row_alignment(source: ArrangedWeights, threshold: float, prefix_queries: int
     Entries of at most threshold / keys count as zero, in the rows and in the mean row; a row of zeros has cosine 0. Prefix
     queries and keys are left out, and what remains of a row is not normalised again.
     """
-    if isinstance(source.source, MaterialisedWeights):
+    if not isinstance(source.source, QueryKeyWeights):
         source = arrange(source.rows(0, source.shape[2]).mean(1, keepdim=True))  # only the mean over heads is judged
     _, _, queries, keys = source.shape
     judged = _Judged(slice(prefix_queries, queries), prefix_keys, threshold / (keys - prefix_keys))
@@ -339,21 +339,23 @@ class Diversification:
 
         Raises:
             NoAttentionError: the model has not run, or has no attention between tokens.
-            NoGradientError: a layer ran without gradients in a forward with gradients, as under reentrant checkpoints.
+            NoGradientError: gradients are on, but a layer whose parameters want them ran without, as under reentrant checkpoints.
             ValueError: a layer does not exist.
         """
         maps = [attention for attention in self._captured.maps if attention.kind in DIVERSIFIED_KINDS]
+        without_gradient = self._captured.tracer.without_gradient
         self._captured.clear()
         if not maps:
             raise NoAttentionError(
                 "expected attention between tokens to diversify, got none; run the model inside the block, before adl.loss()"
             )
         chosen = self._chosen(maps)
-        hidden = [attention.module for attention in chosen if attention.module in self._captured.tracer.without_gradient]
+        hidden = [attention.module for attention in chosen if attention.module in without_gradient]
         if hidden and torch.is_grad_enabled():
             raise NoGradientError(
                 f"{hidden[0]}: its attention ran without gradients, so the loss could not train it; under activation checkpoints "
-                "use the other kind, checkpoint(…, use_reentrant=False), or run this layer outside of torch.no_grad()"
+                "use the other kind, checkpoint(…, use_reentrant=False); or run this layer outside of torch.no_grad(), "
+                "or adl.loss() inside of it where only its value is wanted"
             )
         return mean_over_layers([self._alignment(attention) for attention in chosen])
 

@@ -704,7 +704,7 @@ def keys_in_chunks(q, k, v):
 def test_exponentials_of_a_part_of_the_keys_are_in_no_metric(family):
     captured = run(Projected(keys_in_chunks), family.images(32))
     assert {attention.kind for attention in captured.maps} == {"unlabelled"}
-    assert "a part of the keys" in captured.coverage[0].reason
+    assert "only part of the queries or keys" in captured.coverage[0].reason
 
 
 def random_features(q, k, v):

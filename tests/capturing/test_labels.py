@@ -472,7 +472,7 @@ def test_parts_of_the_queries_are_in_no_metric(family, attend, size):
     model = Parts(lambda q, k, v: torch.cat([attend(part, k, v) for part in q.split(size, 2)], 2))
     captured = capture_all(model, family.images(32))
     assert {attention.kind for attention in captured.maps} == {"unlabelled"}
-    assert "a part of the queries" in captured.coverage[0].reason
+    assert "only part of the queries" in captured.coverage[0].reason
 
 
 def test_queries_in_another_order_keep_their_own_places(family):

@@ -2,12 +2,15 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from overfocus import OverfocusError, capture
@@ -265,3 +268,83 @@ def test_checkpoints_that_hide_gradients_are_refused() -> None:
         loss = adl.loss()
     assert loss.item() > 0
     assert gradients(loss, model)["model.blocks.0.attn.qkv.weight"].abs().max() > 0
+
+
+def test_a_value_without_gradient_is_asked_for_without_gradient() -> None:
+    """A forward under no_grad, or a checkpoint around the whole model, gives no loss to train with; the next forward does."""
+    model, images = build("vit_tiny_patch16_224").train(), batch("vit_tiny_patch16_224")
+    runs: list[Callable[[], Any]] = [
+        torch.no_grad()(lambda: model(images)),
+        torch.inference_mode()(lambda: model(images)),
+        lambda: checkpoint(model, images.clone().requires_grad_(), use_reentrant=True),
+    ]
+    with diversify(model) as adl:
+        for run in runs:
+            run()
+            with pytest.raises(OverfocusError, match="inside of it where only its value is wanted"):
+                adl.loss()
+        model(images)
+        assert gradients(adl.loss(), model)["blocks.0.attn.qkv.weight"].abs().max() > 0
+
+
+def test_checkpoints_around_frozen_attention_hide_the_gradients_of_what_is_before() -> None:
+    model = Checkpointed(reentrant=True)
+    model.model.blocks.requires_grad_(False)
+    images = batch("vit_tiny_patch16_224")
+    with diversify(model) as adl:
+        model(images)
+        with pytest.raises(OverfocusError, match=r"^model\.blocks\.0\.attn: "):
+            adl.loss()
+    model.reentrant = False
+    with diversify(model) as adl:
+        model(images)
+        assert gradients(adl.loss(), model)["model.patch_embed.proj.weight"].abs().max() > 0
+
+
+class Biased(nn.Module):
+    """Attention whose bias is a parameter, given as it is."""
+
+    def __init__(self, reentrant: bool, flexible: bool = False) -> None:
+        super().__init__()
+        self.patches, self.qkv = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48)
+        self.bias = nn.Parameter(torch.randn(1, 1, 16, 16))
+        self.reentrant, self.flexible = reentrant, flexible
+
+    def attend(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        if self.flexible:
+            return flex_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).mT
+        return checkpoint(self.attend, tokens, use_reentrant=self.reentrant)
+
+
+def test_a_bias_with_gradient_hides_no_missing_gradient_of_queries() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    for reentrant in (True, False):
+        model = Biased(reentrant)
+        with diversify(model, threshold=1.0) as adl:  # a mean over random rows is nowhere twice the uniform one
+            model(images)
+            if reentrant:
+                with pytest.raises(OverfocusError, match="use_reentrant=False"):
+                    adl.loss()
+            else:
+                found = gradients(adl.loss(), model)
+                assert all(found[name].abs().max() > 0 for name in ("bias", "qkv.weight", "patches.weight"))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_flex_attention(textbook: Textbook) -> None:
+    """Only its value: on a processor it has no backward pass."""
+    torch.manual_seed(0)
+    model, images = Biased(reentrant=False, flexible=True), torch.randn(2, 3, 32, 32)
+    nn.init.normal_(model.qkv.weight)
+    with diversify(model) as adl:
+        model(images)
+        loss = adl.loss()
+    q, k, _ = model.qkv(model.patches(images).flatten(2).mT).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(loss, textbook((q @ k.mT * 8**-0.5).softmax(-1)), atol=1e-5, rtol=0)
