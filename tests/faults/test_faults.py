@@ -215,7 +215,7 @@ def values() -> Iterator[Case]:
             ("--corruption", "nope", "There is"), ("--severity", "9", "there is"), ("--output", "x.exe", ".pdf"),
         ),
         ("figure", "columns", "run"): (
-            ("--metric", "gini", "left out"), ("--layers", "0", "left out"), ("--image", "nope", "there is 0"),
+            ("--metric", "gini", "leave it out"), ("--layers", "0", "leave it out"), ("--image", "nope", "there is 0"),
             ("--layer", "99", "between"),
         ),
         ("check", "run", "--max", "gini=1"): (

@@ -303,7 +303,7 @@ def test_a_log_goes_on_and_other_files_are_not_replaced(model: nn.Module, images
     assert pd.read_csv(log)["step"].tolist() == [2, 4, 6, 8]
     other = tmp_path / "results.csv"
     other.write_text("name,value\na,1\n")
-    with pytest.raises(RunError, match="not a training log"):
+    with pytest.raises(RunError, match="expected the log of a training"):
         overfocus.monitor(model, images, log=other)
     assert other.read_text() == "name,value\na,1\n"
 
