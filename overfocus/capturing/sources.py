@@ -379,7 +379,7 @@ class Arrangement:
     flat: bool = False
     """Whether nothing is known of the axes: all of them are one, and there are no heads."""
     query_heads: int = 1
-    """Heads that share the axis of the queries and share the keys (multi-query attention)."""
+    """Heads that lie along the axis of the queries and share the keys (multi-query attention)."""
     heads_inside: bool = False
     """Whether these heads of one query lie next to each other there, not the queries of one head."""
 

@@ -117,12 +117,15 @@ def quantile(units: int) -> float:
 
 
 def student_reach(freedom: Any) -> Any:
-    """What Student's t with so many degrees of freedom keeps within in 95 % of cases; NaN below one."""
+    """Bound that |t| of Student's t stays within in 95 % of cases, for each number of degrees of freedom; NaN at 0 and below.
+
+    Of the shape of `freedom`, a number or an array.
+    """
     return special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)
 
 
 def student_p(statistic: Any, freedom: Any) -> Any:
-    """Two-sided p-value of a value of Student's t."""
+    """Two-sided p-values of values of Student's t, 0 … 1; numbers or arrays, which are broadcast."""
     return 2 * special.stdtr(freedom, -np.abs(statistic))
 
 
