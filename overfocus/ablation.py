@@ -114,7 +114,8 @@ def ablate(settings: AblateSettings) -> Ablation:
         settings=described,
         images=describe_images(sources),
         pixels=describe_pixels(loaded.preprocess),
-        functions={name: corruption.fingerprint(described.severities) for name, corruption in custom.items()},
+        functions={name: corruption.fingerprint(described.severities) for name, corruption in custom.items()}
+        | loaded.preprocess.fingerprints(),
     )
     probe = AblationProbe(loaded, fractions, how=settings.how, draws=draws, seed=settings.seed)
     subject = Subject(

@@ -179,7 +179,7 @@ def analyze_models(
         probes = [attention, predictions, *custom_probes(asked.probes)]
         wanted = _describe(_Model(loaded, pixelwise, classes), sources, settings, displayed, probes, pixels=first)
         own = {metric.name: fingerprint_metric(metric) for metric in attention.metrics if metric.function is not None}
-        wanted = replace(wanted, functions=functions | own)
+        wanted = replace(wanted, functions=functions | own | loaded.preprocess.fingerprints())
         subject = Subject(
             loaded,
             probes,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfocus.errors import RunError
-from overfocus.files import atomic_file, read_text, require_regular_file
+from overfocus.files import atomic_file, read_text
 from overfocus.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ images (of 0 … 1; of pixels, where these have classes), all three means since 
 IoU over the classes of the whole validation set; waiting is the share of time that was spent waiting for images."""
 
 
+_EXPECTED = "the log of a training or of a monitor, log.csv"
+
+
 class Log:
     """Appends rows to a CSV file; rows after step `start`, which a training that was killed left, are removed first.
 
@@ -49,7 +52,7 @@ class Log:
         self.columns = list(columns)
         kept: list[str] = []
         if path.exists():
-            head, *rows = read_text(path, "a log of a training").splitlines(keepends=True) or [""]
+            head, *rows = read_text(path, _EXPECTED).splitlines(keepends=True) or [""]
             if head and head.rstrip("\n").split(",")[0] != "step":
                 raise RunError(f"{printable(path)}: exists and is not a training log; choose another file")
             rows = [row for row in rows if row.endswith("\n") and row.partition(",")[0].isdecimal()]
@@ -83,13 +86,13 @@ def read_log(path: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    require_regular_file(path, "the log of a training, log.csv")
+    text = read_text(path, _EXPECTED)
     try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:  # what pandas raises of a bad file are ValueErrors
-        raise RunError(f"{printable(path)}: is not a training log ({one_line(error)})") from error
+        table = pd.read_csv(io.StringIO(text))
+    except ValueError as error:  # what pandas raises of a bad file are ValueErrors
+        raise RunError(f"{printable(path)}: expected {_EXPECTED}, but it is no table ({one_line(error)})") from error
     if "step" not in table.columns:
-        raise RunError(f"{printable(path)}: is not a training log; it has no column step")
+        raise RunError(f"{printable(path)}: expected {_EXPECTED}, but it has no column step")
     shown = table.columns.intersection(["step", *TRAINING, *ATTENTION])
     table[shown] = table[shown].apply(pd.to_numeric, errors="coerce")
     return table
@@ -128,7 +131,11 @@ def _panels(table: "pd.DataFrame", unit: str) -> list[tuple[str, str, dict[str, 
         ("Attention diversification loss", "mean cosine", {"adl": "training"}),
         ("Learning rate", "highest of the groups", {"learning_rate": "training"}),
         *(
-            (_title(quantity), "mean over the watched images", {f"{quantity}_{group}": f"{group} layers" for group in GROUPS})
+            (
+                _title(quantity),
+                f"{'largest' if quantity == 'largest_logit' else 'mean'} over the watched images",
+                {f"{quantity}_{group}": f"{group} layers" for group in GROUPS},
+            )
             for quantity in QUANTITIES
         ),
     ]
@@ -140,7 +147,7 @@ def _title(quantity: str) -> str:
     from overfocus.metrics.catalogue import title_of
 
     title = title_of(quantity)
-    return quantity.replace("_", " ").capitalize() if title == quantity else title
+    return title[0].upper() + title[1:]
 
 
 def _draw(table: "pd.DataFrame", panels: Sequence[tuple[str, str, dict[str, str]]], columns: int) -> "Figure":

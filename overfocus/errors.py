@@ -69,7 +69,8 @@ def explain(error: BaseException) -> str:
         return str(error)
     first = first_line(error)
     if is_out_of_memory(error):
-        return f"out of memory ({first}); try a smaller batch size, fewer workers, fewer or smaller images, or another device"
+        remedy = "try a smaller batch size, fewer workers, fewer or smaller images, or another device"
+        return f"out of memory{_quoted(error)}; {remedy}"
     if is_lost_worker(error):
         return (
             f"a process that prepares images ended ({first}), as happens when memory runs out; "
@@ -102,8 +103,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether memory or open files ran out: nothing that the file that is read is to blame for."""
-    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE))
+    """Whether memory or open files ran out: nothing that the file that is read is to blame for.
+
+    Readers raise a MemoryError also where a damaged file asks for more than they would ever give it.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return is_out_of_memory(error) and not _memory_left()
+
+
+def _memory_left() -> bool:
+    """Whether there is room for what an image of usual size takes."""
+    try:
+        return bool(bytearray(2**26))
+    except MemoryError:
+        return False
 
 
 def is_lost_worker(error: BaseException) -> bool:
@@ -135,6 +149,11 @@ def _explain_system(error: OSError) -> str:
     return name + remedies.get(number, f"{reason}; check the path and the disk")
 
 
+def _quoted(error: BaseException) -> str:
+    """What an exception says, in parentheses; nothing where it says nothing."""
+    return f" ({first_line(error)})" if str(error).strip() else ""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a message; of an exception in a worker process, which carries its traceback, the last.
 
@@ -157,4 +176,4 @@ def out_of_memory_as(kind: type[OverfocusError], remedy: str) -> Iterator[None]:
             raise kind(f"a process that prepares images ended ({first_line(error)}); try fewer workers, or {remedy}") from error
         if not is_out_of_memory(error):
             raise
-        raise kind(f"out of memory ({first_line(error)}); {remedy}") from error
+        raise kind(f"out of memory{_quoted(error)}; {remedy}") from error

@@ -26,7 +26,7 @@ class Inspection:
     it was asked for."""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def properties(self) -> dict[str, Any]:
         """The checkpoint: source, architecture, input, classes, keys, notes."""
         loaded = self.loaded
         return {
@@ -50,9 +50,9 @@ class Inspection:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the facts, the attention sites and, where it was asked for, the verification."""
+        """For JSON: the properties, the attention sites and, where it was asked for, the verification."""
         checked = {"verification": self.verification} if self.verification else {}
-        return self.facts | {"attention": self.attention} | checked
+        return self.properties | {"attention": self.attention} | checked
 
 
 @takes(InspectSettings)

@@ -30,6 +30,7 @@ from overfocus.errors import CaptureError, ImageError, RunError, explain
 from overfocus.images.sources import read_image
 from overfocus.metrics import measure
 from overfocus.preprocessing import Preprocess
+from overfocus.settings import typed
 from overfocus.text import printable
 
 if TYPE_CHECKING:
@@ -191,17 +192,18 @@ class Monitor:
     def heat_maps(self) -> UInt8[np.ndarray, "height width 3"]:
         """Received attention of the last measurement as an image: a row for each clean image, a column for each third of layers.
 
-        Colours are multiples of uniform attention from 1/4 to 16 on a logarithmic scale.
+        Colours are multiples of uniform attention from 1/4 to 16 on a logarithmic scale; white lines part the maps.
         """
         from matplotlib import colormaps
 
-        columns = []
+        columns, side = [], 96
         for _, received in self._received:
-            side = 96
             multiples = received * received.shape[-1] * received.shape[-2]
             scaled = ((multiples.clamp_min(1e-6).log2() + 2) / 6).clamp(0, 1)
             columns.append(nn.functional.interpolate(scaled[:, None], (side, side), mode="nearest")[:, 0].flatten(0, 1))
         painted: UInt8[np.ndarray, "height width 3"] = colormaps["magma"](torch.cat(columns, 1).numpy(), bytes=True)[..., :3]
+        for edge in range(side, max(painted.shape), side):
+            painted[edge - 1 : edge + 1] = painted[:, edge - 1 : edge + 1] = 255
         return painted
 
     @property
@@ -386,6 +388,7 @@ class _Hook:
         return _Hook, (None, self._name)
 
 
+@typed(RunError)
 def monitor(
     model: "nn.Module | LoadedModel",
     images: "Tensor | Sequence[str | Path | Image.Image]",

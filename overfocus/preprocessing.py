@@ -4,6 +4,7 @@ The two steps are separate because corruptions come between them: ImageNet-C was
 that already had the model's input size.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,13 @@ class Preprocess:
         std = tuple(float(1 / value) for value in scale)
         mean = tuple(float(-low / value) for low, value in zip(black, scale, strict=True))
         return cls((channels, height, width), mean, std, OWN, 1.0, OWN, transform)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of what the user's function makes of a fixed image, by the name "preprocess"; empty without such a function."""
+        if self.transform is None:
+            return {}
+        noise = np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8)
+        return {"preprocess": hashlib.sha256(self.resize(Image.fromarray(noise)).tobytes()).hexdigest()}
 
     @property
     def channels(self) -> int:

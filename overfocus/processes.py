@@ -54,7 +54,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 def started_together() -> int:
     """Processes that the launcher started; 1 without one."""
     count = os.environ.get("WORLD_SIZE", "1")
-    return int(count) if count.isdecimal() else 1
+    return int(count) if count.isdecimal() and len(count) < 10 else 1
 
 
 def is_main_process() -> bool:

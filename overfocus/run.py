@@ -16,6 +16,7 @@ from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
 from overfocus.runs.folder import read_arrays, read_table, table_size
 from overfocus.runs.notebook import NotebookMethods
+from overfocus.settings import typed
 from overfocus.text import source_name
 from overfocus.variants import CLEAN, Variant, sort_variants
 
@@ -75,6 +76,7 @@ class Run(NotebookMethods):
     description: RunDescription
     """The content of run.json."""
 
+    @typed(RunError)
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.description = read_run(self.path)

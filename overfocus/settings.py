@@ -169,6 +169,57 @@ def takes(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, 
     return decorate
 
 
+def typed(error: type[OverfocusError]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for functions that take no settings: it raises `error` before any work where an argument is of another type.
+
+    The annotations say the types; numbers and pairs are brought into them, all else stays as it was given.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        module = inspect.getmodule(function)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs)
+            for name, value in given.arguments.items():
+                entry = signature.parameters[name]
+                if entry.annotation is entry.empty or entry.kind is entry.VAR_KEYWORD or value is entry.default:
+                    continue
+                kind = _evaluated(entry.annotation, module)[0]
+                fits, given.arguments[name] = _acceptable(kind, value)
+                if not fits:
+                    raise error(f"{name} must be {describe_type(kind)}, got {shown(value)}")
+            return function(*given.args, **given.kwargs)
+
+        return call
+
+    return decorate
+
+
+def _acceptable(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether a value is of a type, of which not all need be imported, and numbers and pairs in it; any text fits a choice."""
+    for part in members(kind):
+        fixed = get_origin(part) is tuple and Ellipsis not in get_args(part)
+        if isinstance(part, _NotImported):
+            fits = part.__name__ in {base.__name__ for base in type(value).__mro__}
+        elif get_origin(part) is Literal:
+            fits = isinstance(value, str)
+        elif hasattr(part, "array_type"):  # jaxtyping's, which would look at the shape
+            fits = isinstance(value, part.array_type)
+        elif part in (int, float) or fixed:
+            fits, made = _fitted_one(part, value)
+            if fits:
+                return True, made
+        elif element(part) is not None:
+            fits = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+        else:
+            fits = _fitted_one(part, value)[0]
+        if fits:
+            return True, value
+    return value is None and type(None) in get_args(kind), value
+
+
 def field_type(owner: type[Settings], name: str) -> Any:
     """The type of a field; None where it names classes that are not imported here, which may hold any object."""
     kind, whole = _resolved(owner, name)
@@ -193,9 +244,13 @@ class _NotImported(type):
 def _resolved(owner: type[Settings], name: str) -> tuple[Any, bool]:
     """The type of a field, and whether all that it names is imported."""
     kind = next(field for field in dataclasses.fields(owner) if field.name == name).type
+    return _evaluated(kind, inspect.getmodule(next(home for home in owner.__mro__ if name in inspect.get_annotations(home))))
+
+
+def _evaluated(kind: Any, module: types.ModuleType | None) -> tuple[Any, bool]:
+    """The type that an annotation means in its module, and whether all that it names is imported."""
     if not isinstance(kind, str):
         return kind, True
-    module = inspect.getmodule(next(home for home in owner.__mro__ if name in inspect.get_annotations(home)))
     known = dict(vars(module))
     whole = True
     while True:
@@ -245,9 +300,13 @@ def _described(kind: Any) -> str:
     if (inner := element(kind)) is not None:
         plural = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
         return f"a list of {' or '.join(plural.get(part, 'values') for part in members(inner))}"
-    return words.get(
-        kind, "a table of names and values" if get_origin(kind) in (dict, Mapping) else getattr(kind, "__name__", str(kind))
-    )
+    if get_origin(kind) in (dict, Mapping):
+        return "a table of names and values"
+    name = getattr(kind, "__name__", str(kind))
+    return words.get(kind, _CLASSES.get(name, name))
+
+
+_CLASSES = {"Module": "a torch.nn.Module", "device": "a torch.device", "Tensor": "a tensor", "Image": "a PIL image"}
 
 
 def _fitted(kind: Any, value: Any) -> tuple[bool, Any]:

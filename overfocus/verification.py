@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from overfocus.attention import AttentionMap
 from overfocus.capturing import Site, capture
 from overfocus.errors import CaptureError
+from overfocus.settings import typed
 
 OUTPUT_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference of weights × values that passes, relative to the largest value that the site produced (or to 1): what
@@ -64,6 +65,7 @@ class Verification:
 
 
 @torch.inference_mode()
+@typed(CaptureError)
 def verify(model: nn.Module, inputs: Any = None, *, seed: int = 0) -> Verification:
     """Check captured attention against the model itself, in evaluation mode and with the same random numbers.
 

@@ -91,7 +91,7 @@ def test_what_is_retained(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) ->
     (limit,) = check(run, minimum={"retained.js_divergence": 0.78})
     assert (limit.kept, limit.layer, limit.severity) == (False, 1, 3)
     assert limit.value == pytest.approx(0.77)
-    with pytest.raises(RunError, match="nothing is retained of gini; choose one of js_divergence"):
+    with pytest.raises(RunError, match="retained is not defined for gini; choose one of js_divergence"):
         check(run, minimum={"retained.gini": 0.5})
     monkeypatch.setattr(Run, "retained", pd.DataFrame([]), raising=False)
     with pytest.raises(RunError, match="needs the control"):

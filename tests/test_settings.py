@@ -64,10 +64,10 @@ def test_the_documentation_has_the_help_before_what_is_raised() -> None:
     ("arguments", "words"),
     [
         ({"leaf": "sencah"}, "leaf must be assam or sencha, got 'sencah'; did you mean sencha?"),
-        ({"leaf": ""}, "leaf is an empty text"),
+        ({"leaf": ""}, "leaf is empty"),
         ({"leaf": "a\0"}, r"leaf must not hold a zero byte, got a\\x00"),
         ({"leaf": None}, "leaf must be a text, got None"),
-        ({"pot": ""}, "pot is an empty text"),
+        ({"pot": ""}, "pot is empty"),
         ({"pot": 3}, "pot must be a text or a path, got 3"),
         ({"minutes": 0}, "minutes must be above 0 and at most 10, got 0"),
         ({"minutes": math.nan}, "minutes must be above 0 and at most 10, got nan"),

@@ -96,7 +96,7 @@ class FigureSettings(Settings):
         for name in _WITHOUT[self.kind]:
             if getattr(self, name) is not None:
                 kinds = [kind for kind, without in _WITHOUT.items() if name not in without]
-                self.refuse(name, f"does not apply to {self.kind}, only to {' and '.join(kinds)}")
+                self.refuse(name, f"does not apply to {self.kind}, only to {' and '.join(kinds)}; leave it out")
         if self.layers is not None and not self.numbers:
             self.refuse("layers", f"must be layer numbers such as 0,3-5, at most 1000, got {shown(self.layers)}")
 

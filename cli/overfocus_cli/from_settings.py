@@ -43,6 +43,9 @@ def from_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
 
         @functools.wraps(function)
         def command(**values: Any) -> None:
+            known = {field.name for field in given}
+            for name, value in values.items():
+                _require_no_option(option_name(settings, name) if name in known else f"--{name}", value)
             extra = {entry.name: values.pop(entry.name) for entry in own}
             function(_made(settings, given, values), **extra)
 
@@ -55,6 +58,16 @@ def from_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
         return command
 
     return decorate
+
+
+def _require_no_option(name: str, value: object) -> None:
+    """Raise a usage error if the value of an option is the next option, as where it was forgotten."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str | Path) and str(text).startswith("--"):
+            raise typer.BadParameter(
+                f"expected a value, got {shown(str(text))}; a name that begins with -- is given as ./{printable(text, 40)}",
+                param_hint=f"'{name}'",
+            )
 
 
 def option_name(settings: type[Settings], name: str) -> str:

@@ -43,34 +43,35 @@ def inspect_checkpoint(settings: InspectSettings, *, as_json: AsJson = False) ->
     if as_json:
         print_json(found.as_dict())
     else:
-        _print(found.facts, found.attention, found.verification)
+        _print(found.properties, found.attention, found.verification)
     if found.verification and not found.verification["passed"]:
         raise typer.Exit(1)
 
 
-def _print(facts: dict[str, Any], sites: list[dict[str, Any]], verification: dict[str, Any] | None) -> None:
+def _print(properties: dict[str, Any], sites: list[dict[str, Any]], verification: dict[str, Any] | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    channels, height, width = facts["input_size"]
+    channels, height, width = properties["input_size"]
     described = Table(box=None, show_header=False, pad_edge=False)
     described.add_column(style="bold")
     described.add_column(overflow="fold")
     for name, text in {
-        "checkpoint": facts["source"],
-        "architecture": f"{facts['architecture']}, found by: {facts['found_by']}",
-        "weights": facts["weights_entry"],
-        "parameters": f"{facts['parameters']:,}",
-        "input": f"{channels} × {height} × {width}, mean {_rounded(facts['mean'])}, standard deviation {_rounded(facts['std'])}, "
-        f"{facts['interpolation']}, crop {facts['crop_pct']:g}",
-        "classes": _classes(facts["num_classes"], facts["class_names"]),
-        "sha256": f"{facts['sha256'][:16]}…" if facts["sha256"] else "none: not loaded from one file",
-        "missing keys": _keys(facts["missing_keys"]),
-        "unexpected keys": _keys(facts["unexpected_keys"]),
+        "checkpoint": properties["source"],
+        "architecture": f"{properties['architecture']}, found by: {properties['found_by']}",
+        "weights": properties["weights_entry"],
+        "parameters": f"{properties['parameters']:,}",
+        "input": f"{channels} × {height} × {width}, mean {_rounded(properties['mean'])}, "
+        f"standard deviation {_rounded(properties['std'])}, "
+        f"{properties['interpolation']}, crop {properties['crop_pct']:g}",
+        "classes": _classes(properties["num_classes"], properties["class_names"]),
+        "sha256": f"{properties['sha256'][:16]}…" if properties["sha256"] else "none: not loaded from one file",
+        "missing keys": _keys(properties["missing_keys"]),
+        "unexpected keys": _keys(properties["unexpected_keys"]),
     }.items():
         described.add_row(name, cell(text, 2000))
-    for note in facts["notes"]:
+    for note in properties["notes"]:
         described.add_row("note", cell(note, 2000))
     console.print(described)
 

@@ -89,7 +89,7 @@ def _one_line(command: str, *, debug: bool) -> Iterator[None]:
             message += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
         _stop(message + (f" See {path} --help" if message.endswith("?") else f"; see {path} --help"), 2, error)
     except BaseException as error:
-        if debug or not isinstance(error, Exception):
+        if debug:
             raise
         _stop(explain(error) if isinstance(error, OverfocusError) else f"{command or 'overfocus'}: {explain(error)}", 1, error)
 
@@ -148,6 +148,7 @@ def run() -> None:
     # busy machine from each other; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever matplotlib has for windows
+    os.environ.pop("SOURCE_DATE_EPOCH", None)  # they carry no dates, and matplotlib fails on one that is none
     warnings.formatwarning = lambda message, *_: f"overfocus: warning: {one_line(message)}\n"
     end_in_order()
     app(prog_name="overfocus")

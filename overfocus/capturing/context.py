@@ -13,6 +13,7 @@ from overfocus.attention import AttentionMap, TokenNorms
 from overfocus.capturing.coverage import Site
 from overfocus.capturing.tracer import Tracer
 from overfocus.errors import CaptureError
+from overfocus.settings import typed
 
 
 class Captured:
@@ -80,6 +81,7 @@ class Captured:
         self.tracer.without_gradient = set()
 
 
+@typed(CaptureError)
 @contextmanager
 def capture(
     model: nn.Module,

@@ -555,7 +555,7 @@ class MultiheadCall:
         return F.linear(mixed, self.out_weight, self.out_bias)
 
 
-def stands_aside(module: nn.Module) -> bool:
+def uses_fused_path(module: nn.Module) -> bool:
     """Whether the function mode steps aside for this module: those that would leave their fast path."""
     return any(
         isinstance(module, kind) and type(module).forward is kind.forward

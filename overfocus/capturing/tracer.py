@@ -29,7 +29,7 @@ from overfocus.capturing.sources import (
     layer_call,
     module_call,
     nested_call,
-    stands_aside,
+    uses_fused_path,
 )
 from overfocus.capturing.watching import (
     KERNEL_ARGUMENTS,
@@ -94,7 +94,7 @@ class Tracer:
         attend = None if exact or verify else self.attend
         self.mode = CaptureMode(self.observe, attend, _OBSERVED, self._products.notes, constants)
         self._entry: str | None = None
-        self._aside = {id(module) for module in modules if stands_aside(module)}
+        self._aside = {id(module) for module in modules if uses_fused_path(module)}
         self._ran: set[str] = set()
         """Multi-head modules that have run themselves since the layer around them began."""
         self._blocks: dict[str, BlockTokens] = {}

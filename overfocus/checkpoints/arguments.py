@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -34,6 +35,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "attn_drop_rate": (0, 1), "proj_drop_rate": (0, 1), "pos_drop_rate": (0, 1), "patch_drop_rate": (0, 1),
     "rope_temperature": (1, 1e7), "rope_grid_offset": (-100, 100), "ref_feat_shape": (1, 4096), "pt_layer_scale": (0, 100),
     "output_stride": (1, 64), "expand_ratio": (0.1, 16), "head_dim": (1, 1024), "num_branches": (1, 64), "stem_width": (1, 8192),
+    "stem_channels": (1, 8192), "block_channels": (1, 8192), "block_layers": (1, 200), "partition_size": (1, 512),
 }  # fmt: skip
 _BOOLEANS = frozenset(
     "qkv_bias qk_norm scale_attn_norm scale_mlp_norm scale_attn_inner proj_bias class_token no_embed_class pre_norm final_norm "
@@ -130,7 +132,7 @@ def _number(value: Any, low: float, high: float) -> bool:
 # where the two differ, the file's value is the argument to build with.
 
 
-def told_by_tensors(shapes: Shapes, model: nn.Module, image_size: tuple[int, int] | None = None) -> Arguments:
+def infer_from_tensors(shapes: Shapes, model: nn.Module, image_size: tuple[int, int] | None = None) -> Arguments:
     """Arguments that make a model of this class have a file's tensors; only those in which its own differ.
 
     `image_size` (height, width) tells a table of an oblong patch grid from one of a square grid without prefix tokens.
@@ -146,15 +148,15 @@ def told_by_tensors(shapes: Shapes, model: nn.Module, image_size: tuple[int, int
     return {key: value for key, value in theirs.items() if own.get(key) != value}
 
 
-def _told_vit(shapes: Shapes) -> Arguments:
+def _infer_vit(shapes: Shapes) -> Arguments:
     stem = shapes.get("patch_embed.proj.weight")
-    told: Arguments = {}
+    inferred: Arguments = {}
     if stem is not None and len(stem) == 4 and stem[2] <= 256:
-        told["patch_size"] = stem[2] if stem[2] == stem[3] else stem[2:]
+        inferred["patch_size"] = stem[2] if stem[2] == stem[3] else stem[2:]
     rows, prefix = shapes.get("pos_embed", (1, 0))[1], _prefix(shapes)
     norm, fc_norm = "norm.weight" in shapes, "fc_norm.weight" in shapes
     pooled = "map" if "attn_pool.latent" in shapes else "avg" if fc_norm or "cls_token" not in shapes else "token"
-    told |= {
+    inferred |= {
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "proj_bias": "blocks.0.attn.proj.bias" in shapes,
@@ -169,10 +171,10 @@ def _told_vit(shapes: Shapes) -> Arguments:
         "fc_norm": fc_norm,
         "final_norm": norm or fc_norm,
     }
-    return told
+    return inferred
 
 
-def _told_beit(shapes: Shapes) -> Arguments:
+def _infer_beit(shapes: Shapes) -> Arguments:
     return {
         "use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in shapes,
         "use_rel_pos_bias": "blocks.0.attn.relative_position_bias_table" in shapes,
@@ -183,18 +185,22 @@ def _told_beit(shapes: Shapes) -> Arguments:
     }
 
 
-def _told_swin(shapes: Shapes) -> Arguments:
-    told: Arguments = {}
+def _infer_eva(shapes: Shapes) -> Arguments:
+    return {"global_pool": "token" if "norm.weight" in shapes else "avg"}
+
+
+def _infer_swin(shapes: Shapes) -> Arguments:
+    inferred: Arguments = {}
     stem = shapes.get("patch_embed.proj.weight")
     if stem is not None and len(stem) == 4 and stem[2] <= 256:
-        told["patch_size"] = stem[2]
+        inferred["patch_size"] = stem[2]
     heads = _stages(shapes, r"layers\.(\d+)\.blocks\.\d+\.attn\.(relative_position_bias_table|logit_scale)$", -1, 0)
     if heads:
-        told["num_heads"] = heads
-    return told
+        inferred["num_heads"] = heads
+    return inferred
 
 
-def _told_pvt(shapes: Shapes) -> Arguments:
+def _infer_pvt(shapes: Shapes) -> Arguments:
     hidden = _stages(shapes, r"stages\.(\d+)\.blocks\.0\.mlp\.fc1\.weight$", 0, 0)
     width = _stages(shapes, r"stages\.(\d+)\.blocks\.0\.mlp\.fc1\.weight$", 1, 1)
     return {"mlp_ratios": tuple(a / b for a, b in zip(hidden, width, strict=True))} if hidden else {}
@@ -211,11 +217,12 @@ def _stages(shapes: Shapes, expression: str, axis: int, other: int) -> tuple[int
 
 
 _TOLD: dict[type[nn.Module], Callable[[Shapes], Arguments]] = {
-    VisionTransformer: _told_vit,
-    Beit: _told_beit,
-    SwinTransformer: _told_swin,
-    SwinTransformerV2: _told_swin,
-    PyramidVisionTransformerV2: _told_pvt,
+    VisionTransformer: _infer_vit,
+    Beit: _infer_beit,
+    Eva: _infer_eva,
+    SwinTransformer: _infer_swin,
+    SwinTransformerV2: _infer_swin,
+    PyramidVisionTransformerV2: _infer_pvt,
 }
 
 # A plain Vision Transformer of any width and depth.
@@ -248,15 +255,15 @@ def plain_vit(
     width, depth = stem[0], len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)})
     if qkv[1] != width or "dist_token" in shapes:
         return None
-    told = _told_vit(shapes)
+    inferred = _infer_vit(shapes)
     if _is_oblong(shapes, image_size):
-        told["no_embed_class"] = False
-    arguments = {key: value for key, value in told.items() if value != _PLAIN.get(key)}
+        inferred["no_embed_class"] = False
+    arguments = {key: value for key, value in inferred.items() if value != _PLAIN.get(key)}
     name = "VisionTransformer"
     assumed: list[str] = []
-    if not told["final_norm"]:
+    if not inferred["final_norm"]:
         assumed.append("built without a last normalisation, as the file has none")
-    if told["no_embed_class"]:
+    if inferred["no_embed_class"]:
         side = square_side(shapes["pos_embed"][1])
         assumed.append(f"position table read as {side}x{side} patches without a row for the class token")
     size = stem[2] if stem[2] == stem[3] else None
@@ -276,6 +283,24 @@ def plain_vit(
     arguments |= {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden[0] / width}
     arguments["patch_size"] = size or stem[2:]
     return name, arguments, assumed
+
+
+def torchvision_maxvit(shapes: Shapes) -> Arguments | None:
+    """Arguments of torchvision's MaxViT that has these tensors; None where they are not those of one."""
+    layer = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.layers\.window_attention\.attn_layer\.1\.relative_position_bias_table")
+    tables = {(int(m[1]), int(m[2])): shape for name, shape in shapes.items() if (m := layer.fullmatch(name)) and len(shape) == 2}
+    stem = shapes.get("stem.0.0.weight", ())
+    depths = [sum(place[0] == block for place in tables) for block in range(len({block for block, _ in tables}))]
+    widths = [
+        shapes.get(f"blocks.{block}.layers.0.layers.window_attention.attn_layer.0.weight", ()) for block in range(len(depths))
+    ]
+    side = square_side(next(iter(tables.values()))[0]) if tables else None
+    if not all(depths) or not all(len(width) == 1 for width in widths) or len(stem) != 4 or side is None or side > 127:
+        return None
+    window = (side + 1) // 2
+    inferred = {"stem_channels": stem[0], "block_channels": tuple(width[0] for width in widths), "block_layers": tuple(depths)}
+    inferred |= {"partition_size": window, "head_dim": widths[0][0] // tables[0, 0][1]}
+    return inferred | {"img_size": window * 2 ** (len(depths) + 1)}
 
 
 _PLAIN: Arguments = {
@@ -344,7 +369,8 @@ def channels_in(tensors: Mapping[str, Tensor], model: nn.Module) -> int | None:
 
 def takes_image_size(model: nn.Module) -> bool:
     """Whether the architecture is built for one image size, given as `img_size`."""
-    return "img_size" in inspect.signature(type(trunk(model)[0]).__init__).parameters
+    inside, _ = trunk(model)
+    return hasattr(inside, "img_size") or "img_size" in inspect.signature(type(inside).__init__).parameters
 
 
 def image_size_of(model: nn.Module) -> tuple[int, int]:

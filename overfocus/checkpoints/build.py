@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from overfocus.checkpoints.arguments import trunk
-from overfocus.checkpoints.index import is_table, is_tap, is_tap_predictor
+from overfocus.checkpoints.index import CLASSIFIERS, is_table, is_tap, is_tap_predictor
 from overfocus.errors import CheckpointError, OverfocusError, first_line
 from overfocus.text import some
 
 Convert = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 UNREGISTERED = "VisionTransformer"
 """Architecture of a model made by `timm.models.vision_transformer.VisionTransformer(**model_args)` rather than by name."""
+MAXVIT = "MaxVit"
+"""Architecture of a model made by torchvision's `MaxVit`, which timm's of that name differs from in scale, padding and head."""
 SEGFORMER = "_segformer"
 """Behind the name of a backbone: this one under the SegFormer head, where no architecture of that name is registered."""
 
@@ -65,7 +67,7 @@ def is_architecture(name: str) -> bool:
     import overfocus.models  # noqa: F401  registers our architectures with timm
 
     backbone = name.removesuffix(SEGFORMER)
-    return name == UNREGISTERED or bool(timm.is_model(name)) or (backbone != name and is_architecture(backbone))
+    return name in (UNREGISTERED, MAXVIT) or bool(timm.is_model(name)) or (backbone != name and is_architecture(backbone))
 
 
 def require_known(name: str) -> None:
@@ -79,7 +81,7 @@ def require_known(name: str) -> None:
 
 
 def create(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
-    """A model by a name that timm or overfocus registers, "VisionTransformer", or either of them with `_segformer` behind it.
+    """A model by a name that timm or overfocus registers, "VisionTransformer" (all with `_segformer` behind, too) or "MaxVit".
 
     Whatever timm raises about arguments that do not fit goes through.
     """
@@ -88,11 +90,30 @@ def create(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False)
     backbone = name.removesuffix(SEGFORMER)
     if name == UNREGISTERED:
         return vision_transformer.VisionTransformer(**arguments)
+    if name == MAXVIT:
+        return _maxvit(**arguments)
     if backbone == name or timm.is_model(name):
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
         return model
     head = {key: arguments[key] for key in ("num_classes", "in_chans") if key in arguments}
     return segmentation_model(create(backbone, {**arguments, "num_classes": 0}, pretrained=pretrained), **head)
+
+
+def _maxvit(img_size: int | tuple[int, int] = 224, num_classes: int = 1000, **arguments: Any) -> nn.Module:
+    """MaxViT of torchvision, saying of itself what timm's models say; without classes it gives the mean of its last grid."""
+    from torchvision.models.maxvit import MaxVit  # timm requires torchvision
+
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    plain = {"stem_channels": 64, "partition_size": 7, "block_channels": (64, 128, 256, 512), "block_layers": (2, 2, 5, 2)}
+    given: Any = plain | {"head_dim": 32} | arguments
+    given |= {key: list(given[key]) for key in ("block_channels", "block_layers")}
+    model: Any = MaxVit(size, stochastic_depth_prob=0.0, num_classes=max(num_classes, 1), **given)
+    if not num_classes:
+        model.classifier = model.classifier[:2]
+    model.num_classes, model.img_size = num_classes, size
+    model.pretrained_cfg = {"classifier": "classifier.5", "first_conv": "stem.0.0", "input_size": (3, *size)}
+    result: nn.Module = model
+    return result
 
 
 def outline(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None = None) -> tuple[nn.Module, Convert]:
@@ -221,7 +242,7 @@ _HARMLESS = re.compile(
     r"|text_model|text_encoder|token_embedding|logit_scale|logit_bias|local_cls_norm|cls_pt_layers|neck|outer_tokens|criterion|loss\w*)(\.|$)"
 )
 """What cannot change an encoder's output for an unmasked image: heads of other tasks, mask tokens, computable buffers."""
-_CLASSIFIER = re.compile(r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits)\.")
+_CLASSIFIER = re.compile(rf"^({CLASSIFIERS})\.")
 _ALIGNMENT = 64
 _COMPUTED = re.compile(r"running_(mean|var)$")
 
@@ -236,6 +257,29 @@ def _computes(model: nn.Module, name: str) -> bool:
         own = [*dict(model.named_modules()), *dict(model.named_buffers())]
         return any(_ROTARY.search(other) for other in own)
     return not _MASK.search(name) or any(_MASK.search(other) for other, _ in model.named_buffers())
+
+
+def contradicted(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Buffers of a file that a model computes for itself and computes otherwise: another window, shift, scale or rotation.
+
+    `tensors` are the file's with the names of `model`, which has been built with memory. Compared is what has the same shape;
+    values that were rounded to half precision are equal.
+    """
+    own, kept = dict(model.named_buffers()), model.state_dict()
+    rotary = [part for name, buffer in own.items() if _ROTARY.search(name) for part in (buffer, *buffer.tensor_split(2, -1))]
+    found = []
+    for name, tensor in tensors.items():
+        if not is_harmless(name) or name in kept:
+            continue
+        if name.endswith(".k_bias"):
+            same = not bool(tensor.any())  # only rotary positions make it count
+        else:
+            rivals = [own[name]] if name in own else rotary if _ROTARY.search(name) else []
+            rivals = [rival for rival in rivals if rival.shape == tensor.shape]
+            same = not rivals or any(torch.allclose(tensor.float(), rival.float(), rtol=0.01, atol=0.01) for rival in rivals)
+        if not same:
+            found.append(name)
+    return found
 
 
 def is_harmless(name: str) -> bool:
@@ -323,6 +367,8 @@ def account(
             resampled = tensor.untyped_storage()._cdata not in given
             unfit |= {name: (tuple(before.shape), expected)} if resampled else {}
     lost, buffers = _swallowed(tensors, converted)
+    if "norm.weight" in tensors.keys() - converted.keys() and "fc_norm.weight" in converted.keys() - tensors.keys():
+        lost.append("norm.weight")  # timm starts a fine-tuning so; the network that the file is of normalised every token
     strange = [name for name in tensors if is_harmless(name) and not _computes(model, name)]
     left = [name for name in converted if name not in ours] + lost + buffers
     heads = [name for name in left if is_head(name, classifiers)]

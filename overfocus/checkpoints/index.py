@@ -7,7 +7,7 @@ fine-tuned to other classes, sizes, channels or branches still has the fingerpri
 
 What shapes do not show (heads, strides, activations, constants, windows and shifts) is a *fact*: every plain attribute of
 every module of a built model, gathered under the module's name (`blocks.*.attn:num_heads`). Two architectures with equal
-shapes and equal facts compute the same attention. Left out is what does not change it: the classifier and its pooling,
+shapes and equal attributes compute the same attention. Left out is what does not change it: the classifier and its pooling,
 training options, and what follows from the image size.
 """
 
@@ -29,9 +29,9 @@ from torch import nn
 
 Shape = tuple[int, ...]
 
-_CLASSIFIER = re.compile(
-    r"^(head|heads|head_dist|heads_dist|aux_head|fc|classifier|classif|last_linear|pre_logits|decode_head\.(linear_pred|conv_seg))\."
-)
+CLASSIFIERS = "head|heads|head_dist|heads_dist|head_dense|aux_head|fc|classifier|classif|last_linear|pre_logits"
+"""First words of the names of classifiers' parameters, as an expression."""
+_CLASSIFIER = re.compile(rf"^({CLASSIFIERS}|decode_head\.(linear_pred|conv_seg))\.")
 _ALIASES = {"register_tokens": "reg_token"}
 """Names that timm changes when it converts weights of others (DINOv2)."""
 _BUFFER = re.compile(
@@ -129,7 +129,7 @@ def fits_table(shapes: Mapping[str, Shape], prefix: int) -> bool:
     return shape is not None and len(shape) == 3 and square_side(shape[1] - prefix) is not None
 
 
-Fact = str | int | float | bool | list["Fact"] | None
+Attribute = str | int | float | bool | list["Attribute"] | None
 
 # fmt: off
 _WITHOUT_EFFECT = frozenset({
@@ -153,10 +153,10 @@ _MARKS = ("num_heads", "fused_attn")
 _LONGEST = 64
 
 
-def facts(model: nn.Module) -> dict[str, Fact]:
-    """The facts of a model (one built on the meta device will do), a list where they differ from layer to layer."""
+def attributes_of(model: nn.Module) -> dict[str, Attribute]:
+    """The attributes of a model (one built on the meta device will do), a list where they differ from layer to layer."""
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    gathered: defaultdict[str, list[Fact]] = defaultdict(list)
+    gathered: defaultdict[str, list[Attribute]] = defaultdict(list)
     for name, module in model.named_modules():
         place = pattern(name)
         gathered[f"{place}:class"].append(type(module).__name__)
@@ -181,7 +181,7 @@ def attends(model: nn.Module) -> bool:
     return False
 
 
-def _plain(value: object) -> Fact:
+def _plain(value: object) -> Attribute:
     """A value as JSON takes it; NotImplemented for tensors, modules and other objects."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -198,7 +198,7 @@ def _plain(value: object) -> Fact:
     return NotImplemented  # type: ignore[no-any-return]  # no value of its own: None is a fact
 
 
-def _merged(values: list[Fact]) -> Fact:
+def _merged(values: list[Attribute]) -> Attribute:
     """One value where all are equal: (3, 3) and 3 say the same of a kernel."""
     return values[0] if values and all(value == values[0] for value in values) else values
 
@@ -220,7 +220,7 @@ class Candidate:
     """Position tables with their shapes at the architecture's own image size."""
     prefix: int
     """Rows of the absolute position table that belong to prefix tokens."""
-    facts: dict[str, Any]
+    attributes: dict[str, Any]
     """What shapes do not show, as far as architectures with these shapes differ in it."""
     group: str
     """Of architectures with the same fingerprint."""
@@ -300,8 +300,8 @@ def read_index() -> dict[str, Any]:
 def _members(index: dict[str, Any], key: str, share: float, covered: float) -> list[Candidate]:
     features = index["features"]
     return [
-        Candidate(name, share, covered, Counter({features[number]: count for number, count in table}), prefix, facts, key)
-        for name, (table, prefix, facts) in index["groups"][key]["members"].items()
+        Candidate(name, share, covered, Counter({features[number]: count for number, count in table}), prefix, attributes, key)
+        for name, (table, prefix, attributes) in index["groups"][key]["members"].items()
     ]
 
 

@@ -26,6 +26,7 @@ from overfocus.checkpoints.build import (
     account,
     build,
     build_empty,
+    contradicted,
     convert_tensors,
     create,
     fill,
@@ -36,15 +37,23 @@ from overfocus.checkpoints.build import (
     skeleton,
 )
 from overfocus.checkpoints.formats import adapter_folder, configuration_beside, find_folder, transformers_folder
-from overfocus.checkpoints.hints import PREPROCESSING, Hints, hints_of_config, hints_of_content, hints_of_jax, hints_of_metadata
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
-from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, Reading
+from overfocus.checkpoints.metadata import (
+    PREPROCESSING,
+    Metadata,
+    metadata_of_config,
+    metadata_of_jax,
+    metadata_of_safetensors,
+    metadata_of_trainer,
+)
+from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading
 from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
-from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise
+from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise, stated
 from overfocus.checkpoints.transformers_models import load_transformers, merge_adapter
-from overfocus.errors import CheckpointError, OverfocusError, first_line
+from overfocus.errors import CheckpointError, OverfocusError, first_line, is_out_of_memory
 from overfocus.samples import sample_checkpoint
+from overfocus.settings import typed
 from overfocus.text import printable, some
 
 _HUB_NAME = re.compile(r"(hf[-_]hub:)?[\w.-]{1,96}/[\w.-]{1,96}")
@@ -69,7 +78,8 @@ def fetch_folder(source: str) -> Path:
     except Exception as error:  # hub clients raise whatever their network layer does
         reason = first_line(error) if reachable else "the hub cannot be reached and the model is not in the local cache"
         raise CheckpointError(
-            f"{source}: neither a file or folder nor a model that can be fetched from the hub ({reason})"
+            f"{source}: neither a file or folder nor a model that can be fetched from the hub ({reason}); "
+            "check the path or the name"
         ) from error
 
 
@@ -86,7 +96,7 @@ def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int |
     model = _create(name, pretrained, arguments)
     config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]  # timm attaches a dict
     known = {key: value for key, value in config.items() if key in PREPROCESSING and value is not None}
-    preprocess, notes = preprocess_for(model, Hints(preprocessing=known), image_size)
+    preprocess, notes = preprocess_for(model, Metadata(preprocessing=known), image_size)
     if not pretrained:
         notes = [f"WEIGHTS ARE RANDOM: {name} was made without its trained weights, so its attention means nothing", *notes]
     return LoadedModel(
@@ -99,7 +109,7 @@ def load_named(name: str, image_size: tuple[int, int] | None, num_classes: int |
         weights_entry="timm's trained weights" if pretrained else "random",
         notes=tuple(notes),
         model_args=arguments,
-        class_names=class_names_for(Hints(), model),
+        class_names=class_names_for(Metadata(), model),
     )
 
 
@@ -164,9 +174,9 @@ def make(spelling: str) -> LoadedModel:
             found = getattr(found, part)
         made = found() if callable(found) else found
         return made if isinstance(made, LoadedModel) else wrap(made, name=spelling)  # type: ignore[arg-type]
-    except OverfocusError:
+    except (OverfocusError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # the user's own code
+    except BaseException as error:  # the user's own code
         raise CheckpointError(
             f"--model {spelling}: expected a function without arguments that returns a torch.nn.Module or overfocus.wrap(…), "
             f"got {type(error).__name__}: {first_line(error)}"
@@ -189,6 +199,8 @@ def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_em
         raise CheckpointError(f"{file.path}: has none of the tensors of {spelling} ({some(list(own))}); is it another network?")
     network, notes = choose_network(networks, weights, use_ema, file.path)
     accounts = account(made.model, network.tensors, network.tensors, ())
+    needed = [name for name, _ in made.model.named_parameters() if name not in network.tensors]
+    accounts = replace(accounts, missing=list(dict.fromkeys([*accounts.missing, *needed])))  # a classifier is not random either
     if not accounts.exact and not lenient:
         raise CheckpointError(
             f"{file.path}: its tensors are not those of {spelling}: {accounts.faults}; change the function, or --lenient"
@@ -229,6 +241,7 @@ _ON = ("use_ema", "pretrained")  # options that are on unless they are turned of
 _SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt", ".npz")
 
 
+@typed(CheckpointError)
 def load_model(
     source: str | Path,
     *,
@@ -284,13 +297,18 @@ def load_model(
     elif folder is not None and model is None:
         loaded = load_transformers(*folder, size, lenient)
     elif path.exists() or path.suffix in _SUFFIXES:
-        file, hints = _read(path)
+        file, metadata = _read(path)
         network, taken = choose_network(find_networks(file.content, path), weights, use_ema, path)
-        network = _whole(network, file.content, hints)
-        loaded = _load(file, hints, network, recognise(network.tensors, hints, request, path), request, taken)
+        network = _whole(network, file.content, metadata)
+        loaded = _load(file, metadata, network, recognise(network.tensors, metadata, request, path), request, taken)
     else:
         loaded = load_named(str(source), size, num_classes, pretrained)
-    loaded.model.to(device).eval()
+    try:
+        loaded.model.to(device).eval()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"device {printable(device)!r} cannot be used ({first_line(error)}); try cpu or cuda") from error
     if loaded.lenient:
         warnings.warn(f"{source}: this may be another network: {loaded.notes[0]}", stacklevel=2)
     return loaded
@@ -344,21 +362,23 @@ def resolve_model(source: Source | None, *, device: str | torch.device | None = 
     return load_model(sample_checkpoint() if source is None else source, device=device or "cpu", **options)
 
 
-def _read(path: Path) -> tuple[CheckpointFile, Hints]:
+def _read(path: Path) -> tuple[CheckpointFile, Metadata]:
     if path.is_dir():
         weights, described, config = find_folder(path)
-        return read_checkpoint(weights), hints_of_config(config, described)
+        return read_checkpoint(weights), metadata_of_config(config, described)
     file, beside = read_checkpoint(path), configuration_beside(path)
     if file.metadata.get("origin") == "JAX":
-        return file, hints_of_jax(file.metadata)
+        return file, metadata_of_jax(file.metadata)
     if file.metadata.get("architecture"):
-        return file, hints_of_metadata(file.metadata, path)
-    return file, hints_of_content(file.content, path) if beside is None else hints_of_config(beside[1], beside[0])
+        return file, metadata_of_safetensors(file.metadata, path)
+    return file, metadata_of_trainer(file.content, path) if beside is None else metadata_of_config(beside[1], beside[0])
 
 
-def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, request: Request, taken: list[str]) -> LoadedModel:
+def _load(
+    file: CheckpointFile, metadata: Metadata, network: Network, found: Fit, request: Request, taken: list[str]
+) -> LoadedModel:
     accounts, path = found.accounts, file.path
-    complete = not accounts.missing and not accounts.unfit and request.num_classes is None
+    complete = not (accounts.missing or accounts.unfit or request.lenient) and request.num_classes is None
     model, convert = (build_empty if complete else build)(found.name, found.arguments, found.tap)
     if found.reading.norm_eps is not None:
         for module in model.modules():
@@ -373,30 +393,47 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
     if not real.exact and not request.lenient:
         raise CheckpointError(f"{path}: {found.name} does not take every tensor: {real.faults}; try another --model")
     fill(model, converted, path)
+    own, other = model.state_dict(), contradicted(model, tensors)
+    if other and not request.lenient:
+        raise CheckpointError(
+            f"{path}: {some(other)} of the file has other values than {found.name} computes (another window, shift or scale of "
+            "positions?); try another --model or --model-args, or --lenient to take what it computes"
+        )
     weighted = [name.removesuffix("weight") + "bias" for name in converted if name.endswith("weight")]
     bare = [name for name in weighted if name in model.state_dict() and name not in converted]
     for name in bare:  # a classifier that was trained without one
         model.get_parameter(name).data.zero_()
+    filled = {name for name, tensor in converted.items() if name in own and own[name].shape == tensor.shape} | {*bare}
+    random = [name for name, _ in model.named_parameters() if name not in filled] if request.num_classes is None else []
+    if random and not request.lenient:
+        raise CheckpointError(f"{path}: the file lacks {some(random)} of {found.name}; --lenient gives it random values")
     outside = [name for name in network.beside if changes_encoder(name, network)]
+    if any(relative_name(name, network).startswith("simfp") for name in outside) and not request.lenient:
+        raise CheckpointError(
+            f"{path}: the backbone of a ViTDet, whose blocks attend in windows that no tensor shows; pass your own code with "
+            "--model package.module:factory, or --lenient to load it without windows"
+        )
     if outside and not request.lenient:
         raise CheckpointError(
             f"{path}: {some(outside)} beside {network.entry} may change what the network computes and has no place in "
             f"{found.name}; merge it into the weights, or --lenient to load without it"
         )
-    lenient = bool(outside) or not real.exact
-    said = [f"LENIENT: loaded although not every tensor matches {found.name}: {real.faults or some(outside)}"] if lenient else []
+    lenient = bool(outside or other or random) or not real.exact
+    faults = real.faults or some([*outside, *other, *random])
+    said = [f"LENIENT: loaded although not every tensor matches {found.name}: {faults}"] if lenient else []
     origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
-    if origin is not None and not hints.preprocessing.keys() & {"mean", "std"}:
-        hints = replace(hints, preprocessing={**hints.preprocessing, **origin[0]})
+    if origin is not None and not metadata.preprocessing.keys() & {"mean", "std"}:
+        metadata = replace(metadata, preprocessing={**metadata.preprocessing, **origin[0]})
         said.append(f"mean and std are those of {origin[1]}, which the tensors' names show")
     try:
         preprocess, assumed = preprocess_for(
-            model, hints, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
+            model, metadata, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
         )
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}; correct it in config.json or in the file's metadata") from None
+        raise CheckpointError(f"{path}: {error}") from None
     lacking = [name for name in model.state_dict() if name not in converted]
-    notes = [*said, *taken, *hints.notes, *found.notes, *_heads_note(model, found, hints, request)]
+    notes = [*said, *taken, *metadata.notes, *found.notes, *_heads_note(model, found, metadata, request)]
+    notes += [f"classifier: {network.head}, the only layer behind the encoder"] if network.head and model.num_classes else []
     notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []
     notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]
     return LoadedModel(
@@ -412,8 +449,8 @@ def _load(file: CheckpointFile, hints: Hints, network: Network, found: Fit, requ
         notes=tuple(dict.fromkeys(notes)),
         lenient=lenient,
         model_args=found.arguments,
-        class_names=class_names_for(hints, model),
-        class_colours=class_colours_for(hints, model),
+        class_names=class_names_for(metadata, model),
+        class_colours=class_colours_for(metadata, model),
     )
 
 
@@ -428,17 +465,23 @@ def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], st
     return (SIGLIP_PREPROCESSING, "SigLIP (0.5)") if siglip else (CLIP_PREPROCESSING, "CLIP, as OpenCLIP trains by default")
 
 
-def _heads_note(model: nn.Module, found: Fit, hints: Hints, request: Request) -> list[str]:
+def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Request) -> list[str]:
     """What a plain Vision Transformer's tensors do not say and was assumed."""
     if found.found_by not in ("shapes", "tensors") or not isinstance(model, VisionTransformer):
         return []
     block: Any = model.blocks[0]
-    assumed = [] if hints.heads or "num_heads" in request.arguments else [f"{block.attn.num_heads} attention heads"]
+    assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} else [f"{block.attn.num_heads} attention heads"]
     norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
-    if found.reading.norm_eps is None and norm is not None:
+    if (found.reading.norm_eps is None or found.reading.origin == TRANSFORMERS) and norm is not None:
         assumed.append(f"normalisation with eps {norm:g}")
-    assumed.append(activation)
-    return [f"assumed, because no tensor shows it: {', '.join(assumed)} (--model-args num_heads=… sets heads)"]
+    assumed += [activation] if "act_layer" not in found.arguments else []
+    if found.plain and "img_size" in found.arguments:
+        height, width = _pair(found.arguments["img_size"]) or (0, 0)
+        assumed.append(f"patches without overlap, of {height}x{width} pixels")
+    if model.num_classes and model.global_pool == "token" and "global_pool" not in found.arguments:
+        assumed.append("the class token classified")
+    advice = "--model-args num_heads=… sets heads"
+    return [f"assumed, because no tensor shows it: {', '.join(assumed)} ({advice})"] if assumed else []
 
 
 def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> list[str]:
@@ -449,7 +492,7 @@ def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> li
     return [f"left out, not part of the encoder: {some(parts)}"] if parts else []
 
 
-def _whole(network: Network, content: Mapping[str, Any], hints: Hints) -> Network:
+def _whole(network: Network, content: Mapping[str, Any], metadata: Metadata) -> Network:
     """The segmentation model that a backbone is part of, where the file holds its head and it is one that we build."""
     front, _, last = network.path.rpartition(".")
     if last != "backbone" and not network.path.endswith("backbone.model"):
@@ -462,7 +505,7 @@ def _whole(network: Network, content: Mapping[str, Any], hints: Hints) -> Networ
     }
     if not any(name.startswith("decode_head.") for name in tensors):
         return network
-    said = any(name.endswith(SEGFORMER) and is_architecture(name) for name, _ in hints.architectures)
+    said = any(name.endswith(SEGFORMER) and is_architecture(name) for name, _ in metadata.architectures)
     return Network(tensors, front) if said or known_by_shapes(tensors) is not None else network
 
 

@@ -11,9 +11,10 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from overfocus.checkpoints.arguments import image_size_of, takes_image_size
-from overfocus.checkpoints.hints import Hints
+from overfocus.checkpoints.metadata import Metadata
 from overfocus.errors import CheckpointError, first_line
 from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from overfocus.settings import typed
 from overfocus.text import storable
 
 
@@ -90,6 +91,7 @@ class LoadedModel:
         return self.preprocess.crop_pct
 
 
+@typed(CheckpointError)
 def wrap(
     module: nn.Module,
     preprocess: Preprocess | Callable[[Image.Image], Any] | None = None,
@@ -216,7 +218,7 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 
 def preprocess_for(
-    model: nn.Module, hints: Hints, image_size: tuple[int, int] | None, *, imagenet: bool = False
+    model: nn.Module, metadata: Metadata, image_size: tuple[int, int] | None, *, imagenet: bool = False
 ) -> tuple[Preprocess, list[str]]:
     """The model's preprocessing, and notes on what was assumed.
 
@@ -228,7 +230,7 @@ def preprocess_for(
     known: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     if imagenet:
         known = {key: value for key, value in known.items() if key not in ("mean", "std")}
-    given = hints.preprocessing
+    given = metadata.preprocessing
     channels = getattr(model, "in_chans", None) or _input_channels(model)
     if channels not in (1, 3):
         raise CheckpointError(f"the model takes {channels} input channels; images have 1 (grey) or 3 (RGB)")
@@ -249,15 +251,17 @@ def preprocess_for(
             **merged,
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the checkpoint's preprocessing cannot be used: {error}") from None
+        raise CheckpointError(
+            f"the checkpoint's preprocessing cannot be used: {error}; correct it in config.json or in the file's metadata"
+        ) from None
     return preprocess, notes
 
 
-def class_names_for(hints: Hints, model: nn.Module) -> list[str] | None:
+def class_names_for(metadata: Metadata, model: nn.Module) -> list[str] | None:
     """The checkpoint's own class names, ImageNet's by the number of classes, else None."""
     classes = int(getattr(model, "num_classes", 0) or 0)
-    if hints.class_names is not None and len(hints.class_names) == classes:
-        return list(hints.class_names)
+    if metadata.class_names is not None and len(metadata.class_names) == classes:
+        return list(metadata.class_names)
     subset = infer_imagenet_subset({"num_classes": classes})
     if subset is None:
         return None
@@ -265,11 +269,11 @@ def class_names_for(hints: Hints, model: nn.Module) -> list[str] | None:
     return [str(info.index_to_description(index)) for index in range(classes)]
 
 
-def class_colours_for(hints: Hints, model: nn.Module) -> list[list[int]] | None:
+def class_colours_for(metadata: Metadata, model: nn.Module) -> list[list[int]] | None:
     """The checkpoint's own colours of the classes, None where it has none for them."""
-    if hints.class_colours is None or len(hints.class_colours) != int(getattr(model, "num_classes", 0) or 0):
+    if metadata.class_colours is None or len(metadata.class_colours) != int(getattr(model, "num_classes", 0) or 0):
         return None
-    return [list(colour) for colour in hints.class_colours]
+    return [list(colour) for colour in metadata.class_colours]
 
 
 def _input_channels(model: nn.Module) -> int:

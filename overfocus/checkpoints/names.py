@@ -23,6 +23,10 @@ CLIP_PREPROCESSING = {"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
 SIGLIP_PREPROCESSING = {"mean": IMAGENET_INCEPTION_MEAN, "std": IMAGENET_INCEPTION_STD}
 CLIP = "CLIP"
 """Origin of OpenAI's CLIP and of OpenCLIP, whose tensors do not say whether the activation is QuickGELU."""
+TRANSFORMERS = "transformers"
+"""Origin of Hugging Face's names, whose networks differ in an eps that no tensor shows."""
+MASKED = "pre-training by masked patches"
+"""Origin of a reading without the parts that only such a training needs, which timm's conversions take as a sign."""
 CHUNKED = "DINO trained in chunks"
 """Origin of a reading whose blocks were numbered by chunks."""
 
@@ -145,6 +149,9 @@ def _clip(tensors: Tensors) -> Reading:
     for name, shape in (("cls_token", (1, 1, -1)), ("pos_embed", (1, -1, result["cls_token"].shape[-1]))):
         if name in result and result[name].ndim < 3:
             result[name] = result[name].reshape(shape)
+    if "norm_pre.weight" not in result:  # CLIPA; timm's patch projection has a bias then
+        width = result["cls_token"].shape[-1]
+        result["patch_embed.proj.bias"] = torch.zeros(width, dtype=result["cls_token"].dtype, device=result["cls_token"].device)
     projection = result.pop("proj", None)
     if projection is not None and projection.ndim == 2:
         result["head.weight"] = projection.T
@@ -209,26 +216,31 @@ def _unfolded(tensor: Tensor) -> Tensor:
 
 
 def _transformers_vit(tensors: Tensors) -> Reading:
-    """ViT and DeiT of transformers, where its configuration is not beside the file."""
+    """ViT, DeiT and DINOv2 of transformers, before and since its version 5, where the configuration is not beside the file."""
     result = _renamed(
         tensors,
         [
             (r"^embeddings\.cls_token$", "cls_token"),
             (r"^embeddings\.distillation_token$", "dist_token"),
             (r"^embeddings\.position_embeddings$", "pos_embed"),
-            (r"^embeddings\.mask_token$", "mask_token"),
+            (r"^embeddings\.(mask_token|register_tokens)$", r"\1"),
             (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-            (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+            (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
             (r"\.attention\.attention\.", ".attn."),
-            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.attention\.([qkv])_proj\.", lambda m: f".attn.{ {'q': 'query', 'k': 'key', 'v': 'value'}[m[1]] }."),
+            (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+            (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
             (r"\.intermediate\.dense\.", ".mlp.fc1."),
             (r"\.output\.dense\.", ".mlp.fc2."),
             (r"\.layernorm_before\.", ".norm1."),
             (r"\.layernorm_after\.", ".norm2."),
             (r"^layernorm\.", "norm."),
+            (r"^classifier\.", "head."),
         ],
     )
-    return Reading(_packed(result, ("query", "key", "value")), "transformers", 1e-12)
+    result = _packed(_with_registers(result) if "register_tokens" in result else result, ("query", "key", "value"))
+    younger = "blocks.0.ls1.gamma" in result or "cls_token" not in result  # DINOv2, I-JEPA
+    return Reading(result, TRANSFORMERS, 1e-6 if younger else 1e-12)
 
 
 def _packed(tensors: Tensors, parts: tuple[str, str, str]) -> Tensors:
@@ -324,6 +336,16 @@ def _beit(tensors: Tensors) -> Reading:
     return Reading(tensors, "BEiT", architectures=(f"beit_{size}_patch16_224", f"beitv2_{size}_patch16_224") if size else ())
 
 
+def _without(expression: str, origin: str) -> Callable[[Tensors], Reading]:
+    """The names as they are, without those of parts that the network at rest does not use."""
+
+    def read(tensors: Tensors) -> Reading:
+        dropped = tuple(name for name in tensors if re.match(expression, name))
+        return Reading({name: tensor for name, tensor in tensors.items() if name not in dropped}, origin, dropped=dropped)
+
+    return read
+
+
 _MIT: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
 
 
@@ -349,13 +371,16 @@ _DIALECTS: tuple[tuple[str, Callable[[Tensors], Reading]], ...] = (
     (r"^class_embedding$", _clip),
     (r"^encoder\.layers\.encoder_layer_\d+\.", _torchvision_vit),
     (r"\.ffn\.layers\.0\.0\.", _openmmlab),
-    (r"^encoder\.layer\.\d+\.attention\.attention\.query\.", _transformers_vit),
+    (r"^(encoder\.layer|layers)\.\d+\.attention\.(attention\.query|q_proj)\.", _transformers_vit),
     (r"^features\.1\.0\.attn\.qkv\.", _torchvision_swin),
     (r"^blocks\.0\.m\.qkv\.c\.", _levit),
     (r"^patch_embed\.seq\.0\.c\.", _tinyvit),
     (r"\.mlp\.lin1\.", _sam),
     (r"^rel_pos_bias\.relative_position_bias_table$", _beit),
     (r"^block1\.0\.attn\.kv\.", _mix_transformer),
+    (r"^lm_head\.", _without(r"mask_token$|lm_head\.", MASKED)),
+    (r"^serial_blocks1\.0\.", _without(r"norm1\.", "CoaT")),
+    (r"^serial_blocks1\.0\.", _without(r"norm[123]\.", "CoaT-Lite")),
 )
 
 # Google's JAX code (ViT, AugReg, SAM; big_vision) keeps trees of kernels: transposed, with an axis of heads, sometimes all

@@ -21,7 +21,7 @@ ATTENTION = re.compile(
     re.IGNORECASE,
 )
 _BESIDE_TRAINING = re.compile(
-    r"^(\w*optim\w*|lr_scheduler\w*|\w*scheduler\w*|\w*scaler\w*|rng\w*|\w*rng_state\w*|loops|callbacks|amp|trainer_state)(\.|$)",
+    r"\w*optim\w*|lr_scheduler\w*|\w*scheduler\w*|\w*scaler\w*|rng\w*|\w*rng_state\w*|loops|callbacks|amp|trainer_state",
     re.IGNORECASE,
 )
 _FIRST_PROJECTION = re.compile(r"(patch_embed\w*|pixel_embed|to_patch_embedding|patchifier|patch_generator|embeds)\b.*weight$")
@@ -31,21 +31,24 @@ _AUXILIARY = frozenset({"predictor", "decoder"})
 _LAST_NORM = re.compile(r"(norm|ln|layer_?norm|ln_post|fc_norm|norm_post|final_norm|last_norm|encoder_norm|ln_f)\.(weight|bias)")
 _OWN_HEADS = (
     (re.compile(r"\.ffn\.layers\.0\.0\.weight$"), "head.", re.compile(r"head\.(?:fc|layers\.head)\.(weight|bias)")),
-    (re.compile(r"\.attention\.attention\.query\.weight$"), "classifier.", re.compile(r"classifier\.(weight|bias)")),
+    (re.compile(r"\.attention\.(attention\.query|q_proj)\.weight$"), "classifier.", re.compile(r"classifier\.(weight|bias)")),
 )
 """Libraries that keep a classifier beside the encoder: what tells them, its name with the encoder's, its name in the file."""
 _MOMENTUM = frozenset({"momentum", "k"})
 _COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
+_WRAPPER = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module|ddp_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into names, before the network or inside it."""
 _CHANGES_INPUT = re.compile(
-    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos|gate|scale_shift|^(side|ladder|inject)"
+    r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos(?!t)|gate|scale_shift|^(side|ladder|inject|simfp)"
     r"|^(?!text|decoder|\w*head|\w*proj|\w*predict)(\w+_)?(layer_?)?norm\w*$",
     re.IGNORECASE,
 )
 _HARMLESS_PARAMETER = re.compile(
     r"^(n_averaged|logit_scale|logit_bias|temperature|temp|tau|text_projection|image_projection|visual_projection"
     r"|positional_embedding|center\w*|queue\w*|queue_ptr|attn_mask|context_length|vocab_size|input_resolution|mean|std|pixel_mean"
-    r"|pixel_std|class_weights?|\w*mask_token\w*|epoch|step|iteration|num_updates|decay|initted)$"
+    r"|pixel_std|class_weights?|\w*mask_token\w*|epoch|step|iteration|num_updates|decay|initted|maskmem_tpos_enc"
+    r"|no_(mem|obj)_(embed|pos_enc|ptr|embed_spatial))$"
 )
 
 
@@ -58,6 +61,8 @@ class Network:
     """Where it was, e.g. "state_dict_ema.module"; empty where the file is the network itself."""
     beside: tuple[str, ...] = ()
     """Names of tensors beside it that belong to no other network: heads, a text tower, a loss."""
+    head: str = ""
+    """Where the linear layer stood that was taken as its classifier, where it is not called `head`."""
 
     @property
     def entry(self) -> str:
@@ -84,11 +89,16 @@ def flatten(content: Mapping[str, object]) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             found[front] = value
         elif isinstance(value, Mapping):
-            inside = [(f"{front}.{key}" if front else str(key), item) for key, item in value.items()]
-            stack += [(name, item) for name, item in reversed(inside) if not _BESIDE_TRAINING.match(name)]
-        elif isinstance(value, list | tuple) and not front.rpartition(".")[2].startswith("param"):
+            inside = [(f"{front}.{key}" if front else str(key), item) for key, item in value.items() if not _of_training(key)]
+            stack += reversed(inside)
+        elif isinstance(value, list | tuple) and "param" not in front.rpartition(".")[2]:  # values without names, of an average
             stack += [(f"{front}.{number}", item) for number, item in reversed(list(enumerate(value)))]
     return found
+
+
+def _of_training(key: object) -> bool:
+    """Whether an entry, at whatever depth, holds the state of an optimiser or the like; `scaler.weight` is a network's own."""
+    return _BESIDE_TRAINING.fullmatch(str(key)) is not None
 
 
 def find_networks(content: Mapping[str, object], path: object = "checkpoint") -> list[Network]:
@@ -113,9 +123,16 @@ def find_networks(content: Mapping[str, object], path: object = "checkpoint") ->
         base = _entry(content, root)
         around = [name for name in tensors if _within(name, base) and not name.startswith(others)] if root != base else []
         heads = _own_heads(own, root, around)
+        own = {_WRAPPER.sub("", name): tensor for name, tensor in own.items()}
         own |= {target: tensors[name] for name, target in heads.items()}
-        around = [name for name in around if name not in heads]
-        networks.append(Network(own, root, tuple(name for name in around if not name.endswith(_COUNTER))))
+        around = [name for name in around if name not in heads and not name.endswith(_COUNTER)]
+        head = _linear_head(own, {name: tensors[name] for name in around})
+        if head:
+            both = own | {name: tensors[name] for name in around}
+            own = {name: tensor for name, tensor in own.items() if not name.startswith(f"{head}.")}
+            own |= {f"head.{kind}": both[f"{head}.{kind}"] for kind in ("weight", "bias")}
+            around = [name for name in around if not name.startswith(f"{head}.")]
+        networks.append(Network(own, root, tuple(around), head))
     return networks
 
 
@@ -218,6 +235,29 @@ def _own_heads(own: Mapping[str, Tensor], root: str, around: list[str]) -> dict[
             found = {name: expression.fullmatch(name.removeprefix(front)) for name in around if name.startswith(front)}
             return {name: target + match[1] for name, match in found.items() if match}
     return {}
+
+
+_LINEAR_HEAD = re.compile(
+    r"(?P<layer>(?:\w+\.)*?(?:fc|classifier|linear|last_linear|(?:cls_|classification_|linear_|mlp_)?head|heads)(?:\.\d+|\.head)?)"
+    r"\.(?:weight|bias)"
+)
+
+
+def _linear_head(own: Mapping[str, Tensor], around: Mapping[str, Tensor]) -> str:
+    """The one linear layer behind a Vision Transformer that is its classifier under another name or beside it; "" for none.
+
+    Nothing else may stand between: neither a normalisation nor a second layer, in the network or beside it.
+    """
+    tokens = own.get("blocks.0.attn.qkv.weight")
+    if tokens is None or tokens.ndim != 2 or any(name.startswith(("head.", "pre_logits.")) for name in own):
+        return ""
+    there = around or {name: tensor for name, tensor in own.items() if _LINEAR_HEAD.fullmatch(name) and "blocks." not in name}
+    layers = {match["layer"] for name in there if (match := _LINEAR_HEAD.fullmatch(name))}
+    layer = next(iter(layers), "")
+    if len(layers) != 1 or there.keys() != {f"{layer}.weight", f"{layer}.bias"}:
+        return ""
+    weight, bias = there[f"{layer}.weight"], there[f"{layer}.bias"]
+    return layer if tuple(weight.shape) == (*bias.shape, tokens.shape[1]) else ""
 
 
 def _within(name: str, root: str) -> bool:

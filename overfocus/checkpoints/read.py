@@ -340,8 +340,8 @@ def _refusal(path: Path, error: Exception, refused: list[str], zipped: bool) -> 
         return CheckpointError(f"{path}: expected a PyTorch or safetensors checkpoint; this is something else, or truncated")
     if isinstance(error, MemoryError):
         return CheckpointError(f"{path}: there is not enough memory to read it ({path.stat().st_size:,} bytes)")
-    told = isinstance(error, RuntimeError | OSError | pickle.UnpicklingError)  # others are what damaged bytes lead to
-    reason = f" ({first_line(error)})" if told else ""
+    expected = isinstance(error, RuntimeError | OSError | pickle.UnpicklingError)  # others are what damaged bytes lead to
+    reason = f" ({first_line(error)})" if expected else ""
     return CheckpointError(f"{path}: the checkpoint is damaged, or not one of PyTorch{reason}; copy or download it again")
 
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.arguments import classifiers, fitting_arguments, plain_vit, told_by_tensors
+from overfocus.checkpoints.arguments import (
+    classes_in,
+    classifiers,
+    fitting_arguments,
+    infer_from_tensors,
+    plain_vit,
+    torchvision_maxvit,
+)
 from overfocus.checkpoints.build import (
+    MAXVIT,
+    UNREGISTERED,
     Accounts,
     account,
     added_tap,
@@ -28,7 +37,6 @@ from overfocus.checkpoints.build import (
     require_known,
     tap_branches,
 )
-from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import (
     Candidate,
     Match,
@@ -44,7 +52,8 @@ from overfocus.checkpoints.index import (
     look_up,
     look_up_by_sizes,
 )
-from overfocus.checkpoints.names import CHUNKED, CLIP, Reading, readings
+from overfocus.checkpoints.metadata import Metadata
+from overfocus.checkpoints.names import CHUNKED, CLIP, MASKED, Reading, readings
 from overfocus.checkpoints.networks import ATTENTION
 from overfocus.errors import CheckpointError
 from overfocus.preprocessing import IMAGENET_MEAN
@@ -63,12 +72,6 @@ _FOREIGN = (
         "pass its folder with adapter_config.json, or merge it into its base model (merge_and_unload) and save that",
     ),
     (re.compile(r"transformer\.resblocks\.\d+\."), "CLIP", "try --model vit_base_patch32_clip_224 or the like"),
-    (
-        re.compile(r"layers\.MBconv\."),
-        "torchvision's MaxViT",
-        "write a function that returns overfocus.wrap(torchvision.models.maxvit_t(), input_size=224) and name it with --model "
-        "package.module:factory",
-    ),
 )
 _OWN_CODE = "pass your own code with --model package.module:factory"
 _TOO_MANY = 24
@@ -105,18 +108,27 @@ class Fit:
     """Whether it was inferred from the tensors alone, so that timm's preprocessing for the name need not be its own."""
 
 
-def recognise(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
+def recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Request, path: Path) -> Fit:
     """Find the architecture; an explicit name goes first, then metadata, then the tensors.
 
     Raises:
         CheckpointError: the name is unknown, nothing fits, or several fit that attend differently.
     """
-    named = [(name, origin) for name, origin in hints.architectures if is_architecture(name)]
+    try:
+        return _recognise(tensors, metadata, request, path)
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error  # what cannot be built does not know the file
+
+
+def _recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Request, path: Path) -> Fit:
+    named = [(name, origin) for name, origin in metadata.architectures if is_architecture(name)]
     if request.model is not None or named:
         name, origin = (request.model, "asked for") if request.model is not None else named[0]
         require_known(name)
-        given = hints.model_args if any(name == known for known, _ in named) else {}
-        fits = [fit(name, origin, reading, given, hints, request, path) for reading in readings(tensors)]
+        given = metadata.model_args if any(name == known for known, _ in named) else {}
+        fits = [fit(name, origin, reading, given, metadata, request, path) for reading in readings(tensors)]
         best = min(fits, key=_faults)
         if best.accounts.exact or request.lenient:
             return best
@@ -124,9 +136,9 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints, request: Request, pat
         raise CheckpointError(f"{path}: {_refusal(best, better)}")
     notes = [
         f"the checkpoint calls its architecture {name[:60]!r} ({origin}), which timm does not know"
-        for name, origin in hints.architectures[:1]
+        for name, origin in metadata.architectures[:1]
     ]
-    best = _by_tensors(tensors, hints, request, path)
+    best = _by_tensors(tensors, metadata, request, path)
     best.notes[:0] = notes
     return best
 
@@ -137,15 +149,17 @@ def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
     return candidates[0].name if candidates and candidates[0].share == 1 else None
 
 
-def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hints: Hints, request: Request, path: Path) -> Fit:
+def fit(
+    name: str, found_by: str, reading: Reading, given: Mapping[str, Any], metadata: Metadata, request: Request, path: Path
+) -> Fit:
     """Hold the tensors of a file against an architecture, with the arguments that follow from them.
 
     Raises:
         CheckpointError: it cannot be built, is far larger than the file, or has no attention and was not asked for.
     """
     arguments = {**given, **request.arguments}
-    model, convert = outline(name, arguments, hints.tap)
-    tap, notes = hints.tap, []
+    model, convert = outline(name, arguments, metadata.tap)
+    tap, notes = metadata.tap, []
     branches = tap_branches(reading.tensors)
     if branches is not None and branches != tap_branches(model.state_dict()):
         added = added_tap(reading.tensors, model)
@@ -162,29 +176,40 @@ def fit(name: str, found_by: str, reading: Reading, given: Mapping[str, Any], hi
         )
     _demand_size(model, reading.tensors, path, name)
     shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
-    told = {
-        key: value for key, value in told_by_tensors(shapes, model, request.image_size).items() if key not in request.arguments
+    inferred = {
+        key: value for key, value in infer_from_tensors(shapes, model, request.image_size).items() if key not in request.arguments
     }
-    if told:
+    if arguments.get("global_pool", "token") != "token" and inferred.get("global_pool") == "token":
+        inferred |= {"global_pool": arguments["global_pool"], "fc_norm": False}  # the tensors only say where the norm stands
+    if inferred:
         try:
-            model, convert = outline(name, arguments | told, tap)
+            model, convert = outline(name, arguments | inferred, tap)
         except CheckpointError:
-            told = {}  # not an argument of this one; what does not match is said below
-    arguments |= told
-    if told:
-        notes.append(f"built with {', '.join(f'{key}={value}' for key, value in told.items())}, as its tensors say")
+            inferred = {}  # not an argument of this one; what does not match is said below
+    arguments |= inferred
+    if inferred:
+        notes.append(f"built with {', '.join(f'{key}={value}' for key, value in inferred.items())}, as its tensors say")
+    apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
+
+    def names() -> dict[str, Tensor]:
+        try:
+            return convert_tensors(model, apart, convert, path)
+        except CheckpointError:
+            return apart
+
     fitting = fitting_arguments(reading.tensors, model, arguments, image_size=request.image_size, num_classes=request.num_classes)
+    if not fitting["num_classes"] and request.num_classes is None and not any(key.startswith("pre_logits.") for key in apart):
+        fitting["num_classes"] = classes_in(names(), model)  # the original's classifier has another name
     if any(arguments.get(key, getattr(model, key, None)) != value for key, value in fitting.items()):
         model, convert = outline(name, fitting, tap)
-    apart = {key: torch.empty_like(tensor, device="meta") for key, tensor in reading.tensors.items()}
-    try:
-        converted = convert_tensors(model, apart, convert, path)
-    except CheckpointError:
-        converted = apart
+    converted = names()
     layers = classifiers(model)
     accounts = account(model, apart, converted, layers)
-    own_head = (key for key in model.state_dict() if key.endswith("weight") and is_head(key, layers))
-    if fitting["num_classes"] and request.num_classes is None and any(key not in converted for key in own_head):
+    own_head = {
+        key: tensor.shape for key, tensor in model.state_dict().items() if key.endswith("weight") and is_head(key, layers)
+    }
+    lacks = any(key not in converted or converted[key].shape != shape for key, shape in own_head.items())
+    if fitting["num_classes"] and request.num_classes is None and lacks:
         fitting["num_classes"] = 0  # a classifier of another form: rather none than one that is not the file's
         model, convert = outline(name, fitting, tap)
         accounts = account(model, apart, converted, layers)
@@ -204,35 +229,39 @@ def _refusal(best: Fit, better: str | None) -> str:
     return f"does not match {best.name} in every tensor: {best.accounts.faults}{shapes}; {', '.join(advice)}"
 
 
-def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, path: Path) -> Fit:
+def _by_tensors(tensors: Mapping[str, Tensor], metadata: Metadata, request: Request, path: Path) -> Fit:
     ways = readings(tensors)
     tried: list[Fit] = []
     unsaid: CheckpointError | None = None
-    known = _known(ways, hints, path)
+    known = _known(ways, metadata, path)
     if known is not None:
         reading, chosen, notes = known
-        tried.append(_noted(fit(chosen, "shapes", reading, _stated(hints, chosen), hints, request, path), notes))
+        tried.append(_noted(fit(chosen, "shapes", reading, stated(metadata, chosen), metadata, request, path), notes))
         if tried[-1].accounts.exact:
             return tried[-1]
     for reading in ways:
+        if reading.origin == CLIP and metadata.model_args.get("fc_norm"):
+            tensors = {re.sub(r"^norm\.", "fc_norm.", name): tensor for name, tensor in reading.tensors.items()}
+            reading = replace(reading, tensors=tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
-        heads = request.arguments.get("num_heads") or hints.heads
+        heads = request.arguments.get("num_heads") or stated(metadata).get("num_heads")
+        maxvit = torchvision_maxvit(shapes)
         try:
-            plain = plain_vit(shapes, heads, path, request.image_size)
+            plain = (MAXVIT, maxvit, []) if maxvit is not None else plain_vit(shapes, heads, path, request.image_size)
             if plain is not None and reading.origin == CLIP:
-                plain[1].update(_activation(hints, request, path))
+                plain[1].update(_activation(metadata, request, path))
         except CheckpointError as error:
             unsaid = error
             continue
         if plain is None:
             continue
         name, arguments, assumed = plain
-        found = fit(name, "tensors", reading, arguments, hints, request, path)
+        found = fit(name, "tensors", reading, stated(metadata, name) | arguments, metadata, request, path)
         found.plain = True
         tried.append(_noted(found, assumed))
         if found.accounts.exact:
             return found
-    base = next((way for way in ways if way.origin == CHUNKED), ways[0])
+    base = next((way for way in ways if way.origin in (CHUNKED, MASKED)), ways[0])
     match = _best_match({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
     if match.without_attention is not None:
         raise CheckpointError(f"{path}: {_without_attention(match.without_attention)}")
@@ -242,7 +271,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         if not is_architecture(candidate.name) or candidate.group in hopeless or (exact and candidate.share != exact[0][1].share):
             continue
         try:
-            found = fit(candidate.name, "tensors", reading, _stated(hints, candidate.name), hints, request, path)
+            found = fit(candidate.name, "tensors", reading, stated(metadata, candidate.name), metadata, request, path)
         except CheckpointError:
             continue
         tried.append(found)
@@ -251,7 +280,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
         elif _faults(found)[0] > _TOO_MANY:
             hopeless.add(candidate.group)
     if exact:
-        chosen, notes = _one_of([candidate for _, candidate in exact], base, hints, path)
+        chosen, notes = _one_of([candidate for _, candidate in exact], base, metadata, path)
         return _noted(next(found for found, candidate in exact if candidate.name == chosen), notes)
     best = min(tried, key=_faults, default=None)
     if unsaid is not None and (best is None or best.accounts.unfit):
@@ -263,13 +292,13 @@ def _by_tensors(tensors: Mapping[str, Tensor], hints: Hints, request: Request, p
 
 def _near(ways: list[Reading], base: Reading, match: Match) -> list[tuple[Reading, Candidate]]:
     """What to try where no architecture has exactly the tensors' names and shapes, the likeliest first."""
-    told = [(reading, candidate) for reading in ways for candidate in candidates_named(reading.architectures)]
+    by_name = [(reading, candidate) for reading in ways for candidate in candidates_named(reading.architectures)]
     named = [(base, candidate) for candidate in match.candidates if candidate.covered > 0.5][:2]
     sizes = look_up_by_sizes({name: tuple(tensor.shape) for name, tensor in base.tensors.items()})
-    return told + named + [(base, candidate) for candidate in sizes]
+    return by_name + named + [(base, candidate) for candidate in sizes]
 
 
-def _activation(hints: Hints, request: Request, path: Path) -> dict[str, Any]:
+def _activation(metadata: Metadata, request: Request, path: Path) -> dict[str, Any]:
     """The activation of a Vision Transformer of CLIP, which no tensor says.
 
     Raises:
@@ -277,15 +306,15 @@ def _activation(hints: Hints, request: Request, path: Path) -> dict[str, Any]:
     """
     if "act_layer" in request.arguments:
         return {}
-    if hints.quick_gelu is None:
+    if metadata.quick_gelu is None:
         raise CheckpointError(
             f"{path}: a CLIP Vision Transformer, whose activation no tensor shows; choose --model-args act_layer=quick_gelu as "
             "OpenAI trained them, act_layer=gelu as OpenCLIP does"
         )
-    return {"act_layer": "quick_gelu"} if hints.quick_gelu else {}
+    return {"act_layer": "quick_gelu"} if metadata.quick_gelu else {}
 
 
-def _known(ways: list[Reading], hints: Hints, path: Path) -> tuple[Reading, str, list[str]] | None:
+def _known(ways: list[Reading], metadata: Metadata, path: Path) -> tuple[Reading, str, list[str]] | None:
     """The reading, name and notes of the architecture that the index knows to have exactly these names and shapes."""
     found: list[tuple[Reading, Candidate]] = []
     for reading in ways:
@@ -308,11 +337,11 @@ def _known(ways: list[Reading], hints: Hints, path: Path) -> tuple[Reading, str,
     else:
         plain, notes = installed, []
     reading = plain[-1][0]
-    chosen, more = _one_of([candidate for way, candidate in plain if way is reading], reading, hints, path)
+    chosen, more = _one_of([candidate for way, candidate in plain if way is reading], reading, metadata, path)
     return reading, chosen, [*notes, *more]
 
 
-def _one_of(candidates: list[Candidate], reading: Reading, hints: Hints, path: Path) -> tuple[str, list[str]]:
+def _one_of(candidates: list[Candidate], reading: Reading, metadata: Metadata, path: Path) -> tuple[str, list[str]]:
     """One of several architectures that have the tensors, and what to say of the others.
 
     Raises:
@@ -321,16 +350,16 @@ def _one_of(candidates: list[Candidate], reading: Reading, hints: Hints, path: P
     shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
     candidates = _by_tables(candidates, shapes)
     notes: list[str] = []
-    if hints.quick_gelu is not None and len({"quickgelu" in candidate.name for candidate in candidates}) > 1:
-        candidates = [candidate for candidate in candidates if ("quickgelu" in candidate.name) == hints.quick_gelu]
-        notes.append(f"{'QuickGELU' if hints.quick_gelu else 'GELU'} taken, as the file's origin says; no tensor shows it")
+    if metadata.quick_gelu is not None and len({"quickgelu" in candidate.name for candidate in candidates}) > 1:
+        candidates = [candidate for candidate in candidates if ("quickgelu" in candidate.name) == metadata.quick_gelu]
+        notes.append(f"{'QuickGELU' if metadata.quick_gelu else 'GELU'} taken, as the file's origin says; no tensor shows it")
     windows = _window(shapes, path)
     if windows is not None:
         fitting = [c for c in candidates if re.search(rf"window(\d+to)?{windows}(_|$)", c.name)]
         candidates = fitting or candidates
     kinds: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
-        kinds[repr(_relative_facts(candidate, candidates))].append(candidate)
+        kinds[repr(_differing_attributes(candidate, candidates))].append(candidate)
     if len(kinds) > 1:
         raise CheckpointError(f"{path}: {_ambiguous(list(kinds.values()), path)}")
     chosen, *others = sorted(candidates, key=lambda candidate: _rank(candidate, path))
@@ -366,9 +395,11 @@ def _by_tables(candidates: list[Candidate], shapes: Mapping[str, Shape]) -> list
     return exact or [candidate for candidate in candidates if fits_table(shapes, candidate.prefix)] or candidates
 
 
-def _relative_facts(candidate: Candidate, among: list[Candidate]) -> dict[str, Any]:
-    """The facts in which the candidates that are left still differ."""
-    return {key: value for key, value in candidate.facts.items() if any(other.facts.get(key) != value for other in among)}
+def _differing_attributes(candidate: Candidate, among: list[Candidate]) -> dict[str, Any]:
+    """The attributes in which the candidates that are left still differ."""
+    return {
+        key: value for key, value in candidate.attributes.items() if any(other.attributes.get(key) != value for other in among)
+    }
 
 
 def _rank(candidate: Candidate, path: Path) -> tuple[bool, int, bool, int, str]:
@@ -401,19 +432,27 @@ def _ambiguous(kinds: list[list[Candidate]], path: Path) -> str:
     every = [candidate for group in kinds for candidate in group]
     options = []
     for group in kinds:
-        told = _relative_facts(group[0], every)
+        differing = _differing_attributes(group[0], every)
         keys = sorted(
-            told, key=lambda key: next((rank for rank, word in enumerate(_TELLING) if key.endswith(f":{word}")), len(_TELLING))
+            differing,
+            key=lambda key: next((rank for rank, word in enumerate(_TELLING) if key.endswith(f":{word}")), len(_TELLING)),
         )
-        detail = ", ".join(f"{key.replace(':', '.')} {told[key]}"[:80] for key in keys[:1])
+        detail = ", ".join(f"{key.replace(':', '.')} {differing[key]}"[:80] for key in keys[:1])
         options.append(f"{' or '.join(candidate.name for candidate in group[:3])} ({detail or 'other parameters'})")
     named = next((f"; the file's name suggests {candidate.name}" for candidate in every if candidate.name in path.name), "")
     return f"its shapes fit architectures that attend differently: {'; '.join(options)}; name the right one with --model{named}"
 
 
-def _stated(hints: Hints, name: str) -> dict[str, Any]:
+_UNSEEN = ("num_heads", "global_pool", "fc_norm", "act_layer", "pool_include_prefix")
+"""Arguments of a Vision Transformer that its tensors do not tell."""
+
+
+def stated(metadata: Metadata, name: str = UNREGISTERED) -> dict[str, Any]:
     """What the file says of an architecture that it does not name and its tensors do not tell."""
-    return {"num_heads": hints.heads} if hints.heads and name.startswith(("vit_", "deit")) else {}
+    if not name.startswith(("vit_", "deit", UNREGISTERED)):
+        return {}
+    said = {key: value for key, value in metadata.model_args.items() if key in _UNSEEN}
+    return said | ({"num_heads": metadata.heads} if metadata.heads else {})
 
 
 def _noted(found: Fit, notes: list[str]) -> Fit:
@@ -440,12 +479,15 @@ def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:
         if any(expression.search(name) for name in tensors):
             faults = f" (against {nearest.name}: {nearest.accounts.faults})" if nearest is not None else ""
             return f"parameter names of {library}, in an unknown form{faults}; {advice}; or --lenient"
+    if any(name.endswith(("flat_param", "flat_params")) for name in tensors):
+        return "parameters flattened by FSDP, one part of a network each; save a full state dict (StateDictType.FULL_STATE_DICT)"
     if not any(ATTENTION.search(name) for name in tensors):
         return "no parameter belongs to an attention layer (a convolutional network?); a Vision Transformer is needed"
     if nearest is None:
         return f"its tensors match no architecture of timm or overfocus; name it with --model, or {_OWN_CODE}"
     lenient = ", or load it without them (--lenient)" if not nearest.accounts.unfit else ""
-    if "pos_embed" in nearest.accounts.unfit:
+    table = nearest.accounts.unfit.get("pos_embed", ((), ()))
+    if len(table[0]) == len(table[1]) == 3:
         rows = tuple(tensors["pos_embed"].shape)[1:2] if "pos_embed" in tensors else ()
         return (
             f"its position table {some([f'of {row} rows' for row in rows])} fits no square patch grid of {nearest.name}; "

@@ -70,7 +70,7 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
             settings = settings.vision_config
             notes.append("left out, not part of the encoder: the text model and the projections")
         with _quiet(transformers.utils.logging):
-            model, told = built.from_pretrained(
+            model, loading_info = built.from_pretrained(
                 folder,
                 config=settings,
                 local_files_only=True,
@@ -81,9 +81,9 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
     except Exception as error:  # transformers raises whatever its parts raise
         raise CheckpointError(f"{folder}: transformers cannot load this {kind or 'model'} ({first_line(error)})") from error
     _require_images(model, folder)
-    missing = [key for key in told["missing_keys"] if not _needless(key)]
-    unexpected = [key for key in told["unexpected_keys"] if not _needless(key) and not key.startswith(_OTHER_TOWER)]
-    unfit = [str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ())]
+    missing = [key for key in loading_info["missing_keys"] if not _needless(key)]
+    unexpected = [key for key in loading_info["unexpected_keys"] if not _needless(key) and not key.startswith(_OTHER_TOWER)]
+    unfit = [str(key[0] if isinstance(key, tuple) else key) for key in loading_info.get("mismatched_keys", ())]
     faults = "; ".join(
         f"{label} {some(sorted(keys))}"
         for label, keys in (("missing", missing), ("no place for", unexpected), ("other shapes of", unfit))
@@ -106,8 +106,8 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
         sha256=hash_weights(model),
         found_by="config.json of transformers",
         weights_entry="save_pretrained",
-        missing_keys=sorted(told["missing_keys"]),
-        unexpected_keys=sorted(told["unexpected_keys"]),
+        missing_keys=sorted(loading_info["missing_keys"]),
+        unexpected_keys=sorted(loading_info["unexpected_keys"]),
         notes=(*said, *notes, *assumed),
         lenient=bool(faults),
         class_names=[str(labels[number]) for number in sorted(labels)] if labels else None,
@@ -134,6 +134,8 @@ def _require_images(model: Any, folder: Path) -> None:
     parameters = list(inspect.signature(model.forward).parameters.values())
     more = [p.name for p in parameters[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     first = parameters[0].name if parameters else "nothing"
+    if (getattr(model.config, "num_frames", 1) or 1) > 1:
+        first = f"videos of {model.config.num_frames} frames"
     if first != "pixel_values" or more:
         takes = " and ".join([first, *more])
         raise CheckpointError(

@@ -162,7 +162,7 @@ def choose_constants(side: int) -> ConstantSet:
 
 def check_constants(constants: str | None) -> None:
     """Raise `CorruptionError` unless `constants` is the name of a set, or None for the one that fits the side."""
-    if constants is not None and constants not in CONSTANT_SETS:
+    if constants is not None and not (isinstance(constants, str) and constants in CONSTANT_SETS):
         raise CorruptionError(unknown("set of constants", constants, CONSTANT_SETS))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from overfocus.errors import ImageError, is_shortage
+from overfocus.errors import ImageError, first_line, is_shortage
 from overfocus.files import require_regular_file
 from overfocus.images.sources import find_images, image_formats, read_image
 from overfocus.settings import MAX_PIXELS
@@ -55,8 +55,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
     except Exception as error:  # Pillow's readers raise a dozen classes on damaged files
         if is_shortage(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: expected a mask, reading it failed ({reason}); replace it") from error
+        raise ImageError(f"{path}: expected a mask, reading it failed ({first_line(error)}); replace it") from error
     if numbers.min(initial=0) < 0 or numbers.max(initial=0) > IGNORED:
         raise ImageError(f"{path}: expected numbers from 0 to {IGNORED}, got {numbers.min()} … {numbers.max()}")
     return np.array(numbers, np.uint8)
@@ -76,9 +75,7 @@ def image_size(path: Path) -> tuple[int, int]:
     except Exception as error:
         if is_shortage(error):
             raise
-        raise ImageError(
-            f"{path}: expected an image, reading it failed ({type(error).__name__}); replace or remove it"
-        ) from error
+        raise ImageError(f"{path}: expected an image, reading it failed ({first_line(error)}); replace or remove it") from error
     return (height, width) if turned else (width, height)
 
 

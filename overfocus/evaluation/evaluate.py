@@ -200,7 +200,8 @@ class _Plan:
                 ImageEntry(image=number, name=name, label=label, sha256=hashes.get(name))
                 for number, (name, label) in enumerate(self.images)
             ],
-            functions={name: corruption.fingerprint(self.settings.severities) for name, corruption in self.custom.items()},
+            functions={name: corruption.fingerprint(self.settings.severities) for name, corruption in self.custom.items()}
+            | loaded.preprocess.fingerprints(),
             **self.described(loaded),
         )
 

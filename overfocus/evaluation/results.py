@@ -18,6 +18,7 @@ from overfocus.run import Run
 from overfocus.runs.description import RunDescription
 from overfocus.runs.folder import write_csv
 from overfocus.segmentation import class_iou, mean_iou, pixel_accuracy
+from overfocus.settings import typed
 from overfocus.text import json_bytes
 from overfocus.variants import CLEAN, CLEAN_VARIANT
 
@@ -169,6 +170,7 @@ class Evaluation:
         RunError: the folder holds no finished evaluation.
     """
 
+    @typed(RunError)
     def __init__(self, path: str | Path) -> None:
         self.run = Run(path)
         if self.run.description.kind != "evaluation":

@@ -23,6 +23,7 @@ from overfocus.images.labels import class_named
 from overfocus.images.live import image_sources
 from overfocus.images.sources import ImageSource
 from overfocus.processes import choose_device
+from overfocus.settings import typed
 from overfocus.sweep.reading import ImageReader, InputSize
 from overfocus.sweep.settings import HeatMapMethod, HeatMapRequest, HeatMapSettings
 from overfocus.sweep.sweep import place_of
@@ -72,6 +73,7 @@ class HeatMaps:
         return file.getvalue()
 
 
+@typed(CaptureError)
 def heatmap(
     model: Any,
     image: "str | Path | Image.Image | npt.NDArray[Any] | Tensor | None" = None,
@@ -274,7 +276,7 @@ def heat_map_sheet(images: npt.NDArray[np.uint8], versions: list[str], maps: lis
                 axes[row, column].set_axis_off()
                 continue
             shown = values[number][version]
-            top_k = largest_places(shown, TOP_FRACTION)
+            top_k = [place for place in largest_places(shown, TOP_FRACTION) if shown.flat[place] > 0]
             draw_overlay(axes[row, column], image, shown, norm, top_k)
             query, grid = maps[number].query, maps[number].query_grid
             if query and grid:
@@ -284,6 +286,7 @@ def heat_map_sheet(images: npt.NDArray[np.uint8], versions: list[str], maps: lis
                 axes[row, column].set_title(maps[number].label + module, fontsize=8, pad=3)
     figure.text(left / width, 1 - 0.2 / height, heading, fontsize=10, va="center")
     asking = "; white: the query patch" if any(map.query for map in maps) else ""
-    figure.text(left / width, 0.12 / height, f"orange: the most attended {TOP_FRACTION:.0%} of the patches{asking}", fontsize=7.5)
+    outlined = f"orange: the {100 * TOP_FRACTION:g} % most {'attended' if maps[0].target is None else 'relevant'} patches{asking}"
+    figure.text(left / width, 0.12 / height, outlined, fontsize=7.5)
     add_scale(figure, (1 - 0.82 / width, 0.16, 0.14 / width, 0.64), high, what)
     return figure

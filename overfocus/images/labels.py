@@ -227,7 +227,12 @@ def _pairs(path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         raise ImageError(f"{printable(path)}: expected one label per line, but the file is empty")
-    rows = read_rows("\n".join(lines))
+    try:
+        rows = read_rows("\n".join(lines))
+    except csv.Error as error:
+        raise ImageError(
+            f"{printable(path)}: expected one label per line, but reading failed ({printable(error, 100)})"
+        ) from None
     if path.suffix.lower() in (".csv", ".tsv") and all(len(row) == 2 for row in rows):
         known = set(present)
         header = rows[0][0] not in known and not _is_number(rows[0][1]) and any(row[0] in known for row in rows[1:])

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from overfocus.errors import ImageError, is_shortage
+from overfocus.errors import ImageError, first_line, is_shortage
 from overfocus.files import read_text, require_regular_file
 from overfocus.images.tables import read_labels_table
 from overfocus.settings import MAX_PIXELS
@@ -76,7 +76,7 @@ def decode_image(file: str | Path | IO[bytes], path: object, max_pixels: int = M
     except Exception as error:  # Pillow's readers raise a dozen classes on damaged files: OSError, SyntaxError, struct.error, …
         if is_shortage(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = "it asks for too much memory" if isinstance(error, MemoryError) else first_line(error)
         raise ImageError(f"{path}: expected a whole image, reading it failed ({reason}); replace or remove it") from error
 
 

@@ -33,10 +33,12 @@ from overfocus.capturing.watching import in_backward
 from overfocus.errors import OverfocusError
 from overfocus.models.layers import held_statistics, register_entry_point
 from overfocus.models.tap import DilationPredictor, TokenPooling, pool_tokens
+from overfocus.settings import typed
 
 INITS = ("default", "identity")
 
 
+@typed(OverfocusError)
 def add_tap(
     model: nn.Module,
     branches: int = 4,

@@ -9,6 +9,7 @@ from overfocus.files import atomic_file
 from overfocus.run import committed_parts, read_run
 from overfocus.runs.description import RunDescription
 from overfocus.runs.folder import read_table, write_csv
+from overfocus.settings import typed
 from overfocus.statistics.ablation import AblationAnswer, AblationTables, describe_ablation, tabulate_ablation
 from overfocus.variants import CLEAN
 
@@ -27,6 +28,7 @@ class Ablation:
     description: RunDescription
     """The content of run.json."""
 
+    @typed(RunError)
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "run.json").exists():

@@ -13,7 +13,7 @@ from overfocus.errors import RunError
 from overfocus.processes import is_main_process, join_processes
 from overfocus.results.comparison import Comparison, open_folder, replace_comparison
 from overfocus.run import Run, display_names, distinct_names, folder_names
-from overfocus.settings import takes
+from overfocus.settings import shown, takes
 from overfocus.sweep.settings import CompareSettings
 from overfocus.sweep.sweep import place_of
 
@@ -40,13 +40,17 @@ def compare(settings: CompareSettings) -> Comparison:
     if settings.groups is not None:
         if sources is not None:
             raise RunError("expected runs or groups of runs to compare, got both")
-        return _compare_saved({name: [_opened(run) for run in group] for name, group in settings.groups.items()}, settings)
+        groups = settings.groups
+        if not isinstance(groups, Mapping) or not all(isinstance(group, list | tuple) for group in groups.values()):
+            raise RunError(f"groups must be lists of runs by the name of their model, got {shown(groups)}")
+        return _compare_saved({name: [_opened(run) for run in group] for name, group in groups.items()}, settings)
     if sources is None:
         from overfocus.samples import sample_checkpoints
 
         sources = sample_checkpoints()
-    if isinstance(sources, str | Path) or len(sources) < 2:
-        raise RunError("expected at least two checkpoints or run folders, a baseline and another; got one")
+    if not isinstance(sources, list | tuple) or len(sources) < 2:
+        got = "one" if isinstance(sources, str | Path | list | tuple) else shown(sources)
+        raise RunError(f"expected at least two checkpoints or run folders, a baseline and another; got {got}")
     saved = [source for source in sources if _is_run(source)]
     if saved:
         if len(saved) < len(sources):
@@ -64,15 +68,15 @@ def compare(settings: CompareSettings) -> Comparison:
     names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
     folders = [folder / "runs" / name for name in folder_names(names)]
     asked = {"resamples": settings.resamples}
-    groups = {name: [path] for name, path in zip(names, folders, strict=True)}
+    written = {name: [path] for name, path in zip(names, folders, strict=True)}
     if not settings.overwrite:
-        replace_comparison(folder, groups, asked, overwrite=False)
+        replace_comparison(folder, written, asked, overwrite=False)
     runs = analyze_models(checkpoints, folders, wanted, settings, processes, custom)
     comparison = Comparison(
         {name: [run] for name, run in zip(names, runs, strict=True)}, resamples=settings.resamples, path=folder
     )
     if processes.main:
-        replace_comparison(folder, groups, asked, overwrite=settings.overwrite)
+        replace_comparison(folder, written, asked, overwrite=settings.overwrite)
         comparison.write(folder)
     processes.wait()
     return comparison

@@ -21,7 +21,7 @@ from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
 from overfocus.runs.folder import COMPARISON_FILES, entry_names, own_files, refuse_others, remove_files, write_csv
 from overfocus.runs.notebook import NotebookMethods
-from overfocus.settings import did_you_mean
+from overfocus.settings import did_you_mean, shown, typed
 from overfocus.statistics.differences import tabulate_differences
 from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability
 from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, ImageKey, Panel, read_panel
@@ -250,6 +250,7 @@ class Comparison(NotebookMethods):
     path: Path | None
     """Folder that the comparison is written into."""
 
+    @typed(RunError)
     def __init__(
         self,
         runs: Sequence[Run] | Mapping[str, Sequence[Run]],
@@ -266,6 +267,8 @@ class Comparison(NotebookMethods):
                 raise RunError(f"expected at least one run in each group, got none in {empty[0]}")
         else:
             self.groups = tuple((run,) for run in runs)
+            if strange := [run for run in runs if not isinstance(run, Run)]:
+                raise RunError(f"expected runs to compare (overfocus.Run), got {shown(strange[0])}")
             self.names = (display_names(runs) if names is None else tuple(names)) if len(runs) > 1 else ()
         if len(self.groups) < 2:
             raise RunError(f"expected at least two runs to compare, a baseline and another, got {len(self.groups)}")

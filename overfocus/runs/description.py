@@ -290,7 +290,7 @@ class RunDescription:
     """By metric of stability, for each of `layers`: the distance between the same clean image at two places of a batch."""
     measures: list[MeasureEntry] = field(default_factory=list)
     functions: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of what each function of the user, a corruption or metric, makes of a fixed input."""
+    """SHA-256 of what each function of the user, a corruption, metric or preprocessing, makes of a fixed input."""
     notes: list[str] = field(default_factory=list)
     imagenet_labels: bool = False
     inference: str | None = None

@@ -414,7 +414,7 @@ def _differences(there: RunDescription, wanted: RunDescription) -> list[str]:
         for name, value in now.items()
         if name not in MAY_CHANGE and before[name] != value
     ]
-    for name in ("name", "weights_entry", "weights_sha256", "input_size"):
+    for name in ("name", "weights_entry", "weights_sha256", "input_size", "mean", "std"):
         old, new = getattr(there.checkpoint, name), getattr(wanted.checkpoint, name)
         if old != new:
             other = f"other weights, {there.checkpoint.source}" if "sha" in name else f"checkpoint {name} {old} there, {new} now"

@@ -271,8 +271,8 @@ class MetricCells(Lazy):
             shape = (len(self.numbers), len(self.variants), len(self._run.description.layers))
             exact = "head" in self._run.metrics
             names = list(self)
-            start, many = names.index(name), max(1, MEMORY // max(1, math.prod(shape) * (8 if exact else 4)))
-            start = max(0, min(start, len(names) - many))
+            many = max(1, MEMORY // max(1, math.prod(shape) * (8 if exact else 4)))
+            start = names.index(name) // many * many
             chosen = names[start : start + many]
             self._held = {}
             for cells in self.read(chosen):

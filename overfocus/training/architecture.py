@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from overfocus.checkpoints.arguments import classifiers, takes_image_size, trunk
 from overfocus.checkpoints.build import SEGFORMER, UNREGISTERED, added_tap, create, is_architecture, skeleton, tap_branches
-from overfocus.checkpoints.hints import hints_of_metadata
 from overfocus.checkpoints.index import is_classifier, is_tap
 from overfocus.checkpoints.load import LoadedModel, load_model
+from overfocus.checkpoints.metadata import metadata_of_safetensors
 from overfocus.checkpoints.read import read_checkpoint
 from overfocus.errors import CheckpointError, OverfocusError, TrainingError, first_line
 from overfocus.models.segmentation import SegmentationModel
@@ -140,7 +140,9 @@ def describe_architecture(loaded: LoadedModel) -> Architecture:
     path = Path(loaded.source)
     arguments = {}
     if path.is_file() and (metadata := read_checkpoint(path).metadata):
-        arguments = {key: value for key, value in hints_of_metadata(metadata, path).model_args.items() if key not in _DERIVED}
+        arguments = {
+            key: value for key, value in metadata_of_safetensors(metadata, path).model_args.items() if key not in _DERIVED
+        }
     plain = Architecture(loaded.name, arguments)
     return Architecture(loaded.name, arguments, added_tap(loaded.model.state_dict(), plain.outline()))
 

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from overfocus.checkpoints.arguments import takes_image_size
 from overfocus.checkpoints.build import SEGFORMER
-from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.load import LoadedModel
 from overfocus.checkpoints.loaded import preprocess_for
+from overfocus.checkpoints.metadata import Metadata
 from overfocus.datasets import Images, is_segmented, open_evaluation_images, open_images, open_segmented_images
 from overfocus.datasets.masks import class_colours
 from overfocus.errors import ImageError, TrainingError
@@ -200,7 +200,7 @@ def _named(images: Images, held_out: Images | None, class_names: Sequence[str] |
 def _preprocess(architecture: Architecture, image_size: tuple[int, int] | None, images: Images) -> Preprocess:
     """Of the architecture; mean and standard deviation of the data where none is known."""
     model = architecture.outline()
-    preprocess, _ = preprocess_for(model, Hints(), image_size)
+    preprocess, _ = preprocess_for(model, Metadata(), image_size)
     if preprocess.channels == 3 and getattr(model, "pretrained_cfg", {}).get("mean"):
         return preprocess
     whole = replace(preprocess, crop_pct=1.0)

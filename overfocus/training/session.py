@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from overfocus.curves import ATTENTION, TRAINING, Log, read_log, write_curves
 from overfocus.errors import TrainingError, explain, first_line, out_of_memory_as
 from overfocus.files import FolderLock, lock_folder

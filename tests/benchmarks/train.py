@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from side_by_side import CLOCKS, measure, median, median_ratio
 
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from overfocus.evaluation.evaluate import evaluate
 from overfocus.models import add_tap
 from overfocus.preprocessing import Preprocess

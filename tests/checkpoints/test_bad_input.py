@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -155,12 +156,112 @@ def test_whole_module_pickled(write, vit: nn.Module) -> None:
     assert "whole model" in text
 
 
-def test_torchscript_archive(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
+def test_programs_of_torch(kind: str, tmp_path: Path, vit: nn.Module) -> None:
+    """As torch writes them; the state dict that the line asks for loads."""
+    path, images = tmp_path / "program.pth", torch.rand(1, 3, 160, 160)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "TorchScript":
+            torch.jit.save(torch.jit.trace(vit, images), path)
+            state = torch.jit.load(path).state_dict()
+        else:
+            torch.export.save(torch.export.export(vit, (images,)), path.with_suffix(".pt2"))
+            path = path.with_suffix(".pt2")
+            state = torch.export.load(path).state_dict
+    text = refusal(path)
+    assert kind in text
+    assert "save model.state_dict() instead" in text
+    torch.save(dict(state), tmp_path / "state.pth")
+    assert load_model(tmp_path / "state.pth").name == "test_vit"
+
+
+def test_torchscript_by_its_entries(tmp_path: Path) -> None:
     path = tmp_path / "script.pt"
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
             archive.writestr(f"script/{name}", b"x")
     assert "TorchScript" in refusal(path)
+
+
+def test_onnx(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["x"])], "g", [value], [value])
+    for name, producer in (("model.onnx", "pytorch"), ("weights.pth", "pytorch"), ("weights.bin", "")):
+        onnx.save(onnx.helper.make_model(graph, producer_name=producer), tmp_path / name)
+        assert "an ONNX model" in refusal(tmp_path / name)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 346284714\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("flax_model.msgpack", b"\x81\xa6params\x81\xa3cls" + bytes(40), "Flax weights (msgpack)"),
+        ("weights.bin", b"\x82\xa4step\x01\xa6params\x80" + bytes(40), "Flax weights (msgpack)"),
+        ("model.pte", b"\x1c\x00\x00\x00ET12" + bytes(40), "an ExecuTorch program"),
+        ("weights.pth", b"\x1c\x00\x00\x00ET12" + bytes(40), "an ExecuTorch program"),
+        ("clip.gguf", b"GGUF\x03\x00\x00\x00" + bytes(40), "a GGUF file"),
+        ("weights.pth", b"GGUF\x03\x00\x00\x00" + bytes(40), "a GGUF file"),
+        ("model.safetensors", POINTER, "git lfs pull"),
+        ("pytorch_model.bin", POINTER, "git lfs pull"),
+        ("__0_0.distcp", b"PK\x03\x04" + bytes(40), "one part of a distributed checkpoint"),
+        ("model.tflite", b"\x1c\x00\x00\x00TFL3" + bytes(40), "TensorFlow Lite"),
+    ],
+)
+def test_formats_of_others(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert words in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["global_step9/mp_rank_00_model_states.pt", "latest", "zero_to_fp32.py"], "a DeepSpeed checkpoint"),
+        (["zero_pp_rank_0_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt"], "a DeepSpeed checkpoint"),
+        (["_METADATA", "manifest.ocdbt", "d/0"], "an Orbax checkpoint"),
+        (["default/_METADATA", "default/manifest.ocdbt", "_CHECKPOINT_METADATA"], "an Orbax checkpoint"),
+        (["pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata"], "a distributed checkpoint"),
+        (["saved_model.pb", "variables/variables.index"], "a TensorFlow checkpoint"),
+    ],
+)
+def test_folders_of_others(names: list[str], words: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / "there" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "there" / name).write_bytes(b"x")
+    assert words in refusal(tmp_path / "there")
+
+
+def test_distributed_checkpoint_is_merged_by_the_command_in_the_line(tmp_path: Path, vit: nn.Module) -> None:
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import format_utils
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save({"model": vit.state_dict(), "epoch": 3}, checkpoint_id=tmp_path / "parts", no_dist=True)
+    command = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+    assert command in refusal(tmp_path / "parts")
+    format_utils.dcp_to_torch_save(tmp_path / "parts", tmp_path / "whole.pth")  # what the command calls
+    assert load_model(tmp_path / "whole.pth").name == "test_vit"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda tensor: tensor.to(torch.float8_e5m2), "float8_e5m2"),
+        (lambda tensor: (9 * tensor).to(torch.int8), "holds int8"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantised (qint8)"),
+        (lambda tensor: tensor.to(torch.complex64), "complex64"),
+    ],
+    ids=["fp8", "fp8 of gradients", "int8", "qint8", "complex"],
+)
+def test_quantised_weights(change, words: str, write, state: State) -> None:
+    text = refusal(write({name: change(tensor) if tensor.ndim == 2 else tensor for name, tensor in state.items()}))
+    assert words in text
 
 
 def test_other_zip_archive(tmp_path: Path) -> None:

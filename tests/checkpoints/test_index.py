@@ -70,8 +70,8 @@ def test_equal_shapes_keep_only_the_facts_that_differ() -> None:
     index = index_of([describe(name) for name in ("vit_base_patch16_gap_224", "vit_base_patch16_siglip_gap_224", "test_vit")])
     groups = list(index["groups"].values())
     assert [len(group["members"]) for group in groups] == [2, 1]
-    facts = {name: member[2] for name, member in groups[0]["members"].items()}
-    assert facts["vit_base_patch16_gap_224"]["blocks.*.attn:num_heads"] == 16
-    assert facts["vit_base_patch16_siglip_gap_224"]["blocks.*.attn:num_heads"] == 12
-    assert all(":img_size" not in key for key in facts["vit_base_patch16_gap_224"])
+    attributes = {name: member[2] for name, member in groups[0]["members"].items()}
+    assert attributes["vit_base_patch16_gap_224"]["blocks.*.attn:num_heads"] == 16
+    assert attributes["vit_base_patch16_siglip_gap_224"]["blocks.*.attn:num_heads"] == 12
+    assert all(":img_size" not in key for key in attributes["vit_base_patch16_gap_224"])
     assert groups[1]["members"]["test_vit"][2] == {}

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 from overfocus import load_model
 from overfocus.checkpoints.networks import find_networks
+from tests.scripts.layouts_made import behind
 
 State = dict[str, Tensor]
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 160 * 160).view(2, 3, 160, 160)
-
-
-def prefixed(state: State, prefix: str) -> State:
-    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def doubled(state: State) -> State:
@@ -50,7 +47,7 @@ def assert_same_model(path: Path, vit: nn.Module, **options: object) -> None:
 )
 @pytest.mark.parametrize("entry", [None, "state_dict", "model", "model_state_dict"])
 def test_prefixes_under_every_entry(prefix: str, entry: str | None, state: State, vit: nn.Module) -> None:
-    weights = prefixed(state, prefix)
+    weights = behind(state, prefix)
     (found,) = find_networks({entry: weights} if entry else weights)
     assert found.path == ".".join(filter(None, [entry, prefix.rstrip(".")]))
     assert found.entry == (found.path or "the file itself")
@@ -82,7 +79,7 @@ def test_timm_saver_prefers_ema_and_says_so(write, state: State, vit: nn.Module)
             "epoch": 3,
             "arch": "test_vit",
             "state_dict": doubled(state),
-            "state_dict_ema": prefixed(state, "module."),
+            "state_dict_ema": behind(state, "module."),
             "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
             "version": 2,
             "args": args,
@@ -116,7 +113,7 @@ def test_deit_release_without_args(write, state: State, vit: nn.Module) -> None:
 
 
 def test_lightning_with_ema_beside_it(write, state: State, vit: nn.Module) -> None:
-    weights = prefixed(doubled(state), "model.") | prefixed(state, "model_ema.module.") | {"loss.weight": torch.ones(4)}
+    weights = behind(doubled(state), "model.") | behind(state, "model_ema.module.") | {"loss.weight": torch.ones(4)}
     path = write({"pytorch-lightning_version": "2.4", "state_dict": weights, "hyper_parameters": {"model_name": "test_vit"}})
     assert_same_model(path, vit)
     loaded = load_model(path)
@@ -126,7 +123,7 @@ def test_lightning_with_ema_beside_it(write, state: State, vit: nn.Module) -> No
 
 
 def test_averaged_model_of_torch(write, state: State, vit: nn.Module) -> None:
-    path = write(prefixed(state, "module.") | {"n_averaged": torch.tensor(5)})
+    path = write(behind(state, "module.") | {"n_averaged": torch.tensor(5)})
     assert_same_model(path, vit)
     assert load_model(path).unexpected_keys == []
 
@@ -134,7 +131,7 @@ def test_averaged_model_of_torch(write, state: State, vit: nn.Module) -> None:
 def test_mmseg_backbone_beside_a_head(write, state: State) -> None:
     backbone = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     head = {"decode_head.conv_seg.weight": torch.ones(19, 64, 1, 1)}
-    path = write({"meta": {"CLASSES": ("road", "car")}, "state_dict": prefixed(backbone, "backbone.") | head})
+    path = write({"meta": {"CLASSES": ("road", "car")}, "state_dict": behind(backbone, "backbone.") | head})
     loaded = load_model(path)
     assert (loaded.name, loaded.num_classes) == ("test_vit", 0)
     assert loaded.unexpected_keys == ["state_dict.decode_head.conv_seg.weight"]
@@ -144,7 +141,7 @@ def test_mmseg_backbone_beside_a_head(write, state: State) -> None:
 
 
 def test_dino_teacher_is_preferred_to_student(write, state: State) -> None:
-    path = write({"student": prefixed(doubled(state), "module.backbone."), "teacher": prefixed(state, "backbone."), "epoch": 1})
+    path = write({"student": behind(doubled(state), "module.backbone."), "teacher": behind(state, "backbone."), "epoch": 1})
     assert load_model(path).weights_entry == "teacher.backbone"
     assert load_model(path, use_ema=False).weights_entry == "student.module.backbone"
 
@@ -277,7 +274,7 @@ def test_whole_segmentation_model_keeps_its_backbone_and_head(write) -> None:
 
     model = timm.create_model("tap_fan_tiny_8_p4_hybrid_segformer", num_classes=3).eval()
     loaded = load_model(
-        write({"meta": {"CLASSES": ("a", "b", "c")}, "state_dict": prefixed(model.state_dict(), "module.")}), image_size=64
+        write({"meta": {"CLASSES": ("a", "b", "c")}, "state_dict": behind(model.state_dict(), "module.")}), image_size=64
     )
     assert (loaded.name, loaded.num_classes, loaded.class_names) == ("tap_fan_tiny_8_p4_hybrid_segformer", 3, ["a", "b", "c"])
     assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])

@@ -6,12 +6,26 @@ import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from overfocus import CheckpointError, load_model
-from tests.scripts.layouts_made import clip, compare
+from overfocus.checkpoints.build import build_empty, contradicted
+from overfocus.checkpoints.metadata import save_checkpoint
+from tests.scripts.layouts_made import (
+    ALIKE,
+    LEFT_OVER,
+    PARTS,
+    SMALL,
+    alike,
+    clip,
+    compare,
+    random_values,
+    renamed,
+    rotary_tables,
+    shifted,
+    vit,
+)
 
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3, "num_classes": 5}
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 
 
@@ -21,43 +35,9 @@ def plain() -> nn.Module:
     return VisionTransformer(**SMALL).eval()
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """Every parameter random, so that none is without effect."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1) * 0.5)
-    return model.eval()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"init_values": 1e-5},
-        {"qk_norm": True},
-        {"init_values": 0.1, "qk_norm": True, "reg_tokens": 4},
-        {"class_token": False, "global_pool": "avg"},
-        {"class_token": False, "global_pool": "avg", "fc_norm": False},
-        {"global_pool": "avg"},
-        {"no_embed_class": True},
-        {"no_embed_class": True, "reg_tokens": 2},
-        {"pre_norm": True},
-        {"qkv_bias": False},
-        {"proj_bias": False},
-        {"scale_attn_norm": True, "scale_mlp_norm": True},
-        {"patch_size": 4},
-        {"mlp_ratio": 3.0, "depth": 3},
-        {"num_classes": 0},
-        {"final_norm": False},
-        {"global_pool": "map"},
-        {"embed_dim": 384, "num_heads": 6, "depth": 1},
-        {"in_chans": 1},
-    ],
-    ids=str,
-)
-def test_what_the_tensors_tell_is_built(arguments, write) -> None:
-    model = randomised(VisionTransformer(**(SMALL | arguments)))
+@pytest.mark.parametrize("kind", PARTS)
+def test_what_the_tensors_tell_is_built(kind: str, write) -> None:
+    model = vit(**PARTS[kind])
     loaded = load_model(write({"model": model.state_dict()}))
     assert (loaded.missing_keys, loaded.unexpected_keys, loaded.lenient) == ([], [], False)
     images = IMAGES[:, : loaded.input_size[0]]
@@ -69,7 +49,7 @@ def test_what_the_tensors_tell_is_built(arguments, write) -> None:
 @pytest.mark.parametrize("arguments", [{"init_values": 1e-5}, {"qk_norm": True}, {"reg_tokens": 4}, {"patch_size": 8}], ids=str)
 @pytest.mark.parametrize("named", ["--model", "arch"])
 def test_a_registered_name_gets_the_parts_that_its_tensors_show(arguments, named: str, write) -> None:
-    model = randomised(timm.create_model("test_vit", **arguments))
+    model = random_values(timm.create_model("test_vit", **arguments))
     path = write({"state_dict": model.state_dict(), **({"arch": "test_vit"} if named == "arch" else {})})
     loaded = load_model(path, model="test_vit" if named == "--model" else None)
     images = torch.rand(1, *loaded.input_size)
@@ -78,35 +58,13 @@ def test_a_registered_name_gets_the_parts_that_its_tensors_show(arguments, named
     assert any("as its tensors say" in note for note in loaded.notes)
 
 
-KINDS = {
-    "layer scale of one block": {"blocks.1.ls1.gamma": (192,)},
-    "LoRA": {"blocks.0.attn.qkv.lora_A.weight": (4, 192), "blocks.0.attn.qkv.lora_B.weight": (576, 4)},
-    "LoRA of another library": {"blocks.0.attn.qkv.linear_a_q.weight": (4, 192)},
-    "adapter": {"blocks.0.adapter.down.weight": (2, 192), "blocks.0.adapter.up.weight": (192, 2)},
-    "prompt tokens": {"prompt_embeddings": (1, 3, 192)},
-    "scale and shift": {"blocks.0.ssf_scale_1": (192,), "blocks.0.ssf_shift_1": (192,)},
-    "relative positions": {"blocks.0.attn.relative_position_bias_table": (49, 3)},
-    "talking heads": {"blocks.0.attn.proj_l.weight": (3, 3), "blocks.0.attn.proj_w.weight": (3, 3)},
-    "temperature of a head": {"blocks.0.attn.temperature": (3, 1, 1)},
-    "gate": {"blocks.0.attn.gate": (1,)},
-    "a norm more": {"blocks.0.norm3.weight": (192,), "blocks.0.norm3.bias": (192,)},
-    "a second patch embedding": {"patch_embed2.proj.weight": (192, 3, 4, 4)},
-    "another position table": {"pos_embed_spatial": (1, 16, 192)},
-    "one value": {"alpha": ()},
-    "rotary positions": {"rope.inv_freq": (32,)},
-    "rotary tables of a block": {"blocks.0.attn.rope.freqs_cos": (16, 64)},
-    "a mask": {"blocks.0.attn_mask": (17, 17)},
-    "attention sink": {"blocks.0.attn.sink": (3,)},
-}
-
-
 @pytest.mark.parametrize("asked", [None, "VisionTransformer"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LEFT_OVER)
 @pytest.mark.parametrize("front", ["", "module.net."])
 def test_parts_that_no_architecture_has_are_refused(kind: str, asked: str | None, front: str, plain, write) -> None:
     if asked and front:
         pytest.skip("the same path")
-    more = {name: torch.rand(shape) for name, shape in KINDS[kind].items()}
+    more = {name: torch.rand(shape) for name, shape in LEFT_OVER[kind].items()}
     content = {"state_dict": {front + n: t for n, t in (plain.state_dict() | more).items()}, "args": {"model_kwargs": SMALL}}
     path = write(content)
     with pytest.raises(CheckpointError) as caught:
@@ -150,7 +108,7 @@ def test_what_cannot_change_the_encoder_is_left_out(name: str, plain, write) -> 
 
 
 def test_heads_that_nothing_says_are_asked_for(write) -> None:
-    model = randomised(VisionTransformer(**(SMALL | {"embed_dim": 96, "num_heads": 6})))
+    model = vit(**{"embed_dim": 96, "num_heads": 6})
     path = write(model.state_dict())
     with pytest.raises(CheckpointError, match=r"--model-args num_heads=N \(it may be 1, 2, 3, 4, 6"):
         load_model(path)
@@ -161,10 +119,6 @@ def test_heads_that_nothing_says_are_asked_for(write) -> None:
     loaded = load_model(write({"model": model.state_dict(), "args": argparse.Namespace(num_heads=6, lr=1)}))
     assert loaded.model.blocks[0].attn.num_heads == 6
     assert any("as the checkpoint's arguments say" in note for note in loaded.notes)
-
-
-def scaled(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor + 1 for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +132,7 @@ def scaled(model: nn.Module) -> dict[str, Tensor]:
     ],
 )
 def test_averaged_weights_of_equal_shapes_are_taken(other: str, first: str, plain, write) -> None:
-    path = write({first: scaled(plain), other: plain.state_dict(), "epoch": 3})
+    path = write({first: shifted(plain.state_dict()), other: plain.state_dict(), "epoch": 3})
     loaded = load_model(path)
     assert loaded.weights_entry == other
     assert first in loaded.notes[0]
@@ -190,7 +144,7 @@ def test_averaged_weights_of_equal_shapes_are_taken(other: str, first: str, plai
 
 def test_momentum_encoders_are_not_taken(plain, write) -> None:
     state = {f"base_encoder.{n}": t for n, t in plain.state_dict().items()}
-    state |= {f"momentum_encoder.{n}": t for n, t in scaled(plain).items()}
+    state |= {f"momentum_encoder.{n}": t for n, t in shifted(plain.state_dict()).items()}
     assert load_model(write(state)).weights_entry == "base_encoder"
 
 
@@ -205,7 +159,7 @@ def test_teacher_of_another_shape_is_no_average(plain, write) -> None:
 
 
 def test_two_networks_that_nothing_tells_apart(plain, write) -> None:
-    path = write({"generator": plain.state_dict(), "critic": scaled(plain)})
+    path = write({"generator": plain.state_dict(), "critic": shifted(plain.state_dict())})
     with pytest.raises(CheckpointError, match="holds 2 networks"):
         load_model(path)
     assert load_model(path, weights="generator").weights_entry == "generator"
@@ -273,8 +227,9 @@ def test_what_stands_beside_an_encoder_and_may_change_it_is_refused(name: str, p
         {"head.fc.weight": (5, 192), "head.fc.bias": (5,)},
         {"head.0.weight": (8, 192), "head.2.weight": (5, 8)},
         {"pre_logits.fc.weight": (192, 192), "head.weight": (5, 192), "head.bias": (5,)},
+        {"head.weight": (5, 384), "head.bias": (5,)},
     ],
-    ids=["deeper", "MLP", "layer before"],
+    ids=["deeper", "MLP", "layer before", "on two tokens"],
 )
 def test_a_classifier_of_another_form_is_left_out_and_never_random(more, plain, write) -> None:
     state = {name: tensor for name, tensor in plain.state_dict().items() if not name.startswith("head.")}
@@ -286,7 +241,7 @@ def test_a_classifier_of_another_form_is_left_out_and_never_random(more, plain, 
 
 
 def test_a_classifier_without_bias_has_none(write) -> None:
-    model = randomised(VisionTransformer(**SMALL))
+    model = vit()
     path = write({name: tensor for name, tensor in model.state_dict().items() if name != "head.bias"})
     model.head.bias.data.zero_()
     far, notes = relation(path, model)
@@ -296,7 +251,7 @@ def test_a_classifier_without_bias_has_none(write) -> None:
 
 @pytest.mark.parametrize("size", [(16, 24), (16, 32), (48, 16)])
 def test_tables_of_images_that_are_not_square(size, write) -> None:
-    model = randomised(VisionTransformer(**(SMALL | {"img_size": size})))
+    model = vit(**{"img_size": size})
     path = write(model.state_dict())
     assert relation(path, model, image_size=size)[0] == 0
     if size == (16, 32):  # 2 x 4 patches and a class token have as many rows as 3 x 3 patches
@@ -308,15 +263,107 @@ def test_tables_of_images_that_are_not_square(size, write) -> None:
 
 def test_the_teacher_of_a_distillation_is_no_average(plain, write) -> None:
     state = {f"model.{n}": t for n, t in plain.state_dict().items()} | {
-        f"distiller.teacher.{n}": t for n, t in scaled(plain).items()
+        f"distiller.teacher.{n}": t for n, t in shifted(plain.state_dict()).items()
     }
     with pytest.raises(CheckpointError, match="--weights model"):
         load_model(write(state))
 
 
 def test_networks_that_only_a_training_needs_are_not_asked_for(plain, write) -> None:
-    path = write({"encoder": plain.state_dict(), "predictor": scaled(plain)})
+    path = write({"encoder": plain.state_dict(), "predictor": shifted(plain.state_dict())})
     assert load_model(path).weights_entry == "encoder"
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_networks_that_look_like_a_vision_transformer_are_refused(kind: str, plain, write) -> None:
+    path = write({"model": alike(kind, plain.state_dict())})
+    words = ALIKE[kind][2]
+    with pytest.raises(CheckpointError, match=words or "expected|no architecture|FSDP") as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["fc", "classifier", "linear", "mlp_head.1", "heads.head", "../fc", "../classifier.1", "../head"]
+)
+def test_one_linear_layer_behind_the_encoder_is_its_classifier(name: str, write) -> None:
+    model = vit()
+    state = {f"net.{key}": tensor for key, tensor in renamed(model.state_dict(), ("^head", name)).items()}
+    path = write({key.replace("net.../", ""): tensor for key, tensor in state.items()})
+    far, notes = relation(path, model)
+    assert far == 0
+    assert name == "../head" or any(note.startswith("classifier: ") and name.strip("./") in note for note in notes)
+
+
+@pytest.mark.parametrize("more", ["bottleneck.weight", "fc2.weight", "net.fc_out.weight"])
+def test_a_classifier_with_something_before_it_is_not_taken(more: str, plain, write) -> None:
+    state = {f"net.{key}": tensor for key, tensor in plain.state_dict().items() if not key.startswith("head")}
+    path = write(state | {"fc.weight": torch.rand(7, 192), "fc.bias": torch.rand(7), more: torch.rand(192)})
+    if more.startswith("net."):
+        with pytest.raises(CheckpointError, match=r"fc_out\.weight"):
+            load_model(path)
+    else:
+        loaded = load_model(path)
+        assert loaded.num_classes == 0
+        assert any("left out" in note and "fc" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"args": argparse.Namespace(model="mine", gp="avg", model_kwargs={"fc_norm": False})},
+        {"args": argparse.Namespace(model_kwargs={"global_pool": "avg", "fc_norm": False, "num_heads": 6})},
+        {"hyper_parameters": {"model_args": {"global_pool": "avg", "act_layer": "relu"}}},
+    ],
+    ids=["gp", "model_kwargs", "Lightning"],
+)
+def test_what_a_file_says_of_pooling_heads_and_activation_is_taken(said, write) -> None:
+    arguments = {"global_pool": "avg", "fc_norm": False}
+    arguments |= {"num_heads": 6} if "num_heads" in str(said) else {"act_layer": "relu"} if "relu" in str(said) else {}
+    model = vit(**arguments)
+    path = write({"state_dict": model.state_dict(), **said})
+    assert relation(path, model)[0] == 0
+    assumed = next((note for note in load_model(path).notes if note.startswith("assumed")), "")
+    assert ("heads," in assumed) == ("num_heads" not in arguments)
+    assert ("GELU" in assumed) == ("act_layer" not in arguments)
+    assert any("the class token classified" in note for note in load_model(write(model.state_dict())).notes)
+
+
+def test_buffers_of_another_network_are_seen() -> None:
+    arguments = {"img_size": 64, "embed_dim": 24, "depths": (2,), "num_heads": (1,), "window_size": 8, "num_classes": 0}
+    model = build_empty("swinv2_tiny_window8_256", arguments)[0]
+    own = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    assert {name.rpartition(".")[2] for name in own} >= {"relative_coords_table", "relative_position_index"}
+    assert contradicted(model, own) == []
+    assert (
+        contradicted(
+            model, {name: tensor.half().float() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+        )
+        == []
+    )
+    other = dict(build_empty("swinv2_tiny_window8_256", arguments | {"pretrained_window_sizes": (4,)})[0].named_buffers())
+    assert contradicted(model, other) == [name for name in own if name.endswith("relative_coords_table")]
+    assert contradicted(model, {name: tensor.flip(-1) for name, tensor in own.items() if name.endswith("index")})
+
+
+def test_rotary_tables_of_another_scale_are_seen() -> None:
+    model = build_empty("eva02_tiny_patch14_224", {"depth": 1, "num_classes": 0})[0]
+    tables = rotary_tables(model)
+    assert contradicted(model, tables) == []
+    assert contradicted(model, {name: tensor.roll(1, 0) for name, tensor in tables.items()}) == list(tables)
+    assert contradicted(model, {"blocks.0.attn.k_bias": torch.zeros(192)}) == []
+    assert contradicted(model, {"blocks.0.attn.k_bias": torch.ones(192)}) == ["blocks.0.attn.k_bias"]
+
+
+@pytest.mark.slow
+def test_a_file_with_such_buffers_is_refused(write) -> None:
+    model = timm.create_model("eva02_tiny_patch14_224", num_classes=0)
+    tables = {name: tensor.roll(1, 0) for name, tensor in rotary_tables(model).items()}
+    path = write(model.state_dict() | tables)
+    with pytest.raises(CheckpointError, match="has other values than eva02_tiny_patch14_224 computes"):
+        load_model(path)
+    assert load_model(path, lenient=True).lenient
 
 
 def test_quick_gelu_of_a_clip_of_any_size_is_asked_for(write) -> None:
@@ -329,3 +376,19 @@ def test_quick_gelu_of_a_clip_of_any_size_is_asked_for(write) -> None:
     loaded = load_model(path, model_args="act_layer=quick_gelu")
     assert compare(model.encode_image)(loaded.model) < 1e-5
     assert loaded.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
+def test_maxvit_of_torchvision_is_torchvisions_own(tmp_path, write) -> None:
+    maxvit = pytest.importorskip("torchvision.models.maxvit")
+    model = random_values(maxvit.MaxVit((64, 64), 8, 2, [8, 16], [1, 2], 4, 0.0, num_classes=3))
+    path = write(model.state_dict())
+    assert load_model(path).input_size == (3, 16, 16)  # the smallest that its windows of 2 x 2 divide
+    images = torch.rand(1, 3, 64, 64)
+    loaded = load_model(path, image_size=64)
+    save_checkpoint(loaded.model, tmp_path / "again.safetensors", architecture=loaded.name, model_args=loaded.model_args)
+    with torch.inference_mode():
+        for found in (loaded, load_model(tmp_path / "again.safetensors")):
+            torch.testing.assert_close(found.model(images), model(images), rtol=0, atol=0)
+        assert load_model(path, num_classes=0, image_size=64).model(images).shape == (1, 16)
+    with pytest.raises(CheckpointError, match="not divisible by partition size 2"):
+        load_model(path, image_size=50)

@@ -10,8 +10,8 @@ from torch import Tensor
 import overfocus.models  # noqa: F401  registers our models
 from overfocus import CheckpointError, load_model
 from overfocus.checkpoints.build import skeleton
-from overfocus.checkpoints.hints import Hints
 from overfocus.checkpoints.index import look_up
+from overfocus.checkpoints.metadata import Metadata
 from overfocus.checkpoints.recognise import Request, recognise
 
 State = dict[str, Tensor]
@@ -23,7 +23,7 @@ def outline(name: str, **arguments: object) -> State:
 
 
 def found(state: State, path: str = "weights.pth"):
-    return recognise(state, Hints(), Request(), Path(path))
+    return recognise(state, Metadata(), Request(), Path(path))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import overfocus.models
 from overfocus import CheckpointError, load_model
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from overfocus.preprocessing import Preprocess
 
 SMALL = {"img_size": 32, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -8,7 +8,7 @@ import torch
 
 import overfocus
 from overfocus.checkpoints.build import create, is_architecture
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from overfocus.errors import CheckpointError
 from overfocus.models import add_tap
 from overfocus.preprocessing import Preprocess

@@ -179,6 +179,39 @@ def test_adapters_are_merged_into_their_base(kind: str, tmp_path: Path, vit: nn.
     assert load_model(next((tmp_path / "adapter").glob("adapter_model*"))).sha256 == loaded.sha256
 
 
+FAN_IN = """
+import torch, overfocus
+from transformers.pytorch_utils import Conv1D
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.c_attn, self.out = torch.nn.Conv2d(3, 8, 4, 4), Conv1D(24, 8), torch.nn.Linear(8, 5)
+    def forward(self, images):
+        queries, keys, values = self.c_attn(self.stem(images).flatten(2).mT.contiguous()).chunk(3, -1)
+        return self.out(torch.nn.functional.scaled_dot_product_attention(queries, keys, values).mean(1))
+def make():
+    torch.manual_seed(0)
+    return overfocus.wrap(Net(), input_size=32)
+"""
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_adapter_of_layers_that_keep_their_weights_transposed(bias: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fan_in_fan_out`, as the Conv1D of GPT-2 and of ImageGPT asks for it."""
+    (tmp_path / "fan_in.py").write_text(FAN_IN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = __import__("fan_in").make().model
+    with torch.inference_mode():
+        before = model(IMAGES)
+        options = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": bias}
+        expected = adapted(model, "lora" if bias == "none" else "biases", tmp_path / "adapter", **options)(IMAGES)
+        loaded = load_model(tmp_path / "adapter", model="fan_in:make")
+        torch.testing.assert_close(loaded.model(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(before, expected, atol=1e-2)
+    sys.modules.pop("fan_in", None)
+
+
 def test_adapter_of_a_classifier_on_a_base_without_one(tmp_path: Path) -> None:
     """As the hub has it: the base is a ViTModel, the adapter was trained on its ViTForImageClassification."""
     whole = saved(tmp_path / "whole", transformers.ViTForImageClassification(transformers.ViTConfig(**TINY)))
@@ -272,6 +305,15 @@ def test_own_code(front: str, write) -> None:
     assert load_model(lacking, model="own_network:make", lenient=True).lenient
 
 
+@pytest.mark.usefixtures("own")
+def test_a_classifier_of_own_code_is_never_random(tmp_path: Path, write) -> None:
+    (tmp_path / "own_network.py").write_text(CODE.replace("self.out", "self.head"))
+    state = {"stem.weight": torch.ones(8, 3, 4, 4), "stem.bias": torch.ones(8)}
+    mixer = {f"mixer.{name}": tensor for name, tensor in nn.MultiheadAttention(8, 2).state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"missing head\.weight, head\.bias"):
+        load_model(write(state | mixer | {"fc.weight": torch.ones(5, 8), "fc.bias": torch.ones(5)}), model="own_network:make")
+
+
 @pytest.mark.parametrize(
     ("spelling", "words"),
     [
@@ -293,6 +335,10 @@ def test_models_that_take_more_than_images_are_refused(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(**small)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="BertModel, which takes input_ids"):
         load_model(tmp_path)
+    videos = transformers.VideoMAEConfig(**TINY, num_frames=4, tubelet_size=2)
+    transformers.VideoMAEModel(videos).save_pretrained(tmp_path / "videos")
+    with pytest.raises(CheckpointError, match="VideoMAEModel, which takes videos of 4 frames"):
+        load_model(tmp_path / "videos")
 
 
 def test_nothing_of_transformers_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

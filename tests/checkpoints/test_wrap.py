@@ -101,5 +101,5 @@ def test_what_is_in_memory_is_not_loaded_again(vit: nn.Module) -> None:
         resolve_model(vit, image_size=96)
     assert resolve_model(None).name == "VisionTransformer"
     for empty in ("", " "):
-        with pytest.raises(CheckpointError, match="got an empty one"):
+        with pytest.raises(CheckpointError, match="got an empty string"):
             resolve_model(empty)

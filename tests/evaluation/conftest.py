@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from overfocus.models import segmentation_model
 from overfocus.preprocessing import Preprocess
 

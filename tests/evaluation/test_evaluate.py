@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import overfocus
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from overfocus.errors import OverfocusError, RunError
 from overfocus.evaluation.evaluate import evaluate, run_folders
 from overfocus.preprocessing import Preprocess

@@ -234,6 +234,7 @@ def make_images(folder: Path) -> None:
         "empty.png": png(0, 5),
         "endless.png": png(2**31 - 1, 2**31 - 1),
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        "long_cell.csv": b"cat," + b"9" * 300_000 + b"\n",
         "binary_list.txt": np.random.default_rng(2).bytes(500),
     }
     for name, content in files.items():

@@ -96,7 +96,7 @@ def numbers() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(f"check {option} {value}", ["check", "run", "--max", "gini=1", option, value], words, 2)
     for value, words in (
-        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "nothing is retained of gini"),
+        ("gini=high", "gini"), ("ginni=1", "did you mean gini"), ("retained.gini=1", "retained is not defined for gini"),
         (f"{museum.ESCAPE}=1", r"\x1b"),
     ):  # fmt: skip
         yield Case(f"check --max {value}", ["check", "run", "--max", value], words)
@@ -124,6 +124,8 @@ def usage() -> Iterator[Case]:
         (["heatmap", "--query", "here"], "ROW,COL"),
         (["inspect", "a", "b"], "see overfocus inspect --help"),
         (["train", "photos", "--epochs"], "requires an argument"),
+        (["analyze", "--output", "--images", "photos"], "'--output': expected a value, got '--images'"),
+        (["report", "run", "--ablation", "--json"], "'--ablation': expected a value"),
         (["train", "photos", "--model-arg", "depth"], "NAME=VALUE"),
         (["inspect", ""], "empty"),
         (["analyze", "good.pth", "--images", ""], "--images is empty"),
@@ -136,6 +138,10 @@ def usage() -> Iterator[Case]:
     for command, words in (
         (["list", "metric"], "did you mean metrics?"),
         (["list", "modles"], "did you mean models?"),
+        (["list", "corruptions", "zz"], "overfocus list corruptions shows all"),
+        (["list", "metrics", "ginni", "--json"], "did you mean gini?"),
+        (["train", "photos", "--model", "test_vit", "--epochs", "2", "--set", "epochs=-1"], "--set must leave epochs out"),
+        (["train", "photos", "--init", "good.pth", "--learning-rate", "1", "--set", "reference_batch=0"], "reference_batch"),
         (["figure", "layer", "run"], "did you mean layers?"),
         (["figure", "matrx", "run"], "did you mean matrix?"),
         (["heatmap", "--method", "rolout"], "did you mean rollout?"),
@@ -166,8 +172,10 @@ def values() -> Iterator[Case]:
             ("--device", "meta", "device 'meta' cannot be used"), ("--device", "hpu", "try cpu"), ("--device", "mps", "try cpu"),
             ("--device", museum.ESCAPE, r"\x1b"), ("--layers", "99", "between"), ("--layers", "-99", "between"),
             ("--top-fraction", "nan", "above 0"), ("--top-fraction", "1.5", "at most 1"), ("--image-size", "0", "at least 1"),
-            ("--image-size", "33", "--image-size"), ("--image-size", "32x9999999", "at most"), ("--constants", "nope", "cifar-c"),
-            ("--class-map", "nowhere.json", "nowhere.json"), ("--class-map", "photos", "this is a folder"),
+            ("--image-size", "33", "(Input height (33)"), ("--image-size", "32x9999999", "at most"),
+            ("--constants", "nope", "cifar-c"),
+            ("--class-map", "long_cell.csv", "long_cell.csv"), ("--class-map", "nowhere.json", "nowhere.json"),
+            ("--class-map", "photos", "this is a folder"),
             ("--class-map", "pipe.png", "named pipe"), ("--class-map", "binary_list.txt", "UTF-8"),
             ("--cache", "good.pth", "another folder"), ("--cache", "/proc/nope", "another folder"),
             ("--weights", "nope.nothing", "--weights"), ("--weights", "k" * 10_000, "--weights"),
@@ -202,12 +210,12 @@ def values() -> Iterator[Case]:
             ("--corruption", "nope", "Valid names"), ("--output", "good.pth", "another output"), ("--device", "meta", "try cpu"),
         ),
         ("figure", "layers", "run"): (
-            ("--layer", "0", "it is for columns"), ("--image", "0", "it is for columns"), ("--layers", "99", "there is 0, 1"),
+            ("--layer", "0", "only to columns"), ("--image", "0", "only to columns"), ("--layers", "99", "there is 0, 1"),
             ("--layers", "0-1000000000", "at most 1000"), ("--metric", "nope", "There is"), ("--label", "nope=x", "NAME=TEXT"),
             ("--corruption", "nope", "There is"), ("--severity", "9", "there is"), ("--output", "x.exe", ".pdf"),
         ),
         ("figure", "columns", "run"): (
-            ("--metric", "gini", "left out"), ("--layers", "0", "left out"), ("--image", "nope", "there is 0"),
+            ("--metric", "gini", "leave it out"), ("--layers", "0", "leave it out"), ("--image", "nope", "there is 0"),
             ("--layer", "99", "between"),
         ),
         ("check", "run", "--max", "gini=1"): (

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from overfocus.checkpoints.hints import hints_of_config, hints_of_content, hints_of_metadata
 from overfocus.checkpoints.loaded import class_names_for, preprocess_for
+from overfocus.checkpoints.metadata import metadata_of_config, metadata_of_safetensors, metadata_of_trainer
 from overfocus.checkpoints.read import read_checkpoint
 from overfocus.errors import CheckpointError, OverfocusError, RunError, TrainingError
 from overfocus.runs.description import (
@@ -66,7 +66,11 @@ def small() -> torch.nn.Module:
 @pytest.mark.parametrize("examples", AMOUNTS)
 @pytest.mark.parametrize(
     ("read", "keys", "as_text"),
-    [(hints_of_metadata, METADATA, True), (hints_of_config, CONFIG, False), (hints_of_content, CONTENT + METADATA, False)],
+    [
+        (metadata_of_safetensors, METADATA, True),
+        (metadata_of_config, CONFIG, False),
+        (metadata_of_trainer, CONTENT + METADATA, False),
+    ],
     ids=["safetensors metadata", "config.json", "checkpoint"],
 )
 def test_metadata(read: Callable[..., Any], keys: tuple[str, ...], as_text: bool, examples: int, small: torch.nn.Module) -> None:
@@ -75,8 +79,8 @@ def test_metadata(read: Callable[..., Any], keys: tuple[str, ...], as_text: bool
     def check(values: dict[str, Any]) -> None:
         given = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
         try:
-            hints = read(given if as_text else values, "file")
-            preprocess, _ = preprocess_for(small, hints, None)
+            metadata = read(given if as_text else values, "file")
+            preprocess, _ = preprocess_for(small, metadata, None)
         except CheckpointError as error:
             says_one_line(error)
         else:
@@ -84,7 +88,7 @@ def test_metadata(read: Callable[..., Any], keys: tuple[str, ...], as_text: bool
             assert all(number > 0 for number in preprocess.std)
             assert max(preprocess.input_size) <= 16_384
             assert preprocess.crop_pct > 0
-            assert all(isinstance(name, str) for name in class_names_for(hints, small) or [])
+            assert all(isinstance(name, str) for name in class_names_for(metadata, small) or [])
 
     check()
 
@@ -169,7 +173,7 @@ def test_safetensors_headers(examples: int, tmp_path: Path) -> None:
         path.write_bytes(struct.pack("<Q", len(text) if claimed is None else claimed) + text + body[:kept])
         try:
             file = read_checkpoint(path)
-            hints_of_metadata(file.metadata, path)
+            metadata_of_safetensors(file.metadata, path)
         except CheckpointError as error:
             says_one_line(error, "file.safetensors")
 

@@ -1,7 +1,7 @@
 """Build the index of architectures: `python -m tests.scripts.build_index`.
 
 Every architecture that timm and `overfocus.models` register is built on torch's meta device (no memory, no weights, about
-0.2 s each) and its fingerprint, position tables and hidden facts are written down. Of networks without attention only a
+0.2 s each) and its fingerprint, position tables and hidden attributes are written down. Of networks without attention only a
 digest is kept, enough to say what they are. Run it again after a model was added or timm was updated.
 """
 
@@ -16,7 +16,7 @@ import timm
 from torch import nn
 
 from overfocus.checkpoints.build import skeleton
-from overfocus.checkpoints.index import FORMAT, INDEX_PATH, Fact, attends, digest, facts, fingerprint, tables
+from overfocus.checkpoints.index import FORMAT, INDEX_PATH, Attribute, attends, attributes_of, digest, fingerprint, tables
 from overfocus.errors import CheckpointError
 
 
@@ -30,7 +30,7 @@ class Architecture:
     """Position tables with their shapes at the default image size."""
     prefix: int
     """Rows of the absolute position table that belong to prefix tokens."""
-    facts: dict[str, Fact]
+    attributes: dict[str, Attribute]
     attends: bool
 
 
@@ -38,7 +38,7 @@ def describe(name: str) -> Architecture:
     """Build one architecture without memory and describe it."""
     model = skeleton(name, {})
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    return Architecture(name, fingerprint(shapes), tables(shapes), _prefix(model), facts(model), attends(model))
+    return Architecture(name, fingerprint(shapes), tables(shapes), _prefix(model), attributes_of(model), attends(model))
 
 
 def _prefix(model: nn.Module) -> int:
@@ -60,7 +60,7 @@ def index_of(architectures: list[Architecture]) -> dict[str, Any]:
         if not any(member.attends for member in members):
             plain[key] = min((member.name for member in members), key=lambda name: (len(name), name))
             continue
-        kinds = _differences([member.facts for member in members])
+        kinds = _differences([member.attributes for member in members])
         written[key] = {
             "features": [(features.setdefault(text, len(features)), count) for text, count in members[0].fingerprint.items()],
             "members": {
@@ -75,8 +75,8 @@ def index_of(architectures: list[Architecture]) -> dict[str, Any]:
     return {"format": FORMAT, "timm": timm.__version__, "features": list(features), "groups": written, "without attention": plain}
 
 
-def _differences(group: list[dict[str, Fact]]) -> list[dict[str, Fact]]:
-    """Of each member's facts those in which the members differ."""
+def _differences(group: list[dict[str, Attribute]]) -> list[dict[str, Attribute]]:
+    """Of each member's attributes those in which the members differ."""
     keys = sorted(set().union(*group))
     differing = [key for key in keys if len({json.dumps(member.get(key)) for member in group}) > 1]
     return [{key: member.get(key) for key in differing} for member in group]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import overfocus
-from tests.scripts.layouts_made import MAKERS, Made, behind, of_timm, saved, vit
+from tests.scripts.layouts_made import ALIKE, LEFT_OVER, MAKERS, PARTS, Made, alike, behind, of_timm, saved, vit
 
 FACTS = Path(__file__).parents[1] / "data" / "layouts"
 Arrays = dict[str, np.ndarray]
@@ -123,21 +123,6 @@ def _weights(parts: list[dict[str, Any]], network: dict[str, Tensor]) -> dict[st
     return found
 
 
-PARTS: dict[str, dict[str, Any]] = {
-    "plain ViT of width 192": {},
-    "LayerScale": {"init_values": 1e-5}, "QK-norm": {"qk_norm": True}, "registers": {"reg_tokens": 4},
-    "no class token": {"class_token": False, "global_pool": "avg"}, "pooled, fc_norm": {"global_pool": "avg"},
-    "attention pooling": {"global_pool": "map"}, "class token without position": {"no_embed_class": True},
-    "norm before the blocks": {"pre_norm": True}, "no bias of queries, keys, values": {"qkv_bias": False},
-    "no last norm": {"final_norm": False}, "patch 4 at 32 pixels": {"patch_size": 4}, "patch 2 at 32 pixels": {"patch_size": 2},
-    "MLP of ratio 3": {"mlp_ratio": 3.0}, "grey input": {"in_chans": 1}, "no classifier": {"num_classes": 0},
-}  # fmt: skip
-LEFT_OVER = {
-    "LoRA": "blocks.0.attn.qkv.lora_A.weight", "adapter": "blocks.0.adapter.down.weight", "prompt tokens": "prompt_embeddings",
-    "scale and shift (SSF)": "blocks.0.ssf_scale_1", "relative positions": "blocks.0.attn.relative_position_bias_table",
-    "talking heads": "blocks.0.attn.proj_l.weight", "bitsandbytes int8": "blocks.0.attn.qkv.SCB",
-    "layer scale of one block": "blocks.1.ls1.gamma",
-}  # fmt: skip
 FRONTS = ["module.", "encoder.", "trunk.", "base_model.model.", "_orig_mod.module.", "0.", "visual.trunk.", "student.backbone."]
 
 
@@ -151,8 +136,11 @@ def layouts() -> Iterator[tuple[str, Callable[[Path], Made]]]:
         yield name, lambda folder, arguments=arguments: _rebuilt(vit(**arguments), folder, "")
     for front in FRONTS:
         yield f"names behind {front}", lambda folder, front=front: _rebuilt(vit(), folder, front)
-    for name, tensor in LEFT_OVER.items():
-        yield f"{name} (must be refused)", lambda folder, tensor=tensor: _left_over(tensor, folder)
+    for name, shapes in LEFT_OVER.items():
+        more = {key: torch.ones(shape) for key, shape in shapes.items()}
+        yield f"{name} (must be refused)", lambda folder, more=more: saved(folder, vit().state_dict() | more, None)
+    for name in ALIKE:
+        yield f"{name} (must be refused)", lambda folder, name=name: saved(folder, alike(name, vit().state_dict()), None)
     for name in ("beit_base_patch16_224", "swin_tiny_patch4_window7_224", "levit_128s", "xcit_nano_12_p16_224", "pit_ti_224"):
         yield f"{name} of timm", lambda folder, name=name: _rebuilt(of_timm(name), folder, "")
 
@@ -164,10 +152,6 @@ def _published(case: str, folder: Path) -> Made:
 
 def _rebuilt(original: nn.Module, folder: Path, front: str) -> Made:
     return saved(folder, behind(original.state_dict(), front), original)
-
-
-def _left_over(name: str, folder: Path) -> Made:
-    return saved(folder, vit().state_dict() | {name: torch.ones(3)}, None)
 
 
 def main() -> int:

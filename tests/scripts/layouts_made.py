@@ -135,6 +135,82 @@ def tokens(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda images: model.forward_features(images)  # type: ignore[operator,no-any-return]
 
 
+# A small Vision Transformer with parts, with what no architecture has, and without what every one has.
+
+PARTS: dict[str, dict[str, Any]] = {
+    "plain ViT of width 192": {},
+    "LayerScale": {"init_values": 1e-5}, "QK-norm": {"qk_norm": True}, "registers": {"reg_tokens": 4},
+    "layer scale, QK-norm, registers": {"init_values": 0.1, "qk_norm": True, "reg_tokens": 4},
+    "no class token": {"class_token": False, "global_pool": "avg"}, "pooled, fc_norm": {"global_pool": "avg"},
+    "no class token, norm before pooling": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "attention pooling": {"global_pool": "map"}, "class token without position": {"no_embed_class": True},
+    "registers without position": {"no_embed_class": True, "reg_tokens": 2},
+    "norm before the blocks": {"pre_norm": True}, "no bias of queries, keys, values": {"qkv_bias": False},
+    "no bias of projections": {"proj_bias": False},
+    "norms in attention and MLP": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "no last norm": {"final_norm": False}, "patch 4 at 32 pixels": {"patch_size": 4}, "patch 2 at 32 pixels": {"patch_size": 2},
+    "MLP of ratio 3": {"mlp_ratio": 3.0, "depth": 3}, "width 384": {"embed_dim": 384, "num_heads": 6, "depth": 1},
+    "grey input": {"in_chans": 1}, "no classifier": {"num_classes": 0},
+}  # fmt: skip
+LEFT_OVER: dict[str, dict[str, tuple[int, ...]]] = {
+    "layer scale of one block": {"blocks.1.ls1.gamma": (192,)},
+    "LoRA": {"blocks.0.attn.qkv.lora_A.weight": (4, 192), "blocks.0.attn.qkv.lora_B.weight": (576, 4)},
+    "LoRA of another library": {"blocks.0.attn.qkv.linear_a_q.weight": (4, 192)},
+    "adapter": {"blocks.0.adapter.down.weight": (2, 192), "blocks.0.adapter.up.weight": (192, 2)},
+    "prompt tokens": {"prompt_embeddings": (1, 3, 192)},
+    "scale and shift": {"blocks.0.ssf_scale_1": (192,), "blocks.0.ssf_shift_1": (192,)},
+    "relative positions": {"blocks.0.attn.relative_position_bias_table": (49, 3)},
+    "talking heads": {"blocks.0.attn.proj_l.weight": (3, 3), "blocks.0.attn.proj_w.weight": (3, 3)},
+    "temperature of a head": {"blocks.0.attn.temperature": (3, 1, 1)},
+    "gate": {"blocks.0.attn.gate": (1,)},
+    "a norm more": {"blocks.0.norm3.weight": (192,), "blocks.0.norm3.bias": (192,)},
+    "a second patch embedding": {"patch_embed2.proj.weight": (192, 3, 4, 4)},
+    "another position table": {"pos_embed_spatial": (1, 16, 192)},
+    "one value": {"alpha": ()},
+    "rotary positions": {"rope.inv_freq": (32,)},
+    "rotary tables of a block": {"blocks.0.attn.rope.freqs_cos": (16, 64)},
+    "a mask": {"blocks.0.attn_mask": (17, 17)},
+    "attention sink": {"blocks.0.attn.sink": (3,)},
+    "attention over time": {"blocks.0.temporal_attn.qkv.weight": (576, 192)},
+    "relative rows": {"blocks.0.attn.rel_pos_h": (7, 64)},
+    "a pyramid": {"fpn1.0.weight": (192, 192, 2, 2)},
+    "side information": {"sie_embed": (3, 1, 192)},
+    "scales of a quantiser": {"blocks.0.attn.qkv.weight_fake_quant.scale": (1,)},
+}
+FIRST = "^(patch_embed|pos_embed|cls_token)"
+ALIKE: dict[str, tuple[str, dict[str, tuple[int, ...]], str]] = {
+    "T2T": (FIRST, {"tokens_to_token.attention1.qkv.weight": (192, 147), "tokens_to_token.project.weight": (192, 576)}, ""),
+    "data2vec 2": (FIRST, {"modality_encoders.IMAGE.local_encoder.proj.weight": (192, 3, 8, 8)}, ""),
+    "AIM": (FIRST, {"preprocessor.patchifier.proj.weight": (192, 3, 8, 8), "preprocessor.pos_embed": (1, 16, 192)}, ""),
+    "RADIO": (FIRST, {"patch_generator.embedder.weight": (192, 192), "patch_generator.pos_embed": (1, 16, 192)}, ""),
+    "MAE of videos": ("pos_embed", {"pos_embed_spatial": (1, 16, 192), "patch_embed.proj.weight": (192, 3, 2, 8, 8)}, ""),
+    "one frame": ("", {"patch_embed.proj.weight": (192, 3, 1, 8, 8)}, ""),
+    "ViTDet": (r"^norm\.", {"simfp_2.0.weight": (192, 96, 2, 2)}, ""),
+    "ViTDet beside": (r"^norm\.", {"../simfp_2.0.weight": (192, 96, 2, 2)}, "attend in windows"),
+    "tensor parallel": ("", {"blocks.0.attn.qkv.weight": (288, 192), "blocks.0.attn.qkv.bias": (288,)}, ""),
+    "emptied by ZeRO-3": ("", {"blocks.0.attn.qkv.weight": (0,), "patch_embed.proj.weight": (0,)}, ""),
+    "weight normalisation": (
+        "qkv.weight", {f"blocks.0.attn.qkv.parametrizations.weight.original{n}": (576, m) for n, m in ((0, 1), (1, 192))}, ""
+    ),
+    "pruned by a mask": ("qkv.weight", {f"blocks.0.attn.qkv.weight_{n}": (576, 192) for n in ("orig", "mask")}, ""),
+    "RMSNorm": (r"norm\d?\.bias", {}, "missing blocks.0.norm1.bias"),
+    "SwiGLU in one tensor": ("", {f"blocks.{n}.mlp.fc2.weight": (192, 384) for n in (0, 1)}, "fc2.weight has shape"),
+    "queries of full width": ("", {f"blocks.{n}.attn.{q}_norm.weight": (192,) for n in (0, 1) for q in "qk"}, ""),
+    "table of two axes": ("", {"pos_embed": (17, 192)}, "pos_embed has shape"),
+    "two last norms": ("", {"fc_norm.weight": (192,), "fc_norm.bias": (192,)}, "norm.weight"),
+    "flattened by FSDP": (".", {"_flat_param": (999,), "blocks.0._fsdp_wrapped_module._flat_param": (99,)}, "flattened by FSDP"),
+    "bitsandbytes int8": ("", {"blocks.0.attn.qkv.SCB": (576,)}, "quantised weights"),
+    "10 channels": ("", {"patch_embed.proj.weight": (192, 10, 8, 8)}, "takes 10 input channels"),
+}  # fmt: skip
+
+
+def alike(kind: str, state: State) -> State:
+    """The names and shapes of `ALIKE`, behind a prefix; `../` stands beside the network."""
+    lost, more, _ = ALIKE[kind]
+    kept = behind(without(state, lost) if lost else state, "backbone.net.")
+    return kept | {f"backbone.net.{name}".replace("net.../", ""): torch.rand(shape) for name, shape in more.items()}
+
+
 # Vision Transformers of timm's names, in the files that self-supervised trainers write.
 
 
@@ -336,7 +412,7 @@ def beit_pretrained(folder: Path) -> Made:
         global_pool="token",
     )
     more = {"mask_token": torch.ones(1, 1, 768), "lm_head.weight": torch.ones(99, 768), "lm_head.bias": torch.ones(99)}
-    more["rel_pos_bias.relative_position_index"] = torch.ones(197, 197, dtype=torch.long)
+    more |= buffers(model, "relative_position_index")
     return saved(folder, {"model": model.state_dict() | more}, tokens(model), "beit_base_patch16_224_pt22k.pth")
 
 
@@ -354,8 +430,20 @@ def beit2_pretrained(folder: Path) -> Made:
 @layout("BEiT, fine-tuned")
 def beit_finetuned(folder: Path) -> Made:
     model = of_timm("beit_base_patch16_224", num_classes=7)
-    index = {f"blocks.{n}.attn.relative_position_index": torch.ones(197, 197, dtype=torch.long) for n in range(12)}
+    index = buffers(model, "relative_position_index")
     return saved(folder, {"model": model.state_dict() | index}, model, "beit_base_patch16_224_pt22k_ft1k.pth")
+
+
+def rotary_tables(model: nn.Module) -> State:
+    """Sines and cosines of the positions as EVA keeps them, for the network and for each block."""
+    sine, cosine = dict(model.named_buffers())["rope.pos_embed"].chunk(2, -1)
+    places = ["", *(f"blocks.{number}.attn." for number in range(12))]
+    return {f"{place}rope.freqs_{kind}": table for place in places for kind, table in (("sin", sine), ("cos", cosine))}
+
+
+def buffers(model: nn.Module, ending: str) -> State:
+    """Buffers that the original keeps in its state dict and timm does not."""
+    return {name: tensor for name, tensor in model.named_buffers() if name.endswith(ending)}
 
 
 @layout("EVA-02 (baaivision/EVA)")
@@ -371,8 +459,7 @@ def eva02(folder: Path) -> Made:
         (r"q_proj\.bias", "q_bias"),
         (r"v_proj\.bias", "v_bias"),
     )
-    state |= {"rope.freqs_cos": torch.ones(256, 64), "rope.freqs_sin": torch.ones(256, 64)}
-    state |= {f"blocks.{n}.attn.rope.freqs_{f}": torch.ones(256, 64) for n in range(12) for f in ("cos", "sin")}
+    state |= rotary_tables(model)
     return saved(folder, {"model": state}, model, "eva02_Ti.pt")
 
 
@@ -509,12 +596,13 @@ def mobile_sam(folder: Path) -> Made:
 @layout("TinyViT (microsoft/Cream)")
 def tinyvit(folder: Path) -> Made:
     model = of_timm("tiny_vit_5m_224", num_classes=7)
-    return saved(folder, {"model": tinyvit_names(model.state_dict())}, model, "tiny_vit_5m_22kto1k_distill.pth")
+    index = buffers(model, "attention_bias_idxs")
+    return saved(folder, {"model": tinyvit_names(model.state_dict() | index)}, model, "tiny_vit_5m_22kto1k_distill.pth")
 
 
 def tinyvit_names(state: State) -> State:
     """TinyViT's own names."""
-    state = renamed(
+    return renamed(
         state,
         (r"^patch_embed\.conv1\.", "patch_embed.seq.0."),
         (r"^patch_embed\.conv2\.", "patch_embed.seq.2."),
@@ -524,11 +612,198 @@ def tinyvit_names(state: State) -> State:
         (r"^head\.fc\.", "head."),
         (r"\.conv\.weight$", ".c.weight"),
     )
-    return state | {
-        name.replace("biases", "bias_idxs"): torch.ones(49, 49, dtype=torch.long)
-        for name in state
-        if name.endswith("attention_biases")
+
+
+# Families whose authors' names differ by a renaming alone: timm's name of the model, arguments, renaming, what stands around it.
+RENAMED: dict[str, tuple[str, dict[str, Any], list[tuple[str, Any]], Callable[[State], Any]]] = {
+    "CaiT (facebookresearch/deit)": ("cait_xxs24_224", {}, [(r"^", "module.")], lambda state: {"model": state}),
+    "ConViT (facebookresearch)": ("convit_tiny", {}, [], lambda state: {"model": state}),
+    "CrossViT (IBM)": ("crossvit_9_240", {}, [(r"^pos_embed_(\d)$", r"pos_embed.\1")], dict),
+    "Twins-SVT (Meituan-AutoML)": ("twins_svt_small", {}, [], dict),
+    "PiT (naver-ai)": (
+        "pit_ti_224", {}, [(r"^transformers\.(\d)\.pool\.", lambda m: f"pools.{int(m[1]) - 1}.")], dict,
+    ),
+    "CoaT-Lite (mlpc-ucsd)": (
+        "coat_lite_tiny", {}, [], lambda state: {"model": state | {f"norm{n}.bias": torch.ones(64) for n in (1, 2, 3)}},
+    ),
+    "VOLO (sail-sg)": ("volo_d1_224", {}, [], dict),
+    "MViTv2 (facebookresearch/mvit)": (
+        "mvitv2_tiny", {},
+        [(r"^stages\.(\d)\.blocks\.(\d)\.", lambda m: f"blocks.{(0, 1, 3, 8)[int(m[1])] + int(m[2])}."),
+         (r"\.shortcut_proj_attn\.", ".proj."), (r"^head\.fc\.", "head.projection.")],
+        lambda state: {"model_state": state, "epoch": 3, "cfg": "MODEL: {}"},
+    ),
+    "Hiera (facebookresearch)": (
+        "hiera_tiny_224", {}, [(r"^head\.fc\.", "head.projection."), (r"^head\.norm\.", "norm.")],
+        lambda state: {"model_state": state},
+    ),
+    "DaViT (microsoft/Florence)": (
+        "davit_tiny", {},
+        [(r"^stem\.", "patch_embeds.0."), (r"^stages\.(\d)\.downsample\.", r"patch_embeds.\1."),
+         (r"^(patch_embeds\.\d)\.conv\.", r"\1.proj."), (r"^stages\.(\d)\.blocks\.", r"main_blocks.\1."),
+         (r"\.cpe([12])\.", lambda m: f".cpe.{int(m[1]) - 1}."), (r"^head\.fc\.", "head."), (r"^head\.norm\.", "norms.")],
+        lambda state: {"state_dict": state},
+    ),
+    "EfficientFormer (snap-research)": (
+        "efficientformer_l1", {},
+        [(r"^stem\.(conv|norm)(\d)\.", lambda m: f"patch_embed.{3 * int(m[2]) - 3 + (m[1] == 'norm')}."),
+         (r"^stages\.(\d)\.blocks\.", lambda m: f"network.{2 * int(m[1])}."),
+         (r"^stages\.(\d)\.downsample\.(conv|norm)\.",
+          lambda m: f"network.{2 * int(m[1]) - 1}.{'proj' if m[2] == 'conv' else 'norm'}."),
+         (r"\.ls([12])\.gamma$", r".layer_scale_\1"), (r"^head_dist\.", "dist_head.")],
+        lambda state: {"model": state},
+    ),
+    "EdgeNeXt (mmaaz60)": (
+        "edgenext_xx_small", {},
+        [(r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+         (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."), (r"conv_dw", "dwconv"), (r"\.mlp\.fc", ".pwconv"),
+         (r"^head\.fc\.", "head."), (r"^head\.norm\.", "norm.")],
+        lambda state: {"state_dict": state},
+    ),
+    "CAFormer (sail-sg)": (
+        "caformer_s18", {},
+        [(r"^stem\.conv\.", "downsample_layers.0.conv."), (r"^stem\.norm\.", "downsample_layers.0.post_norm."),
+         (r"^stages\.(\d)\.downsample\.norm\.", r"downsample_layers.\1.pre_norm."),
+         (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."), (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+         (r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.")],
+        dict,
+    ),
+    "Swin v2 CR, headless names": ("swinv2_cr_tiny_ns_224", {}, [(r"^head\.fc\.", "head.")], dict),
+    "EsViT (microsoft), Swin with two heads": (
+        "swin_tiny_patch4_window7_224", {"num_classes": 0},
+        [(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.")],
+        lambda state: {
+            "student": behind(shifted(state), "module.") | head_of_dino("module.head.", 768),
+            "teacher": state | head_of_dino("head.", 768) | head_of_dino("head_dense.", 768), "epoch": 3,
+        },
+    ),
+    "SimMIM (microsoft), Swin": (
+        "swin_tiny_patch4_window7_224", {"num_classes": 0},
+        [(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample."), (r"^", "encoder.")],
+        lambda state: {"model": state | {
+            "encoder.mask_token": torch.ones(1, 1, 96), "decoder.0.weight": torch.ones(3072, 768, 1, 1),
+            "decoder.0.bias": torch.ones(3072),
+        }},
+    ),
+    "Depth Anything, trunk of DINOv2": (
+        "vit_small_patch14_dinov2", {"img_size": 518, "num_classes": 0}, [(r"^", "pretrained.")],
+        lambda state: state | {
+            "pretrained.mask_token": torch.ones(1, 384), "depth_head.projects.0.weight": torch.ones(48, 384, 1, 1),
+            "depth_head.scratch.layer1_rn.weight": torch.ones(64, 48, 3, 3),
+        },
+    ),
+}  # fmt: skip
+
+
+def renamed_by(timm_name: str, arguments: dict[str, Any], rules: list[tuple[str, Any]], around: Callable[[State], Any]) -> Any:
+    """The maker of a layout that a renaming gives."""
+
+    def maker(folder: Path) -> Made:
+        model = of_timm(timm_name, **arguments)
+        original = tokens(model) if arguments.get("num_classes") == 0 else model
+        return saved(folder, around(renamed(model.state_dict(), *rules)), original)
+
+    return maker
+
+
+MAKERS |= {name: renamed_by(*facts) for name, facts in RENAMED.items()}
+
+
+@layout("XCiT (facebookresearch)")
+def xcit(folder: Path) -> Made:
+    model = of_timm("xcit_nano_12_p16_224")
+    state = renamed(model.state_dict(), (r"^pos_embed\.", "pos_embeder."))
+    for front in {name[:23] for name in state if re.match(r"cls_attn_blocks\.\d\.attn\.q\.", name)}:
+        for kind in ("weight", "bias"):
+            state[f"{front}qkv.{kind}"] = torch.cat([state.pop(f"{front}{part}.{kind}") for part in "qkv"])
+    return saved(folder, {"model": state}, model, "xcit_nano_12_p16_224.pth")
+
+
+@layout("EVA-02, pre-trained")
+def eva02_pretrained(folder: Path) -> Made:
+    model = of_timm("eva02_tiny_patch14_224", num_classes=0, global_pool="token")
+    more = {"mask_token": torch.ones(1, 1, 192), "lm_head.weight": torch.ones(99, 192), "lm_head.bias": torch.ones(99)}
+    return saved(folder, {"module": model.state_dict() | more | rotary_tables(model)}, tokens(model), "eva02_Ti_pt_in21k_p14.pt")
+
+
+@layout("DPT (MiDaS), trunk of a ViT")
+def dpt(folder: Path) -> Made:
+    model = vit(num_classes=0)
+    more = {
+        "pretrained.act_postprocess1.0.project.0.weight": torch.ones(192, 384),
+        "scratch.layer1_rn.weight": torch.ones(9, 9, 3, 3),
     }
+    return saved(folder, behind(model.state_dict(), "pretrained.model.") | more, tokens(model), "dpt_custom.pt")
+
+
+@layout("Segmenter (rstrudel)")
+def segmenter(folder: Path) -> Made:
+    model = vit()
+    more = {"decoder.cls_emb": torch.ones(1, 9, 192), "decoder.mask_norm.weight": torch.ones(9)}
+    more |= behind(without(vit().state_dict(), "^(head|norm|patch|cls|pos)"), "decoder.")
+    return saved(folder, {"model": behind(model.state_dict(), "encoder.") | more}, model, "checkpoint.pth")
+
+
+@layout("Composer, with its optimiser")
+def composer(folder: Path) -> Made:
+    model = vit()
+    state = behind(model.state_dict(), "module.")
+    moments = {name: {"exp_avg": torch.zeros_like(t), "exp_avg_sq": torch.ones_like(t)} for name, t in state.items()}
+    inside = {"model": state, "optimizers": {"DecoupledAdamW": {"state": moments}}, "timestamp": {"Timestamp": {"epoch": 3}}}
+    return saved(folder, {"state": inside, "rng": [{"python": (3, (1, 2), None)}]}, model, "ep3-ba9-rank0.pt")
+
+
+@layout("averaged by ema_pytorch, online beside it")
+def ema_pytorch(folder: Path) -> Made:
+    model = vit()
+    state = behind(shifted(model.state_dict()), "online_model.") | behind(model.state_dict(), "ema_model.")
+    return saved(folder, state | {"initted": torch.ones(()), "step": torch.tensor(9)}, model)
+
+
+@layout("averaged by torch.optim.swa_utils, plain beside it")
+def swa(folder: Path) -> Made:
+    model = vit()
+    averaged = behind(model.state_dict(), "module.") | {"n_averaged": torch.tensor(5)}
+    return saved(folder, {"model": shifted(model.state_dict()), "swa_model": averaged}, model)
+
+
+@layout("compiled, checkpointed and sharded block by block")
+def wrapped(folder: Path) -> Made:
+    model = vit()
+    inside = "_fsdp_wrapped_module._checkpoint_wrapped_module._orig_mod."
+    state = renamed(model.state_dict(), (r"^(blocks\.\d\.)", rf"\1{inside}"), (r"^", "_fsdp_wrapped_module."))
+    return saved(folder, {"model": state}, model)
+
+
+@layout("DeepSpeed, one rank with the whole network")
+def deepspeed(folder: Path) -> Made:
+    model = vit()
+    content = {
+        "module": model.state_dict(),
+        "buffer_names": [],
+        "optimizer": None,
+        "param_shapes": [{"cls_token": torch.Size([1, 1, 192])}],
+    }
+    return saved(folder, content | {"ds_config": {"zero_optimization": {"stage": 1}}, "dp_world_size": 1}, model, "mp_rank_00.pt")
+
+
+@layout("CLIPA: no first norm, patches averaged, last norm after it")
+def clipa(folder: Path) -> Made:
+    from safetensors.torch import save_file
+
+    vision = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    model = clip(**vision)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    config = {"vision_cfg": {"image_size": 32, "layers": 2, "width": 192, "patch_size": 8, "head_width": 64} | vision}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return Made(folder, compare(model.encode_image))
+
+
+@layout("OpenCLIP, training file of a QuickGELU model")
+def openclip_quick(folder: Path) -> Made:
+    model = clip(quick=True)
+    content = {"epoch": 3, "name": "2024-ViT-B-32-quickgelu", "state_dict": behind(model.state_dict(), "module.")}
+    return saved(folder, content, model.encode_image, "epoch_32.pt")
 
 
 @layout("PVTv2 (whai362/PVT)")
@@ -556,10 +831,7 @@ def swin_names(state: State) -> State:
 def swin(folder: Path) -> Made:
     model = of_timm("swin_tiny_patch4_window7_224", num_classes=7)
     state = swin_names(model.state_dict())
-    state |= {
-        name.replace("bias_table", "index"): torch.ones(49, 49, dtype=torch.long) for name in state if name.endswith("bias_table")
-    }
-    state["layers.0.blocks.1.attn_mask"] = torch.ones(64, 49, 49)
+    state |= buffers(model, "relative_position_index") | buffers(model, "attn_mask")
     return saved(folder, {"model": state}, model, "swin_tiny_patch4_window7_224.pth")
 
 
@@ -575,17 +847,22 @@ def swin_of_timm(folder: Path) -> Made:
     return saved(folder, model.state_dict(), tokens(model), "swin_tiny.pth")
 
 
+OPENMMLAB = [
+    (r"^patch_embed\.proj\.", "patch_embed.projection."),
+    (r"^blocks\.", "layers."),
+    (r"\.norm([12])\.", r".ln\1."),
+    (r"^norm\.", "ln1."),
+    (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
+    (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+]
+
+
 @layout("mmpretrain, ViT")
 def mmpretrain_vit(folder: Path) -> Made:
     model = vit()
     state = renamed(
         without(model.state_dict(), "^head"),
-        (r"^patch_embed\.proj\.", "patch_embed.projection."),
-        (r"^blocks\.", "layers."),
-        (r"\.norm([12])\.", r".ln\1."),
-        (r"^norm\.", "ln1."),
-        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
-        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+        *OPENMMLAB,
     )
     head = {f"head.layers.head.{kind}": model.state_dict()[f"head.{kind}"] for kind in ("weight", "bias")}
     meta = {"CLASSES": ["a", "b", "c", "d", "e"], "epoch": 3}
@@ -597,12 +874,7 @@ def mmseg_vit(folder: Path) -> Made:
     model = vit(num_classes=0)
     state = renamed(
         model.state_dict(),
-        (r"^patch_embed\.proj\.", "patch_embed.projection."),
-        (r"^blocks\.", "layers."),
-        (r"\.norm([12])\.", r".ln\1."),
-        (r"^norm\.", "ln1."),
-        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
-        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+        *OPENMMLAB,
         (r"\.attn\.qkv\.", ".attn.attn.in_proj_"),
         (r"\.attn\.proj\.", ".attn.attn.out_proj."),
     )
@@ -706,6 +978,35 @@ def siglip(folder: Path) -> Made:
     }
     more |= {"logit_scale": torch.ones([]), "logit_bias": torch.ones([])}
     return saved(folder, behind(model.state_dict(), "visual.trunk.") | more, model, "open_clip_pytorch_model.bin")
+
+
+HUGGING: dict[str, Any] = {
+    "hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8, "num_labels": 5,
+}  # fmt: skip
+
+
+@layout("transformers, ViT's state dict without its configuration")
+def bare_vit(folder: Path) -> Made:
+    import transformers
+
+    model = random_values(transformers.ViTForImageClassification(transformers.ViTConfig(**HUGGING, intermediate_size=384)))
+    return saved(folder, model.state_dict(), lambda images: model(images).logits)
+
+
+@layout("transformers, DINOv2's state dict without its configuration")
+def bare_dinov2(folder: Path) -> Made:
+    import transformers
+
+    model = random_values(transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**HUGGING)))
+    return saved(folder, model.state_dict(), lambda images: model.base_model(images).last_hidden_state)
+
+
+@layout("transformers, DINOv2 with registers, without its configuration")
+def bare_registers(folder: Path) -> Made:
+    import transformers
+
+    model = random_values(transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**HUGGING)))
+    return saved(folder, model.state_dict(), lambda images: model(images).last_hidden_state)
 
 
 @layout("TimmWrapper of transformers")

@@ -12,7 +12,7 @@ from PIL import Image
 
 import overfocus
 from overfocus import CaptureError, ImageError, Run, RunError, corrupt
-from overfocus.checkpoints.hints import save_checkpoint
+from overfocus.checkpoints.metadata import save_checkpoint
 from overfocus.metrics import METRICS, STABILITY
 from overfocus.metrics.catalogue import CATALOGUE
 from overfocus.models import add_tap

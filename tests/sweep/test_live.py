@@ -74,6 +74,26 @@ def test_it_is_continued_and_others_under_the_same_names_are_refused(run, model)
             overfocus.analyze(**{"checkpoint": model, **again, **changed})
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda pixels: pixels[:, ::-1].copy(), "another function as preprocess"),
+        (lambda pixels: pixels * 2, "checkpoint std"),
+    ],
+    ids=["other pixels", "other scale"],
+)
+def test_another_preprocessing_under_the_same_name_is_refused(change, says, tmp_path):
+    def resized(image):
+        return np.asarray(image.convert("RGB").resize((32, 32)), dtype=np.float32).transpose(2, 0, 1) / 255 - 0.5
+
+    network = wrapped().model
+    kept = {"images": list(PIXELS[:2]), "corruptions": [], "output": tmp_path / "run", **FEW}
+    overfocus.analyze(overfocus.wrap(network, resized, name="mine"), **kept)
+    assert overfocus.analyze(overfocus.wrap(network, resized, name="mine"), **kept).complete
+    with pytest.raises(RunError, match=says):
+        overfocus.analyze(overfocus.wrap(network, lambda image: change(resized(image)), name="mine"), **kept)
+
+
 def test_another_metric_under_the_same_name_is_refused(model, tmp_path):
     def first_share(weights):
         return weights[..., 0].mean((1, 2))

@@ -240,7 +240,7 @@ def test_other_classes_than_the_models(segmenter, tmp_path, classes, words):
 
 def test_more_classes_than_a_mask_can_hold(make_loaded, photos, tmp_path):
     vit = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2)
-    with pytest.raises(RunError, match="at most 255 classes of pixels, as masks can hold, got 300"):
+    with pytest.raises(RunError, match="at most 255 pixel classes, as many as masks can hold, got 300"):
         analyze(make_loaded(segmentation_model(vit, num_classes=300)), photos, tmp_path / "run")
 
 

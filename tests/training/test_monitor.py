@@ -185,6 +185,9 @@ def test_rows_go_to_a_file_and_images_to_a_writer(model: nn.Module, images: Tens
     title, image, step = drawn[-1]
     assert (title, step) == ("attention received", 2)
     assert image.shape == (3 * 96, 3 * 96, 3)
+    assert (image[95:97] == 255).all()  # white lines part the maps
+    assert (image[:, 191:193] == 255).all()
+    assert (image < 255).any()
     assert image.dtype == np.uint8
     assert 0 < watch.overhead < 1
 
@@ -300,7 +303,7 @@ def test_a_log_goes_on_and_other_files_are_not_replaced(model: nn.Module, images
     assert pd.read_csv(log)["step"].tolist() == [2, 4, 6, 8]
     other = tmp_path / "results.csv"
     other.write_text("name,value\na,1\n")
-    with pytest.raises(RunError, match="not a training log"):
+    with pytest.raises(RunError, match="expected the log of a training"):
         overfocus.monitor(model, images, log=other)
     assert other.read_text() == "name,value\na,1\n"
 

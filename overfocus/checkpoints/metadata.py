@@ -50,7 +50,7 @@ _CLASSES = ("class_names", "classes", "CLASSES", "label_names")
 
 
 @dataclass(frozen=True)
-class Hints:
+class Metadata:
     """What is stored beside the weights; every field may be missing."""
 
     architectures: tuple[tuple[str, str], ...] = ()
@@ -71,7 +71,7 @@ class Hints:
     notes: tuple[str, ...] = ()
 
 
-def hints_of_content(content: Mapping[str, Any], path: object = "checkpoint") -> Hints:
+def metadata_of_trainer(content: Mapping[str, Any], path: object = "checkpoint") -> Metadata:
     """What a trainer wrote into a PyTorch checkpoint.
 
     Raises:
@@ -87,7 +87,7 @@ def hints_of_content(content: Mapping[str, Any], path: object = "checkpoint") ->
     if isinstance(arguments.get("gp"), str):
         model_args["global_pool"] = arguments["gp"]
     heads, notes = _heads(content, arguments)
-    return Hints(
+    return Metadata(
         tuple(architectures),
         checked_arguments(model_args, path),
         _preprocessing(arguments),
@@ -99,14 +99,14 @@ def hints_of_content(content: Mapping[str, Any], path: object = "checkpoint") ->
     )
 
 
-def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
+def metadata_of_config(config: Mapping[str, Any], path: object) -> Metadata:
     """What timm's `config.json` says, or OpenCLIP's `open_clip_config.json`.
 
     Raises:
         CheckpointError: the file belongs to another library.
     """
     if isinstance(config.get("model_cfg"), Mapping):
-        return _hints_of_open_clip(_plain(config["model_cfg"]), _plain(config.get("preprocess_cfg")))
+        return _metadata_of_open_clip(_plain(config["model_cfg"]), _plain(config.get("preprocess_cfg")))
     name = config.get("architecture")
     if not isinstance(name, str):
         kind = config.get("model_type")
@@ -117,7 +117,7 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
     descriptions = _plain(config.get("label_descriptions") or data.get("label_descriptions"))
     if isinstance(names, (list, tuple)) and descriptions:
         names = [str(descriptions.get(name, name)) for name in names]
-    return Hints(
+    return Metadata(
         ((name, "config.json"),),
         checked_arguments(_plain(config.get("model_args")), path),
         _preprocessing(data),
@@ -125,31 +125,33 @@ def hints_of_config(config: Mapping[str, Any], path: object) -> Hints:
     )
 
 
-def _hints_of_open_clip(model: dict[str, Any], preprocessing: dict[str, Any]) -> Hints:
+def _metadata_of_open_clip(model: dict[str, Any], preprocessing: dict[str, Any]) -> Metadata:
     """The image tower of a CLIP model and how OpenCLIP prepares its images."""
     vision = _plain(model.get("vision_cfg"))
     modes = {"shortest": "center", "longest": "border", "squash": "squash"}
     values = {"crop_pct": 1.0, "img_size": vision.get("image_size"), **preprocessing}
     values["crop_mode"] = modes.get(str(preprocessing.get("resize_mode", "shortest")))
     name, width, of_head = vision.get("timm_model_name"), vision.get("width"), vision.get("head_width", 64)
+    pool: dict[str, Any] = {"global_pool": "avg", "fc_norm": bool(vision.get("final_ln_after_pool"))}
     whole = isinstance(width, int) and isinstance(of_head, int) and 0 < of_head <= width and width % of_head == 0
-    return Hints(
+    return Metadata(
         ((name, "open_clip_config.json"),) if isinstance(name, str) else (),
+        model_args=pool if vision.get("pool_type") == "avg" and not name else {},
         preprocessing={**CLIP_PREPROCESSING, **_preprocessing(values)},
         heads=width // of_head if whole and not name else None,  # both are integers then
         quick_gelu=bool(model.get("quick_gelu", False)),
     )
 
 
-def hints_of_jax(metadata: Mapping[str, str]) -> Hints:
+def metadata_of_jax(metadata: Mapping[str, str]) -> Metadata:
     """What the arrays of Google's JAX code say: heads have an axis of their own, and inputs are scaled to -1 … 1."""
     half = (0.5, 0.5, 0.5)
     note = "mean and std 0.5, as Google's JAX code scales its input"
-    return Hints(preprocessing={"mean": half, "std": half}, heads=int(metadata["num_heads"]), notes=(note,))
+    return Metadata(preprocessing={"mean": half, "std": half}, heads=int(metadata["num_heads"]), notes=(note,))
 
 
-def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
-    """What the metadata of a safetensors file says (format: `overfocus.checkpoints.hints`)."""
+def metadata_of_safetensors(metadata: Mapping[str, str], path: object) -> Metadata:
+    """What the metadata of a safetensors file says (format: `overfocus.checkpoints.metadata`)."""
     values: dict[str, Any] = {}
     for key in (*PREPROCESSING, "input_size", "model_args", "class_names", "class_colours", "tap"):
         if key in metadata:
@@ -168,7 +170,7 @@ def hints_of_metadata(metadata: Mapping[str, str], path: object) -> Hints:
                 "expected JSON as `overfocus train` writes it"
             )
     name = metadata.get("architecture")
-    return Hints(
+    return Metadata(
         ((name, "metadata"),) if name else (),
         checked_arguments(values.get("model_args", {}), path),
         preprocessing,
@@ -192,12 +194,13 @@ def _heads(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[in
 
 def _quick_gelu(content: Mapping[str, Any], path: object) -> bool | None:
     """Whether a CLIP model has OpenAI's QuickGELU: by what only one of the two code bases writes, or by the file's name."""
-    name = PurePath(str(path)).name.lower()
+    name = f"{PurePath(str(path)).name} {content.get('name') if isinstance(content.get('name'), str) else ''}".lower()
     tensors = content.get("state_dict") if isinstance(content.get("state_dict"), Mapping) else content
     keys = {str(key) for key in list(tensors)[:5000]} if isinstance(tensors, Mapping) else set()
-    if "quickgelu" in name or {"input_resolution", "context_length", "vocab_size"} & keys:
+    if re.search(r"quick-?gelu|metaclip|dfn", name) or {"input_resolution", "context_length", "vocab_size"} & keys:
         return True
-    if re.search(r"open_?clip|laion|datacomp|commonpool|epoch_\d+|eva", name) or {"epoch", "name", "state_dict"} <= set(content):
+    of_training = {"epoch", "name", "state_dict"} <= set(content)
+    if of_training or re.search(r"open_?clip|laion|datacomp|commonpool|epoch_\d+|\beva", name):
         return False
     if "openai" in name or re.match(r"(clip[-_.]?)?vit-(b-32|b-16|l-14)(-336px)?\b", name.replace("_", "-")):
         return True
