@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -134,7 +135,10 @@ def infer_layout(
         padding_attended = False
     windowed = windows > 1 or padding_attended
     key_tokens = TokenPlaces.of(arrangement, keys, grids, keeps_padding=windowed)
-    query_tokens = None if queries is None else TokenPlaces.of(arrangement, queries, grids, keeps_padding=windowed)
+    query_tokens = None
+    if queries is not None:
+        same = torch.equal(queries, keys)
+        query_tokens = key_tokens if same else TokenPlaces.of(arrangement, queries, grids, keeps_padding=windowed)
     if windows > 1 and (key_tokens.frames_of_grid > 1 or not key_tokens.alike):
         raise UnclearAxesError(
             "windows of a video" if key_tokens.frames_of_grid > 1 else "windows differ between the images of the batch"
@@ -162,7 +166,7 @@ def infer_layout(
     return Layout(
         kind=kind,
         arrangement=replace(
-            arrangement, query_order=None if query_tokens is None else query_tokens.order(), key_order=key_tokens.order()
+            arrangement, query_order=None if query_tokens is None else query_tokens.order, key_order=key_tokens.order
         ),
         tokens=shape[-2:],
         prefix_tokens=query_prefix,
@@ -189,7 +193,8 @@ def _added(arrangement: Arrangement, keys: Tensor, grids: Sequence[Grid]) -> boo
 
 def _check_images(arrangement: Arrangement, queries: Tensor | None, keys: Tensor, origins: Sequence[int], images: int) -> None:
     """Raise `UnclearAxesError` where queries look at another image than their own, or the order of the images is another."""
-    owner, others = _owners(arrangement, keys), None if queries is None else _owners(arrangement, queries)
+    owner = _owners(arrangement, keys)
+    others = None if queries is None or torch.equal(queries, keys) else _owners(arrangement, queries)
     if others is not None:
         origin = torch.tensor(origins)
         both = (owner >= 0) & (others >= 0)
@@ -232,7 +237,7 @@ def _query_heads(arrangement: Arrangement, queries: Tensor, keys: Tensor) -> tup
 def _arrange_both(keys: Tensor, queries: Tensor | None, origins: Sequence[int]) -> Arrangement:
     """The arrangement that both the keys and the queries of a map have."""
     known = queries is not None and bool((queries > 0).any())
-    if not known or queries is None:
+    if not known or queries is None or torch.equal(queries, keys):
         return _checked(_arrange(keys), keys)
     try:
         return _checked(_checked(_arrange(keys), keys), queries)
@@ -402,7 +407,7 @@ class TokenPlaces:
             places, size, cut = _regular(places, size)
         return cls(places, size, root, keeps_padding, alike, note, cut)
 
-    @property
+    @cached_property
     def prefix(self) -> Tensor:
         """Which tokens are prefix in every window."""
         return (self.places == _PREFIX).all(0)
@@ -417,6 +422,7 @@ class TokenPlaces:
         """(rows, columns) of the whole grid."""
         return None if self.size is None else (self.size[-2], self.size[-1])
 
+    @cached_property
     def order(self) -> Tensor | None:
         """Prefix tokens first, patches row by row; None where tokens already are in that order, or windows have no common one."""
         if self.size is None:
@@ -437,9 +443,10 @@ class TokenPlaces:
         in_order = bool((order == torch.arange(len(order))).all())
         return order if ascending and not in_order else None
 
+    @cached_property
     def ordered(self) -> Tensor:
         """The places in that order."""
-        order = self.order()
+        order = self.order
         return self.places if order is None else self.places[:, order]
 
     def split(self, own: int | None) -> tuple[int, Tensor]:
@@ -447,7 +454,7 @@ class TokenPlaces:
         prefix = int(self.prefix.sum())
         if not prefix and self.size is None and own is not None and own < self.places.shape[1]:
             prefix = own
-        return prefix, self.ordered()[:, prefix:]
+        return prefix, self.ordered[:, prefix:]
 
     def cells(self, places: Tensor) -> tuple[int, tuple[int, int] | None]:
         """(frames, (rows, columns)) of one window's tokens in their order; no grid where they form none row by row."""
@@ -461,11 +468,13 @@ class TokenPlaces:
 
     def same_tokens(self, other: "TokenPlaces") -> bool:
         """Whether queries and keys are the same tokens."""
+        if self is other:
+            return True
         if self.places.shape != other.places.shape:
             return False
         if self.size is None or other.size is None:
             return self.size == other.size and self.root == other.root and torch.equal(self.places, other.places)
-        return self.size == other.size and self.root == other.root and torch.equal(self.ordered(), other.ordered())
+        return self.size == other.size and self.root == other.root and torch.equal(self.ordered, other.ordered)
 
 
 def _scattered(prefix: Tensor, padding: Tensor) -> bool:
