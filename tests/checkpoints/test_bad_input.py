@@ -241,7 +241,7 @@ def test_distributed_checkpoint_is_merged_by_the_command_in_the_line(tmp_path: P
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        checkpoint.save({"model": vit.state_dict(), "epoch": 3}, checkpoint_id=tmp_path / "parts", no_dist=True)
+        checkpoint.save({"model": vit.state_dict(), "epoch": 3}, checkpoint_id=tmp_path / "parts")
     command = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
     assert command in refusal(tmp_path / "parts")
     format_utils.dcp_to_torch_save(tmp_path / "parts", tmp_path / "whole.pth")  # what the command calls
