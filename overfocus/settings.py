@@ -407,8 +407,10 @@ def _number(kind: type, value: Any) -> tuple[bool, Any]:
 
 
 def _sequence(kind: Any, inner: Any, value: Any, fitted: Callable[[Any, Any], tuple[bool, Any]]) -> tuple[bool, Any]:
-    """As a tuple; of a set nothing, as it has no order."""
-    if isinstance(value, str | bytes | bytearray | memoryview | Mapping | set | frozenset) or not isinstance(value, Iterable):
+    """As a tuple; a set has no order, which matters in a sequence."""
+    if isinstance(value, str | bytes | bytearray | memoryview | Mapping) or not isinstance(value, Iterable):
+        return False, value
+    if isinstance(value, set | frozenset) and issubclass(get_origin(kind), Sequence):
         return False, value
     listed, entries = _converted(list, value)
     fixed = get_origin(kind) is tuple and Ellipsis not in get_args(kind)
