@@ -19,7 +19,7 @@ from overfocus.runs.folder import read_arrays, read_table, table_size
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.settings import shown, typed
 from overfocus.text import source_name
-from overfocus.variants import CLEAN, Variant, sort_variants
+from overfocus.variants import CLEAN, OTHER_IMAGE, Variant, sort_variants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,7 +217,7 @@ class Run(NotebookMethods):
             blocks[-1].append(path)
             rows += size
         for paths in blocks:
-            yield read_table(paths, names, categories=["corruption"]).to_pandas(split_blocks=True)
+            yield self._own(kind, read_table(paths, names, categories=["corruption"]).to_pandas(split_blocks=True))
 
     @cached_property
     def table(self) -> "pd.DataFrame":
@@ -235,7 +235,10 @@ class Run(NotebookMethods):
     @cached_property
     def predictions(self) -> "pd.DataFrame":
         """One row per image × corruption × severity: predicted class, confidence, agreement with the clean image, …"""
-        return self._read("predictions").astype({"predicted": "Int64"})
+        table = self._read("predictions")
+        if "predicted" not in table:
+            raise RunError(f"{self.path}: the predictions table has no column predicted; measure again with --overwrite")
+        return table.astype({"predicted": "Int64"})
 
     @cached_property
     def attention_by_class(self) -> "pd.DataFrame":
@@ -339,7 +342,26 @@ class Run(NotebookMethods):
     def _read(self, kind: str, *, everywhere: bool = True) -> "pd.DataFrame":
         """A table put together from its parts."""
         frame: pd.DataFrame = read_table(self._parts(kind, everywhere=everywhere)).to_pandas()
-        return frame
+        return self._own(kind, frame)
+
+    def _own(self, kind: str, rows: "pd.DataFrame") -> "pd.DataFrame":
+        """Rows of a table, all of which have to be of images, layers and severities of this run, not of another's."""
+        for name, known in self._entries.items():
+            if name in rows and (strange := set(rows[name].unique().tolist()) - known):
+                raise RunError(
+                    f"{self.path}: the {kind} table holds {name} {shown(min(strange, key=str))}, which the run does not have; it "
+                    "is damaged or another run's: measure again with --overwrite"
+                )
+        return rows
+
+    @cached_property
+    def _entries(self) -> dict[str, set[int | str]]:
+        """What columns of the tables may hold."""
+        found: dict[str, set[int | str]] = {"image": {entry.image for entry in self.images}, "severity": set(range(6))}
+        if self.description.kind == "analysis":
+            corruptions = {CLEAN, OTHER_IMAGE, *self.description.settings.corruptions}
+            found |= {"layer": {layer.layer for layer in self.layers}, "corruption": corruptions}
+        return found
 
     def _parts(self, kind: str, *, everywhere: bool = True) -> list[Path]:
         """The parts of a table, one of each that was committed where the table has rows `everywhere`."""
