@@ -360,6 +360,7 @@ _CLASSES = {
     "Tensor": ("a tensor", "tensors"),
     "Image": ("a PIL image", "PIL images"),
     "Run": ("an overfocus.Run", "runs (overfocus.Run)"),
+    "AttentionMap": ("an AttentionMap of overfocus.capture", "attention maps of overfocus.capture"),
     "Metric": ("a metrics.Metric", "rows of the catalogue (metrics.Metric)"),
     "Probe": ("a probe", "probes"),
 }
