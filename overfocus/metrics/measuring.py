@@ -6,6 +6,7 @@ size when the forward has ended. Checks are values on the device, read with the 
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,11 +24,13 @@ from overfocus.metrics.formulas import METRICS, STABILITY, norm_metrics
 from overfocus.metrics.received import image_profiles
 from overfocus.metrics.sums import MapSums, PairSums
 from overfocus.metrics.tokens import TokenGroup, faults, raise_faults, token_groups
+from overfocus.settings import shown, typed
 
 Array = np.ndarray[Any, Any]
 Reference = Sequence[int] | Int[Tensor, "batch"]
 
 
+@typed(ValueError)
 @torch.no_grad()
 def measure(
     attention: AttentionMap,
@@ -127,6 +130,8 @@ class ForwardMeasurement:
         self._waiting: dict[Any, list[tuple[GroupSums, int]]] = {}
         self._waiting_bytes = 0
         top_count(1, top_fraction)
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; leave it out to let it be chosen")
 
     @property
     def names(self) -> list[str]:
@@ -135,8 +140,11 @@ class ForwardMeasurement:
 
     def begin(self, reference: Reference | None = None) -> None:
         """A forward begins; `reference` is the index of each image's clean counterpart, on the host. Drops what was added."""
-        listed = reference.tolist() if isinstance(reference, Tensor) else reference
-        self._reference = None if listed is None else tuple(map(int, listed))
+        try:
+            listed = reference.tolist() if isinstance(reference, Tensor) else reference
+            self._reference = None if listed is None else tuple(map(operator.index, listed))
+        except (TypeError, RuntimeError):  # a tensor without values, of fractions, or with no axis
+            raise ValueError(f"reference must be a list of whole numbers, got {shown(reference)}") from None
         self._layers.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
