@@ -47,7 +47,7 @@ from overfocus.checkpoints.metadata import (
     metadata_of_trainer,
 )
 from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading
-from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
+from overfocus.checkpoints.networks import Network, choose_network, find_networks, flatten, relative_name, suspects
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise, stated
 from overfocus.checkpoints.transformers_models import load_transformers, merge_adapter
@@ -387,7 +387,10 @@ def _load(
     faults = real.faults or some(list(dict.fromkeys(name for names, _ in doubts for name in names)))
     said = [f"LENIENT: loaded although not every tensor matches {found.name}: {faults}"] if lenient else []
     origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
-    if origin is not None and not metadata.preprocessing.keys() & {"mean", "std"}:
+    if network.normalisation:
+        metadata = replace(metadata, preprocessing={**metadata.preprocessing, **network.normalisation})
+        said.append("mean and std are the file's own tensors, by which the network normalises its input")
+    elif origin is not None and not metadata.preprocessing.keys() & {"mean", "std"}:
         metadata = replace(metadata, preprocessing={**metadata.preprocessing, **origin[0]})
         said.append(f"mean and std are those of {origin[1]}, which the tensors' names show")
     try:
@@ -458,7 +461,7 @@ def _doubts(
     yield computed, f"{said}; try another --model or --model-args, or --lenient to take what it computes"
     random = [name for name, _ in model.named_parameters() if name not in filled] if request.num_classes is None else []
     yield random, f"the file lacks {some(random)} of {found.name}; --lenient gives it random values"
-    beside = [name for name in network.beside if changes_encoder(name, network)]
+    beside = suspects(network)
     windows = [name for name in beside if relative_name(name, network).startswith("simfp")]
     said = "the backbone of a ViTDet, whose blocks attend in windows that no tensor shows; pass your own code with --model"
     yield windows, f"{said} package.module:factory, or --lenient to load it without windows"
@@ -479,17 +482,19 @@ def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], st
 
 def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Request) -> list[str]:
     """What a plain Vision Transformer's tensors do not say and was assumed."""
-    if found.found_by not in ("shapes", "tensors") or not isinstance(model, VisionTransformer):
+    if (found.found_by not in ("shapes", "tensors") and not found.plain) or not isinstance(model, VisionTransformer):
         return []
-    block: Any = model.blocks[0]
-    assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} else [f"{block.attn.num_heads} attention heads"]
-    norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
+    parts: list[Any] = [model.blocks[0], *model.blocks[0].modules()]
+    heads = next((part.num_heads for part in parts if hasattr(part, "num_heads")), None)
+    assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} or not heads else [f"{heads} attention heads"]
+    norm = next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None)
+    activation = next((type(part.act).__name__ for part in parts if hasattr(part, "act")), "GELU")
     if (found.reading.norm_eps is None or found.reading.origin == TRANSFORMERS) and norm is not None:
-        assumed.append(f"normalisation with eps {norm:g}")
+        assumed.append(f"normalisation with eps {norm:g}, before each layer")
     assumed += [activation] if "act_layer" not in found.arguments else []
     if found.plain and "img_size" in found.arguments:
         height, width = _pair(found.arguments["img_size"]) or (0, 0)
-        assumed.append(f"patches without overlap, of {height}x{width} pixels")
+        assumed.append(f"patches without overlap, so images of {height}x{width} pixels")
     if model.num_classes and model.global_pool == "token" and "global_pool" not in found.arguments:
         assumed.append("the class token classified")
     advice = "--model-args num_heads=… sets heads"
