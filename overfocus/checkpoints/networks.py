@@ -227,7 +227,7 @@ def suspects(network: Network) -> list[str]:
         behind |= new
         known |= {size for part in new for shape in matrices[part] for size in shape if size > _MOST_CHANNELS}
     stem = next((t.shape[1] for t in network.tensors.values() if t.ndim == 4), 3)
-    found = []
+    found: list[str] = []
     for part, inside in parts.items():
         if any(relative_name(name, network) == part for name in inside):
             changes = _HARMLESS_PARAMETER.match(part) is None
