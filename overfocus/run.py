@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,7 +188,8 @@ class Run(NotebookMethods):
 
     @typed(RunError)
     def blocks(self, kind: Literal["metrics", "predictions"], columns: Sequence[str] = ()) -> Iterator["pd.DataFrame"]:
-        """The rows of `table` or `predictions`, about a hundred thousand at a time, whole parts of the run each.
+        """The rows of `table` or `predictions`, about a hundred thousand at a time, whole parts of the run each; one block is
+        read ahead.
 
         Columns: image, corruption (a category), severity, layer and head where there are any, and those of `columns` that the
         table has. A run too large for memory is read in this way.
@@ -216,8 +218,18 @@ class Run(NotebookMethods):
                 rows = 0
             blocks[-1].append(path)
             rows += size
-        for paths in blocks:
-            yield self._own(kind, read_table(paths, names, categories=["corruption"]).to_pandas(split_blocks=True))
+
+        def read(paths: list[Path]) -> "pd.DataFrame":
+            frame: pd.DataFrame = read_table(paths, names, categories=["corruption"]).to_pandas(split_blocks=True)
+            return self._own(kind, frame)
+
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(read, blocks[0])
+            for following in [*blocks[1:], None]:
+                frame = ahead.result()
+                if following is not None:
+                    ahead = reader.submit(read, following)
+                yield frame
 
     @cached_property
     def table(self) -> "pd.DataFrame":

@@ -302,23 +302,24 @@ class _Layer:
 
     def size(self, profiles: bool) -> tuple[Any, ...]:
         """What layers must share to be stacked."""
-        groups = [
-            (
-                group.maps.mass.shape,
-                group.maps.column.shape,
-                group.maps.column.dtype,
-                group.maps.column.device,
-                group.group.windows,
-                group.group.heads,
-                group.group.summed_heads,
-                group.maps.distance is None,
-                group.maps.padding is None,
+
+        def of_group(group: GroupSums) -> tuple[Any, ...]:
+            maps, tokens = group.maps, group.group
+            return (
+                maps.mass.shape,
+                maps.column.shape,
+                maps.column.dtype,
+                maps.column.device,
+                tokens.windows,
+                tokens.heads,
+                tokens.summed_heads,
+                maps.distance is None,
+                maps.padding is None,
                 id(group.pairs.pairs) if group.pairs else None,
-                id(group.group.image_places) if profiles else None,
+                id(tokens.image_places) if profiles else None,
             )
-            for group in self.groups
-        ]
-        return (self.kind, self.hidden_rows, self.image_grid if profiles else None, *groups)
+
+        return (self.kind, self.hidden_rows, self.image_grid if profiles else None, *map(of_group, self.groups))
 
 
 @dataclass(eq=False)

@@ -583,8 +583,10 @@ def cells(rows: pd.DataFrame) -> list[tuple[str, ...]]:
     Raises:
         RunError: a column is missing.
     """
-    needed = ("metric", "layers", "corruption", "severity", "model", "mean", "baseline_mean", "control", "baseline_control")
-    needed += ("difference", "low", "high", "p_adjusted", "effect_size", "count")
+    needed = (
+        "metric", "layers", "corruption", "severity", "model", "mean", "baseline_mean", "control", "baseline_control",
+        "difference", "low", "high", "p_adjusted", "effect_size", "count",
+    )  # fmt: skip
     if missing := [name for name in needed if name not in rows]:
         raise RunError(f"expected rows of the comparison's table, got some without {', '.join(missing[:3])}")
     return [
