@@ -371,8 +371,8 @@ class Run(NotebookMethods):
         """What columns of the tables may hold."""
         found: dict[str, set[int | str]] = {"image": {entry.image for entry in self.images}, "severity": set(range(6))}
         if self.description.kind == "analysis":
-            corruptions = {CLEAN, OTHER_IMAGE, *self.description.settings.corruptions}
-            found |= {"layer": {layer.layer for layer in self.layers}, "corruption": corruptions}
+            found["layer"] = {layer.layer for layer in self.layers}
+            found["corruption"] = {CLEAN, OTHER_IMAGE, *self.description.settings.corruptions}
         return found
 
     def _parts(self, kind: str, *, everywhere: bool = True) -> list[Path]:
