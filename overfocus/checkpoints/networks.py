@@ -43,7 +43,7 @@ _WRAPPER = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapp
 """What torch.compile, FSDP and activation checkpointing put into names, before the network or inside it."""
 _CHANGES_INPUT = re.compile(
     r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos(?!t)|gate|scale_shift|^(side|ladder|inject|simfp)"
-    r"|polic(y|ies)|prun(e|ing)|router|selector|halting|^(?!decoder|text|word|label|class|query|bbox|box)\w*emb(ed|$|_)"
+    r"|polic(y|ies)|prun(e|ing)|router|selector|halting|^(?!decoder|token|text|word|label|class|query|bbox|box)\w*emb(ed|$|_)"
     r"|^(?!text|decoder|\w*head|\w*proj|\w*predict)(\w+_)?(layer_?)?norm\w*$",
     re.IGNORECASE,
 )
