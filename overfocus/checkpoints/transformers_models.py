@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import constants as hub
+from PIL import Image
 from torch import Tensor, nn
 
 from overfocus.checkpoints.arguments import checked_arguments
@@ -23,7 +25,7 @@ from overfocus.checkpoints.formats import OF_TRANSFORMERS
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.errors import CheckpointError, first_line
 from overfocus.files import read_json, require_regular_file
-from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, LARGEST_SIDE, Preprocess
 from overfocus.text import some
 
 _TOWERS = {
@@ -40,6 +42,7 @@ _BOUNDS = {
 }  # fmt: skip
 _LEVELS = ("out_indices", "features_only")
 _DEEPEST = 16
+_SAME = 0.005  # mean difference of values in [0, 1]
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _NEEDLESS = ("pooler.", "classifier.", "cls_classifier.", "distillation_classifier.", "decode_head.", "lm_head.", "decoder.")
 """What a model of transformers may lack or have left over without a change to the encoder."""
@@ -208,10 +211,65 @@ def _require_sound(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None) -> tuple[Preprocess, list[str]]:
+    """What the folder's image processor does: in our own steps where they give the same, else by the processor itself."""
     path = folder / "preprocessor_config.json"
-    said: dict[str, Any] = {}
-    if path.is_file():
-        said = read_json(path, "the preprocessing of a model", CheckpointError)
+    said = read_json(path, "the preprocessing of a model", CheckpointError) if path.is_file() else {}
+    ours, notes = _steps(path, said, settings, None)
+    sized = (_steps(path, said, settings, image_size)[0] if image_size is not None else ours), notes
+    processor = _processor(folder, said) if path.is_file() else None
+    if processor is None:
+        return sized
+    try:
+        own = Preprocess.from_callable(processor)
+    except ValueError as error:
+        if "other sizes" not in str(error):
+            advice = "pass the weights with code of your own that does it (--model package.module:factory)"
+            raise CheckpointError(f"{path}: {first_line(error)}; {advice}") from None
+        height, width = sized[0].input_size[1:]
+        return sized[0], [
+            *notes,
+            f"images resized to {height}x{width}; the folder's own preprocessing leaves them of different sizes",
+        ]
+    except Exception:  # transformers raises whatever its parts raise
+        return sized
+    if own.channels != ours.channels or _alike(ours, own):
+        return sized
+    if image_size is None:
+        return own, [f"preprocessing by {type(processor).__name__} of transformers"]
+    return sized[0], [*notes, f"at another size, images are not prepared as by the folder's {type(processor).__name__}"]
+
+
+def _alike(first: Preprocess, second: Preprocess) -> bool:
+    """Whether two ways to prepare images give the same, rounding and rival kernels of resizing aside."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    pairs = [
+        [made(noise.resize(size, Image.Resampling.BICUBIC)) for made in (first, second)] for size in ((256, 192), (160, 320))
+    ]
+    level = min(first.std)
+    return all(one.shape == other.shape and float((one - other).abs().mean()) * level < _SAME for one, other in pairs)
+
+
+def _processor(folder: Path, said: Mapping[str, Any]) -> Any:
+    """The image processor of a folder, as transformers builds it; None where it cannot, or sizes are out of reason."""
+    import transformers
+
+    numbers: list[Any] = [said]
+    while numbers:
+        part = numbers.pop()
+        numbers += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        if isinstance(part, int | float) and not abs(part) <= LARGEST_SIDE:
+            return None
+    try:
+        with _quiet(transformers.utils.logging), _offline():
+            return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # transformers raises whatever its parts raise
+        return None
+
+
+def _steps(
+    path: Path, said: Mapping[str, Any], settings: Any, image_size: tuple[int, int] | None
+) -> tuple[Preprocess, list[str]]:
+    """Size, crop, mean and standard deviation as a configuration says them."""
     notes = []
     if not said.get("image_mean"):
         notes.append("preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say")
