@@ -183,9 +183,9 @@ def metadata_of_safetensors(metadata: Mapping[str, str], path: object) -> Metada
 def _heads(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
     """Attention heads as a trainer's arguments say them, or as its own name for the architecture means."""
     for key in ("num_heads", "n_heads", "nhead", "heads"):
-        said = arguments.get(key)
-        if not isinstance(said, bool) and re.fullmatch(r"[1-9]\d{0,2}(\.0)?", str(said)) and float(said) <= 128:
-            return int(float(said)), (f"{int(float(said))} attention heads, as the checkpoint's arguments say ({key})",)
+        said = re.fullmatch(r"([1-9]\d{0,2})(\.0)?", str(arguments.get(key)))  # True is no number here
+        if said and int(said[1]) <= 128:
+            return int(said[1]), (f"{said[1]} attention heads, as the checkpoint's arguments say ({key})",)
     names = [str(name) for entry in content.values() if isinstance(entry, Mapping) for name in list(entry)[:2000]]
     contrastive = "best_acc1" in content or any("base_encoder." in name for name in names)
     if content.get("arch") in ("vit_small", "vit_conv_small") and contrastive:

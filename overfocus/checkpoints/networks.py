@@ -48,7 +48,7 @@ _CHANGES_INPUT = re.compile(
     re.IGNORECASE,
 )
 _ELSEWHERE = re.compile(
-    r"text|word|token_emb|bert|gpt|llama|language|llm|lm_|caption|question|q_?former|transformer|decoder|loss|criterion|perceptual"
+    r"text|word|token_emb|prompt_encoder|bert|gpt|llama|language|llm|lm_|caption|question|q_?former|transformer|decoder|loss|criterion|perceptual"
     r"|lpips|vgg|inception|discriminator|metric|\bacc|memory|queue|bank|mask_|sam_|prototypes",
     re.IGNORECASE,
 )
@@ -221,13 +221,14 @@ def suspects(network: Network) -> list[str]:
     for name, tensor in network.beside.items():
         parts.setdefault(relative_name(name, network).partition(".")[0], {})[name] = tensor
     known = {size for tensor in network.tensors.values() for size in tensor.shape if size > _MOST_CHANNELS}
+    known |= {n * t.shape[0] for t in network.tensors.values() if t.ndim == 1 for n in (2, 3, 4) if t.shape[0] > _MOST_CHANNELS}
     matrices = {part: [t.shape for t in inside.values() if t.ndim > 1 and t.numel() > 1] for part, inside in parts.items()}
     behind: set[str] = set()
     while new := {part for part in parts.keys() - behind if any({*shape[len(shape) < 4 :]} & known for shape in matrices[part])}:
         behind |= new
         known |= {size for part in new for shape in matrices[part] for size in shape if size > _MOST_CHANNELS}
     stem = next((t.shape[1] for t in network.tensors.values() if t.ndim == 4), 3)
-    found = []
+    found: list[str] = []
     for part, inside in parts.items():
         if any(relative_name(name, network) == part for name in inside):
             changes = _HARMLESS_PARAMETER.match(part) is None
