@@ -163,7 +163,8 @@ def first_line(error: BaseException) -> str:
         return "it holds more than tensors in plain dictionaries"
     text = f"no entry {error}" if isinstance(error, KeyError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    return one_line(lines[-1] if lines[0].startswith("Caught ") else lines[0], 300)
+    said = 1 + (lines[0].endswith(":") and len(lines) > 1)  # what comes behind the colon belongs to it
+    return one_line(lines[-1] if lines[0].startswith("Caught ") else " ".join(lines[:said]), 300)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ _FOLDERS = (
     (("saved_model.pb", "*.data-00000-of-*"), "a TensorFlow checkpoint, which overfocus cannot read"),
     (("Data/com.apple.CoreML",), "a Core ML package, which overfocus cannot read"),
 )  # fmt: skip
-_OF_TRANSFORMERS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+OF_TRANSFORMERS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _WEIGHTS = (
     *("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"),
@@ -145,7 +145,7 @@ def configuration_beside(file: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def transformers_folder(path: Path) -> tuple[Path, dict[str, Any]] | None:
     """The folder and configuration of a model of Hugging Face transformers that a path leads to; None for anything else."""
-    folder = path.parent if path.is_file() and _OF_TRANSFORMERS.fullmatch(path.name) else path
+    folder = path.parent if path.is_file() and OF_TRANSFORMERS.fullmatch(path.name) else path
     config_path = folder / "config.json"
     if not config_path.is_file() or (path.is_file() and folder == path):
         return None

@@ -183,8 +183,9 @@ def metadata_of_safetensors(metadata: Mapping[str, str], path: object) -> Metada
 def _heads(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
     """Attention heads as a trainer's arguments say them, or as its own name for the architecture means."""
     for key in ("num_heads", "n_heads", "nhead", "heads"):
-        if isinstance(arguments.get(key), int) and 0 < arguments[key] <= 128:
-            return arguments[key], (f"{arguments[key]} attention heads, as the checkpoint's arguments say ({key})",)
+        said = re.fullmatch(r"([1-9]\d{0,2})(\.0)?", str(arguments.get(key)))  # True is no number here
+        if said and int(said[1]) <= 128:
+            return int(said[1]), (f"{said[1]} attention heads, as the checkpoint's arguments say ({key})",)
     names = [str(name) for entry in content.values() if isinstance(entry, Mapping) for name in list(entry)[:2000]]
     contrastive = "best_acc1" in content or any("base_encoder." in name for name in names)
     if content.get("arch") in ("vit_small", "vit_conv_small") and contrastive:

@@ -43,12 +43,12 @@ _WRAPPER = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapp
 """What torch.compile, FSDP and activation checkpointing put into names, before the network or inside it."""
 _CHANGES_INPUT = re.compile(
     r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos(?!t)|gate|scale_shift|^(side|ladder|inject|simfp)"
-    r"|polic(y|ies)|prun(e|ing)|router|selector|halting|^(?!decoder|text|word|label|class|query|bbox|box)\w*emb(ed|$|_)"
+    r"|polic(y|ies)|prun(e|ing)|router|selector|halting|^(?!decoder|token|text|word|label|class|query|bbox|box)\w*emb(ed|$|_)"
     r"|^(?!text|decoder|\w*head|\w*proj|\w*predict)(\w+_)?(layer_?)?norm\w*$",
     re.IGNORECASE,
 )
 _ELSEWHERE = re.compile(
-    r"text|word|token_emb|bert|gpt|llama|language|llm|lm_|caption|question|q_?former|transformer|decoder|loss|criterion|perceptual"
+    r"text|word|token_emb|prompt_encoder|bert|gpt|llama|language|llm|lm_|caption|question|q_?former|transformer|decoder|loss|criterion|perceptual"
     r"|lpips|vgg|inception|discriminator|metric|\bacc|memory|queue|bank|mask_|sam_|prototypes",
     re.IGNORECASE,
 )
@@ -221,6 +221,7 @@ def suspects(network: Network) -> list[str]:
     for name, tensor in network.beside.items():
         parts.setdefault(relative_name(name, network).partition(".")[0], {})[name] = tensor
     known = {size for tensor in network.tensors.values() for size in tensor.shape if size > _MOST_CHANNELS}
+    known |= {n * t.shape[0] for t in network.tensors.values() if t.ndim == 1 for n in (2, 3, 4) if t.shape[0] > _MOST_CHANNELS}
     matrices = {part: [t.shape for t in inside.values() if t.ndim > 1 and t.numel() > 1] for part, inside in parts.items()}
     behind: set[str] = set()
     while new := {part for part in parts.keys() - behind if any({*shape[len(shape) < 4 :]} & known for shape in matrices[part])}:

@@ -13,14 +13,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from huggingface_hub import constants as hub
+from PIL import Image
 from torch import Tensor, nn
 
+from overfocus.checkpoints.arguments import checked_arguments
 from overfocus.checkpoints.build import is_harmless, is_head
+from overfocus.checkpoints.formats import OF_TRANSFORMERS
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.errors import CheckpointError, first_line
-from overfocus.files import read_json
-from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from overfocus.files import read_json, require_regular_file
+from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD, LARGEST_SIDE, Preprocess
 from overfocus.text import some
 
 _TOWERS = {
@@ -35,6 +40,9 @@ _BOUNDS = {
     "num_register_tokens": 256, "window_size": 512, "max_position_embeddings": 65_536, "decoder_hidden_size": 8192,
     "decoder_num_hidden_layers": 200, "projection_dim": 8192, "decoder_intermediate_size": 65_536,
 }  # fmt: skip
+_LEVELS = ("out_indices", "features_only")
+_DEEPEST = 16
+_SAME = 0.005  # mean difference of values in [0, 1]
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _NEEDLESS = ("pooler.", "classifier.", "cls_classifier.", "distillation_classifier.", "decode_head.", "lm_head.", "decoder.")
 """What a model of transformers may lack or have left over without a change to the encoder."""
@@ -54,22 +62,25 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
             f"{folder}: a Hugging Face transformers model; install that package first: pip install 'overfocus[transformers]'"
         ) from None
     _require_sound(folder, config)
+    _require_inside(folder)
     kind = str(config.get("model_type", ""))
     names = [str(name) for name in config.get("architectures") or ()]
-    own = next((n for n in names if hasattr(transformers, n)), "AutoModel")
+    kinds = {n: getattr(transformers, n, None) for n in names if n.isidentifier()}
+    own = next((n for n, k in kinds.items() if isinstance(k, type) and issubclass(k, transformers.PreTrainedModel)), "AutoModel")
     tower = None if own.endswith("ForImageClassification") else _TOWERS.get(kind)
     name = tower or own
     built = getattr(transformers, name)
     notes: list[str] = []
     try:
-        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with _offline():
+            settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if kind == "vit_mae":
             settings = transformers.ViTConfig(**{key: config[key] for key in transformers.ViTConfig().to_dict() if key in config})
             notes.append("MAE's encoder built as a ViT: every patch is seen, none is masked")
         elif tower is not None and hasattr(settings, "vision_config"):
             settings = settings.vision_config
             notes.append("left out, not part of the encoder: the text model and the projections")
-        with _quiet(transformers.utils.logging):
+        with _quiet(transformers.utils.logging), _offline():
             model, loading_info = built.from_pretrained(
                 folder,
                 config=settings,
@@ -79,7 +90,10 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
                 attn_implementation="sdpa" if getattr(built, "_supports_sdpa", False) else "eager",  # never a kernel of the hub
             )
     except Exception as error:  # transformers raises whatever its parts raise
-        raise CheckpointError(f"{folder}: transformers cannot load this {kind or 'model'} ({first_line(error)})") from error
+        raise CheckpointError(
+            f"{folder}: transformers cannot load this {kind[:60] or 'model'} ({first_line(error)}); correct config.json, or "
+            "pass the weights file with code of your own (--model package.module:factory)"
+        ) from error
     _require_images(model, folder)
     missing = [key for key in loading_info["missing_keys"] if not _needless(key)]
     unexpected = [key for key in loading_info["unexpected_keys"] if not _needless(key) and not key.startswith(_OTHER_TOWER)]
@@ -116,6 +130,16 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
 
 
 @contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing is fetched: a configuration may name other models, such as a backbone."""
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
     """Without the tables and progress bars that transformers prints: what matters is in our messages and notes."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -147,6 +171,23 @@ def _needless(key: str) -> bool:
     return is_harmless(key) or any(f".{part}" in f".{key}" for part in _NEEDLESS)
 
 
+def _require_inside(folder: Path) -> None:
+    """Refuse weights that are no regular files, and parts that an index looks for outside the folder."""
+    for path in sorted(folder.iterdir()):
+        if not OF_TRANSFORMERS.fullmatch(path.name):
+            continue
+        require_regular_file(path, "weights of a model", CheckpointError)
+        if path.suffix == ".json":
+            parts = read_json(path, "an index of parts", CheckpointError).get("weight_map")
+            names = {str(part) for part in parts.values()} if isinstance(parts, dict) else {str(parts)}
+            strange = next((name for name in sorted(names) if not OF_TRANSFORMERS.fullmatch(name)), None)
+            if strange is not None:
+                raise CheckpointError(
+                    f"{path}: refused, names {strange[:60]!r} as a part of the weights; expected files of this folder such as "
+                    "model-00001-of-00002.safetensors"
+                )
+
+
 def _require_sound(folder: Path, config: dict[str, Any]) -> None:
     """Refuse, before anything is built, sizes out of reason and quantised weights."""
     if config.get("quantization_config"):
@@ -155,9 +196,14 @@ def _require_sound(folder: Path, config: dict[str, Any]) -> None:
     while stack:
         values, depth = stack.pop()
         for key, value in values.items():
-            if isinstance(value, dict) and depth < 3 and key not in ("id2label", "label2id"):
-                stack.append((value, depth + 1))
             numbers = value if isinstance(value, list) else [value]
+            if depth < _DEEPEST and key not in ("id2label", "label2id"):
+                stack += [(item, depth + 1) for item in numbers if isinstance(item, dict)]
+            if key in ("model_args", "backbone_kwargs") and isinstance(value, dict):  # what timm is going to be given
+                checked_arguments({k: v for k, v in value.items() if k not in _LEVELS}, folder / "config.json")
+            if key in ("architecture", "backbone") and isinstance(value, str) and not re.fullmatch(r"[\w.-]{0,200}", value):
+                said = f"{folder / 'config.json'}: refused, its {key} is {value[:60]!r}"
+                raise CheckpointError(f"{said}; expected a name of timm, no place to load from")
             if key in _BOUNDS and any(isinstance(n, int | float) and not 0 <= n <= _BOUNDS[key] for n in numbers):
                 raise CheckpointError(
                     f"{folder / 'config.json'}: refused, {key} is {str(value)[:60]}; expected 0 to {_BOUNDS[key]}"
@@ -165,10 +211,65 @@ def _require_sound(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None) -> tuple[Preprocess, list[str]]:
+    """What the folder's image processor does: in our own steps where they give the same, else by the processor itself."""
     path = folder / "preprocessor_config.json"
-    said: dict[str, Any] = {}
-    if path.is_file():
-        said = read_json(path, "the preprocessing of a model", CheckpointError)
+    said = read_json(path, "the preprocessing of a model", CheckpointError) if path.is_file() else {}
+    ours, notes = _steps(path, said, settings, None)
+    sized = (_steps(path, said, settings, image_size)[0] if image_size is not None else ours), notes
+    processor = _processor(folder, said) if path.is_file() else None
+    if processor is None:
+        return sized
+    try:
+        own = Preprocess.from_callable(processor)
+    except ValueError as error:
+        if "other sizes" not in str(error):
+            advice = "pass the weights with code of your own that does it (--model package.module:factory)"
+            raise CheckpointError(f"{path}: {first_line(error)}; {advice}") from None
+        height, width = sized[0].input_size[1:]
+        return sized[0], [
+            *notes,
+            f"images resized to {height}x{width}; the folder's own preprocessing leaves them of different sizes",
+        ]
+    except Exception:  # transformers raises whatever its parts raise
+        return sized
+    if own.channels != ours.channels or _alike(ours, own):
+        return sized
+    if image_size is None:
+        return own, [f"preprocessing by {type(processor).__name__} of transformers"]
+    return sized[0], [*notes, f"at another size, images are not prepared as by the folder's {type(processor).__name__}"]
+
+
+def _alike(first: Preprocess, second: Preprocess) -> bool:
+    """Whether two ways to prepare images give the same, rounding and rival kernels of resizing aside."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    pairs = [
+        [made(noise.resize(size, Image.Resampling.BICUBIC)) for made in (first, second)] for size in ((256, 192), (160, 320))
+    ]
+    level = min(first.std)
+    return all(one.shape == other.shape and float((one - other).abs().mean()) * level < _SAME for one, other in pairs)
+
+
+def _processor(folder: Path, said: Mapping[str, Any]) -> Any:
+    """The image processor of a folder, as transformers builds it; None where it cannot, or sizes are out of reason."""
+    import transformers
+
+    numbers: list[Any] = [said]
+    while numbers:
+        part = numbers.pop()
+        numbers += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        if isinstance(part, int | float) and not abs(part) <= LARGEST_SIDE:
+            return None
+    try:
+        with _quiet(transformers.utils.logging), _offline():
+            return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # transformers raises whatever its parts raise
+        return None
+
+
+def _steps(
+    path: Path, said: Mapping[str, Any], settings: Any, image_size: tuple[int, int] | None
+) -> tuple[Preprocess, list[str]]:
+    """Size, crop, mean and standard deviation as a configuration says them."""
     notes = []
     if not said.get("image_mean"):
         notes.append("preprocessing assumed: ImageNet's mean and std; preprocessor_config.json does not say")
@@ -176,15 +277,15 @@ def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None)
     own = getattr(settings, "image_size", None) or getattr(getattr(settings, "vision_config", None), "image_size", None) or 224
     side = own if isinstance(own, int) else max(own)
     size, crop = said.get("size"), said.get("crop_size")
-    crop_pct, mode, target = 1.0, "squash", _sides(size, side)
-    if (isinstance(size, dict) and "shortest_edge" in size) or said.get("do_center_crop"):
-        edge = min(_sides(size, side))
-        target = _sides(crop, side) if said.get("do_center_crop") and crop else (edge, edge)
-        crop_pct, mode = min(max(target) / edge, 1.0), "center"
-        if "crop_pct" in said and isinstance(said["crop_pct"], int | float):
-            crop_pct = float(said["crop_pct"])
     normal = said.get("do_normalize", True)
     try:
+        crop_pct, mode, target = 1.0, "squash", _sides(size, side)
+        if (isinstance(size, dict) and "shortest_edge" in size) or said.get("do_center_crop"):
+            edge = min(_sides(size, side))
+            target = _sides(crop, side) if said.get("do_center_crop") and crop else (edge, edge)
+            crop_pct, mode = min(max(target) / edge, 1.0), "center"
+            if "crop_pct" in said and isinstance(said["crop_pct"], int | float):
+                crop_pct = float(said["crop_pct"])
         return Preprocess(
             (channels, *(image_size or target)),
             tuple(said.get("image_mean") or IMAGENET_MEAN)[:channels] if normal else (0.0,) * channels,
@@ -193,7 +294,7 @@ def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None)
             crop_pct,
             mode,
         ), notes
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: the preprocessing is not usable: {first_line(error)}") from None
 
 
@@ -343,7 +444,7 @@ def _by_layer(folder: Path, patterns: object, names: list[str]) -> dict[str, Any
     found: dict[str, Any] = {}
     for key, value in (patterns if isinstance(patterns, dict) else {}).items():
         ending = str(key).removeprefix("^").replace("\\.", ".").removesuffix("$")
-        if not re.fullmatch(r"[\w.-]{1,500}", ending) or not isinstance(value, int | float):
+        if not re.fullmatch(r"[\w.-]{1,500}", ending) or not isinstance(value, int | float) or not 0 < value <= 8192:
             raise CheckpointError(
                 f"{folder}: refused, its adapter_config.json gives {str(value)[:40]!r} to the layers {key[:60]!r}"
             )

@@ -233,8 +233,13 @@ def _pairs(path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:
         raise ImageError(
             f"{printable(path)}: expected one label per line, but reading failed ({printable(error, 100)})"
         ) from None
+    known = set(present)
+    for table in (rows, *([line.split(None, 1) for line in lines], [line.rsplit(None, 1) for line in lines])):
+        for label, number in ((0, 1), (1, 0)):
+            columns = not known & set(lines) and all(len(row) == 2 for row in table)
+            if columns and known & {row[label] for row in table} and all(_is_number(row[number]) for row in table[1:]):
+                return [(row[label], row[number]) for row in table if _is_number(row[number])]
     if path.suffix.lower() in (".csv", ".tsv") and all(len(row) == 2 for row in rows):
-        known = set(present)
         header = rows[0][0] not in known and not _is_number(rows[0][1]) and any(row[0] in known for row in rows[1:])
         return [(label, value) for label, value in rows[header:]]
     first = {line: re.split(r"[\s,]", line)[0] for line in lines}
@@ -259,6 +264,8 @@ def _pairs_of_json(content: Any, path: Path, present: Sequence[str]) -> list[tup
     """{label: class}, {class: label or labels}, or a list of labels in the order of the classes."""
     if isinstance(content, list):
         content = {str(number): label for number, label in enumerate(content)}
+    if isinstance(content, dict):  # a configuration of transformers, what a trainer saved of an ImageFolder
+        content = next((content[key] for key in ("class_to_idx", "label2id", "id2label") if key in content), content)
     simple = (str, int, list)
     if not isinstance(content, dict) or not all(
         isinstance(value, simple) and not isinstance(value, bool) for value in content.values()

@@ -111,7 +111,11 @@ def _of_dataset(dataset: Any, order: Sequence[int] | None) -> list[ImageSource]:
             f"expected a data set with a length and items by number, so that a run can be continued, got {kind}; "
             "collect what you need from a stream in a list: list(itertools.islice(stream, 1000))"
         )
-    count = len(dataset)
+    try:
+        count = len(dataset)
+    except Exception as error:  # the data set is the user's and may raise anything
+        reason = one_line(error, 200) or type(error).__name__
+        raise ImageError(f"{kind}: the data set does not say how many images it has ({reason})") from error
     if not 0 < count <= MOST_IMAGES:
         raise ImageError(f"expected a data set of 1 to {MOST_IMAGES:,} images, got {kind} of {count}")
     if normalising := _normalising(dataset):
@@ -220,7 +224,10 @@ def as_image(item: Any, name: str = "an image") -> Image.Image:
             raise ImageError(f"{name}: cannot be read ({one_line(error, 200) or type(error).__name__})") from error
     values: np.ndarray[Any, Any]
     if isinstance(item, torch.Tensor):
-        values = (item.detach().float() if item.is_floating_point() else item.detach()).cpu().numpy()
+        try:
+            values = (item.detach().float() if item.is_floating_point() else item.detach()).cpu().numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise ImageError(f"{name}: expected a dense tensor with values, got another ({one_line(error, 100)})") from None
         if values.ndim == 3:
             if values.shape[0] not in (1, 3, 4):
                 raise ImageError(f"{name}: expected a tensor (1, 3 or 4, height, width) or (height, width), got {values.shape}")

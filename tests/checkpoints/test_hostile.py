@@ -5,6 +5,7 @@ import collections
 import datetime
 import io
 import json
+import os
 import pathlib
 import pickle
 import struct
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -149,6 +151,65 @@ def test_arguments_of_models(where: str, arguments: dict[str, Any], tmp_path: Pa
         load_model(path)
     assert len(str(caught.value)) < 700
     assert "\n" not in str(caught.value)
+
+
+HUGGING = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "perception_lm", "vision_config": {"architecture": "x", "model_args": {"checkpoint_path": "extra.bin"}}},
+         "its model argument 'checkpoint_path'"),
+        ({"model_type": "detr", "backbone": "test_resnet", "backbone_kwargs": {"pretrained_cfg_overlay": {"file": "extra.bin"}}},
+         "its model argument 'pretrained_cfg_overlay'"),
+        ({"parts": [{"a": {"b": {"c": {"model_args": {"depth": 10**9}}}}}]}, "its model argument 'depth'"),
+        ({"model_type": "dpt", "is_hybrid": True, "backbone": "local-dir:evil"}, "its backbone is 'local-dir:evil'"),
+        ({"model_type": "dpt", "is_hybrid": True, "backbone": "test_resnet", "use_pretrained_backbone": True}, "offline"),
+        ({"architectures": ["pipeline"], "num_attention_heads": 0}, "transformers cannot load this vit"),
+    ],
+)  # fmt: skip
+def test_configurations_of_transformers_fetch_and_open_nothing(change, words: str, tmp_path: Path, monkeypatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(transformers.ViTConfig(**HUGGING)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked: list[str] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *_, **__: asked.append(host))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert asked == []
+
+
+@pytest.mark.parametrize("part", ["../model.safetensors", "{outside}/model.safetensors", "../extra.bin", "/dev/zero", "3", ""])
+def test_parts_of_weights_lie_in_their_folder(part: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "folder"
+    transformers.ViTModel(transformers.ViTConfig(**HUGGING)).save_pretrained(folder)
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        places = dict.fromkeys(file.keys(), part.format(outside=tmp_path))
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"refused, names .* as a part of the weights; expected files of this folder"):
+        load_model(folder)
+
+
+def test_weights_of_transformers_that_are_no_files(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(transformers.ViTConfig(**HUGGING)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="a named pipe"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("said", "heads"), [(True, 3), ("6", 6), (6.0, 6), (10**9, 3), ("6; x", 3), (-6, 3)])
+def test_heads_that_a_file_says(said: Any, heads: int, write) -> None:
+    from tests.scripts.layouts_made import vit
+
+    assert load_model(write({"model": vit().state_dict(), "args": {"num_heads": said}})).model.blocks[0].attn.num_heads == heads
 
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:

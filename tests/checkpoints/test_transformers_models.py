@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from overfocus import CheckpointError, load_model
@@ -347,3 +349,56 @@ def test_nothing_of_transformers_is_printed(tmp_path: Path, capfd: pytest.Captur
     capfd.readouterr()
     load_model(tmp_path)
     assert "".join(capfd.readouterr()) == ""
+
+
+def photograph() -> Image.Image:
+    noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    return noise.resize((300, 200), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "own"),
+    [
+        ("ViT", {"size": {"height": 32, "width": 32}}, False),
+        ("CLIP", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}, False),
+        ("DeiT", {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}}, True),
+        ("Levit", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}, True),
+        ("ConvNext", {"size": {"shortest_edge": 384}}, True),
+        ("ViT", {"size": 32, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, True),
+        ("ViT", {"size": 32, "do_rescale": False, "image_mean": [127.5] * 3, "image_std": [64.0] * 3}, True),
+    ],
+)  # fmt: skip
+def test_images_are_prepared_as_the_folders_processor_does(kind: str, settings, own: bool, tmp_path: Path) -> None:
+    saved(tmp_path, transformers.ViTModel(transformers.ViTConfig(**TINY)))
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**settings)
+    processor.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    expected = processor(photograph(), return_tensors="pt")["pixel_values"][0]
+    assert (loaded.preprocess(photograph()) - expected).abs().mean() < 0.01
+    assert any("ImageProcessor of transformers" in note for note in loaded.notes) == own
+
+
+def test_defaults_of_a_processor_are_those_of_its_class(tmp_path: Path) -> None:
+    saved(tmp_path, transformers.ViTModel(transformers.ViTConfig(**TINY)))
+    said = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    assert load_model(tmp_path).mean == pytest.approx((0.5, 0.5, 0.5), abs=1e-4)
+
+
+@pytest.mark.parametrize("image_size", [None, 64])
+def test_channels_that_a_processor_exchanges_are_refused(image_size, tmp_path: Path) -> None:
+    saved(tmp_path, transformers.ViTModel(transformers.ViTConfig(**TINY)))
+    transformers.MobileViTImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(CheckpointError, match=r"exchanges or mixes colour channels.*--model package\.module:factory"):
+        load_model(tmp_path, image_size=image_size)
+
+
+@pytest.mark.parametrize("size", [10**6, {"shortest_edge": 10**6}, {"height": "a", "width": 3}, {"shortest_edge": -1}])
+def test_sizes_of_images_out_of_reason(size, tmp_path: Path) -> None:
+    saved(tmp_path, transformers.ViTModel(transformers.ViTConfig(**TINY)))
+    said = PREPROCESSOR | {"size": size, "do_center_crop": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match="the preprocessing is not usable"):
+        load_model(tmp_path)

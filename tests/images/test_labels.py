@@ -122,6 +122,13 @@ def test_a_chosen_order():
         ("map.txt", "b bee, a big one\nq\na ant\n", {"a": 2, "b": 0}),
         ("map.csv", "label,class\nb,0\na,2\n", {"a": 2, "b": 0}),
         ("map.csv", "b;x\na;z\n", {"a": 2, "b": 0}),
+        ("map.csv", "class,label\n0,b\n2,a\n", {"a": 2, "b": 0}),
+        ("map.txt", "a 2\nb 0\n", {"a": 2, "b": 0}),
+        ("map.txt", "0 b\n2 a\n", {"a": 2, "b": 0}),
+        ("map.txt", "a,2\nb,0\n", {"a": 2, "b": 0}),
+        ("map.txt", "label\tclass\na\t2\nb\t0\n", {"a": 2, "b": 0}),
+        ("config.json", '{"model_type": "vit", "id2label": {"0": "b", "2": "a"}}', {"a": 2, "b": 0}),
+        ("map.json", '{"class_to_idx": {"b": 0, "a": 2}}', {"a": 2, "b": 0}),
     ],
 )
 def test_a_file_says_the_class_of_each_label(tmp_path, name, text, ids):
@@ -135,6 +142,7 @@ def test_a_file_says_the_class_of_each_label(tmp_path, name, text, ids):
         ("map.json", "{", "expected JSON"),
         ("map.json", '{"a": 7}', "'7', expected a number from 0 to 2 or a name"),
         ("map.json", '{"a": true}', "expected a JSON object"),
+        ("map.json", '{"a": 1, "a": 2}', "'a' stands there twice"),
         ("map.txt", "a\na\n", "'a' twice"),
         ("map.txt", "x\ny\n", "got those of x, y"),
         ("map.txt", "", "the file is empty"),

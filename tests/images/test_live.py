@@ -175,3 +175,16 @@ def test_sixteen_bits_and_floats_of_pillow():
     assert np.asarray(as_image(Image.fromarray(np.full((2, 2), 0.5, np.float32)))).max() == 128
     with pytest.raises(ImageError, match="expected floats from 0 to 1"):
         as_image(Image.fromarray(np.full((2, 2), 2.5, np.float32)))
+
+
+@pytest.mark.parametrize("tensor", [torch.rand(3, 8, 8).to_sparse(), torch.empty(3, 8, 8, device="meta")], ids=["sparse", "meta"])
+def test_tensors_without_values_in_a_row(tensor):
+    with pytest.raises(ImageError, match="expected a dense tensor with values"):
+        as_image(tensor)
+
+
+@pytest.mark.parametrize("length", [lambda _: 1 // 0, lambda _: 2.5, lambda _: -1])
+def test_a_data_set_that_does_not_say_its_length(length):
+    kind = type("Strange", (Dataset,), {"__len__": length})
+    with pytest.raises(ImageError, match="Strange: the data set does not say how many images it has"):
+        image_sources(kind())

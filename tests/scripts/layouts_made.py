@@ -740,7 +740,7 @@ def dpt(folder: Path) -> Made:
     model = vit(num_classes=0)
     more = {
         "pretrained.act_postprocess1.0.project.0.weight": torch.ones(192, 384),
-        "scratch.layer1_rn.weight": torch.ones(9, 9, 3, 3),
+        "scratch.layer1_rn.weight": torch.ones(9, 192, 3, 3),
     }
     return saved(folder, behind(model.state_dict(), "pretrained.model.") | more, tokens(model), "dpt_custom.pt")
 
