@@ -58,7 +58,7 @@ def build(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None
             model = overfocus.models.add_tap(model, **tap)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError, OverfocusError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
-        raise CheckpointError(f"{name} cannot be built with {given}: {first_line(error)}") from error
+        raise CheckpointError(f"{name} cannot be built with {given} ({first_line(error)}); check model_args") from error
     return model, convert
 
 
@@ -237,7 +237,7 @@ _HARMLESS = re.compile(
     r"(^|\.)(relative_position_index|rel_pos_index|relative_coords_table|attn_mask|attention_bias_idxs|num_batches_tracked"
     r"|rope\.freqs_(cos|sin)|freqs_(cos|sin)|inv_freq|periods|bias_mask|position_ids|(dino_|ibot_|\w*_)?mask_tokens?|masked_embed"
     r"|rope_embed\.\w+|rope\.periods|n_averaged|k_bias)$"
-    r"|^(decoder(_\w+)?|decode_head|auxiliary_head|mask_decoder|prompt_encoder|lm_head|mim_head|\w*predictor|projector|projection"
+    r"|^(decoder(_\w+)?|decode_head|auxiliary_head|mask_decoder|prompt_encoder|lm_head|mim_head|((online|student|byol|moco|jepa|dino|box|bbox|class|mask)_)?predictor|projector|projection"
     r"|projection_head|proj_head|contrastive_head|prototypes|dino_head|ibot_head|bbox_head|rpn_head|roi_head|sem_seg_head|text"
     r"|text_model|text_encoder|token_embedding|logit_scale|logit_bias|local_cls_norm|cls_pt_layers|neck|outer_tokens|criterion|loss\w*)(\.|$)"
 )

@@ -47,7 +47,7 @@ from overfocus.checkpoints.metadata import (
     metadata_of_trainer,
 )
 from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading
-from overfocus.checkpoints.networks import Network, changes_encoder, choose_network, find_networks, flatten, relative_name
+from overfocus.checkpoints.networks import Network, choose_network, find_networks, flatten, relative_name, suspects
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
 from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise, stated
 from overfocus.checkpoints.transformers_models import load_transformers, merge_adapter
@@ -237,6 +237,7 @@ __all__ = ["LoadedModel", "Source", "load_model", "resolve_model"]
 Source = str | Path | nn.Module | LoadedModel
 """What can be measured: a checkpoint file or folder, a timm name, a module in memory, or one that was loaded or wrapped."""
 
+MOST_CLASSES = 200_000
 _ON = ("use_ema", "pretrained")  # options that are on unless they are turned off
 _SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt", ".npz")
 
@@ -277,6 +278,8 @@ def load_model(
     """
     if not str(source).strip() or source == Path():
         raise CheckpointError("expected a checkpoint's path or a timm name, got an empty string (is a shell variable unset?)")
+    if num_classes is not None and not 0 <= num_classes <= MOST_CLASSES:
+        raise CheckpointError(f"num_classes must be between 0 and {MOST_CLASSES:,}, got {num_classes}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     given = parse_arguments(model_args) if isinstance(model_args, str) else checked_arguments(model_args or {}, "model_args")
     request = Request(model, given, size, num_classes, lenient)
@@ -293,15 +296,19 @@ def load_model(
         options |= {"image_size": size, "num_classes": num_classes}
         loaded = _with_adapter(*adapter, model, options)
     elif model is not None and is_factory(model):
+        _require_unused(source, "an architecture of your own code", model_args=given, image_size=size, num_classes=num_classes)
         loaded = load_own(read_checkpoint(path), model, weights=weights, use_ema=use_ema, lenient=lenient)
     elif folder is not None and model is None:
+        _require_unused(source, "a folder of transformers", model_args=given, weights=weights, num_classes=num_classes)
         loaded = load_transformers(*folder, size, lenient)
     elif path.exists() or path.suffix in _SUFFIXES:
         file, metadata = _read(path)
         network, taken = choose_network(find_networks(file.content, path), weights, use_ema, path)
         network = _whole(network, file.content, metadata)
         loaded = _load(file, metadata, network, recognise(network.tensors, metadata, request, path), request, taken)
+        _require_taken(source, given, loaded.model_args)
     else:
+        _require_unused(source, "the name of a timm model", model=model, model_args=given, weights=weights)
         loaded = load_named(str(source), size, num_classes, pretrained)
     try:
         loaded.model.to(device).eval()
@@ -312,6 +319,25 @@ def load_model(
     if loaded.lenient:
         warnings.warn(f"{source}: this may be another network: {loaded.notes[0]}", stacklevel=2)
     return loaded
+
+
+def _require_unused(source: str | Path, what: str, **options: Any) -> None:
+    """Raise a `CheckpointError` where an option is given that this kind of source has no use for."""
+    if given := [name for name, value in options.items() if value not in (None, {})]:
+        raise CheckpointError(f"{printable(source)}: {given[0]} has no meaning for {what}; leave it out")
+
+
+def _require_taken(source: str | Path, given: Mapping[str, Any], built: Mapping[str, Any]) -> None:
+    """Raise a `CheckpointError` where an argument was asked for and the tensors of the file made it another."""
+
+    def spread(value: Any) -> Any:
+        return (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list) else value
+
+    for name, value in given.items():
+        if name in built and spread(built[name]) != spread(value):
+            raise CheckpointError(
+                f"{printable(source)}: expected {name}={built[name]}, as the file's tensors say, got {name}={value}; leave it out"
+            )
 
 
 def _with_adapter(
@@ -377,62 +403,29 @@ def _read(path: Path) -> tuple[CheckpointFile, Metadata]:
 def _load(
     file: CheckpointFile, metadata: Metadata, network: Network, found: Fit, request: Request, taken: list[str]
 ) -> LoadedModel:
-    accounts, path = found.accounts, file.path
-    complete = not (accounts.missing or accounts.unfit or request.lenient) and request.num_classes is None
-    model, convert = (build_empty if complete else build)(found.name, found.arguments, found.tap)
-    if found.reading.norm_eps is not None:
-        for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = found.reading.norm_eps
-    tensors = found.reading.tensors
-    if request.num_classes is not None:
-        dropped = tuple(f"{layer}." for layer in classifiers(model))
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
-    converted = convert_tensors(model, tensors, convert, path)
-    real = account(model, tensors, converted, classifiers(model))
-    if not real.exact and not request.lenient:
-        raise CheckpointError(f"{path}: {found.name} does not take every tensor: {real.faults}; try another --model")
-    fill(model, converted, path)
-    own, other = model.state_dict(), contradicted(model, tensors)
-    if other and not request.lenient:
-        raise CheckpointError(
-            f"{path}: {some(other)} of the file has other values than {found.name} computes (another window, shift or scale of "
-            "positions?); try another --model or --model-args, or --lenient to take what it computes"
-        )
-    weighted = [name.removesuffix("weight") + "bias" for name in converted if name.endswith("weight")]
-    bare = [name for name in weighted if name in model.state_dict() and name not in converted]
-    for name in bare:  # a classifier that was trained without one
-        model.get_parameter(name).data.zero_()
-    filled = {name for name, tensor in converted.items() if name in own and own[name].shape == tensor.shape} | {*bare}
-    random = [name for name, _ in model.named_parameters() if name not in filled] if request.num_classes is None else []
-    if random and not request.lenient:
-        raise CheckpointError(f"{path}: the file lacks {some(random)} of {found.name}; --lenient gives it random values")
-    outside = [name for name in network.beside if changes_encoder(name, network)]
-    if any(relative_name(name, network).startswith("simfp") for name in outside) and not request.lenient:
-        raise CheckpointError(
-            f"{path}: the backbone of a ViTDet, whose blocks attend in windows that no tensor shows; pass your own code with "
-            "--model package.module:factory, or --lenient to load it without windows"
-        )
-    if outside and not request.lenient:
-        raise CheckpointError(
-            f"{path}: {some(outside)} beside {network.entry} may change what the network computes and has no place in "
-            f"{found.name}; merge it into the weights, or --lenient to load without it"
-        )
-    lenient = bool(outside or other or random) or not real.exact
-    faults = real.faults or some([*outside, *other, *random])
+    path = file.path
+    model, tensors, converted, real = _filled(found, request, path)
+    bare = _without_bias(model, converted)
+    doubts = [(names, said) for names, said in _doubts(model, tensors, {*converted, *bare}, network, found, request) if names]
+    if doubts and not request.lenient:
+        raise CheckpointError(f"{path}: {doubts[0][1]}")
+    lenient = bool(doubts) or not real.exact
+    faults = real.faults or some(list(dict.fromkeys(name for names, _ in doubts for name in names)))
     said = [f"LENIENT: loaded although not every tensor matches {found.name}: {faults}"] if lenient else []
     origin = (found.reading.preprocessing, found.reading.origin) if found.reading.preprocessing else _of_open_clip(network)
-    if origin is not None and not metadata.preprocessing.keys() & {"mean", "std"}:
+    if network.normalisation:
+        metadata = replace(metadata, preprocessing={**metadata.preprocessing, **network.normalisation})
+        said.append("mean and std are the file's own tensors, by which the network normalises its input")
+    elif origin is not None and not metadata.preprocessing.keys() & {"mean", "std"}:
         metadata = replace(metadata, preprocessing={**metadata.preprocessing, **origin[0]})
         said.append(f"mean and std are those of {origin[1]}, which the tensors' names show")
     try:
-        preprocess, assumed = preprocess_for(
-            model, metadata, request.image_size or _pair(found.arguments.get("img_size")), imagenet=found.plain
-        )
+        size = request.image_size or _pair(found.arguments.get("img_size"))
+        preprocess, assumed = preprocess_for(model, metadata, size, imagenet=found.plain)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    lacking = [name for name in model.state_dict() if name not in converted]
     notes = [*said, *taken, *metadata.notes, *found.notes, *_heads_note(model, found, metadata, request)]
+    notes += [f"classifier: new, of {request.num_classes} classes, with random weights"] if request.num_classes else []
     notes += [f"classifier: {network.head}, the only layer behind the encoder"] if network.head and model.num_classes else []
     notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []
     notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]
@@ -444,7 +437,7 @@ def _load(
         sha256=file.sha256,
         found_by=found.found_by,
         weights_entry=network.entry,
-        missing_keys=lacking,
+        missing_keys=[name for name in model.state_dict() if name not in converted],
         unexpected_keys=[*real.unexpected, *real.heads, *real.harmless, *network.beside],
         notes=tuple(dict.fromkeys(notes)),
         lenient=lenient,
@@ -452,6 +445,55 @@ def _load(
         class_names=class_names_for(metadata, model),
         class_colours=class_colours_for(metadata, model),
     )
+
+
+def _filled(found: Fit, request: Request, path: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor], Accounts]:
+    """The model with the file's values, the tensors before and after timm's conversion, and what became of each."""
+    accounts, tensors = found.accounts, found.reading.tensors
+    complete = not (accounts.missing or accounts.unfit or request.lenient) and request.num_classes is None
+    model, convert = (build_empty if complete else build)(found.name, found.arguments, found.tap)
+    if found.reading.norm_eps is not None:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = found.reading.norm_eps
+    if request.num_classes is not None:
+        dropped = tuple(f"{layer}." for layer in classifiers(model))
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
+    converted = convert_tensors(model, tensors, convert, path)
+    real = account(model, tensors, converted, classifiers(model))
+    if not real.exact and not request.lenient:
+        raise CheckpointError(f"{path}: {found.name} does not take every tensor: {real.faults}; try another --model")
+    fill(model, converted, path)
+    return model, tensors, {name: tensor for name, tensor in converted.items() if name not in {*real.unfit, *real.heads}}, real
+
+
+def _without_bias(model: nn.Module, converted: Mapping[str, Tensor]) -> list[str]:
+    """Biases of layers that were trained without one, a classifier's: set to zero, and named."""
+    own = model.state_dict()
+    weighted = [name.removesuffix("weight") + "bias" for name in converted if name.endswith("weight")]
+    bare = [name for name in weighted if name in own and name not in converted]
+    for name in bare:
+        model.get_parameter(name).data.zero_()
+    return bare
+
+
+def _doubts(
+    model: nn.Module, tensors: Mapping[str, Tensor], filled: set[str], network: Network, found: Fit, request: Request
+) -> Iterator[tuple[list[str], str]]:
+    """What may make a filled model another network than the file's although every tensor has its place: names, what to say."""
+    computed = contradicted(model, tensors)
+    said = (
+        f"{some(computed)} of the file has other values than {found.name} computes (another window, shift or scale of positions?)"
+    )
+    yield computed, f"{said}; try another --model or --model-args, or --lenient to take what it computes"
+    random = [name for name, _ in model.named_parameters() if name not in filled] if request.num_classes is None else []
+    yield random, f"the file lacks {some(random)} of {found.name}; --lenient gives it random values"
+    beside = suspects(network)
+    windows = [name for name in beside if relative_name(name, network).startswith("simfp")]
+    said = "the backbone of a ViTDet, whose blocks attend in windows that no tensor shows; pass your own code with --model"
+    yield windows, f"{said} package.module:factory, or --lenient to load it without windows"
+    said = f"{some(beside)} beside {network.entry} may change what the network computes and has no place in {found.name}"
+    yield beside, f"{said}; merge it into the weights, or --lenient to load without it"
 
 
 def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], str] | None:
@@ -467,17 +509,19 @@ def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], st
 
 def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Request) -> list[str]:
     """What a plain Vision Transformer's tensors do not say and was assumed."""
-    if found.found_by not in ("shapes", "tensors") or not isinstance(model, VisionTransformer):
+    if (found.found_by not in ("shapes", "tensors") and not found.plain) or not isinstance(model, VisionTransformer):
         return []
-    block: Any = model.blocks[0]
-    assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} else [f"{block.attn.num_heads} attention heads"]
-    norm, activation = getattr(block.norm1, "eps", None), type(getattr(block.mlp, "act", None)).__name__
+    parts: list[Any] = [model.blocks[0], *model.blocks[0].modules()]
+    heads = next((part.num_heads for part in parts if hasattr(part, "num_heads")), None)
+    assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} or not heads else [f"{heads} attention heads"]
+    norm = next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None)
+    activation = next((type(part.act).__name__ for part in parts if hasattr(part, "act")), "GELU")
     if (found.reading.norm_eps is None or found.reading.origin == TRANSFORMERS) and norm is not None:
-        assumed.append(f"normalisation with eps {norm:g}")
+        assumed.append(f"normalisation with eps {norm:g}, before each layer")
     assumed += [activation] if "act_layer" not in found.arguments else []
     if found.plain and "img_size" in found.arguments:
         height, width = _pair(found.arguments["img_size"]) or (0, 0)
-        assumed.append(f"patches without overlap, of {height}x{width} pixels")
+        assumed.append(f"patches without overlap, so images of {height}x{width} pixels")
     if model.num_classes and model.global_pool == "token" and "global_pool" not in found.arguments:
         assumed.append("the class token classified")
     advice = "--model-args num_heads=… sets heads"

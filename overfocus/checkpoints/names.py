@@ -240,7 +240,9 @@ def _transformers_vit(tensors: Tensors) -> Reading:
     )
     result = _packed(_with_registers(result) if "register_tokens" in result else result, ("query", "key", "value"))
     younger = "blocks.0.ls1.gamma" in result or "cls_token" not in result  # DINOv2, I-JEPA
-    return Reading(result, TRANSFORMERS, 1e-6 if younger else 1e-12)
+    pooler = tuple(name for name in result if name.startswith("pooler.dense.") and "head.weight" not in result)
+    result = {name: tensor for name, tensor in result.items() if name not in pooler}
+    return Reading(result, TRANSFORMERS, 1e-6 if younger else 1e-12, pooler)
 
 
 def _packed(tensors: Tensors, parts: tuple[str, str, str]) -> Tensors:

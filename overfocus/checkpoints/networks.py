@@ -15,6 +15,8 @@ from overfocus.errors import CheckpointError
 from overfocus.text import some
 
 _DEEPEST = 64
+_MOST_CHANNELS = 4
+"""Of an image; a layer of more units takes features."""
 _MOST_TENSORS = 100_000
 ATTENTION = re.compile(
     r"att(?!ention_bias|ended)|qkv|query|q_proj|in_proj|to_q|mhsa|w_msa|(^|\.)q\.|(^|\.)wq\.|token_mixer|relative_position_bias",
@@ -41,9 +43,17 @@ _WRAPPER = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapp
 """What torch.compile, FSDP and activation checkpointing put into names, before the network or inside it."""
 _CHANGES_INPUT = re.compile(
     r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos(?!t)|gate|scale_shift|^(side|ladder|inject|simfp)"
+    r"|polic(y|ies)|prun(e|ing)|router|selector|halting|^(?!decoder|text|word|label|class|query|bbox|box)\w*emb(ed|$|_)"
     r"|^(?!text|decoder|\w*head|\w*proj|\w*predict)(\w+_)?(layer_?)?norm\w*$",
     re.IGNORECASE,
 )
+_ELSEWHERE = re.compile(
+    r"text|word|token_emb|bert|gpt|llama|language|llm|lm_|caption|question|q_?former|transformer|decoder|loss|criterion|perceptual"
+    r"|lpips|vgg|inception|discriminator|metric|\bacc|memory|queue|bank|mask_|sam_|prototypes",
+    re.IGNORECASE,
+)
+"""Parts beside a network that have inputs of their own: text towers, losses, decoders of prompts."""
+_NORMALISATION = re.compile(r"(^|.*[._])(mean|mu|std|sigma)")
 _HARMLESS_PARAMETER = re.compile(
     r"^(n_averaged|logit_scale|logit_bias|temperature|temp|tau|text_projection|image_projection|visual_projection"
     r"|positional_embedding|center\w*|queue\w*|queue_ptr|attn_mask|context_length|vocab_size|input_resolution|mean|std|pixel_mean"
@@ -59,10 +69,12 @@ class Network:
     tensors: dict[str, Tensor] = field(repr=False)
     path: str
     """Where it was, e.g. "state_dict_ema.module"; empty where the file is the network itself."""
-    beside: tuple[str, ...] = ()
-    """Names of tensors beside it that belong to no other network: heads, a text tower, a loss."""
+    beside: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """Tensors beside it that belong to no other network: heads, a text tower, a loss."""
     head: str = ""
     """Where the linear layer stood that was taken as its classifier, where it is not called `head`."""
+    normalisation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Mean and standard deviation that the network itself subtracts and divides by, of values in [0, 1]; empty without."""
 
     @property
     def entry(self) -> str:
@@ -108,12 +120,14 @@ def find_networks(content: Mapping[str, object], path: object = "checkpoint") ->
         CheckpointError: there are no tensors in it.
     """
     tensors = flatten(content)
+    constants, normalisation = _normalisation(tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in constants}
     if not tensors:
         keys = some([str(key)[:60] for key in content])
         raise CheckpointError(f"{path}: expected a state dict (names → tensors), got a dict with {keys} and no weights in it")
     roots = _roots(tensors)
     if not roots:
-        return [Network(_largest(tensors), _largest_path(tensors))]
+        return [Network(_largest(tensors), _largest_path(tensors), normalisation=normalisation)]
     roots = [_with_last_norm(root, roots, tensors) for root in roots]
     networks = []
     for root in roots:
@@ -132,8 +146,29 @@ def find_networks(content: Mapping[str, object], path: object = "checkpoint") ->
             own = {name: tensor for name, tensor in own.items() if not name.startswith(f"{head}.")}
             own |= {f"head.{kind}": both[f"{head}.{kind}"] for kind in ("weight", "bias")}
             around = [name for name in around if not name.startswith(f"{head}.")]
-        networks.append(Network(own, root, tuple(around), head))
+        networks.append(Network(own, root, {name: tensors[name] for name in around}, head, normalisation))
     return networks
+
+
+def _normalisation(tensors: Mapping[str, Tensor]) -> tuple[list[str], dict[str, tuple[float, ...]]]:
+    """The one pair of constants by which a network normalises its input itself: names, mean and std of values in [0, 1].
+
+    Without effect, as where the network was saved before they were set, are zeros and ones.
+    """
+    found: dict[str, list[str]] = {"mean": [], "std": []}
+    for name, tensor in tensors.items():
+        match = _NORMALISATION.fullmatch(name)
+        if match and tensor.is_floating_point() and tensor.numel() in (1, 3) and tensor.numel() == max(tensor.shape, default=1):
+            found["mean" if match[2] in ("mean", "mu") else "std"].append(name)
+    if not len(found["mean"]) == len(found["std"]) == 1:
+        return [], {}
+    names = [found["mean"][0], found["std"][0]]
+    mean, std = (tuple(round(value, 6) for value in tensors[name].flatten().tolist()) for name in names)
+    if max(std) > 1.5:  # of values in 0 … 255
+        mean, std = (tuple(round(value / 255, 6) for value in values) for values in (mean, std))
+    if len(mean) != len(std) or not all(-1 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        return [], {}
+    return names, {} if not any(mean) and set(std) == {1.0} else {"mean": mean, "std": std}
 
 
 def choose_network(networks: list[Network], weights: str | None, use_ema: bool, path: object) -> tuple[Network, list[str]]:
@@ -176,12 +211,45 @@ def choose_network(networks: list[Network], weights: str | None, use_ema: bool, 
     return taken, [f"{kind} taken ({taken.entry}); the file also holds {_names(others)}, which --weights takes{turn}"]
 
 
-def changes_encoder(name: str, network: Network) -> bool:
-    """Whether a tensor beside a network may change what the network computes: a prompt, an adapter, a bare parameter."""
-    parts = relative_name(name, network).split(".")
-    if len(parts) > 1:
-        return _CHANGES_INPUT.search(parts[0]) is not None
-    return _HARMLESS_PARAMETER.match(parts[0]) is None
+def suspects(network: Network) -> list[str]:
+    """Names of tensors beside a network that may change what it computes.
+
+    That is what is called so (a prompt, an adapter, an embedding), a bare parameter, what has to do with an image's channels,
+    and what a head cannot be: it takes none of the network's widths, nor what another part makes of them.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in network.beside.items():
+        parts.setdefault(relative_name(name, network).partition(".")[0], {})[name] = tensor
+    known = {size for tensor in network.tensors.values() for size in tensor.shape if size > _MOST_CHANNELS}
+    matrices = {part: [t.shape for t in inside.values() if t.ndim > 1 and t.numel() > 1] for part, inside in parts.items()}
+    behind: set[str] = set()
+    while new := {part for part in parts.keys() - behind if any({*shape[len(shape) < 4 :]} & known for shape in matrices[part])}:
+        behind |= new
+        known |= {size for part in new for shape in matrices[part] for size in shape if size > _MOST_CHANNELS}
+    stem = next((t.shape[1] for t in network.tensors.values() if t.ndim == 4), 3)
+    found: list[str] = []
+    for part, inside in parts.items():
+        if any(relative_name(name, network) == part for name in inside):
+            changes = _HARMLESS_PARAMETER.match(part) is None
+        elif _CHANGES_INPUT.search(part) or _ELSEWHERE.search(part):
+            changes = _CHANGES_INPUT.search(part) is not None
+        else:
+            changes = (bool(matrices[part]) and part not in behind) or _of_images(list(inside.values()), stem)
+        found += inside if changes else []
+    return found
+
+
+def _of_images(tensors: list[Tensor], channels: int) -> bool:
+    """Whether tensors have to do with an image's channels: a convolution of or to them, a norm of them, one image."""
+    shapes = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
+    convolutions = [shape for shape in shapes if len(shape) == 4]
+    rows = {shape[0] for shape in shapes if len(shape) > 1}
+    return (
+        any(shape[1] == channels > 1 for shape in convolutions)
+        or (channels in {shape[0] for shape in convolutions} and min(shape[1] for shape in convolutions) <= _MOST_CHANNELS)
+        or any(len(shape) == 3 and shape[0] == channels and min(shape[1:]) > 4 for shape in shapes)
+        or any(shape == (channels,) and channels > 1 and channels not in rows for shape in shapes)
+    )
 
 
 def relative_name(name: str, network: Network) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from overfocus.checkpoints.arguments import (
@@ -51,6 +52,7 @@ from overfocus.checkpoints.index import (
     is_tap,
     look_up,
     look_up_by_sizes,
+    tables,
 )
 from overfocus.checkpoints.metadata import Metadata
 from overfocus.checkpoints.names import CHUNKED, CLIP, MASKED, Reading, readings
@@ -128,7 +130,14 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Reque
         name, origin = (request.model, "asked for") if request.model is not None else named[0]
         require_known(name)
         given = metadata.model_args if any(name == known for known, _ in named) else {}
-        fits = [fit(name, origin, reading, given, metadata, request, path) for reading in readings(tensors)]
+        fits = []
+        for reading in readings(tensors):
+            shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
+            heads = request.arguments.get("num_heads") or stated(metadata).get("num_heads")
+            plain = plain_vit(shapes, heads, path, request.image_size) if name == UNREGISTERED and not given else None
+            built, arguments = plain[:2] if plain is not None else (name, given)
+            fits.append(fit(built, origin, reading, arguments, metadata, request, path))
+            fits[-1].plain = plain is not None
         best = min(fits, key=_faults)
         if best.accounts.exact or request.lenient:
             return best
@@ -171,9 +180,7 @@ def fit(
             notes.append(f"{blocks}: {added['branches']} branches, {added['pooling']} pooling")
         model, convert = outline(name, arguments, tap)
     if found_by != "asked for" and not attends(model):
-        raise CheckpointError(
-            f"{path}: a {name}, which has no attention between tokens; overfocus measures attention, so give a transformer"
-        )
+        raise CheckpointError(f"{path}: {_without_attention(name)}")
     _demand_size(model, reading.tensors, path, name)
     shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
     inferred = {
@@ -238,6 +245,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], metadata: Metadata, request: Requ
         reading, chosen, notes = known
         tried.append(_noted(fit(chosen, "shapes", reading, stated(metadata, chosen), metadata, request, path), notes))
         if tried[-1].accounts.exact:
+            _require_no_plain_rival(tried[-1], metadata, request, path)
             return tried[-1]
     for reading in ways:
         if reading.origin == CLIP and metadata.model_args.get("fc_norm"):
@@ -290,6 +298,27 @@ def _by_tensors(tensors: Mapping[str, Tensor], metadata: Metadata, request: Requ
     raise CheckpointError(f"{path}: {_nothing_fits(tensors, best)}")
 
 
+def _require_no_plain_rival(found: Fit, metadata: Metadata, request: Request, path: Path) -> None:
+    """Refuse a network with rotary positions or norms elsewhere that no tensor shows, where a plain ViT has the same tensors."""
+    blocks: Any = getattr(found.outline, "blocks", None)
+    plain_itself = isinstance(found.outline, VisionTransformer) and type(blocks[0]) is Block
+    if plain_itself or blocks is None or _named(found.name, path):
+        return
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.reading.tensors.items()}
+    plain = plain_vit(shapes, 1, path, request.image_size)
+    if plain is not None and fit(plain[0], "tensors", found.reading, plain[1], metadata, request, path).accounts.exact:
+        raise CheckpointError(
+            f"{path}: its tensors are those of {found.name} and of a plain Vision Transformer, which differ in rotary positions "
+            f"or in the place of norms, and no tensor shows either; choose --model {found.name} or --model {UNREGISTERED}"
+        )
+
+
+def _named(architecture: str, path: Path) -> bool:
+    """Whether a file's name says a part that no tensor shows, as far as the architecture's name does."""
+    name = path.name.lower()
+    return architecture in name or any(f"_{word}" in architecture and word in name for word in ("rope", "rpn"))
+
+
 def _near(ways: list[Reading], base: Reading, match: Match) -> list[tuple[Reading, Candidate]]:
     """What to try where no architecture has exactly the tensors' names and shapes, the likeliest first."""
     by_name = [(reading, candidate) for reading in ways for candidate in candidates_named(reading.architectures)]
@@ -330,8 +359,11 @@ def _known(ways: list[Reading], metadata: Metadata, path: Path) -> tuple[Reading
         raise CheckpointError(
             f"{path}: its shapes are those of {names}; timm {timm.__version__} does not have it, install timm {index_version()}"
         )
-    plain = [(r, candidate) for r, candidate in installed if "rope" not in candidate.name] or installed
-    if not any("rope" in name for name in ways[0].tensors) and len(plain) < len(installed):
+    told = "rope" in path.name.lower()
+    plain = [(r, candidate) for r, candidate in installed if ("rope" in candidate.name) == told] or installed
+    if told:
+        notes = ["rotary positions, as the file's name says; no tensor shows them"]
+    elif not any("rope" in name for name in ways[0].tensors) and len(plain) < len(installed):
         rotary = some([candidate.name for _, candidate in installed if "rope" in candidate.name])
         notes = [f"{rotary} has the same tensors and rotary positions, which no tensor shows; --model takes it"]
     else:
@@ -392,7 +424,14 @@ def _best_match(shapes: Mapping[str, Shape]) -> Match:
 def _by_tables(candidates: list[Candidate], shapes: Mapping[str, Shape]) -> list[Candidate]:
     """Those whose position tables agree exactly; else those whose absolute table may have another image size."""
     exact = [candidate for candidate in candidates if exact_tables(candidate, shapes)]
+    if not exact and len(_table_rows(tables(shapes))) == 1:  # one window everywhere
+        exact = [candidate for candidate in candidates if len(_table_rows(candidate.tables)) == 1]
     return exact or [candidate for candidate in candidates if fits_table(shapes, candidate.prefix)] or candidates
+
+
+def _table_rows(counted: Mapping[str, int]) -> set[str]:
+    """Rows of Swin's relative position tables, of which each window size has its own number."""
+    return {text.rsplit(" ", 1)[1].partition("x")[0] for text in counted if "relative_position_bias_table" in text}
 
 
 def _differing_attributes(candidate: Candidate, among: list[Candidate]) -> dict[str, Any]:
@@ -471,7 +510,7 @@ def _demand_size(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, na
 
 
 def _without_attention(name: str) -> str:
-    return f"a {name}, which has no attention between tokens; overfocus measures attention, so give a transformer"
+    return f"a {name}, which has no attention weights between tokens; overfocus measures those, so give a transformer"
 
 
 def _nothing_fits(tensors: Mapping[str, Tensor], nearest: Fit | None) -> str:

@@ -220,7 +220,7 @@ def _pairs(path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:
     text = read_text(path, "a file with the class of each label", ImageError, most=MOST_BYTES)
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise ImageError(f"{printable(path)}: expected JSON, reading it failed ({printable(error, 100)})") from None
         return _pairs_of_json(content, path, present)
@@ -244,6 +244,15 @@ def _pairs(path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:
         twice = Counter(ordered).most_common(1)[0][0]
         raise ImageError(f"{printable(path)}: expected each label once, got {printable(twice, 40)!r} twice; remove one")
     return [(label, number) for number, label in enumerate(ordered)]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which JSON itself would take the last of two values of one name."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{printable(twice, 40)} twice; remove one")
+    return table
 
 
 def _pairs_of_json(content: Any, path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:

@@ -52,7 +52,7 @@ def test_prefixes_under_every_entry(prefix: str, entry: str | None, state: State
     assert found.path == ".".join(filter(None, [entry, prefix.rstrip(".")]))
     assert found.entry == (found.path or "the file itself")
     assert found.tensors.keys() == vit.state_dict().keys()
-    assert found.beside == ()
+    assert not found.beside
 
 
 def test_bare_state_dict(write, state: State, vit: nn.Module) -> None:

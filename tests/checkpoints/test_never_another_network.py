@@ -11,6 +11,7 @@ from torch import nn
 from overfocus import CheckpointError, load_model
 from overfocus.checkpoints.build import build_empty, contradicted
 from overfocus.checkpoints.metadata import save_checkpoint
+from overfocus.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.scripts.layouts_made import (
     ALIKE,
     LEFT_OVER,
@@ -284,6 +285,37 @@ def test_networks_that_look_like_a_vision_transformer_are_refused(kind: str, pla
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("front", ["", "module.net."])
+@pytest.mark.parametrize(
+    ("names", "mean", "std", "expected"),
+    [
+        (("normalize.mean", "normalize.std"), [[[0.5]], [[0.4]], [[0.3]]], [0.5, 0.25, 0.2], ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))),
+        (("mu", "sigma"), [0.5] * 3, [0.25] * 3, ((0.5,) * 3, (0.25,) * 3)),
+        (("net.pixel_mean", "net.pixel_std"), [127.5] * 3, [51.0] * 3, ((0.5,) * 3, (0.2,) * 3)),
+        (("mean", "std"), [0.0] * 3, [1.0] * 3, None),
+    ],
+)
+def test_a_network_that_normalises_its_input_itself(names, mean, std, expected, front: str, plain, write) -> None:
+    constants = dict(zip(names, (torch.tensor(mean), torch.tensor(std)), strict=True))
+    loaded = load_model(write({front + name: tensor for name, tensor in (plain.state_dict() | constants).items()}))
+    assert (loaded.mean, loaded.std) == (expected or (IMAGENET_MEAN, IMAGENET_STD))
+    assert any("normalises its input" in note for note in loaded.notes) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"arcface.weight": (7, 192)},
+        {"bottom.0.weight": (64, 192), "logits.weight": (5, 64)},
+        {"up.0.weight": (192, 64, 2, 2), "up.2.weight": (64, 1, 3, 3), "out.weight": (3, 64, 1, 1)},
+    ],
+)
+def test_heads_of_any_name_beside_the_encoder_are_left_out(head, plain, write) -> None:
+    state = {f"net.{name}": tensor for name, tensor in plain.state_dict().items() if not name.startswith("head.")}
+    loaded = load_model(write(state | {name: torch.rand(shape) for name, shape in head.items()}))
+    assert (loaded.lenient, loaded.unexpected_keys) == (False, list(head))
+
+
 @pytest.mark.parametrize(
     "name", ["fc", "classifier", "linear", "mlp_head.1", "heads.head", "../fc", "../classifier.1", "../head"]
 )
@@ -392,3 +424,38 @@ def test_maxvit_of_torchvision_is_torchvisions_own(tmp_path, write) -> None:
         assert load_model(path, num_classes=0, image_size=64).model(images).shape == (1, 16)
     with pytest.raises(CheckpointError, match="not divisible by partition size 2"):
         load_model(path, image_size=50)
+
+
+@pytest.mark.parametrize(
+    ("rival", "arguments"),
+    [
+        ("vit_pe_spatial_tiny_patch16_512", {"pre_norm": True, "final_norm": False}),
+        ("vit_pe_core_tiny_patch16_384", {"pre_norm": True, "global_pool": "map"}),
+    ],
+)
+def test_rotary_positions_that_no_tensor_shows_are_asked_for(rival: str, arguments, write) -> None:
+    size = {"embed_dim": 192, "depth": 12, "num_heads": 3, "num_classes": 3, "img_size": 64}
+    plain = random_values(VisionTransformer(**size, **arguments))
+    path = write(plain.state_dict())
+    with pytest.raises(CheckpointError, match=f"choose --model {rival} or --model VisionTransformer"):
+        load_model(path)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_model(path, model="VisionTransformer").model(images), plain(images), rtol=0, atol=1e-5)
+    assert type(load_model(path, model=rival).model).__name__ == "Eva"
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_rotary_positions_that_the_files_name_says(said: bool, tmp_path) -> None:
+    path = tmp_path / ("rope_axial_ape_deit_small.pth" if said else "deit_small.pth")
+    torch.save(random_values(timm.create_model("vit_small_patch16_rope_ape_224", num_classes=3)).state_dict(), path)
+    loaded = load_model(path)
+    assert ("rope" in loaded.name) == said
+    assert any("rotary positions" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("kind", ["vit_pwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"])
+def test_blocks_of_other_classes(kind: str, write) -> None:
+    if not timm.is_model(kind):
+        pytest.skip("a later timm")
+    assert load_model(write(timm.create_model(kind, num_classes=3).state_dict())).name == kind

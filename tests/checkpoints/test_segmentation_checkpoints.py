@@ -69,7 +69,7 @@ def test_names_of_segmentation_models() -> None:
 
 def test_backbones_that_do_not_fit(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", "resnet18_segformer", {"num_classes": 2})
-    with pytest.raises(CheckpointError, match="resnet18_segformer, which has no attention between tokens"):
+    with pytest.raises(CheckpointError, match="resnet18_segformer, which has no attention weights between tokens"):
         overfocus.load_model(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="vit_tiny_patch16_224_segformer cannot be built with deepness=3"):
         overfocus.checkpoints.build.build("vit_tiny_patch16_224_segformer", {"deepness": 3})

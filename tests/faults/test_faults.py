@@ -22,7 +22,8 @@ _spec.loader.exec_module(museum)
 ADVICE = re.compile(
     r"expected|must |\btry\b|choose|\bgive\b|[Dd]id you mean|[Tt]here is|Valid|valid|check the|see overfocus|restore|copy it|"
     r"download|leave|between|start the same|make sure|[Cc]onvert|[Ss]ave |measure again|shrink|nearest|pass |put |use |take |"
-    r"trust|at most|needed|Missing|requires|overfocus list|those of|of one kind|are for|it holds|measured under"
+    r"add |remove |name the|divide |write it|trust|at most|needed|Missing|requires|overfocus list|"
+    r"those of|of one kind|are for|it holds|measured under"
 )
 """What was expected, or what to try."""
 LONGEST = 2200
@@ -219,7 +220,7 @@ def values() -> Iterator[Case]:
             ("--layer", "99", "between"),
         ),
         ("check", "run", "--max", "gini=1"): (
-            ("--max", "top_share=nan", "expected a number"), ("--max", "top_share=true", "expected a number"),
+            ("--max", "top_share=nan", "expected a finite number"), ("--max", "top_share=true", "expected a number"),
             ("--max", "image=1", "image"), ("--layers", "99", "99"), ("--corruption", "nope", "nope"),
         ),
     }.items():  # fmt: skip

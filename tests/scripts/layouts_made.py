@@ -200,6 +200,15 @@ ALIKE: dict[str, tuple[str, dict[str, tuple[int, ...]], str]] = {
     "two last norms": ("", {"fc_norm.weight": (192,), "fc_norm.bias": (192,)}, "norm.weight"),
     "flattened by FSDP": (".", {"_flat_param": (999,), "blocks.0._fsdp_wrapped_module._flat_param": (99,)}, "flattened by FSDP"),
     "bitsandbytes int8": ("", {"blocks.0.attn.qkv.SCB": (576,)}, "quantised weights"),
+    "tokens pruned": ("", {"score_predictor.0.in_conv.1.weight": (192, 192), "score_predictor.0.out_conv.4.weight": (2, 48)}, ""),
+    "tokens pruned beside": ("", {"../policy.mlp.weight": (2, 192)}, "policy.mlp.weight beside"),
+    "colours mixed before": ("", {"../to_rgb.weight": (3, 1, 1, 1), "../to_rgb.bias": (3,)}, "to_rgb.weight, "),
+    "layers before the image": ("", {"../first.0.weight": (16, 2, 3, 3), "../first.2.weight": (3, 16, 3, 3)}, "first.0.weight"),
+    "a branch of the image": ("", {"../spatial.0.weight": (64, 3, 3, 3), "../spatial.2.weight": (192, 64, 3, 3)}, ""),
+    "an image added": ("", {"../program.w": (3, 32, 32)}, "program.w beside"),
+    "the image normalised by a layer": ("", {"../bn_in.weight": (3,), "../bn_in.running_var": (3,)}, "bn_in.weight"),
+    "cameras": ("", {"../camera_embed.weight": (6, 192)}, "camera_embed.weight beside"),
+    "conditions": ("", {"../film.0.weight": (64, 48), "../film.2.weight": (384, 64)}, "film.0.weight, .*film.2.weight beside"),
     "10 channels": ("", {"patch_embed.proj.weight": (192, 10, 8, 8)}, "takes 10 input channels"),
 }  # fmt: skip
 
