@@ -146,8 +146,9 @@ def retained_differences(
 ) -> Differences:
     """Differences of what is retained; each side gives the distances under corruption and those of the control.
 
-    All but the count is NaN where the mean control of a run is 0. With one run on each side the interval is the bootstrap's and the test swaps the models image by image. With several, both
-    are Student's, of what each image does to the mean of the runs' ratios, and of the spread of these.
+    With one run on each side the interval is the bootstrap's and the test swaps the models image by image. With several, both
+    are Student's, of what each image does to the mean of the runs' ratios, and of the spread of these. All but the count is NaN
+    where the mean control of a run is 0.
     """
     joined = np.stack(masked_jointly([*ours[0], *ours[1], *theirs[0], *theirs[1]]))
     known = (~np.isnan(joined[0])).sum(0)

@@ -91,7 +91,8 @@ def test_copies_of_one_image_leave_retained_undefined(write_run):
     compared = Comparison([runs[0], write_run("c", images=20)], resamples=100)
     for comparison in (Comparison(runs, resamples=100), compared):
         rows = comparison.table[comparison.table["metric"].str.startswith("retained.")]
-        assert len(rows) and rows[["mean", "difference", "low", "high", "p_value", "effect_size"]].isna().all().all()
+        assert len(rows)
+        assert rows[["mean", "difference", "low", "high", "p_value", "effect_size"]].isna().all().all()
         stability = next(verdict for verdict in comparison.verdicts if verdict.question == "stability")
         assert "the control cannot be distinguished from numerical noise" in stability.sentence
 
