@@ -75,6 +75,28 @@ def test_a_control_of_numerical_noise_leaves_retained_undefined(write_run):
     assert layers.tolist() == [True, False, False]
 
 
+@pytest.mark.filterwarnings("error")
+def test_copies_of_one_image_leave_retained_undefined(write_run):
+    """The control is 0, and so is the noise that was measured: no infinite value, no p-value, no warning."""
+
+    def copies(table):
+        control = table["corruption"] == "other image"
+        table.loc[control, ["top_overlap", "attention_cosine", "rank_correlation"]] = 1.0
+        table.loc[control, ["js_divergence", "received_shift"]] = 0.0
+        return table
+
+    info = {"noise": {name: [0.0] * 3 for name in ("top_overlap", "attention_cosine", "js_divergence", "received_shift")}}
+    runs = [write_run(name, images=20, adjust=copies, info=info) for name in "ab"]
+    assert runs[0].retained[["retained", "low", "high"]].isna().all().all()
+    compared = Comparison([runs[0], write_run("c", images=20)], resamples=100)
+    for comparison in (Comparison(runs, resamples=100), compared):
+        rows = comparison.table[comparison.table["metric"].str.startswith("retained.")]
+        assert len(rows)
+        assert rows[["mean", "difference", "low", "high", "p_value", "effect_size"]].isna().all().all()
+        stability = next(verdict for verdict in comparison.verdicts if verdict.question == "stability")
+        assert "the control cannot be distinguished from numerical noise" in stability.sentence
+
+
 def test_parts_of_equal_and_of_other_rows_are_read_alike(write_run, monkeypatch):
     run = write_run("a", images=16)
     rows = run.table.astype(dict.fromkeys(["gini", "top_overlap"], "float32"))
