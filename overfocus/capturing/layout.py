@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from overfocus.attention import Kind
-from overfocus.capturing.positions import (
+from overfocus.capturing.places import (
     FREQUENCY,
     IMAGE_BITS,
     MIXTURE,
     NOWHERE,
     SEVERAL,
-    Grid,
     constant,
     grid_of,
     image_of,
@@ -23,6 +22,7 @@ from overfocus.capturing.positions import (
     representative,
     without_image,
 )
+from overfocus.capturing.positions import Grid
 from overfocus.capturing.sources import Arrangement
 
 _PREFIX, _PADDING, _UNKNOWN = -1, -2, -3

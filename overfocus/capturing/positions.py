@@ -5,10 +5,7 @@ repeated on it, whatever computes along channels leaves it alone, and a convolut
 grid. At an attention site the positions of queries and values then say, without any knowledge of the architecture,
 which axes are images, windows, heads, tokens and channels, and where on the image each window lies.
 
-A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
-belongs to no place (class, distillation, register and pooling tokens), −2 one whose position is unknown: a mask token, or the
-result of a function that does not keep tokens where they were, −3 a frequency of a Fourier transform, −4 a sum of several places
-and −5 of several images. A batch that grows inside the model (several crops, flips) has more images.
+How a position is written as a number stands in `overfocus.capturing.places`.
 """
 
 import weakref
@@ -19,6 +16,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overfocus.capturing.places import (
+    FAR,
+    FREQUENCY,
+    GRID_BITS,
+    IMAGE,
+    MIXTURE,
+    NOWHERE,
+    SEVERAL,
+    UNKNOWN,
+    cell_count,
+    constant,
+    entry_images,
+    everywhere,
+    first_of_runs,
+    flattened,
+    grid_of,
+    image_of,
+    index_of,
+    is_batch,
+    mixes_all,
+    moved_cells,
+    of_one_image,
+    place_count,
+    renumber,
+    representative,
+    same_places,
+    unrepeated,
+    without_image,
+)
 from overfocus.capturing.watching import (
     PRODUCTS,
     Operands,
@@ -29,15 +55,6 @@ from overfocus.capturing.watching import (
     tensors_in,
 )
 
-IMAGE_BITS = 40
-GRID_BITS = 28
-NOWHERE = -1
-UNKNOWN = -2
-FREQUENCY = -3
-SEVERAL = -4
-MIXTURE = -5
-_IMAGE = 1 << IMAGE_BITS
-_FAR = torch.iinfo(torch.int64).max
 _COLOURS = (1, 3, 4)
 
 # Functions that move entries and compute nothing: they are repeated on the positions as they are.
@@ -92,41 +109,6 @@ class Grid:
     """Number of the input that it belongs to."""
     size: tuple[int, ...] | None
     """(rows, columns), or (frames, rows, columns) of a video; None for sequences that are no image."""
-
-
-def image_of(ids: Tensor) -> Tensor:
-    """Number of the image that positions belong to; only of places."""
-    return ids >> IMAGE_BITS
-
-
-def grid_of(ids: Tensor) -> Tensor:
-    """Number of the grid that positions point into; only of places."""
-    return (ids >> GRID_BITS) & ((1 << (IMAGE_BITS - GRID_BITS)) - 1)
-
-
-def index_of(ids: Tensor) -> Tensor:
-    """Row-major index in its grid; only of places."""
-    return (ids & ((1 << GRID_BITS) - 1)) - 1
-
-
-def without_image(ids: Tensor) -> Tensor:
-    """Positions with the number of the image left out."""
-    return torch.where(ids > 0, ids & (_IMAGE - 1), ids)
-
-
-def representative(ids: Tensor, axis: int) -> Tensor:
-    """One position per entry along an axis that mixes them: the smallest place, else padding, else no place. Keeps the axis."""
-    if ids.shape[axis] == 1:
-        return ids
-    if ids.stride(axis) == 0:
-        return ids.narrow(axis, 0, 1)
-    nearest = ids.masked_fill(ids <= 0, _FAR).amin(axis, keepdim=True)
-    return torch.where(nearest == _FAR, ids.amin(axis, keepdim=True), nearest)
-
-
-def constant(ids: Tensor, axis: int) -> bool:
-    """Whether every entry along an axis is the same place."""
-    return ids.shape[axis] == 1 or ids.stride(axis) == 0 or bool((ids == ids.narrow(axis, 0, 1)).all())
 
 
 class PositionTracker:
@@ -186,7 +168,7 @@ class PositionTracker:
         """Number the pixels of images (c, h, w) that come in a list, each of its own size."""
         for image, tensor in enumerate(images):
             size = tuple(tensor.shape[1:])
-            ids = self._numbered(1, self._grid(0, size), tensor) + image * _IMAGE
+            ids = self._numbered(1, self._grid(0, size), tensor) + image * IMAGE
             self.notes[tensor] = Positions(ids.expand(tensor.shape), raw=True)
         self.origins += range(len(self.origins), len(images))
 
@@ -196,7 +178,7 @@ class PositionTracker:
         grid = self._root((int(coordinates[..., 0].max()) + 1, columns))
         self.origins += range(len(self.origins), len(patches))
         index = coordinates[..., 0] * columns + coordinates[..., 1] + 1
-        ids = index + (grid << GRID_BITS) + torch.arange(len(index), device=index.device)[:, None] * _IMAGE
+        ids = index + (grid << GRID_BITS) + torch.arange(len(index), device=index.device)[:, None] * IMAGE
         if valid is not None:
             ids = ids.masked_fill(~valid, 0)
         ids = ids.reshape(ids.shape + (1,) * (patches.ndim - 2)).expand(patches.shape)
@@ -278,7 +260,7 @@ class PositionTracker:
         if name in _REORDERING and not self._along_channels(args, kwargs):
             return [None] * len(outputs)
         if name.startswith("fft_") and not self._in_channels(name, args, kwargs):
-            return [None if name[4] == "i" else Positions(_everywhere(output, FREQUENCY)) for output in outputs]
+            return [None if name[4] == "i" else Positions(everywhere(output, FREQUENCY)) for output in outputs]
         if name in _ADDING and (summed := self._added(name, args, kwargs)) is not None:
             return [summed]
         if name in MOVES:
@@ -383,8 +365,8 @@ class PositionTracker:
         self.origins += range(len(self.origins), images)
         size = (length,) if length is not None else self.grids[grid].size
         assert size is not None
-        index = torch.arange(1, _count(size) + 1, device=like.device).reshape(1, *size) + (grid << GRID_BITS)
-        return index + torch.arange(images, device=like.device).reshape(-1, *([1] * len(size))) * _IMAGE
+        index = torch.arange(1, cell_count(size) + 1, device=like.device).reshape(1, *size) + (grid << GRID_BITS)
+        return index + torch.arange(images, device=like.device).reshape(-1, *([1] * len(size))) * IMAGE
 
     def _copied(self, name: str, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
         """Note tensors whose tokens are one token over and over: mask tokens, not the prefix that a model learns."""
@@ -454,7 +436,7 @@ class PositionTracker:
         if len(moved) == 1:
             moved = [self._grown(name, args, kwargs, tracked, moved[0])]
         memory = {known.ids.untyped_storage().data_ptr() for _, known in tracked}
-        return [ids if ids.untyped_storage().data_ptr() in memory else _flattened(ids) for ids in moved]
+        return [ids if ids.untyped_storage().data_ptr() in memory else flattened(ids) for ids in moved]
 
     @staticmethod
     def _beside(args: tuple[Any, ...], kwargs: dict[str, Any], tracked: list[tuple[Tensor, Positions]], ids: Tensor) -> Tensor:
@@ -487,7 +469,7 @@ class PositionTracker:
             axis = argument(args, kwargs, 1, "dim") or 0
             parts = [self._new_images(part) if place else part for place, part in enumerate(ids.unbind(axis))]
             return torch.stack(parts, axis)
-        if ids.ndim != known.ids.ndim or ids.shape[0] <= known.ids.shape[0] or not _is_batch(known.ids):
+        if ids.ndim != known.ids.ndim or ids.shape[0] <= known.ids.shape[0] or not is_batch(known.ids):
             return ids
         if name == "cat" and not known.raw and len({id(tensor) for tensor, _ in tracked}) > 1:
             others = (item.ids for _, item in tracked[1:])
@@ -497,10 +479,10 @@ class PositionTracker:
             if len(torch.unique(torch.cat(parts))) == sum(map(len, parts)):
                 return ids  # other tokens of these images: windows that lie behind each other
         seen: set[int] = set()
-        images = [int(number) for number in _entry_images(ids)]
+        images = [int(number) for number in entry_images(ids)]
         if name in ("cat", "vstack") and min(images) < 0:
             ids = self._with_strangers(ids, images)
-            images = [int(number) for number in _entry_images(ids)]
+            images = [int(number) for number in entry_images(ids)]
         if min(images) < 0:
             return ids
         parts = []
@@ -515,7 +497,7 @@ class PositionTracker:
         entries = list(ids.unbind())
         for entry, number in enumerate(images):
             if number < 0 and bool((entries[entry] == NOWHERE).all()):
-                entries[entry] = torch.where(places > 0, places + len(self.origins) * _IMAGE, places)
+                entries[entry] = torch.where(places > 0, places + len(self.origins) * IMAGE, places)
                 self.origins.append(len(self.origins))
         return torch.stack(entries)
 
@@ -525,7 +507,7 @@ class PositionTracker:
         result = ids
         for number in old.tolist():
             mine = (ids > 0) & (image_of(ids) == number)
-            result = torch.where(mine, ids + (len(self.origins) - number) * _IMAGE, result)
+            result = torch.where(mine, ids + (len(self.origins) - number) * IMAGE, result)
             self.origins.append(self.origins[number])
         return result
 
@@ -534,7 +516,7 @@ class PositionTracker:
         grid = self._grid(self.grids[int(grid_of(ids.flatten()[0]))].root, size)
         images = len(self.origins)
         self.origins += [self.origins[number] for number in image_of(ids[:, 0, 0, 0]).tolist()]
-        fresh = self._numbered(1, grid, ids) + (torch.arange(len(ids), device=ids.device).reshape(-1, 1, 1) + images) * _IMAGE
+        fresh = self._numbered(1, grid, ids) + (torch.arange(len(ids), device=ids.device).reshape(-1, 1, 1) + images) * IMAGE
         return fresh.unsqueeze(1).expand(ids.shape)
 
     def _written(self, args: tuple[Any, ...]) -> None:
@@ -582,7 +564,7 @@ class PositionTracker:
             return None
         axes = sorted(axis % known.ids.ndim for axis in ([axes] if isinstance(axes, int) else axes))
         ids = self.merged(known.ids, axes)
-        if all(_places(image) <= 1 for image in ids[: min(2, len(ids))]) and _places(known.ids[0]) > 1:
+        if all(place_count(image) <= 1 for image in ids[: min(2, len(ids))]) and place_count(known.ids[0]) > 1:
             ids = torch.where(ids == MIXTURE, ids, NOWHERE)  # the whole image in one token: a pooled query, no place
         for axis in reversed(axes):
             ids = ids.squeeze(axis) if ids.squeeze(axis).shape == output.shape or ids.ndim > output.ndim else ids
@@ -598,7 +580,7 @@ class PositionTracker:
         self.follows_data |= id(index) not in self._constants
         nothing = torch.zeros_like(target, dtype=torch.int64)
         put = nothing.index_copy if name.startswith("index") else nothing.scatter
-        added, known = Positions(_flattened(put(axis, index, given.ids))), self.get(target)
+        added, known = Positions(flattened(put(axis, index, given.ids))), self.get(target)
         return added if known is None else self._summed([known, added], known)
 
     def _summed(self, operands: list[Positions], known: Positions) -> Positions:
@@ -606,11 +588,11 @@ class PositionTracker:
 
         What is one token for all (a mean that is taken away from every token, say) changes no place.
         """
-        compact, changed = _compact(known.ids), None
+        compact, changed = unrepeated(known.ids), None
         for other in operands:
             if other is known or other.ids is known.ids or other.lost:
                 continue
-            ids = _compact(other.ids)
+            ids = unrepeated(other.ids)
             if any(a == 1 < b for a, b in zip(ids.shape, compact.shape, strict=True)):
                 continue
             both = (compact > 0) & (ids > 0)
@@ -647,14 +629,17 @@ class PositionTracker:
             return False
         (one,), (other,) = grids
         return (
-            one.root == other.root and one.size is not None and other.size is not None and _count(one.size) == _count(other.size)
+            one.root == other.root
+            and one.size is not None
+            and other.size is not None
+            and cell_count(one.size) == cell_count(other.size)
         )
 
     def _several_images(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
         """Where the entries along axes, of size 1 in the result, are of several images of the input."""
-        origin = self._origin(_compact(ids))
+        origin = self._origin(unrepeated(ids))
         highest = origin.amax(tuple(axes), keepdim=True)
-        return (highest >= 0) & (highest != origin.masked_fill(origin < 0, _FAR).amin(tuple(axes), keepdim=True))
+        return (highest >= 0) & (highest != origin.masked_fill(origin < 0, FAR).amin(tuple(axes), keepdim=True))
 
     def merged(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
         """One position for all entries along axes, of size 1 in the result, that a function mixes.
@@ -671,9 +656,10 @@ class PositionTracker:
             mixed = self._several_images(ids, axes)
             if bool(mixed.any()):
                 return torch.where(mixed, MIXTURE, merged)
-            if self._moved and bool(self._shown_elsewhere(_compact(ids)).any()) and not _of_one_image(_compact(ids), axes):
+            stored = unrepeated(ids)
+            if self._moved and bool(self._shown_elsewhere(stored).any()) and not of_one_image(stored, axes):
                 return torch.where(merged > 0, SEVERAL, merged)
-        distinct = _compact(merged)
+        distinct = unrepeated(merged)
         for axis in range(distinct.ndim):
             if constant(distinct, axis):
                 distinct = distinct.narrow(axis, 0, 1)
@@ -693,7 +679,7 @@ class PositionTracker:
             return ids
         index, lines = renumbered
         grid = self._grid(self.grids[numbers[0]].root, tuple(map(len, lines)))
-        return torch.where(real, index + 1 + (grid << GRID_BITS) + image_of(ids) * _IMAGE, ids)
+        return torch.where(real, index + 1 + (grid << GRID_BITS) + image_of(ids) * IMAGE, ids)
 
     def _product(self, operands: Operands, output: Tensor) -> Positions | None:
         """Rows of a product a @ b keep the places of a's rows where a's row is one place, else columns those of b's."""
@@ -705,7 +691,7 @@ class PositionTracker:
             summed = [axis for axis, letter in enumerate(letters) if letter not in operands.output]
             if not all(constant(ids, axis) for axis in summed):
                 if len(self.origins) > 1 and self._several_images(ids, summed).any():
-                    return Positions(_everywhere(output, MIXTURE))
+                    return Positions(everywhere(output, MIXTURE))
                 continue
             for axis in reversed(summed):
                 ids = ids.select(axis, 0)
@@ -729,7 +715,7 @@ class PositionTracker:
         ids = known.ids
         if name in _CHANNEL_MIXING:
             channel = ids.ndim - 1 if name == "linear" else 1
-            if output.shape[channel] > 1 and _mixes_all(ids, channel):
+            if output.shape[channel] > 1 and mixes_all(ids, channel):
                 return None
             ids = self.merged(ids, (channel,))
             if output.ndim == ids.ndim and all(output.shape[a] == ids.shape[a] for a in range(ids.ndim) if a != channel):
@@ -737,7 +723,7 @@ class PositionTracker:
         elif ids.shape == output.shape:
             return self._summed(same, known)
         elif name in _POOLS:
-            return _expanded(self.numbered_anew(_thinned(ids, -1, output.shape[-1])), output)
+            return _expanded(self.numbered_anew(first_of_runs(ids, -1, output.shape[-1])), output)
         elif output.ndim == ids.ndim:
             differing = [axis for axis in range(ids.ndim) if ids.shape[axis] != output.shape[axis]]
             if len(differing) == 1 and not (
@@ -745,7 +731,7 @@ class PositionTracker:
                 and differing[0] >= 2
                 and name in ("interpolate", "max_pool2d", "avg_pool2d", "max_pool3d", "avg_pool3d")
             ):
-                if output.shape[differing[0]] > 1 and _mixes_all(ids, differing[0]):
+                if output.shape[differing[0]] > 1 and mixes_all(ids, differing[0]):
                     return None
                 return _expanded(representative(ids, differing[0]), output)
             if all(ids.shape[axis] == 1 for axis in differing):
@@ -761,18 +747,18 @@ class PositionTracker:
     def _new_grid(self, known: Positions, output: Tensor) -> Positions | None:
         """Positions behind a function that changes the size of (b, c, *size): the grid that it puts out."""
         ids = known.ids
-        if bool((_compact(ids) == MIXTURE).any()):
-            return Positions(_everywhere(output, MIXTURE))
+        if bool((unrepeated(ids) == MIXTURE).any()):
+            return Positions(everywhere(output, MIXTURE))
         first = representative(ids.flatten(1), 1)
         if bool((first <= 0).all()):
             return None
         images = image_of(first.clamp(min=0))
         if len(torch.unique(images)) < len(images):
-            copies = known.raw and _same_places(ids, images)
+            copies = known.raw and same_places(ids, images)
             if not copies:  # an entry is a part of an image (TNT): its places stay those of that part
                 thinned = representative(ids, 1)
                 for axis in range(2, output.ndim):
-                    thinned = _thinned(thinned, axis, output.shape[axis])
+                    thinned = first_of_runs(thinned, axis, output.shape[axis])
                 return _expanded(thinned, output)
             start = len(self.origins)
             self.origins += [self.origins[number] for number in images.flatten().tolist()]
@@ -784,7 +770,7 @@ class PositionTracker:
         index = None
         if output.ndim == 4 and before.size is not None and len(set(self.origins)) == len(self.origins):
             # copies of an image have a grid of their own, as they are; the images themselves that of the pixels as they came
-            index = _moved_cells(ids[:, 0], before.size, size)
+            index = moved_cells(ids[:, 0], before.size, size)
         if index is not None:
             order, size = index
             if order is None:
@@ -792,7 +778,7 @@ class PositionTracker:
             fresh = order + 1 + (self._grid(before.root, size) << GRID_BITS)
         else:
             fresh = self._numbered(1, self._grid(before.root, size), output)
-        fresh = fresh + images.reshape(-1, *([1] * (output.ndim - 2))) * _IMAGE
+        fresh = fresh + images.reshape(-1, *([1] * (output.ndim - 2))) * IMAGE
         return Positions(fresh.unsqueeze(1).expand(output.shape))
 
     def _note_moved(self, ids: Tensor, images: list[int]) -> None:
@@ -805,101 +791,14 @@ class PositionTracker:
                 self._moved.add(number)
 
 
-def _moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, int]] | None:
-    """Row-major index of the cells (b, rows, columns) that a function makes of mirrored or turned places, and their grid.
-
-    None where the places (b, h, w), in a grid of size `before`, are in order; no index where they follow no rows and columns.
-    """
-    height, width = ids.shape[1:]
-    row, column = ids[:, height // 2], ids[:, :, width // 2]
-    ascending = [
-        (line.diff(dim=-1) > 0) | (line[:, 1:] <= 0) | (line[:, :-1] <= 0) for line in (row, column) if line.shape[1] > 1
-    ]
-    steps = [line[:, line.shape[1] // 2] - line[:, line.shape[1] // 2 - 1] for line in (row, column) if line.shape[1] > 1]
-    if all(bool(line.all()) for line in ascending) and (len(steps) < 2 or bool((steps[0] < steps[1]).all())):
-        return None
-    cells = ids
-    for axis, length in ((1, size[0]), (2, size[1])):
-        run = max(ids.shape[axis] // length, 1)
-        middles = (torch.arange(length, device=ids.device) * run + run // 2).clamp(max=ids.shape[axis] - 1)
-        cells = cells.index_select(axis, middles)
-    index = index_of(cells.clamp(min=1))
-    ys, xs = index // before[-1], index % before[-1]
-    for turned in (False, True):
-        down, across = (xs, ys) if turned else (ys, xs)
-        if bool((cells > 0).all()) and bool((down == down[:, :, :1]).all()) and bool((across == across[:, :1]).all()):
-            ranks = [line.argsort(-1).argsort(-1) for line in (down[:, :, 0], across[:, 0])]
-            rows, columns = (ranks[1][:, None], ranks[0][:, :, None]) if turned else (ranks[0][:, :, None], ranks[1][:, None])
-            grid = (size[1], size[0]) if turned else (size[0], size[1])
-            return rows * grid[1] + columns, grid
-    return None, (size[0], size[1])
-
-
-def renumber(index: Tensor, real: Tensor, size: tuple[int, ...]) -> tuple[Tensor, list[Tensor]] | None:
-    """Row-major index among the rows and columns that occur, and these; None where not all of their crossings do.
-
-    `index` points into a grid of `size` where `real`.
-    """
-    lines = [torch.unique(line) for line in torch.unravel_index(index[real], size)]
-    if _count(tuple(map(len, lines))) != torch.unique(index[real]).numel():
-        return None
-    found = torch.zeros_like(index)
-    for line, coordinate in zip(lines, torch.unravel_index(index.clamp(min=0), size), strict=True):
-        found = found * len(line) + torch.searchsorted(line, coordinate.contiguous())
-    return found, lines
-
-
-def _compact(ids: Tensor) -> Tensor:
-    """Positions with axes along which they are the same, because they were expanded, as one."""
-    for axis, stride in enumerate(ids.stride()):
-        if stride == 0 and ids.shape[axis] > 1:
-            ids = ids.narrow(axis, 0, 1)
-    return ids
-
-
-def _flattened(ids: Tensor) -> Tensor:
-    """The same positions, those along an axis of one value stored once."""
-    compact = ids
-    for axis in reversed(range(ids.ndim)):
-        last = compact.shape[axis] - 1
-        if last > 0 and torch.equal(compact.select(axis, 0), compact.select(axis, last)) and constant(compact, axis):
-            compact = compact.narrow(axis, 0, 1)
-    return ids if compact is ids else compact.clone().expand(ids.shape)
-
-
 def _placed(known: Positions) -> int:
     """How many places positions hold, at most; 0 for none."""
-    ids = _compact(known.ids)
+    ids = unrepeated(known.ids)
     return ids.numel() if bool((ids > 0).any()) else 0
 
 
-def _of_one_image(ids: Tensor, axes: Sequence[int]) -> bool:
-    """Whether the entries along axes are of one image each."""
-    image = image_of(ids.clamp(min=0))
-    return bool((image.masked_fill(ids <= 0, -1).amax(tuple(axes)) <= image.masked_fill(ids <= 0, _FAR).amin(tuple(axes))).all())
-
-
-def _count(size: tuple[int, ...]) -> int:
-    count = 1
-    for side in size:
-        count *= side
-    return count
-
-
 def _lost(output: Tensor) -> Positions:
-    return Positions(_everywhere(output, UNKNOWN), lost=True)
-
-
-def _everywhere(output: Tensor, position: int) -> Tensor:
-    return torch.full((1,) * output.ndim, position, device=output.device).expand(output.shape)
-
-
-def _mixes_all(ids: Tensor, axis: int) -> bool:
-    """Whether the places along an axis, which a function mixes, are those of the whole image: nothing of them is left."""
-    if constant(ids, axis):
-        return False
-    image = ids[:1]
-    return _places(representative(image, axis)) <= 1 < _places(image)
+    return Positions(everywhere(output, UNKNOWN), lost=True)
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -911,41 +810,8 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def _is_batch(ids: Tensor) -> bool:
-    """Whether the first axis holds the images of a batch, one each."""
-    images = _entry_images(ids)
-    return bool((images >= 0).all()) and len(set(images.tolist())) == len(images)
-
-
-def _entry_images(ids: Tensor) -> Tensor:
-    """The image of each entry of the first axis; −1 where there are several or none."""
-    flat = ids.flatten(1)
-    images = torch.where(flat > 0, image_of(flat), -1)
-    highest = images.amax(1)
-    lowest = torch.where(images < 0, _FAR, images).amin(1)
-    return torch.where(highest == lowest, highest, -1)
-
-
-def _same_places(ids: Tensor, images: Tensor) -> bool:
-    """Whether entries of one image all show the same places: copies of it, not parts."""
-    places = without_image(ids).reshape(ids.shape[0], -1)
-    first = {int(number): place for place, number in reversed(list(enumerate(images.flatten().tolist())))}
-    return all(torch.equal(places[place], places[first[int(number)]]) for place, number in enumerate(images.flatten().tolist()))
-
-
-def _places(ids: Tensor) -> int:
-    return int(torch.unique(ids[ids > 0]).numel())
-
-
 def _expanded(ids: Tensor, output: Tensor) -> Positions | None:
     try:
         return Positions(ids.expand(output.shape))
     except RuntimeError:
         return None
-
-
-def _thinned(ids: Tensor, axis: int, size: int) -> Tensor:
-    """The first entry of each of `size` runs along an axis."""
-    run = max(ids.shape[axis] // max(size, 1), 1)
-    starts = (torch.arange(size, device=ids.device) * run).clamp(max=ids.shape[axis] - 1)
-    return ids.index_select(axis, starts)

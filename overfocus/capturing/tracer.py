@@ -12,7 +12,8 @@ from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_toler
 from overfocus.capturing.coverage import Site, SiteLog
 from overfocus.capturing.layout import Layout, is_channel_map, token_positions, unlabelled
 from overfocus.capturing.layout_memory import COUNTED_MOVES, LayoutMemory, TokenPositions
-from overfocus.capturing.positions import NOWHERE, UNKNOWN, Positions, constant, representative, without_image
+from overfocus.capturing.places import NOWHERE, UNKNOWN, constant, representative, without_image
+from overfocus.capturing.positions import Positions
 from overfocus.capturing.products import NEIGHBOURHOOD, STRETCHED, ProductTracker, Use
 from overfocus.capturing.sources import (
     ArrangedWeights,

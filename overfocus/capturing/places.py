@@ -1,0 +1,177 @@
+"""Positions as whole numbers, and what can be read from a tensor of them.
+
+A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
+belongs to no place (class, distillation, register and pooling tokens), −2 one whose position is unknown: a mask token, or the
+result of a function that does not keep tokens where they were, −3 a frequency of a Fourier transform, −4 a sum of several places
+and −5 of several images. A batch that grows inside the model (several crops, flips) has more images.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+IMAGE_BITS = 40
+GRID_BITS = 28
+NOWHERE = -1
+UNKNOWN = -2
+FREQUENCY = -3
+SEVERAL = -4
+MIXTURE = -5
+IMAGE = 1 << IMAGE_BITS
+FAR = torch.iinfo(torch.int64).max
+
+
+def image_of(ids: Tensor) -> Tensor:
+    """Number of the image that positions belong to; only of places."""
+    return ids >> IMAGE_BITS
+
+
+def grid_of(ids: Tensor) -> Tensor:
+    """Number of the grid that positions point into; only of places."""
+    return (ids >> GRID_BITS) & ((1 << (IMAGE_BITS - GRID_BITS)) - 1)
+
+
+def index_of(ids: Tensor) -> Tensor:
+    """Row-major index in its grid; only of places."""
+    return (ids & ((1 << GRID_BITS) - 1)) - 1
+
+
+def without_image(ids: Tensor) -> Tensor:
+    """Positions with the number of the image left out."""
+    return torch.where(ids > 0, ids & (IMAGE - 1), ids)
+
+
+def representative(ids: Tensor, axis: int) -> Tensor:
+    """One position per entry along an axis that mixes them: the smallest place, else padding, else no place. Keeps the axis."""
+    if ids.shape[axis] == 1:
+        return ids
+    if ids.stride(axis) == 0:
+        return ids.narrow(axis, 0, 1)
+    nearest = ids.masked_fill(ids <= 0, FAR).amin(axis, keepdim=True)
+    return torch.where(nearest == FAR, ids.amin(axis, keepdim=True), nearest)
+
+
+def constant(ids: Tensor, axis: int) -> bool:
+    """Whether every entry along an axis is the same place."""
+    return ids.shape[axis] == 1 or ids.stride(axis) == 0 or bool((ids == ids.narrow(axis, 0, 1)).all())
+
+
+def moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, int]] | None:
+    """Row-major index of the cells (b, rows, columns) that a function makes of mirrored or turned places, and their grid.
+
+    None where the places (b, h, w), in a grid of size `before`, are in order; no index where they follow no rows and columns.
+    """
+    height, width = ids.shape[1:]
+    row, column = ids[:, height // 2], ids[:, :, width // 2]
+    ascending = [
+        (line.diff(dim=-1) > 0) | (line[:, 1:] <= 0) | (line[:, :-1] <= 0) for line in (row, column) if line.shape[1] > 1
+    ]
+    steps = [line[:, line.shape[1] // 2] - line[:, line.shape[1] // 2 - 1] for line in (row, column) if line.shape[1] > 1]
+    if all(bool(line.all()) for line in ascending) and (len(steps) < 2 or bool((steps[0] < steps[1]).all())):
+        return None
+    cells = ids
+    for axis, length in ((1, size[0]), (2, size[1])):
+        run = max(ids.shape[axis] // length, 1)
+        middles = (torch.arange(length, device=ids.device) * run + run // 2).clamp(max=ids.shape[axis] - 1)
+        cells = cells.index_select(axis, middles)
+    index = index_of(cells.clamp(min=1))
+    ys, xs = index // before[-1], index % before[-1]
+    for turned in (False, True):
+        down, across = (xs, ys) if turned else (ys, xs)
+        if bool((cells > 0).all()) and bool((down == down[:, :, :1]).all()) and bool((across == across[:, :1]).all()):
+            ranks = [line.argsort(-1).argsort(-1) for line in (down[:, :, 0], across[:, 0])]
+            rows, columns = (ranks[1][:, None], ranks[0][:, :, None]) if turned else (ranks[0][:, :, None], ranks[1][:, None])
+            grid = (size[1], size[0]) if turned else (size[0], size[1])
+            return rows * grid[1] + columns, grid
+    return None, (size[0], size[1])
+
+
+def renumber(index: Tensor, real: Tensor, size: tuple[int, ...]) -> tuple[Tensor, list[Tensor]] | None:
+    """Row-major index among the rows and columns that occur, and these; None where not all of their crossings do.
+
+    `index` points into a grid of `size` where `real`.
+    """
+    lines = [torch.unique(line) for line in torch.unravel_index(index[real], size)]
+    if cell_count(tuple(map(len, lines))) != torch.unique(index[real]).numel():
+        return None
+    found = torch.zeros_like(index)
+    for line, coordinate in zip(lines, torch.unravel_index(index.clamp(min=0), size), strict=True):
+        found = found * len(line) + torch.searchsorted(line, coordinate.contiguous())
+    return found, lines
+
+
+def unrepeated(ids: Tensor) -> Tensor:
+    """Positions with axes along which they are the same, because they were expanded, as one."""
+    for axis, stride in enumerate(ids.stride()):
+        if stride == 0 and ids.shape[axis] > 1:
+            ids = ids.narrow(axis, 0, 1)
+    return ids
+
+
+def flattened(ids: Tensor) -> Tensor:
+    """The same positions, those along an axis of one value stored once."""
+    compact = ids
+    for axis in reversed(range(ids.ndim)):
+        last = compact.shape[axis] - 1
+        if last > 0 and torch.equal(compact.select(axis, 0), compact.select(axis, last)) and constant(compact, axis):
+            compact = compact.narrow(axis, 0, 1)
+    return ids if compact is ids else compact.clone().expand(ids.shape)
+
+
+def of_one_image(ids: Tensor, axes: Sequence[int]) -> bool:
+    """Whether the entries along axes are of one image each."""
+    image = image_of(ids.clamp(min=0))
+    return bool((image.masked_fill(ids <= 0, -1).amax(tuple(axes)) <= image.masked_fill(ids <= 0, FAR).amin(tuple(axes))).all())
+
+
+def cell_count(size: tuple[int, ...]) -> int:
+    count = 1
+    for side in size:
+        count *= side
+    return count
+
+
+def everywhere(output: Tensor, position: int) -> Tensor:
+    return torch.full((1,) * output.ndim, position, device=output.device).expand(output.shape)
+
+
+def mixes_all(ids: Tensor, axis: int) -> bool:
+    """Whether the places along an axis, which a function mixes, are those of the whole image: nothing of them is left."""
+    if constant(ids, axis):
+        return False
+    image = ids[:1]
+    return place_count(representative(image, axis)) <= 1 < place_count(image)
+
+
+def is_batch(ids: Tensor) -> bool:
+    """Whether the first axis holds the images of a batch, one each."""
+    images = entry_images(ids)
+    return bool((images >= 0).all()) and len(set(images.tolist())) == len(images)
+
+
+def entry_images(ids: Tensor) -> Tensor:
+    """The image of each entry of the first axis; −1 where there are several or none."""
+    flat = ids.flatten(1)
+    images = torch.where(flat > 0, image_of(flat), -1)
+    highest = images.amax(1)
+    lowest = torch.where(images < 0, FAR, images).amin(1)
+    return torch.where(highest == lowest, highest, -1)
+
+
+def same_places(ids: Tensor, images: Tensor) -> bool:
+    """Whether entries of one image all show the same places: copies of it, not parts."""
+    places = without_image(ids).reshape(ids.shape[0], -1)
+    first = {int(number): place for place, number in reversed(list(enumerate(images.flatten().tolist())))}
+    return all(torch.equal(places[place], places[first[int(number)]]) for place, number in enumerate(images.flatten().tolist()))
+
+
+def place_count(ids: Tensor) -> int:
+    return int(torch.unique(ids[ids > 0]).numel())
+
+
+def first_of_runs(ids: Tensor, axis: int, size: int) -> Tensor:
+    """The first entry of each of `size` runs along an axis."""
+    run = max(ids.shape[axis] // max(size, 1), 1)
+    starts = (torch.arange(size, device=ids.device) * run).clamp(max=ids.shape[axis] - 1)
+    return ids.index_select(axis, starts)
