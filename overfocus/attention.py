@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from overfocus.errors import CaptureError
+from overfocus.settings import typed
 
 if TYPE_CHECKING:
     from overfocus.capturing.sources import ArrangedWeights
@@ -215,6 +216,7 @@ def fuse_heads(
     raise ValueError(f"expected head_fusion to be one of {', '.join(HEAD_FUSIONS)}, got {fusion!r}")
 
 
+@typed(ValueError)
 @torch.no_grad()
 def attention_rollout(
     maps: Sequence[AttentionMap], *, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0

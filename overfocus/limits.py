@@ -1,6 +1,7 @@
 """`check`: whether what a run measured keeps within limits, for continuous integration and model cards."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -102,8 +103,8 @@ def check(settings: CheckSettings) -> list[Limit]:
 
 
 def _compared(run: "Run", settings: CheckSettings, name: str, kind: Literal["max", "min"], limit: Any) -> Limit:
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or math.isnan(limit):
-        raise RunError(f"expected a number as the limit of {name}, got {shown(limit)}")
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not abs(limit) <= sys.float_info.max:
+        raise RunError(f"expected a finite number as the limit of {name}, got {shown(limit)}")
     rows = list(_values(run, settings, name))
     if not rows:
         raise RunError(f"{run.path}: {name} was not measured under {', '.join(settings.corruptions or ['any variant'])}")

@@ -116,6 +116,7 @@ class Monitor:
                     self._watched.append(modules[name].register_forward_hook(_Hook(self, name)))
         self._measuring += time.perf_counter() - self._began
 
+    @typed(RunError)
     def __call__(self, loss: Tensor | float | None = None, *, step: int | None = None) -> dict[str, float] | None:
         """Count a step, and measure if it is due; returns the row that was measured, or None.
 
@@ -438,8 +439,10 @@ def monitor(
     if isinstance(model, LoadedModel):
         preprocess = preprocess or model.preprocess
         model = model.model
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise RunError(f"every must be at least 1, got {every!r}")
+    if every < 1:
+        raise RunError(f"every must be at least 1, got {every}")
+    if isinstance(images, Tensor) and images.ndim != 4:
+        raise ImageError(f"expected images (images, channels, height, width), got {tuple(images.shape)}")
     if not len(images):
         raise ImageError("expected images to watch, got none")
     check_severity(severity)

@@ -25,6 +25,8 @@ CROP_MODES = ("center", "squash", "border")
 OWN = "own"
 """What `interpolation` and `crop_mode` say where a function of the user does the resizing."""
 LARGEST_SIDE = 8192
+_LARGEST_SCALE = 8.0
+"""Of a mean or standard deviation: those of values from 0 to 1 are near 1 at most, those of values from 0 to 255 near 100."""
 _SMALLEST_CROP = 0.05
 _LARGEST_RESIZED = 2**28  # pixels
 
@@ -59,6 +61,11 @@ class Preprocess:
             raise ValueError(f"expected a mean and std per input channel ({self.channels}), got {self.mean} and {self.std}")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or not all(value > 0 for value in self.std):
             raise ValueError(f"expected finite means and positive standard deviations, got {self.mean} and {self.std}")
+        if max(*map(abs, self.mean), *self.std) > _LARGEST_SCALE:
+            raise ValueError(
+                f"expected mean and std of values from 0 to 1, got {self.mean} and {self.std}; divide those of values from 0 to "
+                "255 by 255"
+            )
         if not _SMALLEST_CROP <= self.crop_pct <= 1:
             raise ValueError(f"expected crop_pct from {_SMALLEST_CROP} to 1, got {self.crop_pct}")
         if self.transform is not None:

@@ -1,8 +1,10 @@
 """A run folder that `analyze` or `evaluate` wrote, read back as tables and maps; an unfinished run reads as far as it got."""
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +18,11 @@ from overfocus.metrics.catalogue import BUILT_IN, register_metric
 from overfocus.runs.description import ImageEntry, Layer, RunDescription, SkippedEntry, read_description
 from overfocus.runs.folder import read_arrays, read_table, table_size
 from overfocus.runs.notebook import NotebookMethods
-from overfocus.settings import typed
+from overfocus.settings import shown, typed
 from overfocus.text import source_name
-from overfocus.variants import CLEAN, Variant, sort_variants
+from overfocus.variants import CLEAN, OTHER_IMAGE, Variant, sort_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import pandas as pd
 
     from overfocus.statistics.panel import MetricCells
@@ -186,8 +186,10 @@ class Run(NotebookMethods):
 
         return MetricCells(self)
 
+    @typed(RunError)
     def blocks(self, kind: Literal["metrics", "predictions"], columns: Sequence[str] = ()) -> Iterator["pd.DataFrame"]:
-        """The rows of `table` or `predictions`, about a hundred thousand at a time, whole parts of the run each.
+        """The rows of `table` or `predictions`, about a hundred thousand at a time, whole parts of the run each; one block is
+        read ahead.
 
         Columns: image, corruption (a category), severity, layer and head where there are any, and those of `columns` that the
         table has. A run too large for memory is read in this way.
@@ -195,6 +197,8 @@ class Run(NotebookMethods):
         Raises:
             RunError: a part is missing, damaged or of something else.
         """
+        if kind not in ("metrics", "predictions"):
+            raise RunError(f"kind must be metrics or predictions, got {shown(kind)}")
         if kind == "metrics" and not self.measured:
             return
         keys = ("image", "corruption", "severity", *(("layer", "head") if kind == "metrics" else ()))
@@ -214,8 +218,18 @@ class Run(NotebookMethods):
                 rows = 0
             blocks[-1].append(path)
             rows += size
-        for paths in blocks:
-            yield read_table(paths, names, categories=["corruption"]).to_pandas(split_blocks=True)
+
+        def read(paths: list[Path]) -> "pd.DataFrame":
+            frame: pd.DataFrame = read_table(paths, names, categories=["corruption"]).to_pandas(split_blocks=True)
+            return self._own(kind, frame)
+
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(read, blocks[0])
+            for following in [*blocks[1:], None]:
+                frame = ahead.result()
+                if following is not None:
+                    ahead = reader.submit(read, following)
+                yield frame
 
     @cached_property
     def table(self) -> "pd.DataFrame":
@@ -233,7 +247,10 @@ class Run(NotebookMethods):
     @cached_property
     def predictions(self) -> "pd.DataFrame":
         """One row per image × corruption × severity: predicted class, confidence, agreement with the clean image, …"""
-        return self._read("predictions").astype({"predicted": "Int64"})
+        table = self._read("predictions")
+        if "predicted" not in table:
+            raise RunError(f"{self.path}: the predictions table has no column predicted; measure again with --overwrite")
+        return table.astype({"predicted": "Int64"})
 
     @cached_property
     def attention_by_class(self) -> "pd.DataFrame":
@@ -264,6 +281,7 @@ class Run(NotebookMethods):
     def _shown_runs(self) -> tuple[list["Run"], list[str]]:
         return [self], [self.model]
 
+    @typed(RunError)
     def received(self, image: int, corruption: str = CLEAN, severity: int = 0) -> list[Float[np.ndarray, "rows columns"] | None]:
         """Received attention of one image on its patch grid, one array per layer of `layers`; each sums to 1.
 
@@ -284,6 +302,7 @@ class Run(NotebookMethods):
             f"{self.path}: no received attention of image {image} with {corruption} {severity}; see run.table for what there is"
         )
 
+    @typed(RunError)
     def maps(self, image: int, layers: "Collection[int] | None" = None) -> DisplayedImage:
         """Pixels and full attention maps of a displayed image; of these layers only, where they are given.
 
@@ -291,12 +310,13 @@ class Run(NotebookMethods):
             RunError: `image` is not one of `displayed`.
         """
         if image not in self.displayed:
-            raise RunError(f"{self.path}: full maps are kept of the displayed images only, {self.displayed}; got image {image}")
+            raise RunError(f"{self.path}: full maps are kept of displayed images only; choose from {self.displayed}, got {image}")
         kept = read_arrays(self._maps_path(image))
         wanted = [layer.layer for layer in self.layers if layers is None or layer.layer in layers]
         attention = {layer: kept[f"attention_{layer:02d}"] for layer in wanted if f"attention_{layer:02d}" in kept}
         return DisplayedImage(_variants_of(kept), kept["pictures"], attention)
 
+    @typed(RunError)
     def class_maps(self, image: int) -> ClassMaps:
         """Predicted and right classes of a displayed image; of segmentation models.
 
@@ -306,7 +326,7 @@ class Run(NotebookMethods):
         path = self.path / "maps" / f"classes-{int(image)}.npz"
         if not path.is_file():
             raise RunError(
-                f"{self.path}: no class maps of image {image}; they are kept of displayed images of segmentation models"
+                f"{self.path}: no class maps of image {image}; there is one for each displayed image of a segmentation model"
             )
         kept = read_arrays(path)
         return ClassMaps(_variants_of(kept), kept["predicted"], kept.get("truth"))
@@ -334,7 +354,26 @@ class Run(NotebookMethods):
     def _read(self, kind: str, *, everywhere: bool = True) -> "pd.DataFrame":
         """A table put together from its parts."""
         frame: pd.DataFrame = read_table(self._parts(kind, everywhere=everywhere)).to_pandas()
-        return frame
+        return self._own(kind, frame)
+
+    def _own(self, kind: str, rows: "pd.DataFrame") -> "pd.DataFrame":
+        """Rows of a table, all of which have to be of images, layers and severities of this run, not of another's."""
+        for name, known in self._entries.items():
+            if name in rows and (strange := set(rows[name].unique().tolist()) - known):
+                raise RunError(
+                    f"{self.path}: the {kind} table holds {name} {shown(min(strange, key=str))}, which the run does not have; it "
+                    "is damaged or another run's: measure again with --overwrite"
+                )
+        return rows
+
+    @cached_property
+    def _entries(self) -> dict[str, set[int | str]]:
+        """What columns of the tables may hold."""
+        found: dict[str, set[int | str]] = {"image": {entry.image for entry in self.images}, "severity": set(range(6))}
+        if self.description.kind == "analysis":
+            found["layer"] = {layer.layer for layer in self.layers}
+            found["corruption"] = {CLEAN, OTHER_IMAGE, *self.description.settings.corruptions}
+        return found
 
     def _parts(self, kind: str, *, everywhere: bool = True) -> list[Path]:
         """The parts of a table, one of each that was committed where the table has rows `everywhere`."""
@@ -369,7 +408,7 @@ def read_run(folder: Path) -> RunDescription:
         RunError: there is no run, or it is damaged or of another format.
     """
     path = folder / "run.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise RunError(f"{folder}: expected a run folder as `overfocus analyze` writes it, but it holds no run.json")
     return read_description(path, RunDescription)
 
@@ -436,5 +475,5 @@ def folder_names(names: Sequence[str]) -> list[str]:
     >>> folder_names(["vit", "vit (2)"]), folder_names(["m", "m-3", "m"])
     (['vit', 'vit_(2)'], ['0_m', '1_m-3', '2_m'])
     """
-    plain = [re.sub(r"[^\w.()+=-]+", "_", name).strip("._") or "model" for name in names]
+    plain = [re.sub(r"[^\w.()+=-]+", "_", name)[:100].strip("._") or "model" for name in names]
     return plain if len(set(plain)) == len(plain) else [f"{number}_{name}" for number, name in enumerate(plain)]

@@ -14,7 +14,6 @@ import operator
 import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, ParamSpec, TypeVar, Union, cast, get_args, get_origin
@@ -33,7 +32,11 @@ MAX_PIXELS = 100_000_000
 """Width × height of an image; larger ones are refused before they are decoded unless asked for otherwise."""
 LARGEST_SEED = 2**63 - 1
 """Seeds are stored as 64-bit integers."""
+MOST_RESAMPLES = 10**7
+"""Of the bootstrap: each takes a number of its own in memory."""
 _SHOWN_CHOICES = 40
+_LONGEST_PART, _LONGEST_PATH = 255, 4096
+"""Bytes of a name in a folder, and of a path, that file systems take."""
 _SHORT_RANGE = 1000
 """Bounds up to this are named both where one is broken."""
 
@@ -124,18 +127,17 @@ class Settings:
         known: Setting | None = field.metadata.get("setting")
         if known is None or (value is None and field.default is None):
             return value
-        kind = field_type(type(self), field.name)
+        kind, whole = _resolved(type(self), field.name)
         for text in _texts(value):
             if not text and not known.may_be_empty:
                 self.refuse(field.name, "is empty (is a shell variable unset?); leave it out or give it a value")
-            if "\0" in text:
-                self.refuse(field.name, f"must not hold a zero byte, got {printable(text)}")
-        if kind is not None:
-            fits, value = _fitted(kind, value)
-            if not fits:
-                names = [str(name) for part in members(kind) if get_origin(part) is Literal for name in get_args(part)]
-                near = did_you_mean(value, names) if isinstance(value, str) else ""
-                self.refuse(field.name, f"must be {describe_type(kind)}, got {shown(value)}{near}")
+            if problem := _unusable(kind, text):
+                self.refuse(field.name, problem)
+        fits, value = _fitted(kind, value) if whole else _acceptable(kind, value)
+        if not fits:
+            names = [str(name) for part in members(kind) if get_origin(part) is Literal for name in get_args(part)]
+            near = did_you_mean(value, names) if isinstance(value, str) else ""
+            self.refuse(field.name, f"must be {describe_type(kind)}, got {shown(value)}{near}")
         for entry in _entries(value):
             if problem := _out_of_bounds(known, entry) or _unknown(known, entry) or (known.check and known.check(entry)):
                 self.refuse(field.name, problem)
@@ -169,7 +171,7 @@ def takes(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, 
     return decorate
 
 
-def typed(error: type[OverfocusError]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def typed(error: type[Exception]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator for functions that take no settings: it raises `error` before any work where an argument is of another type.
 
     The annotations say the types; numbers and pairs are brought into them, all else stays as it was given.
@@ -181,7 +183,10 @@ def typed(error: type[OverfocusError]) -> Callable[[Callable[P, R]], Callable[P,
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs)
+            try:
+                given = signature.bind(*args, **kwargs)
+            except TypeError:  # too many, too few or unknown ones: Python's own words, with the function's name
+                return function(*args, **kwargs)
             for name, value in given.arguments.items():
                 entry = signature.parameters[name]
                 if entry.annotation is entry.empty or entry.kind is entry.VAR_KEYWORD or value is entry.default:
@@ -190,6 +195,10 @@ def typed(error: type[OverfocusError]) -> Callable[[Callable[P, R]], Callable[P,
                 fits, given.arguments[name] = _acceptable(kind, value)
                 if not fits:
                     raise error(f"{name} must be {describe_type(kind)}, got {shown(value)}")
+                if isinstance(value, int) and not -LARGEST_SEED <= value <= LARGEST_SEED:
+                    raise error(f"{name} must be a whole number of at most 64 bits, got {shown(value)}")
+                if problem := _unusable(kind, given.arguments[name]):
+                    raise error(f"{name} {problem}")
             return function(*given.args, **given.kwargs)
 
         return call
@@ -198,26 +207,51 @@ def typed(error: type[OverfocusError]) -> Callable[[Callable[P, R]], Callable[P,
 
 
 def _acceptable(kind: Any, value: Any) -> tuple[bool, Any]:
-    """Whether a value is of a type, of which not all need be imported, and numbers and pairs in it; any text fits a choice."""
+    """Whether a value is of a type, of which not all need be imported, and numbers and pairs in it; any text fits a choice.
+
+    Of a list of anything, the function that takes it says what it can use.
+    """
     for part in members(kind):
-        fixed = get_origin(part) is tuple and Ellipsis not in get_args(part)
+        inner = element(part)
         if isinstance(part, _NotImported):
-            fits = part.__name__ in {base.__name__ for base in type(value).__mro__}
+            fits, made = part.__name__ in {base.__name__ for base in type(value).__mro__}, value
         elif get_origin(part) is Literal:
-            fits = isinstance(value, str)
+            fits, made = _fitted_one(str, value)
         elif hasattr(part, "array_type"):  # jaxtyping's, which would look at the shape
-            fits = isinstance(value, part.array_type)
-        elif part in (int, float) or fixed:
-            fits, made = _fitted_one(part, value)
-            if fits:
-                return True, made
-        elif element(part) is not None:
-            fits = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+            fits, made = isinstance(value, part.array_type), value
+        elif inner is Any:
+            fits, made = True, value
+        elif inner is not None:
+            fits, made = _sequence(part, inner, value, _acceptable)
+            if fits and isinstance(value, list):
+                made = list(made)
+        elif _is_mapping(part):
+            fits, made = _mapping(part, value, _acceptable)
         else:
-            fits = _fitted_one(part, value)[0]
+            fits, made = _fitted_one(part, value)
+            if part is Path:
+                made = value
         if fits:
-            return True, value
+            return True, made
     return value is None and type(None) in get_args(kind), value
+
+
+def _unusable(kind: Any, text: Any) -> str | None:
+    """What is wrong with a text that no file system would take where it may be a path; None where nothing is."""
+    text = str.__str__(text) if isinstance(text, str) else text  # not a subclass's, which may raise anything
+    inner = [part for entry in members(kind) for part in (entry, *members(element(entry)))]
+    if not isinstance(text, str | Path) or (Path not in inner and "\0" not in str(text)):
+        return None
+    if "\0" in str(text):
+        return f"must not hold a zero byte, got {printable(text)}"
+    try:
+        whole = os.fsencode(text)
+    except UnicodeEncodeError:
+        return f"must hold only characters that the name of a file can have, got {printable(text)}"
+    longest = max(map(len, whole.split(b"/")))
+    if longest > _LONGEST_PART or len(whole) >= _LONGEST_PATH:
+        return f"must be a shorter path, of at most {_LONGEST_PART} bytes in each part, got {printable(text, 80)}"
+    return None
 
 
 def field_type(owner: type[Settings], name: str) -> Any:
@@ -280,8 +314,9 @@ def shown(value: object) -> str:
     """A value in an error: printable, and short however large it is."""
     try:
         return one_line(repr(value), 80)
-    except ValueError:  # Python prints no integers of more than 4,300 digits
-        return f"a number of {cast(int, value).bit_length():,} bits"
+    except Exception:  # Python prints no integers of more than 4,300 digits, and an object of the user's may raise anything
+        bits = f" of {value.bit_length():,} bits" if isinstance(value, int) else ""
+        return f"{'a number' if bits else one_line(type(value).__name__, 80)}{bits}"
 
 
 def describe_type(kind: Any) -> str:
@@ -294,19 +329,42 @@ def _described(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return _listed(list(map(str, get_args(kind))))
     if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
-        return f"{len(get_args(kind))} numbers"
+        numbers = {int, float}.issuperset(get_args(kind))
+        return f"{len(get_args(kind))} numbers" if numbers else f"({', '.join(map(describe_type, get_args(kind)))})"
     if get_origin(kind) is Callable:
         return "a function"
     if (inner := element(kind)) is not None:
-        plural = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
-        return f"a list of {' or '.join(plural.get(part, 'values') for part in members(inner))}"
-    if get_origin(kind) in (dict, Mapping):
-        return "a table of names and values"
+        return f"a list of {' or '.join(dict.fromkeys(_plural(part) for part in members(inner)))}"
+    if _is_mapping(kind):
+        held = members(get_args(kind)[1]) if get_args(kind) else (Any,)
+        return "a table of names and values" if Any in held else f"a dict from names to {' or '.join(map(_plural, held))}"
     name = getattr(kind, "__name__", str(kind))
-    return words.get(kind, _CLASSES.get(name, name))
+    return words.get(kind, _CLASSES.get(name, (name,))[0])
 
 
-_CLASSES = {"Module": "a torch.nn.Module", "device": "a torch.device", "Tensor": "a tensor", "Image": "a PIL image"}
+def _plural(kind: Any) -> str:
+    """Several of a type in words."""
+    words = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths", Any: "values"}
+    if get_origin(kind) is Callable:
+        return "functions"
+    if (inner := element(kind)) is not None and get_origin(kind) is not tuple:
+        return f"lists of {' or '.join(dict.fromkeys(_plural(part) for part in members(inner)))}"
+    name = getattr(kind, "__name__", str(kind))
+    return words.get(kind) or _CLASSES.get(name, (name, name))[1]
+
+
+_CLASSES = {
+    "Module": ("a torch.nn.Module", "modules"),
+    "LoadedModel": ("a loaded model", "loaded models"),
+    "device": ("a torch.device", "devices"),
+    "Tensor": ("a tensor", "tensors"),
+    "Image": ("a PIL image", "PIL images"),
+    "Run": ("an overfocus.Run", "runs (overfocus.Run)"),
+    "AttentionMap": ("an AttentionMap of overfocus.capture", "attention maps of overfocus.capture"),
+    "Metric": ("a metrics.Metric", "rows of the catalogue (metrics.Metric)"),
+    "Probe": ("a probe", "probes"),
+}
+"""One and several of a class in words."""
 
 
 def _fitted(kind: Any, value: Any) -> tuple[bool, Any]:
@@ -323,6 +381,8 @@ def _fitted(kind: Any, value: Any) -> tuple[bool, Any]:
 def _fitted_one(kind: Any, value: Any) -> tuple[bool, Any]:
     if kind is Any or kind is object:
         return True, value
+    if kind is str:
+        return isinstance(value, str), str.__str__(value) if isinstance(value, str) else value
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind), value
     if kind in (bool, int, float):
@@ -330,11 +390,11 @@ def _fitted_one(kind: Any, value: Any) -> tuple[bool, Any]:
     if get_origin(kind) is Callable:
         return callable(value), value
     if kind is Path:
-        return isinstance(value, str | os.PathLike), Path(value) if isinstance(value, str | os.PathLike) else value
+        return _converted(Path, value) if isinstance(value, str | os.PathLike) else (False, value)
     if (inner := element(kind)) is not None:
-        return _sequence(kind, inner, value)
-    if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
-        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
+        return _sequence(kind, inner, value, _fitted)
+    if _is_mapping(kind):
+        return _mapping(kind, value, _fitted)
     return isinstance(value, kind) if isinstance(kind, type) else True, value
 
 
@@ -342,24 +402,47 @@ def _number(kind: type, value: Any) -> tuple[bool, Any]:
     truth = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's
     if kind is bool:
         return truth, bool(value) if truth else value
-    if truth or isinstance(value, str | complex):
+    if truth or isinstance(value, str | bytes | bytearray | complex):
         return False, value
-    try:
-        return True, operator.index(value) if kind is int else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return False, value
+    return _converted(operator.index if kind is int else float, value)
 
 
-def _sequence(kind: Any, inner: Any, value: Any) -> tuple[bool, Any]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+def _sequence(kind: Any, inner: Any, value: Any, fitted: Callable[[Any, Any], tuple[bool, Any]]) -> tuple[bool, Any]:
+    """As a tuple; a set has no order, which matters in a sequence."""
+    if isinstance(value, str | bytes | bytearray | memoryview | Mapping) or not isinstance(value, Iterable):
         return False, value
+    if isinstance(value, set | frozenset) and issubclass(get_origin(kind), Sequence):
+        return False, value
+    listed, entries = _converted(list, value)
     fixed = get_origin(kind) is tuple and Ellipsis not in get_args(kind)
-    if fixed and isinstance(value, AbstractSet):  # it has no order
+    if not listed or (fixed and len(entries) != len(get_args(kind))):
         return False, value
-    entries = list(value)
-    made = [_fitted(inner, entry) for entry in entries]
-    fits = all(fit for fit, _ in made) and (not fixed or len(entries) == len(get_args(kind)))
+    kinds = get_args(kind) if fixed else (inner,) * len(entries)
+    made = [fitted(part, entry) for part, entry in zip(kinds, entries, strict=True)]
+    fits = all(fit for fit, _ in made)
     return fits, tuple(entry for _, entry in made) if fits else value
+
+
+def _is_mapping(kind: Any) -> bool:
+    return isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping)
+
+
+def _mapping(kind: Any, value: Any, fitted: Callable[[Any, Any], tuple[bool, Any]]) -> tuple[bool, Any]:
+    known, made = _converted(dict, value) if isinstance(value, Mapping) else (False, value)
+    if not known:
+        return False, value
+    name, inner = get_args(kind) or (Any, Any)
+    pairs = [(fitted(name, key), fitted(inner, entry)) for key, entry in made.items()]
+    fits = all(key[0] and entry[0] for key, entry in pairs)
+    return fits, {key[1]: entry[1] for key, entry in pairs} if fits else value
+
+
+def _converted(convert: Callable[[Any], Any], value: Any) -> tuple[bool, Any]:
+    """Whether a value can be converted, and what it becomes; an object of the user's may raise anything."""
+    try:
+        return True, convert(value)
+    except Exception:
+        return False, value
 
 
 def _entries(value: Any) -> Sequence[Any]:
@@ -368,7 +451,7 @@ def _entries(value: Any) -> Sequence[Any]:
 
 def _texts(value: Any) -> list[str]:
     entries = value if isinstance(value, tuple | list) else [value]
-    return [entry for entry in entries if isinstance(entry, str)]
+    return [str.__str__(entry) for entry in entries if isinstance(entry, str)]
 
 
 def _out_of_bounds(known: Setting, value: Any) -> str | None:
@@ -401,6 +484,20 @@ def _unknown(known: Setting, value: Any) -> str | None:
     if value in choices:
         return None
     return f"must be {_listed(choices)}, got {shown(value)}{did_you_mean(value, choices)}"
+
+
+def plain_number(text: str, kind: type[T]) -> T:
+    """The number in a text: digits as everybody reads them, not Python's 1_0 for ten or digits of other scripts.
+
+    Raises:
+        ValueError: the text is no number of this kind.
+
+    >>> plain_number("1e-3", float)
+    0.001
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"expected a number in plain digits, got {shown(text)}")
+    return cast(Callable[[str], T], kind)(text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

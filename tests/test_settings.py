@@ -34,6 +34,10 @@ class Brew(Settings):
     guests: "Sequence[str | NotImported] | None" = setting(None, "Live objects.")  # type: ignore[name-defined]
 
 
+LIVE = type("NotImported", (), {})
+"""A class that the module of the settings does not import."""
+
+
 @takes(Brew)
 def brew(settings: Brew) -> Brew:
     """Make tea.
@@ -45,7 +49,7 @@ def brew(settings: Brew) -> Brew:
 
 
 def test_a_function_takes_the_fields_as_arguments() -> None:
-    made = brew("sencha", "pot", minutes=2, steps=[np.int64(3), 4], extra={"a": 1}, kettle=object())
+    made = brew("sencha", "pot", minutes=2, steps=[np.int64(3), 4], extra={"a": 1}, kettle=LIVE())
     assert (made.leaf, made.minutes, made.steps, made.milk) == ("sencha", 2.0, (3, 4), False)
     assert type(made.minutes) is float
     parameters = inspect.signature(brew).parameters
@@ -98,7 +102,7 @@ def test_a_live_object_is_a_text_on_the_command_line() -> None:
     assert str in members(typed_type(Brew, "kettle"))
     (texts,) = members(typed_type(Brew, "guests"))
     assert str in members(element(texts))
-    assert brew("assam", guests=["a", object()]).guests is not None
+    assert brew("assam", guests=["a", LIVE()]).guests is not None
 
 
 def test_an_unknown_argument_is_named_with_the_nearest() -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from overfocus.errors import CheckpointError, OverfocusError, RunError
-from overfocus.settings import Setting, Settings, element, members, shown, typed_type
+from overfocus.settings import Setting, Settings, element, members, plain_number, shown, typed_type
 from overfocus.text import printable
 
 Command = Callable[..., None]
@@ -148,7 +148,13 @@ def _read(known: Setting, kind: Any, value: str | list[str]) -> Any:
         return known.parse(value) if known.parse else _read_one(kind, value)
     if _is_table(kind):
         pairs = [entry for text in value for entry in re.split(r",(?=\s*[A-Za-z_][\w.]*=)", text)]
-        return dict(_pair(entry, known.parse) for entry in pairs)
+        table: dict[str, Any] = {}
+        for entry in pairs:
+            name, value_of = _pair(entry, known.parse)
+            if name in table:
+                raise ValueError(f"expected each name once, got {shown(name)} twice; remove one")
+            table[name] = value_of
+        return table
     inner = next(part for part in map(element, members(kind)) if part is not None)
     entries = [entry for text in value for entry in text.split(",")] if _takes_commas(known, kind) else value
     return [
@@ -165,7 +171,7 @@ def _read_one(kind: Any, text: str, expected: str = "") -> Any:
     for part, read in ((int, int), (float, float)):
         if part in parts:
             try:
-                return read(text)
+                return plain_number(text, read)
             except ValueError:
                 if not {str} & set(parts) and not any(text in get_args(other) for other in parts if get_origin(other) is Literal):
                     word = "a whole number" if float not in parts else "a number"

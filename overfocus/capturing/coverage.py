@@ -16,6 +16,7 @@ _PART = re.compile(r"drop|norm|proj|bias|pos|softmax|identity|linear|conv|act|la
 
 
 _ELSEWHERE = "ran in another thread: capture sees only the thread that opened it"
+_UNSEEN = "no attention was seen, but tensors that were made elsewhere: in another thread, say, or by a compiled extension"
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ class SiteLog:
         if site.note is not None and known.note is None:
             self._sites[site.module, site.kind, shape] = replace(known, note=site.note)
 
-    def rows(self, called: set[str], elsewhere: set[str], other: Mapping[str, str]) -> tuple[Site, ...]:
+    def rows(self, called: set[str], elsewhere: set[str], other: Mapping[str, str], *, strangers: bool) -> tuple[Site, ...]:
         """Every attention-like module in the model's own order: noted sites, then silent modules with the reason.
 
         `called` are the modules that ran, `elsewhere` those that ran in another thread, `other` what is known of modules whose
-        weights are no softmax.
+        weights are no softmax; `strangers` whether the model used tensors that were made where capture does not see it.
         """
         modules = dict(self._model.named_modules())
         seen = {site.module for site in self._sites.values()}
@@ -113,6 +114,8 @@ class SiteLog:
         for name, reason in other.items() if not self._sites else ():  # of a model without attention modules by name
             if not any(_inside(name, site) for site in seen if site or not name):
                 rows.append(Site(name, "unsupported", None, reason=reason, class_name=type(modules[name]).__name__))
+        if strangers and not rows:
+            rows.append(Site("", None, None, reason=_UNSEEN, class_name=type(self._model).__name__))
         return tuple(sorted(rows, key=lambda site: order.get(site.module, len(order))))
 
     @staticmethod
@@ -131,7 +134,7 @@ def _silence(name: str, module: nn.Module, called: set[str], elsewhere: set[str]
     if inside is not None:
         return inside
     if name in called:
-        return "no softmax attention ran in it: linear or additive attention, or a custom kernel"
+        return "no softmax attention ran in it: linear or additive attention, a custom kernel, or another thread"
     if any(_inside(site, name) for site in elsewhere):
         return _ELSEWHERE
     return "not called in this forward"

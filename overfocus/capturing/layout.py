@@ -9,8 +9,11 @@ from torch import Tensor
 
 from overfocus.attention import Kind
 from overfocus.capturing.positions import (
+    FREQUENCY,
     IMAGE_BITS,
+    MIXTURE,
     NOWHERE,
+    SEVERAL,
     Grid,
     constant,
     grid_of,
@@ -85,6 +88,7 @@ def unplaced(shape: tuple[int, ...], images: int, heads: int | None, prefix: int
 
 
 NO_GRID = "no grid"
+SUMS = "tokens are made of several places each"
 
 
 def is_channel_map(values: Tensor) -> bool:
@@ -120,6 +124,8 @@ def infer_layout(
     leading = shape[:-2]
     keys = keys.expand(*leading, shape[-1]).cpu()
     queries = None if queries is None else queries.expand(*leading, shape[-2]).cpu()
+    if bool((keys == MIXTURE).any()) or (queries is not None and bool((queries == MIXTURE).any())):
+        raise UnclearAxesError("its tokens are made of several images each")
     arrangement = _arrange_both(keys, queries, origins)
     windows = arrangement.windows
     if 1 < len(set(origins)) <= shape[0] and _row_images(keys)[1] == 1 and not _of_one_image(shape, queries):
@@ -147,7 +153,8 @@ def infer_layout(
     if cut and not (query_tokens is not None and query_tokens.same_tokens(key_tokens) and key_tokens.frames_of_grid == 1):
         raise UnclearAxesError("only part of the queries or keys: the rest may be in other maps")
     if query_tokens is None or bool(query_tokens.prefix.all()):
-        kind: Kind = "class"
+        spread = queries is not None and bool((queries == FREQUENCY).any())
+        kind: Kind = "pooled" if spread else "class"
         query_tokens = None
     elif windowed or (cut and query_tokens.same_tokens(key_tokens)):
         kind, windowed = "window", True
@@ -157,8 +164,8 @@ def infer_layout(
         kind = "pooled"
     key_prefix, places = key_tokens.split(prefix)
     key_frames, key_grid = key_tokens.cells(places)
-    frames, grid = key_frames, key_grid
-    query_prefix = shape[-2] // arrangement.query_heads
+    frames, grid = (1, None) if kind == "pooled" else (key_frames, key_grid)
+    query_prefix = 0 if kind == "pooled" else shape[-2] // arrangement.query_heads
     if query_tokens is not None:
         query_prefix, query_places = query_tokens.split(prefix)
         frames, grid = query_tokens.cells(query_places)
@@ -391,7 +398,7 @@ class TokenPlaces:
         if not alike:
             note = "no grid: the order of tokens differs between the images of the batch"
             size = None
-        codes = torch.where(first == 0, _PADDING, torch.where(first == -1, _PREFIX, _UNKNOWN))
+        codes = torch.where(first == 0, _PADDING, torch.where((first == NOWHERE) | (first == FREQUENCY), _PREFIX, _UNKNOWN))
         places = torch.where(first > 0, index_of(first.clamp(min=1)), codes)
         if arrangement.windows == 1 and not alike:
             common = (images == images[:1]).all(0)
@@ -400,7 +407,8 @@ class TokenPlaces:
             note = "no grid: tokens without a position are mixed with the patches"
             places = torch.where(places == _PREFIX, _UNKNOWN, places)
         if bool((places == _UNKNOWN).any()):
-            note = note or "no grid: some tokens have unknown positions (mask tokens, for example)"
+            sums = bool((first == SEVERAL).any())
+            note = note or f"no grid: {SUMS if sums else 'some tokens have unknown positions (mask tokens, for example)'}"
             size = None
         cut = False
         if size is not None:
@@ -497,7 +505,10 @@ def _regular(places: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[int, 
         together = int(found[-1] - found[0]) + 1 == len(found)
         return places, size if together else None, together
     index, lines = renumbered
-    if any(not _spans(line, side) for line, side in zip(lines, size, strict=True)):
+    sides = list(zip(lines, size, strict=True))
+    strided = any(len(line) < side and _spans(line, side) for line, side in sides)
+    # one of two rows is every second one where columns are left out as well; else it may be a part
+    if any(not _spans(line, side) and not (strided and side == 2 and int(line[-1]) == 0) for line, side in sides):
         return places, size, True
     return torch.where(real, index, places), tuple(len(line) for line in lines), False
 
@@ -507,7 +518,7 @@ def _spans(line: Tensor, side: int) -> bool:
     if len(line) == side:
         return True
     if len(line) == 1:
-        return side == 2 and int(line[0]) == 0  # every second one
+        return False
     gap = int(line.diff().max())
     return int(line[0]) < gap and side - 1 - int(line[-1]) < gap
 

@@ -23,11 +23,10 @@ from overfocus.capturing.layout import (
     channel_layout,
     infer_layout,
     is_channel_map,
-    token_positions,
     unlabelled,
     unplaced,
 )
-from overfocus.capturing.positions import PositionTracker, constant
+from overfocus.capturing.positions import PositionTracker
 from overfocus.capturing.sources import MaterialisedWeights, WeightSource
 from overfocus.capturing.watching import tensors_in
 
@@ -294,8 +293,7 @@ class LayoutMemory:
 
     def _of_tokens(self, ids: Tensor) -> Tensor:
         """Positions (…, tokens) of (…, tokens, width); tokens of several places each have a grid of their own."""
-        tokens = token_positions(ids)
-        return tokens if constant(ids, -1) else self.positions.numbered_anew(tokens)
+        return self.positions.merged(ids, (-1,)).squeeze(-1)
 
     def _values(self) -> list[Any]:
         """The settings of the model's modules as they are now."""

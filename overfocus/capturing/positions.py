@@ -6,9 +6,9 @@ grid. At an attention site the positions of queries and values then say, without
 which axes are images, windows, heads, tokens and channels, and where on the image each window lies.
 
 A position is `image · 2⁴⁰ + grid · 2²⁸ + index + 1`, with `index` in that grid, row-major; 0 is padding, −1 a token that
-belongs to no place (class, distillation, register and pooling tokens) and −2 one whose position is unknown: a mask token, or
-the result of a function that does not keep tokens where they were. A batch that grows inside the model (several crops,
-flips) has more images.
+belongs to no place (class, distillation, register and pooling tokens), −2 one whose position is unknown: a mask token, or the
+result of a function that does not keep tokens where they were, −3 a frequency of a Fourier transform, −4 a sum of several places
+and −5 of several images. A batch that grows inside the model (several crops, flips) has more images.
 """
 
 import weakref
@@ -33,6 +33,9 @@ IMAGE_BITS = 40
 GRID_BITS = 28
 NOWHERE = -1
 UNKNOWN = -2
+FREQUENCY = -3
+SEVERAL = -4
+MIXTURE = -5
 _IMAGE = 1 << IMAGE_BITS
 _FAR = torch.iinfo(torch.int64).max
 _COLOURS = (1, 3, 4)
@@ -58,6 +61,10 @@ _UNRELATED = _MADE | frozenset("argsort argmax argmin nonzero bernoulli multinom
 _REORDERING = frozenset(
     "sort topk kthvalue msort unique grid_sample grid_sampler grid_sampler_2d grid_sampler_3d cumsum cumprod cummax cummin "
     "logcumsumexp".split()
+)
+# What these return are tokens to which others were added where an index says.
+_ADDING = frozenset(
+    "index_add index_add_ index_reduce index_reduce_ scatter_add scatter_add_ scatter_reduce scatter_reduce_".split()
 )
 _LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
 _COPYING = frozenset("expand repeat tile broadcast_to expand_as".split())
@@ -130,9 +137,15 @@ class PositionTracker:
         self.grids: list[Grid] = []
         self.origins: list[int] = []
         """Of each image the one of the input that it is a copy or a crop of."""
+        self._moved: set[int] = set()
+        """Copies that show other places than their image, or the same elsewhere."""
         self.follows_data = False
         """Whether tokens were put in an order that this input's values may tell: the next forward may have another."""
+        self.strangers = False
+        """Whether tokens met tensors that no function in this thread made: those of another thread, say."""
         self._constants = constants
+        self._here: TensorNotes[bool] = TensorNotes()
+        """Tensors that functions made of nothing that is followed."""
         self._copies: TensorNotes[bool] = TensorNotes()
         self._unplaced: TensorNotes[list[Any]] = TensorNotes()
         """Where tokens without a place were written into tensors."""
@@ -189,6 +202,11 @@ class PositionTracker:
         ids = ids.reshape(ids.shape + (1,) * (patches.ndim - 2)).expand(patches.shape)
         self.notes[patches] = Positions(ids)
 
+    def is_stranger(self, tensor: Tensor) -> bool:
+        """Whether a tensor of activations was made where capture does not see it."""
+        known = self.notes.get(tensor) is not None or self._here.get(tensor) or id(tensor) in self._constants
+        return not known and tensor.is_floating_point() and tensor.ndim >= 2 and not isinstance(tensor, torch.nn.Parameter)
+
     def get(self, tensor: Any) -> Positions | None:
         """Positions of this tensor, if they are known."""
         return self.notes.get(tensor)
@@ -213,6 +231,8 @@ class PositionTracker:
     def follow(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note the positions of what `func` returned for these arguments."""
         if name in _UNRELATED:
+            if isinstance(result, Tensor):
+                self._here[result] = True
             if name in _MADE and isinstance(result, Tensor) and result.layout == torch.strided:
                 self._made[result.untyped_storage().data_ptr()] = weakref.ref(result)
             return
@@ -223,7 +243,11 @@ class PositionTracker:
         sources = tensors_in(args[:1] if name in _LIKE else (args, kwargs))
         tracked = [(tensor, known) for tensor in sources if (known := get(tensor)) is not None]
         outputs = tensors_in(result)
+        if len(tracked) < len(sources) and self.notes.entries:
+            self.strangers = self.strangers or any(map(self.is_stranger, sources))
         if not tracked:
+            for output in outputs:
+                self._here[output] = True
             if name in _COPIES:
                 self._copied(name, args, outputs)
             return
@@ -254,15 +278,18 @@ class PositionTracker:
         if name in _REORDERING and not self._along_channels(args, kwargs):
             return [None] * len(outputs)
         if name.startswith("fft_") and not self._in_channels(name, args, kwargs):
-            return [None if name[4] == "i" else Positions(_everywhere(output, NOWHERE)) for output in outputs]
+            return [None if name[4] == "i" else Positions(_everywhere(output, FREQUENCY)) for output in outputs]
+        if name in _ADDING and (summed := self._added(name, args, kwargs)) is not None:
+            return [summed]
         if name in MOVES:
             moved = self._move(func, name, args, kwargs, tracked)
             if moved is not None and [ids.shape for ids in moved] == [output.shape for output in outputs]:
                 raw = all(known.raw for _, known in tracked)
                 return [Positions(ids, raw) for ids in moved]
+        if name in PRODUCTS and (operands := product_operands(name, args, kwargs)) is not None:
+            return [self._product(operands, output) for output in outputs]
         return [
             (self._reduced(args, kwargs, output) if name in _REDUCTIONS else None)
-            or (self._product(name, args, kwargs, output) if name in PRODUCTS else None)
             or self._computed(name, [known for _, known in tracked], output, argument(args, kwargs, 1, "weight"))
             for output in outputs
         ]
@@ -329,11 +356,14 @@ class PositionTracker:
         """Forget the forward that was followed."""
         self.notes.clear()
         self._copies.clear()
+        self._here.clear()
+        self.strangers = False
         self._unplaced.clear()
         self._made.clear()
         self._calls.clear()
         self.grids.clear()
         self.origins.clear()
+        self._moved.clear()
         self._lists.clear()
         self._roots = 0
         self.follows_data = False
@@ -353,10 +383,7 @@ class PositionTracker:
         self.origins += range(len(self.origins), images)
         size = (length,) if length is not None else self.grids[grid].size
         assert size is not None
-        places = 1
-        for side in size:
-            places *= side
-        index = torch.arange(1, places + 1, device=like.device).reshape(1, *size) + (grid << GRID_BITS)
+        index = torch.arange(1, _count(size) + 1, device=like.device).reshape(1, *size) + (grid << GRID_BITS)
         return index + torch.arange(images, device=like.device).reshape(-1, *([1] * len(size))) * _IMAGE
 
     def _copied(self, name: str, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
@@ -426,7 +453,8 @@ class PositionTracker:
             moved = [self._beside(args, kwargs, tracked, moved[0])]
         if len(moved) == 1:
             moved = [self._grown(name, args, kwargs, tracked, moved[0])]
-        return moved
+        memory = {known.ids.untyped_storage().data_ptr() for _, known in tracked}
+        return [ids if ids.untyped_storage().data_ptr() in memory else _flattened(ids) for ids in moved]
 
     @staticmethod
     def _beside(args: tuple[Any, ...], kwargs: dict[str, Any], tracked: list[tuple[Tensor, Positions]], ids: Tensor) -> Tensor:
@@ -553,16 +581,106 @@ class PositionTracker:
         if known is None or axes is None or not isinstance(axes, (int, tuple, list)):
             return None
         axes = sorted(axis % known.ids.ndim for axis in ([axes] if isinstance(axes, int) else axes))
-        ids = known.ids
-        for axis in axes:
-            ids = representative(ids, axis)
+        ids = self.merged(known.ids, axes)
         if all(_places(image) <= 1 for image in ids[: min(2, len(ids))]) and _places(known.ids[0]) > 1:
-            ids = torch.full_like(ids, NOWHERE)  # the whole image in one token: a pooled query, no place
-        elif not all(constant(known.ids, axis) for axis in axes):
-            ids = self.numbered_anew(ids)
+            ids = torch.where(ids == MIXTURE, ids, NOWHERE)  # the whole image in one token: a pooled query, no place
         for axis in reversed(axes):
             ids = ids.squeeze(axis) if ids.squeeze(axis).shape == output.shape or ids.ndim > output.ndim else ids
         return Positions(ids) if ids.shape == output.shape else None
+
+    def _added(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Positions | None:
+        """Places of tokens (`index_add` and its like) to which others were added; None where these have none."""
+        target, axis = first_argument(args, kwargs), argument(args, kwargs, 1, "dim")
+        index, source = argument(args, kwargs, 2, "index"), argument(args, kwargs, 3, "source", "src")
+        given = self.get(source)
+        if given is None or not isinstance(target, Tensor) or not isinstance(index, Tensor):
+            return None
+        self.follows_data |= id(index) not in self._constants
+        nothing = torch.zeros_like(target, dtype=torch.int64)
+        put = nothing.index_copy if name.startswith("index") else nothing.scatter
+        added, known = Positions(_flattened(put(axis, index, given.ids))), self.get(target)
+        return added if known is None else self._summed([known, added], known)
+
+    def _summed(self, operands: list[Positions], known: Positions) -> Positions:
+        """Places `known` of a function's result, but for entries that are made of several places, or of several images.
+
+        What is one token for all (a mean that is taken away from every token, say) changes no place.
+        """
+        compact, changed = _compact(known.ids), None
+        for other in operands:
+            if other is known or other.ids is known.ids or other.lost:
+                continue
+            ids = _compact(other.ids)
+            if any(a == 1 < b for a, b in zip(ids.shape, compact.shape, strict=True)):
+                continue
+            both = (compact > 0) & (ids > 0)
+            differ = both & (compact != ids)
+            if not bool((differ | ((ids <= SEVERAL) & (compact != ids))).any()):
+                continue
+            changed = compact if changed is None else changed
+            images = differ & (self._origin(compact) != self._origin(ids))
+            unclear = (without_image(compact) != without_image(ids)) & (
+                self._same_grid(compact, ids) | self._turned(compact, ids)
+            )
+            if self._moved:
+                unclear |= (image_of(compact) != image_of(ids)) & (self._shown_elsewhere(compact) | self._shown_elsewhere(ids))
+            changed = torch.where(images, MIXTURE, torch.where(differ & unclear, SEVERAL, changed))
+            changed = torch.where(ids <= SEVERAL, torch.minimum(ids, changed), changed)
+        return known if changed is None else Positions(changed.expand(known.ids.shape), known.raw)
+
+    def _origin(self, ids: Tensor) -> Tensor:
+        """The image of the input that each place comes from; −1 where there is none."""
+        origins = torch.tensor(self.origins, device=ids.device)
+        return torch.where(ids > 0, origins[image_of(ids.clamp(min=0))], -1)
+
+    def _shown_elsewhere(self, ids: Tensor) -> Tensor:
+        return torch.isin(image_of(ids), torch.tensor(sorted(self._moved), device=ids.device))
+
+    @staticmethod
+    def _same_grid(ids: Tensor, others: Tensor) -> Tensor:
+        return grid_of(ids.clamp(min=0)) == grid_of(others.clamp(min=0))
+
+    def _turned(self, ids: Tensor, others: Tensor) -> bool:
+        """Whether both point into grids of one input, of as many cells but other sides."""
+        grids = [{self.grids[number] for number in torch.unique(grid_of(one[one > 0])).tolist()} for one in (ids, others)]
+        if any(len(found) != 1 for found in grids):
+            return False
+        (one,), (other,) = grids
+        return (
+            one.root == other.root and one.size is not None and other.size is not None and _count(one.size) == _count(other.size)
+        )
+
+    def _several_images(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
+        """Where the entries along axes, of size 1 in the result, are of several images of the input."""
+        origin = self._origin(_compact(ids))
+        highest = origin.amax(tuple(axes), keepdim=True)
+        return (highest >= 0) & (highest != origin.masked_fill(origin < 0, _FAR).amin(tuple(axes), keepdim=True))
+
+    def merged(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
+        """One position for all entries along axes, of size 1 in the result, that a function mixes.
+
+        Places that stand for several are numbered anew, as a coarser grid. They are unknown where two tokens would have the same:
+        the function mixed two orders of tokens.
+        """
+        merged = ids
+        for axis in axes:
+            merged = representative(merged, axis)
+        if all(constant(ids, axis) for axis in axes):
+            return merged
+        if len(self.origins) > 1:
+            mixed = self._several_images(ids, axes)
+            if bool(mixed.any()):
+                return torch.where(mixed, MIXTURE, merged)
+            if self._moved and bool(self._shown_elsewhere(_compact(ids)).any()) and not _of_one_image(_compact(ids), axes):
+                return torch.where(merged > 0, SEVERAL, merged)
+        distinct = _compact(merged)
+        for axis in range(distinct.ndim):
+            if constant(distinct, axis):
+                distinct = distinct.narrow(axis, 0, 1)
+        places = distinct[distinct > 0]
+        if len(torch.unique(places)) < len(places):
+            return torch.where(merged > 0, SEVERAL, merged)
+        return self.numbered_anew(merged)
 
     def numbered_anew(self, ids: Tensor) -> Tensor:
         """Places that each are several of a grid, as those of a grid of their own."""
@@ -577,11 +695,8 @@ class PositionTracker:
         grid = self._grid(self.grids[numbers[0]].root, tuple(map(len, lines)))
         return torch.where(real, index + 1 + (grid << GRID_BITS) + image_of(ids) * _IMAGE, ids)
 
-    def _product(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Positions | None:
+    def _product(self, operands: Operands, output: Tensor) -> Positions | None:
         """Rows of a product a @ b keep the places of a's rows where a's row is one place, else columns those of b's."""
-        operands = product_operands(name, args, kwargs)
-        if operands is None:
-            return None
         for operand, letters in zip(operands.tensors, operands.letters, strict=True):
             known = self.get(operand)
             if known is None or known.ids.ndim != len(letters):
@@ -589,6 +704,8 @@ class PositionTracker:
             ids, kept = known.ids, list(letters)
             summed = [axis for axis, letter in enumerate(letters) if letter not in operands.output]
             if not all(constant(ids, axis) for axis in summed):
+                if len(self.origins) > 1 and self._several_images(ids, summed).any():
+                    return Positions(_everywhere(output, MIXTURE))
                 continue
             for axis in reversed(summed):
                 ids = ids.select(axis, 0)
@@ -607,16 +724,18 @@ class PositionTracker:
             return None  # scores: the kernel holds tokens
         same = [item for item in tracked if item.ids.shape == output.shape]
         known = next((item for item in (*same, *tracked) if not item.lost), tracked[0])
+        if len(same) > 1:  # what is one token for all, or has no place, changes no place
+            known = max((item for item in same if not item.lost), key=_placed, default=known)
         ids = known.ids
         if name in _CHANNEL_MIXING:
             channel = ids.ndim - 1 if name == "linear" else 1
             if output.shape[channel] > 1 and _mixes_all(ids, channel):
                 return None
-            ids = representative(ids, channel) if constant(ids, channel) else self.numbered_anew(representative(ids, channel))
+            ids = self.merged(ids, (channel,))
             if output.ndim == ids.ndim and all(output.shape[a] == ids.shape[a] for a in range(ids.ndim) if a != channel):
                 return Positions(ids.expand(output.shape))
         elif ids.shape == output.shape:
-            return known
+            return self._summed(same, known)
         elif name in _POOLS:
             return _expanded(self.numbered_anew(_thinned(ids, -1, output.shape[-1])), output)
         elif output.ndim == ids.ndim:
@@ -642,7 +761,9 @@ class PositionTracker:
     def _new_grid(self, known: Positions, output: Tensor) -> Positions | None:
         """Positions behind a function that changes the size of (b, c, *size): the grid that it puts out."""
         ids = known.ids
-        first = representative(ids.reshape(ids.shape[0], -1), 1)
+        if bool((_compact(ids) == MIXTURE).any()):
+            return Positions(_everywhere(output, MIXTURE))
+        first = representative(ids.flatten(1), 1)
         if bool((first <= 0).all()):
             return None
         images = image_of(first.clamp(min=0))
@@ -656,6 +777,8 @@ class PositionTracker:
             start = len(self.origins)
             self.origins += [self.origins[number] for number in images.flatten().tolist()]
             images = torch.arange(start, start + len(images), device=ids.device)
+        if known.raw and len(set(self.origins)) < len(self.origins):
+            self._note_moved(ids, images.flatten().tolist())
         before = self.grids[int(grid_of(first[first > 0].min()))]
         size = tuple(output.shape[2:])
         index = None
@@ -671,6 +794,15 @@ class PositionTracker:
             fresh = self._numbered(1, self._grid(before.root, size), output)
         fresh = fresh + images.reshape(-1, *([1] * (output.ndim - 2))) * _IMAGE
         return Positions(fresh.unsqueeze(1).expand(output.shape))
+
+    def _note_moved(self, ids: Tensor, images: list[int]) -> None:
+        """Note which entries of a batch that has grown show other places than the image they come from."""
+        places = without_image(ids)
+        whole = {self.origins[number]: place for place, number in reversed(list(enumerate(images)))}
+        for place, number in enumerate(images):
+            first = whole[self.origins[number]]
+            if place != first and not torch.equal(places[place], places[first]):
+                self._moved.add(number)
 
 
 def _moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, int]] | None:
@@ -709,15 +841,49 @@ def renumber(index: Tensor, real: Tensor, size: tuple[int, ...]) -> tuple[Tensor
     `index` points into a grid of `size` where `real`.
     """
     lines = [torch.unique(line) for line in torch.unravel_index(index[real], size)]
-    count = 1
-    for line in lines:
-        count *= len(line)
-    if count != torch.unique(index[real]).numel():
+    if _count(tuple(map(len, lines))) != torch.unique(index[real]).numel():
         return None
     found = torch.zeros_like(index)
     for line, coordinate in zip(lines, torch.unravel_index(index.clamp(min=0), size), strict=True):
         found = found * len(line) + torch.searchsorted(line, coordinate.contiguous())
     return found, lines
+
+
+def _compact(ids: Tensor) -> Tensor:
+    """Positions with axes along which they are the same, because they were expanded, as one."""
+    for axis, stride in enumerate(ids.stride()):
+        if stride == 0 and ids.shape[axis] > 1:
+            ids = ids.narrow(axis, 0, 1)
+    return ids
+
+
+def _flattened(ids: Tensor) -> Tensor:
+    """The same positions, those along an axis of one value stored once."""
+    compact = ids
+    for axis in reversed(range(ids.ndim)):
+        last = compact.shape[axis] - 1
+        if last > 0 and torch.equal(compact.select(axis, 0), compact.select(axis, last)) and constant(compact, axis):
+            compact = compact.narrow(axis, 0, 1)
+    return ids if compact is ids else compact.clone().expand(ids.shape)
+
+
+def _placed(known: Positions) -> int:
+    """How many places positions hold, at most; 0 for none."""
+    ids = _compact(known.ids)
+    return ids.numel() if bool((ids > 0).any()) else 0
+
+
+def _of_one_image(ids: Tensor, axes: Sequence[int]) -> bool:
+    """Whether the entries along axes are of one image each."""
+    image = image_of(ids.clamp(min=0))
+    return bool((image.masked_fill(ids <= 0, -1).amax(tuple(axes)) <= image.masked_fill(ids <= 0, _FAR).amin(tuple(axes))).all())
+
+
+def _count(size: tuple[int, ...]) -> int:
+    count = 1
+    for side in size:
+        count *= side
+    return count
 
 
 def _lost(output: Tensor) -> Positions:
@@ -753,7 +919,7 @@ def _is_batch(ids: Tensor) -> bool:
 
 def _entry_images(ids: Tensor) -> Tensor:
     """The image of each entry of the first axis; −1 where there are several or none."""
-    flat = ids.reshape(ids.shape[0], -1)
+    flat = ids.flatten(1)
     images = torch.where(flat > 0, image_of(flat), -1)
     highest = images.amax(1)
     lowest = torch.where(images < 0, _FAR, images).amin(1)

@@ -107,13 +107,14 @@ class Tracer:
         """That of the last map."""
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
+        self._strangers = False
         self._users_error: BaseException | None = None
         self._attending: QueryKeyWeights | MaterialisedWeights | None = None
         """The weights of the call that `attend` stands in for."""
 
     def coverage(self) -> tuple[Site, ...]:
         """One row per attention-like module."""
-        return self._sites.rows(self.stack.called, self.stack.elsewhere, self._products.other)
+        return self._sites.rows(self.stack.called, self.stack.elsewhere, self._products.other, strangers=self._strangers)
 
     def finish(self) -> None:
         """The block is left."""
@@ -215,6 +216,9 @@ class Tracer:
             if self._aside:
                 self.mode.active(not (running and id(running[-1]) in self._aside))
             if not running:
+                if self._memory.tracing:
+                    places = self._memory.positions
+                    self._strangers |= places.strangers or any(map(places.is_stranger, tensors_in(output)))
                 self._memory.leave()
                 for number, (site, shape) in self._gated.items():
                     own = number in self._products.neighbourhoods

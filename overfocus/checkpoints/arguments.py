@@ -4,6 +4,7 @@ Whatever a file says is untrusted. Only arguments on the list below pass, each w
 checkpoint makes timm open a file, fetch weights or build a network of a billion layers.
 """
 
+import contextlib
 import inspect
 import math
 import re
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from overfocus.checkpoints.index import is_table, square_side
 from overfocus.errors import CheckpointError
-from overfocus.text import some
+from overfocus.settings import plain_number
+from overfocus.text import printable, some
 
 Shapes = Mapping[str, tuple[int, ...]]
 Arguments = dict[str, Any]
@@ -95,6 +97,8 @@ def parse_arguments(text: str) -> Arguments:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key or not value:
             raise CheckpointError(f"expected --model-args KEY=VALUE,KEY=VALUE, got {part[:60]!r}")
+        if key in given:
+            raise CheckpointError(f"expected each argument of --model-args once, got {printable(key, 60)} twice; remove one")
         given[key] = _value(value)
     return checked_arguments(given, "--model-args")
 
@@ -103,10 +107,8 @@ def _value(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            return plain_number(text, kind)
     if re.fullmatch(r"\d+([x+]\d+)+", text):
         return tuple(int(number) for number in re.split(r"[x+]", text))
     return text

@@ -58,7 +58,7 @@ def build(name: str, arguments: Mapping[str, Any], tap: Mapping[str, Any] | None
             model = overfocus.models.add_tap(model, **tap)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError, OverfocusError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
-        raise CheckpointError(f"{name} cannot be built with {given}: {first_line(error)}") from error
+        raise CheckpointError(f"{name} cannot be built with {given} ({first_line(error)}); check model_args") from error
     return model, convert
 
 

@@ -237,6 +237,7 @@ __all__ = ["LoadedModel", "Source", "load_model", "resolve_model"]
 Source = str | Path | nn.Module | LoadedModel
 """What can be measured: a checkpoint file or folder, a timm name, a module in memory, or one that was loaded or wrapped."""
 
+MOST_CLASSES = 200_000
 _ON = ("use_ema", "pretrained")  # options that are on unless they are turned off
 _SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt", ".npz")
 
@@ -277,6 +278,8 @@ def load_model(
     """
     if not str(source).strip() or source == Path():
         raise CheckpointError("expected a checkpoint's path or a timm name, got an empty string (is a shell variable unset?)")
+    if num_classes is not None and not 0 <= num_classes <= MOST_CLASSES:
+        raise CheckpointError(f"num_classes must be between 0 and {MOST_CLASSES:,}, got {num_classes}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     given = parse_arguments(model_args) if isinstance(model_args, str) else checked_arguments(model_args or {}, "model_args")
     request = Request(model, given, size, num_classes, lenient)
@@ -293,15 +296,19 @@ def load_model(
         options |= {"image_size": size, "num_classes": num_classes}
         loaded = _with_adapter(*adapter, model, options)
     elif model is not None and is_factory(model):
+        _require_unused(source, "an architecture of your own code", model_args=given, image_size=size, num_classes=num_classes)
         loaded = load_own(read_checkpoint(path), model, weights=weights, use_ema=use_ema, lenient=lenient)
     elif folder is not None and model is None:
+        _require_unused(source, "a folder of transformers", model_args=given, weights=weights, num_classes=num_classes)
         loaded = load_transformers(*folder, size, lenient)
     elif path.exists() or path.suffix in _SUFFIXES:
         file, metadata = _read(path)
         network, taken = choose_network(find_networks(file.content, path), weights, use_ema, path)
         network = _whole(network, file.content, metadata)
         loaded = _load(file, metadata, network, recognise(network.tensors, metadata, request, path), request, taken)
+        _require_taken(source, given, loaded.model_args)
     else:
+        _require_unused(source, "the name of a timm model", model=model, model_args=given, weights=weights)
         loaded = load_named(str(source), size, num_classes, pretrained)
     try:
         loaded.model.to(device).eval()
@@ -312,6 +319,25 @@ def load_model(
     if loaded.lenient:
         warnings.warn(f"{source}: this may be another network: {loaded.notes[0]}", stacklevel=2)
     return loaded
+
+
+def _require_unused(source: str | Path, what: str, **options: Any) -> None:
+    """Raise a `CheckpointError` where an option is given that this kind of source has no use for."""
+    if given := [name for name, value in options.items() if value not in (None, {})]:
+        raise CheckpointError(f"{printable(source)}: {given[0]} has no meaning for {what}; leave it out")
+
+
+def _require_taken(source: str | Path, given: Mapping[str, Any], built: Mapping[str, Any]) -> None:
+    """Raise a `CheckpointError` where an argument was asked for and the tensors of the file made it another."""
+
+    def spread(value: Any) -> Any:
+        return (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list) else value
+
+    for name, value in given.items():
+        if name in built and spread(built[name]) != spread(value):
+            raise CheckpointError(
+                f"{printable(source)}: expected {name}={built[name]}, as the file's tensors say, got {name}={value}; leave it out"
+            )
 
 
 def _with_adapter(
@@ -399,6 +425,7 @@ def _load(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     notes = [*said, *taken, *metadata.notes, *found.notes, *_heads_note(model, found, metadata, request)]
+    notes += [f"classifier: new, of {request.num_classes} classes, with random weights"] if request.num_classes else []
     notes += [f"classifier: {network.head}, the only layer behind the encoder"] if network.head and model.num_classes else []
     notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []
     notes += [*_dropped_notes(real, found.reading, network), *resampled_note(tensors, converted), *assumed]

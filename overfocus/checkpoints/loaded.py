@@ -129,8 +129,14 @@ def wrap(
         try:
             preprocess = Preprocess.from_callable(preprocess)
         except Exception as error:  # the function is the user's and may raise anything
-            raise CheckpointError(f"preprocess cannot be used: {first_line(error)}") from error
+            raise CheckpointError(
+                f"preprocess cannot be used: {first_line(error)}; pass a function from a PIL image to a "
+                "tensor (channels, height, width)"
+            ) from error
     names = None if class_names is None else [str(text) for text in class_names]
+    outputs = int(getattr(module, "num_classes", 0) or 0) if _classes(module) is None else _classes(module)
+    if names is not None and outputs and len(names) != outputs:
+        raise CheckpointError(f"expected a class name for each of {outputs} outputs, got {len(names)}; leave class_names out")
     config = getattr(module, "config", None)
     labels = getattr(config, "id2label", None)
     if names is None and isinstance(labels, dict) and "Classification" in type(module).__name__:
@@ -201,8 +207,8 @@ def _own_preprocess(
     try:
         return Preprocess(
             (channels, int(sides[0]), int(sides[1])),
-            _per_channel(mean or known.get("mean") or IMAGENET_MEAN, channels),
-            _per_channel(std or known.get("std") or IMAGENET_STD, channels),
+            _per_channel(known.get("mean") or IMAGENET_MEAN if mean is None else mean, channels),
+            _per_channel(known.get("std") or IMAGENET_STD if std is None else std, channels),
             **{"crop_pct": 1.0 if input_size is not None else 0.875, **crop},
         )
     except (ValueError, TypeError) as error:

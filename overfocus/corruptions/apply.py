@@ -36,7 +36,7 @@ from overfocus.corruptions.constants import (
     unknown,
 )
 from overfocus.errors import CorruptionError
-from overfocus.settings import shown
+from overfocus.settings import LARGEST_SEED, shown
 from overfocus.text import printable
 
 FROM_PACKAGE = frozenset(CORRUPTIONS) - {"glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "elastic_transform"}
@@ -75,12 +75,13 @@ def corrupt(
     Raises:
         CorruptionError: unknown name or constants, severity outside 1–5, or pixels that are not uint8 (height, width, 3).
     """
+    name = str.__str__(name) if isinstance(name, str) else name  # not a subclass's, which may raise anything
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise CorruptionError(unknown("corruption", name, CORRUPTIONS))
     check_severity(severity)
     check_constants(constants)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise CorruptionError(f"corrupt expects a whole number as seed, got {shown(seed)}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not -LARGEST_SEED <= seed <= LARGEST_SEED:
+        raise CorruptionError(f"seed must be a whole number, got {shown(seed)}")
     if not (isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3):
         came = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
         raise CorruptionError(

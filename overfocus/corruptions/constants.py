@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from overfocus.errors import CorruptionError
+from overfocus.settings import shown
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -216,12 +217,14 @@ def resolve_corruptions(names: str | Iterable[str]) -> list[str]:
 def check_severity(severity: int) -> None:
     """Raise `CorruptionError` unless `severity` is a whole number from 1 to 5."""
     if isinstance(severity, bool) or not isinstance(severity, int | np.integer) or severity not in SEVERITIES:
-        raise CorruptionError(f"severity must be a whole number from 1 (weak) to 5 (strong), got {severity!r}")
+        raise CorruptionError(f"severity must be a whole number from 1 (weak) to 5 (strong), got {shown(severity)}")
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """One line that lists the valid names and suggests the nearest."""
     known = list(known)
-    nearest = difflib.get_close_matches(str(name).lower().replace("-", "_").replace(" ", "_"), known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(
+        shown(name).strip("'").lower().replace("-", "_").replace(" ", "_"), known, n=1, cutoff=0.5
+    )
     suggestion = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"unknown {what} {name!r}; {suggestion}Valid names: {', '.join(known)}"
+    return f"unknown {what} {shown(name)}; {suggestion}Valid names: {', '.join(known)}"

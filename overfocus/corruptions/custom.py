@@ -21,6 +21,7 @@ from PIL import Image
 from overfocus.corruptions.apply import random_words
 from overfocus.corruptions.constants import CORRUPTIONS, GROUPS, resolve_corruptions
 from overfocus.errors import CorruptionError
+from overfocus.settings import shown
 from overfocus.text import one_line, printable
 from overfocus.variants import RESERVED
 
@@ -41,7 +42,7 @@ class CustomCorruption:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise CorruptionError(f"expected the name of a corruption, or a function, got {one_line(self.function, 80)}")
+            raise CorruptionError(f"expected the name of a corruption, or a function, got {shown(self.function)}")
         name = self.name
         if not isinstance(name, str) or not name.strip() or name == "<lambda>":
             raise CorruptionError(
@@ -114,7 +115,7 @@ def named_corruptions(given: Any) -> list[str]:
     """
     entries = [given] if isinstance(given, str) else list(given)
     if strange := [entry for entry in entries if not isinstance(entry, str)]:
-        raise CorruptionError(f"expected names of corruptions that were made before, got {one_line(strange[0], 80)}")
+        raise CorruptionError(f"expected names of corruptions that were made before, got {shown(strange[0])}")
     return list(dict.fromkeys(name for entry in entries for name in GROUPS.get(entry, (entry,))))
 
 
@@ -126,14 +127,15 @@ def choose_corruptions(given: Any) -> tuple[list[str], dict[str, CustomCorruptio
     Raises:
         CorruptionError: there is no such corruption, it is nothing of these, or two functions have the same name.
     """
-    entries: Iterable[Any] = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    several = isinstance(given, Iterable) and not isinstance(given, str) and not _is_pair(given)
+    entries: Iterable[Any] = given if several else [given]
     names: dict[str, None] = {}
     custom: dict[str, CustomCorruption] = {}
     for entry in entries:
         if isinstance(entry, str):
             names.update(dict.fromkeys(resolve_corruptions(entry)))
             continue
-        name, function = entry if isinstance(entry, tuple) and len(entry) == 2 else (getattr(entry, "__name__", ""), entry)
+        name, function = entry if _is_pair(entry) else (getattr(entry, "__name__", ""), entry)
         corruption = CustomCorruption(name, function)
         if corruption.name in custom:
             raise CorruptionError(
@@ -142,3 +144,7 @@ def choose_corruptions(given: Any) -> tuple[list[str], dict[str, CustomCorruptio
         custom[corruption.name] = corruption
         names[corruption.name] = None
     return list(names), custom
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])

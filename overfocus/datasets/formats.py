@@ -4,7 +4,8 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -284,10 +285,11 @@ def open_hub_split(folder: Path, split: str, *, labelled: bool = True) -> HubIma
             f'{folder}: reading a Hugging Face data set needs `datasets`; install it: pip install "overfocus[train]"'
         ) from None
     try:
-        if _parquet(folder):
-            opened = datasets.load_dataset("parquet", data_files=_parquet_splits(folder))
-        else:
-            opened = datasets.load_from_disk(str(folder))
+        with _quiet(datasets):
+            if _parquet(folder):
+                opened = datasets.load_dataset("parquet", data_files=_parquet_splits(folder))
+            else:
+                opened = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library raises whatever its readers do
         raise ImageError(
             f"{folder}: expected a Hugging Face data set, reading it failed ({first_line(error)}); copy or write it again"
@@ -304,6 +306,20 @@ def open_hub_split(folder: Path, split: str, *, labelled: bool = True) -> HubIma
     trained = (split_names(opened, "train") or names)[0]
     source = f"{folder} (split {names[0]})" if len(opened) > 1 else str(folder)
     return HubImages(opened[names[0]], opened[trained], source, labelled=labelled)
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Without the library's own bars and log: what is wrong is said in one line."""
+    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not hidden:
+            datasets.enable_progress_bars()
 
 
 def _parquet(folder: Path) -> list[Path]:

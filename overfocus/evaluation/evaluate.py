@@ -143,6 +143,10 @@ def evaluate(settings: EvaluateSettings) -> list[Evaluation]:
     plan = task_class(opened, items, images, described, inference, custom, open_cache(settings.cache))
     _evaluate_models(models, folders, plan, processes, overwrite=settings.overwrite, progress=settings.progress)
     found = [Evaluation(folder) for folder in folders]
+    for evaluation in found:
+        skipped = evaluation.run.skipped
+        if len(skipped) >= len(items):
+            raise ImageError(f"none of the {len(items)} images can be used; the first: {skipped[0].name}: {skipped[0].reason}")
     if divisor is None and len(found) > 1:
         divisor = found[0]
     if processes.main:

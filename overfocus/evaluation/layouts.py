@@ -1,5 +1,6 @@
 """What is in a folder of evaluation data, labelled images or a tree of corrupted ones (ImageNet-C), and how it is read."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from overfocus.images.live import identify, image_sources, numbering
 from overfocus.images.sources import spread
 from overfocus.preprocessing import Preprocess
 from overfocus.sweep.reading import OWN_SIZE, InputSize, Sample, make_variants
+from overfocus.text import printable
 from overfocus.variants import CLEAN, CLEAN_VARIANT, Variant
 
 C_BAR = (
@@ -103,6 +105,11 @@ def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationDat
         return EvaluationData(kind if is_imagenet(labels) else TREE, portions)
     if folder.is_dir() and (perturbations := film_folders(folder)):
         return EvaluationData("ImageNet-P", [Portion(path.name, 1, FilmFolders(path)) for path in perturbations])
+    if folder.is_dir() and (wrong := _broken_tree(folder)):
+        raise ImageError(
+            f"{wrong}: expected severities 1 to 5 and class folders in each, as in a tree corruption/severity/class, got "
+            f"{', '.join(printable(path.name, 40) for path in _subfolders(wrong)[:3]) or 'none'}; rename or remove these"
+        )
     images = open_evaluation_images(folder)
     portions = [Portion(CLEAN, 0, images)]
     for letter in ("a", "r"):
@@ -182,6 +189,17 @@ def _corruption_folders(folder: Path) -> list[Path]:
     return found
 
 
+def _broken_tree(folder: Path) -> Path | None:
+    """What hinders a folder from being a tree of corruptions, most of whose own folders are named like them and hold folders of
+    folders; None for another folder, such as that of a data set of weather.
+    """
+    inner = _subfolders(folder)
+    named = [path for path in inner if path.name.lower().strip() in (*CORRUPTIONS, *C_BAR)]
+    if 2 * len(named) <= len(inner) or not any(_subfolders(level) for path in named for level in _subfolders(path)):
+        return None
+    return next((path for path in inner if not _is_corruption(path)), None)
+
+
 def _is_corruption(folder: Path) -> bool:
     inner = _subfolders(folder)
     return bool(inner) and all(path.name in ("1", "2", "3", "4", "5") and _subfolders(path) for path in inner)
@@ -257,6 +275,7 @@ class FilmFolders:
         Raises:
             ImageError: the file is no film, or has fewer than two frames or more than a film of ImageNet-P would.
         """
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong with a film is said below
         import cv2
 
         require_regular_file(self._paths[index], "a film", ImageError)

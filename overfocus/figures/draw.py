@@ -44,7 +44,7 @@ def pick_metrics(names: Sequence[str] | None, every: Sequence[LayerStatistics], 
     if names is None:
         usual = STABLE if group == "stability" else ("top_share", "effective_tokens", "js_divergence")
         return [name for name in usual if name in known] or known[:1]
-    for name in names:
+    for name in names or [""]:
         if name not in known:
             raise RunError(unknown("metric", name, known))
     return list(names)

@@ -252,11 +252,12 @@ def _pairs(path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, the keys of which must differ."""
-    often = Counter(key for key, _ in pairs).most_common(1)
-    if often and often[0][1] > 1:
-        raise ValueError(f"{printable(often[0][0], 40)!r} stands there twice; remove one")
-    return dict(pairs)
+    """A JSON object, in which JSON itself would take the last of two values of one name."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{printable(twice, 40)} twice; remove one")
+    return table
 
 
 def _pairs_of_json(content: Any, path: Path, present: Sequence[str]) -> list[tuple[str, Any]]:

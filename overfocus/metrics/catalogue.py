@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from overfocus.settings import shown, typed
+
 TOP_FRACTION = 0.05
 """f of k = max(1, round(f·N)), unless asked otherwise."""
 
@@ -148,15 +150,22 @@ class Metric:
     `grid`, `key_grid`, `top_fraction` it gets those that it takes. None: the built-in function of that name."""
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name in _RESERVED:
-            raise ValueError(f"expected the name of a metric to be an identifier that is no other column, got {self.name!r}")
-        if self.group not in get_args(Group):
-            raise ValueError(f"expected the group of metric {self.name} to be one of {', '.join(HEADINGS)}; got {self.group!r}")
+        if not isinstance(self.name, str) or not self.name.isidentifier() or self.name in _RESERVED:
+            raise ValueError(f"expected the name of a metric to be an identifier that is no other column, got {shown(self.name)}")
+        if not isinstance(self.group, str) or self.group not in get_args(Group):
+            raise ValueError(
+                f"expected the group of metric {self.name} to be one of {', '.join(HEADINGS)}; got {shown(self.group)}"
+            )
+        if not (self.function is None or callable(self.function)):
+            raise ValueError(f"expected a function in the row of metric {self.name}, got {shown(self.function)}")
+        if not isinstance(self.title, str):
+            raise ValueError(f"expected the title of metric {self.name} to be a text, got {shown(self.title)}")
         if not self.title:
             object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
         for end in ("lowest", "highest", "uniform", "chance"):
             if not isinstance(getattr(self, end), Level):
-                object.__setattr__(self, end, Level(getattr(self, end)))
+                given = getattr(self, end)
+                object.__setattr__(self, end, Level(given if isinstance(given, str) else shown(given)))
 
     @property
     def compares(self) -> bool:
@@ -522,6 +531,7 @@ CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
 BUILT_IN: tuple[Metric, ...] = _ROWS
 
 
+@typed(ValueError)
 def select_metrics(metrics: Sequence[str | Callable[..., Any] | Metric] | None = None) -> tuple[Metric, ...]:
     """The rows of the metrics that are asked for, per layer: names, functions, or rows; None for all built-in ones.
 
@@ -533,8 +543,6 @@ def select_metrics(metrics: Sequence[str | Callable[..., Any] | Metric] | None =
     """
     if metrics is None:
         return tuple(metric for metric in BUILT_IN if metric.per_layer)
-    if isinstance(metrics, str):
-        raise ValueError(f"expected a list of metrics, got the name {metrics!r}; write [{metrics!r}]")
     chosen: dict[str, Metric] = {}
     for given in metrics:
         metric = metric_named(given) if isinstance(given, str) else given if isinstance(given, Metric) else _row_of(given)
@@ -552,6 +560,7 @@ def select_metrics(metrics: Sequence[str | Callable[..., Any] | Metric] | None =
     return tuple(chosen.values())
 
 
+@typed(ValueError)
 def register_metric(metric: Metric) -> None:
     """Add a custom row to the catalogue, or put it in place of one of that name: titles and units of a saved run, say.
 
@@ -566,7 +575,7 @@ def register_metric(metric: Metric) -> None:
 def _row_of(function: Callable[..., Any]) -> Metric:
     name = getattr(function, "__name__", "")
     if not callable(function) or not name.isidentifier():
-        raise ValueError(f"expected names of metrics, named functions or rows of the catalogue; got {function!r}")
+        raise ValueError(f"expected names of metrics, named functions or rows of the catalogue; got {shown(function)}")
     required = [
         parameter
         for parameter in inspect.signature(function).parameters.values()
@@ -585,6 +594,7 @@ KEYWORDS = ("prefix_tokens", "key_prefix_tokens", "grid", "key_grid", "top_fract
 """What custom functions may ask for beside the weights."""
 
 
+@typed(ValueError)
 def metric_named(name: str) -> Metric:
     """The row of a metric.
 
@@ -592,7 +602,7 @@ def metric_named(name: str) -> Metric:
         ValueError: no metric has that name; the message lists the names.
     """
     if name not in CATALOGUE:
-        raise ValueError(f"expected a metric, one of {', '.join(CATALOGUE)}; got {name!r}")
+        raise ValueError(f"expected a metric, one of {', '.join(CATALOGUE)}; got {shown(name)}")
     return CATALOGUE[name]
 
 
@@ -605,6 +615,7 @@ def title_of(name: str) -> str:
     return CATALOGUE[name].title if name in CATALOGUE else name.replace("_", " ")
 
 
+@typed(ValueError)
 def uniform_value(
     name: str,
     tokens: int,
@@ -623,6 +634,7 @@ def uniform_value(
     return metric_named(name).uniform.value(TokenCounts(tokens, prefix_tokens, grid, top_fraction))
 
 
+@typed(ValueError)
 def chance_level(name: str, tokens: int, *, top_fraction: float = TOP_FRACTION) -> float:
     """Value of metric `name` for an uninformed guess among `tokens` patch tokens; NaN where there is no such level.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from overfocus.metrics.catalogue import BUILT_IN, TOP_FRACTION
 from overfocus.metrics.sums import MapSums, PairSums, background
 from overfocus.metrics.tokens import check_shape, sums_of_pairs, sums_of_weights
+from overfocus.settings import typed
 
 
 class MapMetric:
@@ -26,6 +27,7 @@ class MapMetric:
         self.formula = formula
         functools.update_wrapper(self, formula)
 
+    @typed(ValueError)
     def __call__(
         self,
         weights: Float[Tensor, "batch heads queries keys"],
@@ -73,6 +75,7 @@ class PairMetric:
         self.formula = formula
         functools.update_wrapper(self, formula)
 
+    @typed(ValueError)
     def __call__(
         self,
         clean: Float[Tensor, "batch heads queries keys"],

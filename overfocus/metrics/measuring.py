@@ -6,6 +6,7 @@ size when the forward has ended. Checks are values on the device, read with the 
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,11 +24,13 @@ from overfocus.metrics.formulas import METRICS, STABILITY, norm_metrics
 from overfocus.metrics.received import image_profiles
 from overfocus.metrics.sums import MapSums, PairSums
 from overfocus.metrics.tokens import TokenGroup, faults, raise_faults, token_groups
+from overfocus.settings import shown, typed
 
 Array = np.ndarray[Any, Any]
 Reference = Sequence[int] | Int[Tensor, "batch"]
 
 
+@typed(ValueError)
 @torch.no_grad()
 def measure(
     attention: AttentionMap,
@@ -127,6 +130,8 @@ class ForwardMeasurement:
         self._waiting: dict[Any, list[tuple[GroupSums, int]]] = {}
         self._waiting_bytes = 0
         top_count(1, top_fraction)
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; leave it out to let it be chosen")
 
     @property
     def names(self) -> list[str]:
@@ -135,8 +140,11 @@ class ForwardMeasurement:
 
     def begin(self, reference: Reference | None = None) -> None:
         """A forward begins; `reference` is the index of each image's clean counterpart, on the host. Drops what was added."""
-        listed = reference.tolist() if isinstance(reference, Tensor) else reference
-        self._reference = None if listed is None else tuple(map(int, listed))
+        try:
+            listed = reference.tolist() if isinstance(reference, Tensor) else reference
+            self._reference = None if listed is None else tuple(map(operator.index, listed))
+        except (TypeError, RuntimeError):  # a tensor without values, of fractions, or with no axis
+            raise ValueError(f"reference must be a list of whole numbers, got {shown(reference)}") from None
         self._layers.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
@@ -294,23 +302,24 @@ class _Layer:
 
     def size(self, profiles: bool) -> tuple[Any, ...]:
         """What layers must share to be stacked."""
-        groups = [
-            (
-                group.maps.mass.shape,
-                group.maps.column.shape,
-                group.maps.column.dtype,
-                group.maps.column.device,
-                group.group.windows,
-                group.group.heads,
-                group.group.summed_heads,
-                group.maps.distance is None,
-                group.maps.padding is None,
+
+        def of_group(group: GroupSums) -> tuple[Any, ...]:
+            maps, tokens = group.maps, group.group
+            return (
+                maps.mass.shape,
+                maps.column.shape,
+                maps.column.dtype,
+                maps.column.device,
+                tokens.windows,
+                tokens.heads,
+                tokens.summed_heads,
+                maps.distance is None,
+                maps.padding is None,
                 id(group.pairs.pairs) if group.pairs else None,
-                id(group.group.image_places) if profiles else None,
+                id(tokens.image_places) if profiles else None,
             )
-            for group in self.groups
-        ]
-        return (self.kind, self.hidden_rows, self.image_grid if profiles else None, *groups)
+
+        return (self.kind, self.hidden_rows, self.image_grid if profiles else None, *map(of_group, self.groups))
 
 
 @dataclass(eq=False)

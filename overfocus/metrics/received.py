@@ -12,6 +12,7 @@ from torch import Tensor
 from overfocus.metrics.catalogue import TOP_FRACTION, top_count
 from overfocus.metrics.sums import profile_of, tied
 from overfocus.metrics.tokens import TokenGroup, sums_of_weights
+from overfocus.settings import shown, typed
 
 if TYPE_CHECKING:
     from overfocus.metrics.sums import MapSums
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+@typed(ValueError)
 def received_attention(
     weights: Float[Tensor, "batch heads queries keys"],
     *,
@@ -41,12 +43,15 @@ def received_attention(
     return profile.view(*weights.shape[:2], -1) if per_head else profile
 
 
+@typed(ValueError)
 def top_tokens(profile: Float[Tensor, "*items keys"], top_fraction: float = TOP_FRACTION) -> Int[Tensor, "*items k"]:
     """T_k(r): indices of the k = max(1, round(f·N)) tokens that receive most, most first; ties go to the lower index.
 
     >>> top_tokens(torch.tensor([0.2, 0.3, 0.2, 0.3]), top_fraction=0.75)
     tensor([1, 3, 0])
     """
+    if profile.ndim < 1 or profile.layout is not torch.strided:
+        raise ValueError(f"expected a profile (…, keys) as a dense tensor, got {shown(profile)}")
     order = torch.sort(tied(profile), dim=-1, descending=True, stable=True).indices
     return order[..., : top_count(profile.shape[-1], top_fraction)]
 

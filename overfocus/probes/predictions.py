@@ -16,6 +16,7 @@ from overfocus.metrics.formulas import agreement, confidence_drop
 from overfocus.probes.probe import Array, Batch, Column, ItemResult, Probe, Table, model_device, variant_columns
 from overfocus.runs.description import RunDescription
 from overfocus.segmentation.inference import (
+    NO_CLASS,
     Inference,
     InferenceSettings,
     PixelPrediction,
@@ -52,9 +53,12 @@ class ClassesProbe(Probe):
         return {"predictions": sum(variant != CONTROL_VARIANT for variant in variants)}
 
     def columns(self, batch: Batch, output: Any) -> Mapping[str, Column]:
-        """The columns of the predictions table; NaN where undefined."""
-        columns = self._score(batch, output.float())
-        return {name: columns[name].double().cpu().numpy() for name in PREDICTION}
+        """The columns of the predictions table; NaN where undefined.
+
+        Raises:
+            RunError: a class cannot be told because the model's output holds NaN.
+        """
+        return self._on_host(self._score(batch, output.float()), PREDICTION)
 
     def tables(self, results: Sequence[ItemResult]) -> Mapping[str, Table]:
         """The predictions table."""
@@ -68,6 +72,12 @@ class ClassesProbe(Probe):
         classes = self.loaded.num_classes
         known = bool(classes) and logits.shape[1:] == (classes,)
         return score(logits, targets, batch.reference, allowed, classifier=known)
+
+    def _on_host(self, columns: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Column]:
+        found = {name: columns[name].double().cpu().numpy() for name in names}
+        if bool((np.isnan(found["confidence"]) & ~np.isnan(found["predicted"])).any()):
+            raise RunError(f"{self.loaded.source}: {NO_CLASS}")
+        return {**found}
 
 
 class ScoresProbe(ClassesProbe):
@@ -90,7 +100,7 @@ class ScoresProbe(ClassesProbe):
         """The columns of the predictions table; NaN where undefined.
 
         Raises:
-            RunError: the model has no classifier.
+            RunError: the model has no classifier, or its output holds NaN.
         """
         classes = self.loaded.num_classes
         if not classes or output.ndim != 2 or output.shape[1] != classes:
@@ -99,8 +109,7 @@ class ScoresProbe(ClassesProbe):
                 "classes; evaluate needs a checkpoint with its classifier"
             )
         allowed = None if self.allowed is None else torch.tensor(list(self.allowed), dtype=torch.int64, device=output.device)
-        columns = self._score(batch, output.float(), allowed)
-        return {name: columns[name].double().cpu().numpy() for name in (*PREDICTION, *SCORES)}
+        return self._on_host(self._score(batch, output.float(), allowed), (*PREDICTION, *SCORES))
 
     def finish(self, sample: Sample, result: ItemResult) -> None:
         """The row of a film: its first frame, and as agreement the share of the others that do not flip."""

@@ -13,7 +13,7 @@ from overfocus.errors import RunError
 from overfocus.processes import is_main_process, join_processes
 from overfocus.results.comparison import Comparison, open_folder, replace_comparison
 from overfocus.run import Run, display_names, distinct_names, folder_names
-from overfocus.settings import shown, takes
+from overfocus.settings import takes
 from overfocus.sweep.settings import CompareSettings
 from overfocus.sweep.sweep import place_of
 
@@ -41,16 +41,13 @@ def compare(settings: CompareSettings) -> Comparison:
         if sources is not None:
             raise RunError("expected runs or groups of runs to compare, got both")
         groups = settings.groups
-        if not isinstance(groups, Mapping) or not all(isinstance(group, list | tuple) for group in groups.values()):
-            raise RunError(f"groups must be lists of runs by the name of their model, got {shown(groups)}")
         return _compare_saved({name: [_opened(run) for run in group] for name, group in groups.items()}, settings)
     if sources is None:
         from overfocus.samples import sample_checkpoints
 
         sources = sample_checkpoints()
-    if not isinstance(sources, list | tuple) or len(sources) < 2:
-        got = "one" if isinstance(sources, str | Path | list | tuple) else shown(sources)
-        raise RunError(f"expected at least two checkpoints or run folders, a baseline and another; got {got}")
+    if len(sources) < 2:
+        raise RunError(f"expected at least two checkpoints or run folders, a baseline and another; got {len(sources)}")
     saved = [source for source in sources if _is_run(source)]
     if saved:
         if len(saved) < len(sources):

@@ -21,7 +21,7 @@ from overfocus.run import Run, display_names
 from overfocus.runs.description import FORMAT, ComparisonDescription, read_description
 from overfocus.runs.folder import COMPARISON_FILES, entry_names, own_files, refuse_others, remove_files, write_csv
 from overfocus.runs.notebook import NotebookMethods
-from overfocus.settings import did_you_mean, shown, typed
+from overfocus.settings import MOST_RESAMPLES, did_you_mean, typed
 from overfocus.statistics.differences import tabulate_differences
 from overfocus.statistics.fragility import tabulate_fragility, tabulate_reliability
 from overfocus.statistics.panel import EVERY, LAYER_GROUPS, OUTPUT, ImageKey, Panel, read_panel
@@ -267,13 +267,13 @@ class Comparison(NotebookMethods):
                 raise RunError(f"expected at least one run in each group, got none in {empty[0]}")
         else:
             self.groups = tuple((run,) for run in runs)
-            if strange := [run for run in runs if not isinstance(run, Run)]:
-                raise RunError(f"expected runs to compare (overfocus.Run), got {shown(strange[0])}")
+            if names is not None and len(names) != len(runs):
+                raise RunError(f"expected a name for each of {len(runs)} runs, got {len(names)}")
             self.names = (display_names(runs) if names is None else tuple(names)) if len(runs) > 1 else ()
         if len(self.groups) < 2:
             raise RunError(f"expected at least two runs to compare, a baseline and another, got {len(self.groups)}")
-        if resamples < 1:
-            raise RunError(f"resamples must be at least 1, got {resamples}; 10000 is usual")
+        if not 1 <= resamples <= MOST_RESAMPLES:
+            raise RunError(f"resamples must be at least 1 and at most {MOST_RESAMPLES:,}, got {resamples}; 10000 is usual")
         self.runs = tuple(group[0] for group in self.groups)
         self.path = None if path is None else Path(path)
         self.resamples = resamples
@@ -378,6 +378,7 @@ class Comparison(NotebookMethods):
         """
         return tabulate_reliability(self._sides, self.names)
 
+    @typed(RunError)
     def write(self, folder: str | Path) -> Path:
         """Write comparison and fragility, each as .csv and .parquet, and all as comparison.json into a folder, and return it.
 
@@ -399,6 +400,7 @@ class Comparison(NotebookMethods):
             ) from error
         return folder
 
+    @typed(RunError)
     def overview(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
         """The rows of `table` that fit on a page: all layers, clean images and all corruptions together.
 
@@ -416,10 +418,12 @@ class Comparison(NotebookMethods):
         """The rows of `overview` whose metrics the verdicts rest on."""
         return self.overview(sorted({str(metric) for verdict in self.verdicts for metric in verdict.rows["metric"]}))
 
+    @typed(RunError)
     def to_markdown(self, rows: pd.DataFrame | None = None) -> str:
         """Rows of `table` (the overview where none are given) as a Markdown table."""
         return markdown(self.overview() if rows is None else rows)
 
+    @typed(RunError)
     def to_latex(self, rows: pd.DataFrame | None = None) -> str:
         """Rows of `table` (where none are given, those that the verdicts rest on) as a LaTeX table for the package booktabs."""
         return latex(self.decisive() if rows is None else rows)
@@ -574,7 +578,17 @@ def choose_overview(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cells(rows: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The text of each row under `HEADINGS`."""
+    """The text of each row under `HEADINGS`.
+
+    Raises:
+        RunError: a column is missing.
+    """
+    needed = (
+        "metric", "layers", "corruption", "severity", "model", "mean", "baseline_mean", "control", "baseline_control",
+        "difference", "low", "high", "p_adjusted", "effect_size", "count",
+    )  # fmt: skip
+    if missing := [name for name in needed if name not in rows]:
+        raise RunError(f"expected rows of the comparison's table, got some without {', '.join(missing[:3])}")
     return [
         (
             measure_title(str(row["metric"])),

@@ -515,5 +515,5 @@ def _check_values(value: Any, where: str, *, signed: bool = False) -> None:
         for part in value:
             _check_values(part, f"{where}[…]", signed=signed)
     else:
-        for entry in dataclasses.fields(value):
-            _check_values(getattr(value, entry.name), f"{where}.{entry.name}", signed=signed or entry.name in _SIGNED)
+        for name, part in vars(value).items():
+            _check_values(part, f"{where}.{name}", signed=signed or name in _SIGNED)

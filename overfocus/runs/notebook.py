@@ -6,6 +6,9 @@ What draws is attached from outside, by `overfocus` itself: results know nothing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from overfocus.errors import RunError
+from overfocus.settings import typed
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -23,6 +26,7 @@ class NotebookMethods:
         """The runs to draw and a name for each; one run or several."""
         raise NotImplementedError
 
+    @typed(RunError)
     def plot_layers(self, metrics: Names = None, corruption: Names = None, severity: int | None = None) -> "Figure":
         """Metrics over depth, clean and corrupted (by default at the middle severity), with 95 % intervals over images.
 
@@ -32,6 +36,7 @@ class NotebookMethods:
         figure: Figure = _drawing().plot_layers(*self._shown_runs(), metrics, corruption, severity)
         return figure
 
+    @typed(RunError)
     def plot_stability(self, metrics: Names = None, corruption: Names = None, severity: int | None = None) -> "Figure":
         """Stability metrics against severity (against corruption where there is one severity), with 95 % intervals.
 
@@ -41,6 +46,7 @@ class NotebookMethods:
         figure: Figure = _drawing().plot_stability(*self._shown_runs(), metrics, corruption, severity)
         return figure
 
+    @typed(RunError)
     def show(
         self, image: int | str | None = None, layer: int | None = None, corruption: Names = None, severity: int | None = None
     ) -> "Figure":

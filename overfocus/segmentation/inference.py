@@ -3,6 +3,7 @@
 The grid of windows is that of mmsegmentation, with which the published scores on Cityscapes were measured.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,10 @@ def pixel_confidence(
     return float(total / (full.shape[1] * full.shape[2]))
 
 
+NO_CLASS = "the model's output holds NaN or infinity, so that it predicts no class; check its weights, or compute without amp"
+"""What is said where the largest logit does not exist."""
+
+
 @dataclass(frozen=True, eq=False)
 class PixelPrediction:
     """A model's answer to one image."""
@@ -90,9 +95,16 @@ class PixelPrediction:
 
 
 def predict_pixels(logits: Float[Tensor, "classes rows columns"], size: tuple[int, int]) -> PixelPrediction:
-    """The class of every pixel of an image of `size` (height, width)."""
+    """The class of every pixel of an image of `size` (height, width).
+
+    Raises:
+        RunError: the logits hold NaN or infinity.
+    """
+    confidence = pixel_confidence(logits, size)
+    if math.isnan(confidence):
+        raise RunError(NO_CLASS)
     classes = class_map(logits[None], size)[0]
-    return PixelPrediction(classes, classes.cpu().numpy(), pixel_confidence(logits, size))
+    return PixelPrediction(classes, classes.cpu().numpy(), confidence)
 
 
 def pixel_columns(

@@ -147,11 +147,14 @@ def retained_differences(
     """Differences of what is retained; each side gives the distances under corruption and those of the control.
 
     With one run on each side the interval is the bootstrap's and the test swaps the models image by image. With several, both
-    are Student's, of what each image does to the mean of the runs' ratios, and of the spread of these.
+    are Student's, of what each image does to the mean of the runs' ratios, and of the spread of these. All but the count is NaN
+    where the mean control of a run is 0.
     """
-    joined = masked_jointly([*ours[0], *ours[1], *theirs[0], *theirs[1]])
+    joined = np.stack(masked_jointly([*ours[0], *ours[1], *theirs[0], *theirs[1]]))
+    known = (~np.isnan(joined[0])).sum(0)
     sizes = np.cumsum([len(ours[0]), len(ours[1]), len(theirs[0])])
-    distance, control, other_distance, other_control = np.split(np.stack(joined), sizes)
+    distance, control, other_distance, other_control = np.split(joined, sizes)
+    joined[:, :, (np.nansum(np.concatenate([control, other_control]), 1) == 0).any(0)] = np.nan  # the parts are views of it
     influence, over_runs = [], []
     for top, bottom in ((distance, control), (other_distance, other_control)):
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -175,7 +178,7 @@ def retained_differences(
         effect_size = np.where(error > 0, mean / (error * np.sqrt(count)), np.nan)
     low, high, p_value = _with_runs(mean, error, count, low, high, p_value, over_runs)
     means = [part.mean(0) for part in over_runs]
-    return Differences(means[0], means[1], means[0] - means[1], low, high, p_value, effect_size, count)
+    return Differences(means[0], means[1], means[0] - means[1], low, high, p_value, effect_size, known)
 
 
 def set_differences(

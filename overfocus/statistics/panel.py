@@ -156,32 +156,54 @@ class Cells:
 
 def read_cells(run: RunTables, metrics: Sequence[str], variants: Sequence[Variant]) -> Iterator[Cells]:
     """The values of these metrics under these variants, a part of the images at a time."""
-    layers = pd.Index([layer.number for layer in run.description.layers])
-    every = max((layer.heads for layer in run.description.layers), default=1) if "head" in run.metrics else 1
-    place_of = {variant: place for place, variant in enumerate(variants)}
+    heads = max((layer.heads for layer in run.description.layers), default=1) if "head" in run.metrics else 1
+    placing: _Placing | None = None
     for rows in run.blocks("metrics", metrics):
-        image, images = pd.factorize(rows["image"])
-        shape = (len(images), len(variants), len(layers), every)
-        head = rows["head"].to_numpy("int64") if "head" in rows else np.zeros(len(rows), np.int64)
-        place = [image, _variant_places(rows, place_of), layers.get_indexer(pd.Index(rows["layer"])), head]
-        there = (place[1] >= 0) & (place[2] >= 0) & (head >= 0) & (head < every)
-        if not there.all():
-            place = [part[there] for part in place]
-            rows = rows[there]
-        flat = np.ravel_multi_index(place, shape)
-        whole = len(flat) == math.prod(shape) and np.array_equal(flat, np.arange(len(flat)))
-        present = np.full(shape, whole)
-        present.ravel()[flat] = True
+        if placing is None or not placing.fits(rows):
+            placing = _Placing(rows, run.description.layers, variants, heads)
         values = {}
         for name in metrics:
             kind = np.float32 if rows[name].dtype == np.float32 else np.float64
-            column = rows[name].to_numpy(kind, na_value=np.nan)
-            if whole:
-                values[name] = column.reshape(shape)
-            else:
-                values[name] = np.full(shape, np.nan, kind)
-                values[name].ravel()[flat] = column
-        yield Cells(np.asarray(images), present, values)
+            values[name] = placing.placed(rows[name].to_numpy(kind, na_value=np.nan))
+        yield Cells(rows["image"].to_numpy()[placing.firsts], placing.present, values)
+
+
+class _Placing:
+    """Where the rows of a block belong in an array; most blocks of a run have the same rows, of other images."""
+
+    def __init__(self, rows: pd.DataFrame, layers: Sequence[Layer], variants: Sequence[Variant], heads: int) -> None:
+        self._keys, self._categories = self._read(rows)
+        image, images = pd.factorize(rows["image"])
+        self.firsts = np.unique(image, return_index=True)[1]
+        shape = (len(images), len(variants), len(layers), heads)
+        head = rows["head"].to_numpy("int64") if "head" in rows else np.zeros(len(rows), np.int64)
+        layer = pd.Index([layer.number for layer in layers]).get_indexer(pd.Index(rows["layer"]))
+        place = [image, _variant_places(rows, {variant: place for place, variant in enumerate(variants)}), layer, head]
+        self._there = (place[1] >= 0) & (layer >= 0) & (head >= 0) & (head < heads)
+        self._flat = np.ravel_multi_index([part[self._there] for part in place], shape)
+        self._whole = len(self._flat) == math.prod(shape) and np.array_equal(self._flat, np.arange(len(rows)))
+        self.present = np.full(shape, self._whole)
+        """(images, variants, layers, heads): whether the block has such a row."""
+        self.present.ravel()[self._flat] = True
+
+    @staticmethod
+    def _read(rows: pd.DataFrame) -> tuple[list[Array], pd.Index]:
+        image, corruption = rows["image"].to_numpy(), rows["corruption"].cat
+        others = [rows[name].to_numpy() for name in ("severity", "layer", "head") if name in rows]
+        return [image - image[:1], corruption.codes.to_numpy(), *others], corruption.categories
+
+    def fits(self, rows: pd.DataFrame) -> bool:
+        """Whether the rows are those of this block but for the numbers of the images, which lie as far apart."""
+        keys, categories = self._read(rows)
+        return categories.equals(self._categories) and all(map(np.array_equal, keys, self._keys))
+
+    def placed(self, column: Array) -> Array:
+        """The values of a column at (images, variants, layers, heads); NaN where there is no row."""
+        if self._whole:
+            return column.reshape(self.present.shape)
+        values = np.full(self.present.shape, np.nan, column.dtype)
+        values.ravel()[self._flat] = column[self._there]
+        return values
 
 
 def _variant_places(rows: pd.DataFrame, place_of: Mapping[Variant, int]) -> Array:
@@ -205,6 +227,9 @@ class Lazy(Mapping[str, Array]):
         if name not in self._names:
             raise KeyError(name)
         return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -33,6 +33,8 @@ NOISE_MARGIN = 10
 """A control whose interval reaches below this many times the numerical noise measures noise: what is retained is undefined."""
 USUAL_NOISE = 1e-6
 """The noise of runs that did not measure theirs: what single precision leaves between two equal maps."""
+_LEAST_NOISE = float(np.finfo(np.float32).eps)
+"""No noise is taken to be smaller: one that was measured as exactly 0 is below the resolution of single precision, no more."""
 RETAINED = "retained."
 """Stands before the name of a metric where a table speaks of what is retained of it."""
 NOT_MEASURED = "control not measured"
@@ -52,11 +54,11 @@ def distances(name: str, values: Array) -> Array:
 def undefined_control(control: Float[np.ndarray, "images columns"], noise: Float[np.ndarray, "columns"] | float) -> Array:
     """Which columns of control distances are no larger than numerical noise: the lower end of their mean is below ten times it.
 
-    With a single image, where there is no interval, its value counts.
+    With a single image, where there is no interval, its value counts. A control of 0, as of copies of one image, is always noise.
     """
     low, _ = mean_interval(control)
     mean = mean_of_known(control, 0)
-    usual = np.where(np.isnan(noise), USUAL_NOISE, noise)
+    usual = np.where(np.isnan(noise), USUAL_NOISE, np.maximum(noise, _LEAST_NOISE))
     result: Array = ~(np.where(np.isnan(low), mean, low) >= NOISE_MARGIN * usual)
     return result
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from overfocus.errors import CaptureError, OverfocusError
-from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, Settings, setting, shown
+from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, MOST_RESAMPLES, Settings, setting, shown
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from overfocus.probes.probe import Probe
     from overfocus.run import Run
 
-    Corruption = Callable[..., Any] | tuple[str, Callable[..., Any]]
+Corruption = Callable[..., Any] | tuple[str, Callable[..., Any]]
+"""One of the user's own, named by its function or beside it."""
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
 """One of each group: noise, blur, weather, digital."""
@@ -331,7 +332,7 @@ class CompareSettings(MeasuringSettings):
         may_be_empty=True,
     )
     resamples: int = setting(
-        10_000, "Bootstrap resamples for the intervals of ratios and of mIoU.", least=1, most=10**7, metavar="N"
+        10_000, "Bootstrap resamples for the intervals of ratios and of mIoU.", least=1, most=MOST_RESAMPLES, metavar="N"
     )
 
 

@@ -247,7 +247,7 @@ class Trainer:
             if logs or saves:
                 self._require_numbers("loss", self._sums)
             if logs:
-                seconds = time.perf_counter() - began
+                seconds = max(time.perf_counter() - began, 1e-9)  # clocks may be coarse
                 row = (
                     self._row(rate)
                     | self._attention

@@ -1,6 +1,7 @@
 """How a model is trained, for the Python interface and the command line: the recipe, and what `train` takes besides."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -254,6 +255,10 @@ def _value(name: str, value: Any) -> Any:
     return value
 
 
+_MISREAD = re.compile(r"[-+]?(0\d+|0b[01_]+|\d[\d_]*(:\d+)+(\.\d*)?|[\d.]+_[\d_.]*)")
+"""Octal 010, binary, 1:30 for ninety and 1_0 for ten: YAML 1.1 has them, and nobody means them here."""
+
+
 def _yaml(text: str) -> Any:
     """What a YAML text says, which may not refer to itself: a few such lines can stand for gigabytes.
 
@@ -265,8 +270,15 @@ def _yaml(text: str) -> Any:
     if any(text.count(opening) > _DEEPEST for opening in "[{"):
         raise ValueError("lists nested too deeply")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("an alias (*), which a recipe may not have")
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("an alias (*), which a recipe may not have")
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _MISREAD.fullmatch(event.value):
+                raise ValueError(f"{printable(event.value, 40)}, which YAML reads as another number; write it in plain digits")
+        root = yaml.compose(text, yaml.SafeLoader)
+        keys = [key.value for key, _ in root.value if isinstance(key.value, str)] if isinstance(root, yaml.MappingNode) else []
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"{printable(twice[0], 80)} twice; remove one")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None

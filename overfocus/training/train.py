@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from overfocus.errors import TrainingError
 from overfocus.runs.description import TrainingDescription, read_description
-from overfocus.settings import takes
+from overfocus.settings import takes, typed
 from overfocus.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ class Training:
 
     path: Path
     """Its folder."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", _folder(self.path))
 
     @property
     def checkpoint(self) -> Path:
@@ -41,6 +44,11 @@ class Training:
             TrainingError: it is missing or damaged.
         """
         return read_description(self.path / "training.json", TrainingDescription)
+
+
+@typed(TrainingError)
+def _folder(path: str | Path) -> Path:
+    return Path(path)
 
 
 @takes(TrainSettings)

@@ -64,7 +64,7 @@ def base64_of(image: Image.Image, kind: str, **options: object) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def number(value: float, digits: int = 4) -> float | None:
+def number(value: float, digits: int = 6) -> float | None:
     """A number as it travels in JSON: short, and null where undefined."""
     return None if not math.isfinite(value) else float(f"{value:.{digits}g}")
 

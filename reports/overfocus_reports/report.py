@@ -20,7 +20,6 @@ from overfocus.metrics.catalogue import CATALOGUE, HEADINGS
 from overfocus.statistics.verdicts import decimal
 from overfocus.text import visible
 from overfocus.variants import Variant
-from overfocus_reports.ablation import ablation_parts, figure_tables
 from overfocus_reports.displayed import matrices_of
 from overfocus_reports.figures import Figures, draw_figures, draw_images, pair_of
 from overfocus_reports.model import Model, first_picked, shared_runs
@@ -35,6 +34,8 @@ from overfocus_reports.payload import (
 )
 from overfocus_reports.sections import (
     Reading,
+    ablation_parts,
+    ablation_tables,
     checkpoint_rows,
     differences_payload,
     fragility_part,
@@ -319,7 +320,7 @@ def draw_comparison(comparison: "Comparison", ablations: "Sequence[Ablation]" = 
     }
     payload = {
         "differences": differences_payload(comparison.table, colours),
-        "figureTables": figure_tables(ablated) | ({"reliability": fragility["table"]} if fragility else {}),
+        "figureTables": ablation_tables(ablated) | ({"reliability": fragility["table"]} if fragility else {}),
     }
     if models:
         room = room_of(models) if megabytes is None else megabytes
@@ -341,7 +342,9 @@ def draw_ablation(ablation: "Ablation") -> Path:
         raise unwritable(ablation.path, error) from error
     context: dict[str, Any] = {"title": f"{parts[0]['title']}, patches {'removed' if parts[0]['removed'] else 'corrupted'}"}
     context |= {"comparison": None, "ablations": parts}
-    return write_text(ablation.path, render(without_models() | context, bare_payload() | {"figureTables": figure_tables(parts)}))
+    return write_text(
+        ablation.path, render(without_models() | context, bare_payload() | {"figureTables": ablation_tables(parts)})
+    )
 
 
 def without_models() -> dict[str, Any]:

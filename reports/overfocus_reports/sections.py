@@ -1,7 +1,7 @@
 """What single sections of the page show: differences, fragility, ablations, how to read a metric, where a run came from."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from overfocus.figures.ablation import ablation_figure, usual_score
 from overfocus.figures.stability import Scale, shows_retained
 from overfocus.figures.style import PlainFigure, save_figure, styled
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.run import distinct_names
 from overfocus.runs.description import RunDescription
 from overfocus.statistics.fragility import CLEAN_CONFIDENCE, CORRUPTION_ALONE, POOLED
 from overfocus.statistics.panel import EVERY, OUTPUT, LayerStatistics, mean_of_known
@@ -24,8 +26,7 @@ from overfocus_reports.figures import Table, Values, heat_map, inline_svg
 from overfocus_reports.sentences import listed, percent, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from overfocus.results.ablation import Ablation
     from overfocus.results.comparison import Comparison
     from overfocus.run import Run
 
@@ -400,3 +401,59 @@ def head_sentences(found: HeadValues) -> list[str]:
         kept = percent(float(found.retained[least])).replace("-", "−")
         second += f"; head {least[1]} of layer {found.layers[least[0]]} retains least under corruption, {kept}"
     return [first, second + "."]
+
+
+def ablation_parts(ablations: "Sequence[Ablation]", folder: Path) -> list[dict[str, Any]]:
+    """For the template, one per ablation; ablation-<number>.png of each goes into `folder` too."""
+    titles = distinct_names(
+        [ablation.model for ablation in ablations],
+        [ablation.description.checkpoint.source for ablation in ablations],
+        [ablation.path.absolute().name for ablation in ablations],
+    )
+    return [
+        _ablation_part(ablation, title, f"ablation-{number}", folder)
+        for number, (ablation, title) in enumerate(zip(ablations, titles, strict=True))
+    ]
+
+
+def ablation_tables(parts: Sequence[dict[str, Any]]) -> dict[str, list[list[Any]]]:
+    """The numbers behind each figure of ablations, for the page's script."""
+    return {part["name"]: [part["tables"][0]["columns"], *part["tables"][0]["rows"]] for part in parts}
+
+
+def _ablation_part(ablation: "Ablation", title: str, name: str, folder: Path) -> dict[str, Any]:
+    done = "removed" if ablation.how == "remove" else "corrupted"
+    description = ablation.description
+    with styled():
+        figure = ablation_figure(ablation.table, ablation.differences, ablation.how)
+        save_figure(figure, folder / f"{name}.png")
+        svg = inline_svg(figure, name, f"{title_of(usual_score(ablation.table))} when patches are {done}, {title}")
+    return {
+        "name": name,
+        "title": title,
+        "images": ablation.images,
+        "answers": ablation.answers,
+        "removed": ablation.how == "remove",
+        "lenient": description.checkpoint.lenient,
+        "notes": [*description.checkpoint.notes, *description.notes],
+        "skipped": description.skipped,
+        "figure": svg,
+        "tables": [
+            _frame_table(f"{name}-table", "Means over images", ablation.table),
+            _frame_table(f"{name}-differences", "The most attended patches minus each other choice", ablation.differences),
+        ],
+        "about": {
+            "Checkpoint": checkpoint_rows(description),
+            "Settings": settings_rows(description),
+            "Versions and time": version_rows(description),
+        },
+    }
+
+
+def _frame_table(name: str, title: str, table: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": title,
+        "columns": [str(column).replace("_", " ") for column in table.columns],
+        "rows": table.astype(object).where(table.notna(), None).to_numpy().tolist(),
+    }

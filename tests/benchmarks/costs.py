@@ -6,10 +6,9 @@
 tokens, batch, depth: capture with every metric, ViT-Ti with random weights; processor time ÷ the plain forward (medians of
 rounds in turn) and peak memory above the plain forward's. Rows to 16,384 tokens need some minutes.
 images: a run folder of so many images × 75 variants and the control × 12 layers, of random values (100 kB an image); seconds,
-processor time and peak memory (torch's 0.8 GB included) of a process for each: resuming (run.json read, every part looked at),
-and reading: the run is opened and checked as for resuming, every metric's mean and interval by variant and layer computed
-(`Run.summary`), the verdict on overfocusing, and the paired difference of one metric of stability between the run and the same
-run opened once more.
+processor time and peak memory (torch's 0.8 GB included) of a process for each: resuming (run.json read, every part looked at);
+reading (the same, then every metric's mean and interval by variant and layer, `Run.summary`, and the verdict on overfocusing);
+and comparing (the same check, then the paired difference of one metric of stability between the run and itself opened twice).
 """
 
 import argparse
@@ -46,6 +45,8 @@ BATCHES = (1, 4, 16, 64)
 DEPTHS = (2, 6, 12, 24)
 IMAGES = (10, 100, 1000, 10_000, 50_000)
 VARIANTS, LAYERS, PART = 75, 12, 64
+LOOKS = ("resume", "read", "compare")
+"""What is done with a run folder."""
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def in_process(*what: str) -> dict[str, Any]:
 
 def cell(way: str, *numbers: str) -> dict[str, Any]:
     """What one process measures."""
-    if way in ("resume", "read"):
+    if way in LOOKS:
         return look(way, Path(numbers[0]))
     tokens, batch, depth, *rounds = map(int, numbers)
     torch.manual_seed(0)
@@ -107,17 +108,18 @@ def cell(way: str, *numbers: str) -> dict[str, Any]:
 
 def show_images(sizes: list[int]) -> None:
     """The table of run folders."""
-    print("\n| images | rows | resume, s | resume, MB | read, s | processor, s | read, MB |\n|---|---|---|---|---|---|---|")
+    columns = [f"{way}, {unit}" for way in LOOKS for unit in ("s", "processor", "MB")]
+    print(f"\n| images | rows | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
     with tempfile.TemporaryDirectory() as work:
         for size in sizes:
             folder = simulate(Path(work), size)
             cells = [f"{size:,}", f"{size * (VARIANTS + 2) * LAYERS:,}"]
-            for way in ("resume", "read"):
+            for way in LOOKS:
                 try:
                     found = in_process(way, str(folder))
-                    cells += [f"{found['seconds']:.1f}", *([f"{found['processor']:.1f}"] * (way == "read")), f"{found['mb']:.0f}"]
+                    cells += [f"{found['seconds']:.1f}", f"{found['processor']:.1f}", f"{found['mb']:.0f}"]
                 except subprocess.CalledProcessError as error:
-                    cells += [f"failed ({error.returncode})", *[""] * (1 + (way == "read"))]
+                    cells += [f"failed ({error.returncode})", "", ""]
             print(f"| {' | '.join(cells)} |", flush=True)
             shutil.rmtree(folder)
 
@@ -172,7 +174,7 @@ def simulate(work: Path, images: int) -> Path:
 
 
 def look(way: str, folder: Path) -> dict[str, float]:
-    """Seconds, processor time and the process's peak megabytes of resuming or reading a run."""
+    """Seconds, processor time and the process's peak megabytes of one of `LOOKS` at a run."""
     began, used = time.perf_counter(), time.process_time()
     wanted = read_description(folder / "run.json", RunDescription)
     per_item = {"metrics": (VARIANTS + 2) * LAYERS, "predictions": VARIANTS + 1}
@@ -182,7 +184,8 @@ def look(way: str, folder: Path) -> dict[str, float]:
         run = overfocus.Run(folder)
         assert run.summary()["count"].max() == there.done
         assert judge_overfocusing(run).effective.count == there.done
-        panels = [read_panel(run), read_panel(overfocus.Run(folder))]
+    if way == "compare":
+        panels = [read_panel(overfocus.Run(folder)) for _ in range(2)]
         means = over_layers(panels, [panel.values["js_divergence"] for panel in panels], "all")
         values, _ = with_every(means, panels[0].corrupted)
         found = paired_differences(values[0][None], values[1][None])

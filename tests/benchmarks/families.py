@@ -121,7 +121,7 @@ def judge(form: Form) -> Verdict:
     if reasons or not captured.maps:
         reasons = reasons or sorted({site.reason for site in captured.coverage if site.reason})
         return Verdict("refused", len(maps), "; ".join(reasons[:2]))
-    notes = sorted({site.note for site in captured.coverage if site.note})
+    notes = sorted({note for site in captured.coverage if site.note for note in site.note.split("; ")})
     return Verdict("right", len(maps), "; ".join(notes[:2]))
 
 

@@ -260,6 +260,31 @@ def test_a_module_without_attention_in_its_name_that_runs_in_another_thread_is_n
     assert "another thread" in site.reason
 
 
+@pytest.mark.parametrize("met", ["the result", "a layer", "tokens"])
+def test_attention_without_a_module_in_another_thread_is_named(met):
+    """Tensors of another thread are met in this one: as the model's result, by a layer, by tokens."""
+
+    class Thread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            results = []
+            thread = threading.Thread(target=lambda: results.append((q @ k.mT).softmax(-1) @ v))
+            thread.start()
+            thread.join()
+            found = results[0] + x if met == "tokens" else results[0]
+            return found if met == "the result" else self.head(found)
+
+    with torch.no_grad(), overfocus.capture(Thread()) as captured:
+        captured.tracer.stack.model(torch.randn(2, 9, 8))
+    (site,) = captured.coverage
+    assert (site.module, site.captured, site.class_name) == ("", False, "Thread")
+    assert "another thread" in site.reason
+
+
 def test_torchscript_is_named(make_vit, family):
     class Outer(nn.Module):
         def __init__(self):

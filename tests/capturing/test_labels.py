@@ -505,3 +505,120 @@ def test_tokens_whose_places_are_lost_have_no_grid(family, attend, name):
     assert (attention.kind, attention.prefix_tokens) == ("pooled", 0)
     assert attention.grid is None or attention.key_grid is None
     assert "no grid" in captured.coverage[0].note
+
+
+def mixed_channels(tokens, other):
+    return F.linear(torch.cat([tokens, other], -1), torch.randn(16, 32, generator=torch.Generator().manual_seed(2)))
+
+
+SUMS = {
+    "+": lambda x, other: x + other,
+    "in place": lambda x, other: x.clone().add_(other),
+    "lerp": lambda x, other: torch.lerp(x, other, 0.3),
+    "where": lambda x, other: torch.where(torch.arange(16) < 8, x, other),
+    "stack and mean": lambda x, other: torch.stack([x, other]).mean(0),
+    "stack and einsum": lambda x, other: torch.einsum("kbnc,k->bnc", torch.stack([x, other]), torch.tensor([0.4, 0.6])),
+    "cat and linear": mixed_channels,
+    "three": lambda x, other: other + x.roll(2, 1) + x,
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_of_two_orders_of_tokens_have_no_grid(family, name, batch):
+    captured = capture_all(Patches(after=lambda x: SUMS[name](x, x.flip(1))), family.images(32, batch=batch))
+    (attention,) = captured.maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 0)
+    assert "no grid" in captured.coverage[0].note
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_tokens_of_several_images_have_no_labels(family, name):
+    mixed = Patches(after=lambda x: SUMS[name](x, x.flip(0).roll(1, 0)) if name == "three" else SUMS[name](x, x.roll(1, 0)))
+    captured = capture_all(mixed, family.images(32, batch=3))
+    assert captured.maps[0].kind == "unlabelled"
+    assert "several images" in captured.coverage[0].reason or "packed" in captured.coverage[0].reason
+
+
+MIXED_PIXELS = {
+    "a sum": lambda x: 0.6 * x + 0.4 * x.flip(0),
+    "a mean": lambda x: x.mean(0, keepdim=True).expand_as(x),
+    "a cut": lambda x: torch.where(torch.arange(32) < 16, x, x.roll(1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", MIXED_PIXELS)
+def test_images_that_are_mixed_inside_the_model_have_no_labels(family, name):
+    captured = capture_all(Patches(MIXED_PIXELS[name]), family.images(32, batch=3))
+    assert captured.maps[0].kind == "unlabelled"
+
+
+KEPT = {
+    "the mean over the batch taken away": lambda x: x - x.mean(0, keepdim=True),
+    "the mean over tokens taken away": lambda x: x - x.mean(1, keepdim=True),
+    "the first token added to all": lambda x: x[:, :1].expand_as(x) + x,
+    "both directions, put back": lambda x: x + (x.flip(1) * 2).flip(1),
+    "filtered by frequency": lambda x: torch.fft.ifft(torch.fft.fft(x, dim=1), dim=1).real + x,
+    "added where they are": lambda x: x.index_add(1, torch.arange(16), x),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_the_same_for_all_tokens_or_in_their_order_changes_no_place(family, name, batch):
+    (attention,) = capture_all(Patches(after=KEPT[name]), family.images(32, batch=batch)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", (4, 4), 0)
+
+
+def test_features_of_a_mirrored_copy_are_tokens_of_two_places(family):
+    def both(images):
+        return torch.cat([images, images.flip(-1)])
+
+    for model in (Patches(both, lambda x: x[:2] + x[2:]), Patches(both, lambda x: mixed_channels(*x.chunk(2)))):
+        (attention,) = capture_all(model, family.images(32, batch=2)).maps
+        assert (attention.kind, attention.batch, attention.grid) == ("global", 2, None)
+
+
+ADDED_ELSEWHERE = {
+    "index_add": lambda x, order: x.index_add(1, order, x),
+    "scatter_add": lambda x, order: x.scatter_add(1, order[None, :, None].expand_as(x), x),
+    "index_add to nothing": lambda x, order: torch.zeros_like(x).index_add(1, order, x),
+}
+
+
+@pytest.mark.parametrize("name", ADDED_ELSEWHERE)
+def test_tokens_added_where_an_index_says(family, name):
+    model = Patches(after=lambda x: ADDED_ELSEWHERE[name](x, torch.arange(16).flip(0)))
+    (attention,) = capture_all(model, family.images(32, batch=2)).maps
+    assert attention.kind == "global"
+    if name != "index_add to nothing":
+        assert attention.grid is None
+        return
+    plain = Patches()
+    plain.load_state_dict(model.state_dict())
+    (expected,) = capture_all(plain, family.images(32, batch=2)).maps
+    torch.testing.assert_close(attention.weights, expected.weights)  # put in the grid's order again
+
+
+FREQUENCIES = {
+    "fft": lambda q: torch.fft.fft(q, dim=2).real,
+    "rfft": lambda q: torch.fft.rfft(q, dim=2).abs(),
+    "a matrix of cosines": lambda q: torch.cos(torch.arange(16.0)[:, None] * (torch.arange(16.0) + 0.5) / 5) @ q,
+}
+
+
+@pytest.mark.parametrize("attend", [by_hand, F.scaled_dot_product_attention])
+@pytest.mark.parametrize("name", FREQUENCIES)
+def test_queries_that_are_frequencies_are_no_class_tokens(family, attend, name):
+    captured = capture_all(Parts(lambda q, k, v: attend(FREQUENCIES[name](q), k, v)), family.images(32))
+    (attention,) = captured.maps
+    assert (attention.kind, attention.prefix_tokens, attention.grid, attention.key_grid) == ("pooled", 0, None, (4, 4))
+    assert "no grid" in captured.coverage[0].note
+
+
+@pytest.mark.parametrize("queries", [slice(0, 1), slice(0, 2)])
+def test_part_of_the_queries_of_a_grid_of_two_rows_is_in_no_metric(family, queries):
+    model = Parts(lambda q, k, v: F.scaled_dot_product_attention(q[:, :, queries], k, v))
+    captured = capture_all(model, family.images(16))
+    assert {attention.kind for attention in captured.maps} == {"unlabelled"}
+    assert "only part of the queries" in captured.coverage[0].reason

@@ -48,7 +48,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".pth"])
 def test_names_that_no_file_can_have(name: str) -> None:
-    with pytest.raises(CheckpointError, match="cannot be opened"):
+    with pytest.raises(CheckpointError, match="shorter path"):
         load_model(name)
 
 

@@ -1,12 +1,17 @@
 """Scores, calibration and corruption errors against numpy, torchmetrics and by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scipy.special import log_softmax
+from timm.models.vision_transformer import VisionTransformer
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
+import overfocus
 from overfocus.corruptions import GROUPS
 from overfocus.evaluation.corruption_error import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, corruption_error
 from overfocus.evaluation.results import errors_of, measure_predictions
@@ -195,3 +200,14 @@ def test_what_mce_rests_on_is_named() -> None:
     assert "approximate" not in published
     other = corruption_error(ALEXNET, 0.4, **tree, tree_geometry="model").note
     assert "images resized and cropped to 0.9 once more, which the published protocol does not" in other
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_output_that_is_no_number_has_no_class(value: float, tmp_path: Path) -> None:
+    """Else the first class would be predicted everywhere, and every prediction kept."""
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=7)
+    torch.nn.init.constant_(model.head.bias[3:4], value)
+    loaded = overfocus.wrap(model.eval(), name="broken")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    with pytest.raises(overfocus.RunError, match="broken: the model's output holds NaN or infinity"):
+        overfocus.analyze(loaded, tmp_path / "image.png", ["fog"], [3], tmp_path / "run", workers=0, progress=False)

@@ -234,12 +234,18 @@ def make_images(folder: Path) -> None:
         "empty.png": png(0, 5),
         "endless.png": png(2**31 - 1, 2**31 - 1),
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        "twice.json": b'{"cat": 0, "dog": 1, "cat": 1}',
         "long_cell.csv": b"cat," + b"9" * 300_000 + b"\n",
         "binary_list.txt": np.random.default_rng(2).bytes(500),
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
     Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
+    for place in ("tree/fog/1/cat", "tree/fog/0/cat", "tree/snow/1/cat"):  # severities are 1 to 5
+        (folder / place).mkdir(parents=True)
+        shutil.copy(folder / "photos/cat/one.png", folder / place)
+    (folder / "films/noise/0").mkdir(parents=True)
+    (folder / "films/noise/0/film.mp4").write_bytes(b"no film")
     (folder / "no_images").mkdir()
     (folder / "no_images" / "notes.md").write_text("hello")
     (folder / "folder.png").mkdir()
@@ -293,6 +299,17 @@ def make_runs(folder: Path, write_run: Callable[..., Path]) -> None:
     for name, content in {"empty": b"", "text": b"hello", "truncated": part[:-30], "half": part[: len(part) // 2]}.items():
         shutil.copytree(sound, folder / f"part_{name}")
         (folder / f"part_{name}" / "metrics" / "part-00000.parquet").write_bytes(content)
+    table = pd.read_parquet(sound / "metrics" / "part-00000.parquet")
+    for name, column, value in (
+        ("image", "image", 99),
+        ("layer", "layer", -5),
+        ("severity", "severity", 77),
+        ("foreign", "corruption", "snow"),
+    ):
+        shutil.copytree(sound, folder / f"part_{name}")
+        table.assign(**{column: value}).to_parquet(folder / f"part_{name}" / "metrics" / "part-00000.parquet")
+    shutil.copytree(sound, folder / "part_predictions")
+    shutil.copy(sound / "metrics" / "part-00000.parquet", folder / "part_predictions" / "predictions" / "part-00000.parquet")
     shutil.copytree(sound, folder / "part_missing")
     shutil.rmtree(folder / "part_missing" / "metrics")
 
@@ -313,7 +330,9 @@ BAD_RUNS = (
     "run_negative_done run_fraction_done run_huge_done run_infinite run_deep run_truncated_json run_status run_not_utf8 run_pipe "
     "run_folder photos missing good.pth"
 ).split()
-BAD_PARTS = "part_empty part_text part_truncated part_half part_missing".split()
+BAD_PARTS = (
+    "part_empty part_text part_truncated part_half part_missing part_image part_layer part_severity part_foreign part_predictions"
+).split()
 BAD_MAPS = "maps_empty maps_text maps_truncated maps_objects maps_checksum".split()
 
 RECIPES = {
@@ -334,6 +353,10 @@ RECIPES = {
     "typed": "epochs: many\nbatch_size: 2\nlearning_rate: 0.1",
     "nested": "epochs: {a: 1}\nbatch_size: 2\nlearning_rate: 0.1",
     "escape": 'epochs: 1\nbatch_size: 2\nlearning_rate: 0.1\n"\\e[31m": 1',
+    "twice": "epochs: 1\nepochs: 300\nbatch_size: 2\nlearning_rate: 0.1",
+    "octal": "epochs: 010\nbatch_size: 2\nlearning_rate: 0.1",
+    "minutes": "epochs: 1:30\nbatch_size: 2\nlearning_rate: 0.1",
+    "underscore": "epochs: 1_0\nbatch_size: 2\nlearning_rate: 0.1",
     "python": "!!python/object/apply:os.mkdir [executed]",
 }
 

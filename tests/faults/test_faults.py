@@ -22,7 +22,8 @@ _spec.loader.exec_module(museum)
 ADVICE = re.compile(
     r"expected|must |\btry\b|choose|\bgive\b|[Dd]id you mean|[Tt]here is|Valid|valid|check the|see overfocus|restore|copy it|"
     r"download|leave|between|start the same|make sure|[Cc]onvert|[Ss]ave |measure again|shrink|nearest|pass |put |use |take |"
-    r"trust|at most|needed|Missing|requires|overfocus list|those of|of one kind|are for|it holds|measured under"
+    r"add |remove |name the|divide |write it|measure one again|measure it|trust|at most|"
+    r"needed|Missing|requires|overfocus list|those of|of one kind|are for|it holds|measured under"
 )
 """What was expected, or what to try."""
 LONGEST = 2200
@@ -132,6 +133,11 @@ def usage() -> Iterator[Case]:
         (["analyze", "--output="], "--output is empty"),
         (["report", ""], "empty"),
         (["train", "photos", "--init", ""], "--init is empty"),
+        (["check", "run", "--max", "gini=1", "--max", "gini=2"], "'gini' twice"),
+        (["train", "photos", "--set", "epochs=1", "--set", "epochs=2"], "'epochs' twice"),
+        (["train", "photos", "--epochs", "1_0"], "--epochs"),
+        (["train", "photos", "--epochs", "٣"], "--epochs"),
+        (["analyze", "--layers", "1_0"], "--layers"),
         (["list", "models", ""], "empty"),
     ):
         yield Case(f"usage {' '.join(command)}", command, words, 2)
@@ -140,6 +146,13 @@ def usage() -> Iterator[Case]:
         (["list", "modles"], "did you mean models?"),
         (["list", "corruptions", "zz"], "overfocus list corruptions shows all"),
         (["list", "metrics", "ginni", "--json"], "did you mean gini?"),
+        (["inspect", "test_vit", "--model-args", "depth=2"], "model_args has no meaning for the name of a timm model"),
+        (["inspect", "test_vit", "--weights", "state_dict"], "weights has no meaning for the name of a timm model"),
+        (["inspect", "good.pth", "--model-args", "num_classes=7"], "expected num_classes="),
+        (["inspect", "good.pth", "--model-args", "depth=6,depth=6"], "depth twice"),
+        (["check", "run", "--max", "gini=inf"], "expected a finite number"),
+        (["evaluate", "good.pth", "--data", "tree", "--output", "out"], "tree/fog: expected severities 1 to 5"),
+        (["evaluate", "good.pth", "--data", "films", "--output", "out", "--workers", "0"], "expected a film of 2 to"),
         (["train", "photos", "--model", "test_vit", "--epochs", "2", "--set", "epochs=-1"], "--set must leave epochs out"),
         (["train", "photos", "--init", "good.pth", "--learning-rate", "1", "--set", "reference_batch=0"], "reference_batch"),
         (["figure", "layer", "run"], "did you mean layers?"),
@@ -174,6 +187,7 @@ def values() -> Iterator[Case]:
             ("--top-fraction", "nan", "above 0"), ("--top-fraction", "1.5", "at most 1"), ("--image-size", "0", "at least 1"),
             ("--image-size", "33", "(Input height (33)"), ("--image-size", "32x9999999", "at most"),
             ("--constants", "nope", "cifar-c"),
+            ("--class-map", "twice.json", "cat twice"),
             ("--class-map", "long_cell.csv", "long_cell.csv"), ("--class-map", "nowhere.json", "nowhere.json"),
             ("--class-map", "photos", "this is a folder"),
             ("--class-map", "pipe.png", "named pipe"), ("--class-map", "binary_list.txt", "UTF-8"),
@@ -219,7 +233,7 @@ def values() -> Iterator[Case]:
             ("--layer", "99", "between"),
         ),
         ("check", "run", "--max", "gini=1"): (
-            ("--max", "top_share=nan", "expected a number"), ("--max", "top_share=true", "expected a number"),
+            ("--max", "top_share=nan", "expected a finite number"), ("--max", "top_share=true", "expected a number"),
             ("--max", "image=1", "image"), ("--layers", "99", "99"), ("--corruption", "nope", "nope"),
         ),
     }.items():  # fmt: skip

@@ -142,7 +142,7 @@ def test_a_file_says_the_class_of_each_label(tmp_path, name, text, ids):
         ("map.json", "{", "expected JSON"),
         ("map.json", '{"a": 7}', "'7', expected a number from 0 to 2 or a name"),
         ("map.json", '{"a": true}', "expected a JSON object"),
-        ("map.json", '{"a": 1, "a": 2}', "'a' stands there twice"),
+        ("map.json", '{"a": 1, "a": 2}', "a twice; remove one"),
         ("map.txt", "a\na\n", "'a' twice"),
         ("map.txt", "x\ny\n", "got those of x, y"),
         ("map.txt", "", "the file is empty"),

@@ -1,7 +1,8 @@
 """ADL of a model's own forward."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,6 +175,49 @@ def test_autocast_and_no_grad() -> None:
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.1)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, model).values())
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Called(nn.Module):
+    """Runs a module with parameters that it is given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        return torch.func.functional_call(self.model, dict(self.model.named_parameters()), (images,))
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "data parallel": nn.parallel.DistributedDataParallel,
+    "data parallel, compiled inside": lambda model: nn.parallel.DistributedDataParallel(torch.compile(model, backend="eager")),
+    "functional": Called,
+}
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_a_wrapped_model_has_the_same_gradients(wrapped: str) -> None:
+    name = "vit_tiny_patch16_224"
+    results = []
+    for wrap in (lambda model: model, WRAPPED[wrapped]):
+        model = build(name)
+        running = wrap(model)
+        with diversify(running) as adl:
+            loss = running(batch(name)).square().mean() + adl.loss()
+        results.append((loss.item(), gradients(loss, model)))
+    (plain, expected), (found, ours) = results
+    assert found == pytest.approx(plain, rel=1e-5)
+    assert ours.keys() == expected.keys()
+    assert all(torch.allclose(ours[key], expected[key], rtol=1e-4, atol=1e-6) for key in expected)
 
 
 def test_keeps_no_map_for_the_backward_pass() -> None:

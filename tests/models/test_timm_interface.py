@@ -1,10 +1,12 @@
 """Our classifiers in every use that timm's own models support: what a ViT or Swin of timm passes here, ours pass.
 
-Small variants of each family run by default, every registered name with `-m nightly`. timm's own ViT runs beside them, so that a
-check that asks too much shows. The `_segformer` models are no classifiers and are left out by name.
+Small variants of each family run by default. With `-m slow` every registered name does, as a narrow and shallow model with its
+own kinds of layers, heads and stem; with `-m nightly` each in its full size. timm's own ViT runs beside them, so that a check
+that asks too much shows. The `_segformer` models are no classifiers and are left out by name.
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,26 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("tap_swin_tiny_patch4_window7_224", TINY_SWIN),
     ("vit_tiny_patch16_224", TINY_VIT),  # timm's own
 ]
+
+
+def narrow(name: str) -> dict[str, Any]:
+    """Changes that leave a registered model its heads, stages and stem, but 8 channels a head and at most four blocks a stage."""
+    found = {**FAN, **FAN_SWIN, **RVT}.get(name.removeprefix("tap_"))
+    if found is None:  # with the heads of timm's base
+        size = next(word for word in ("tiny", "small", "base") if word in name)
+        if "swin" in name:
+            return {"embed_dim": {"tiny": 24, "small": 24, "base": 32}[size], "depths": (2, 2, 2, 2)}
+        return {"embed_dim": {"tiny": 24, "small": 48, "base": 96}[size], "depth": 4, "img_size": 64}
+    changes: dict[str, Any] = {"depths": {1: (4,), 2: (3, 1), 4: (2, 2, 2, 2)}[len(found["depths"])]}
+    if "embed_dim" in found:
+        return {**changes, "embed_dim": 8 * found["num_heads"][0]}
+    if "rvt_base" not in name:  # whose MLP is another one at its width of 768
+        changes["embed_dims"] = tuple(8 * heads for heads in found["num_heads"])
+    return {**changes, "masked_blocks": 2, "img_size": 64} if "masked_blocks" in found else changes
+
+
 CASES = [pytest.param(name, changes, id=f"{name}-small") for name, changes in SMALL]
+CASES += [pytest.param(name, narrow(name), id=f"{name}-narrow", marks=pytest.mark.slow) for name in NAMES]
 CASES += [pytest.param(name, {}, id=name, marks=pytest.mark.nightly) for name in NAMES]
 every_model = pytest.mark.parametrize(("name", "changes"), CASES)
 
@@ -59,6 +80,20 @@ def test_every_registered_name_is_tested_or_no_classifier() -> None:
     ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("overfocus.")]
     segmentation = {f"{prefix}{name}_segformer" for prefix in ("", "tap_") for name in OUT_BLOCKS}
     assert set(ours) == set(NAMES) | segmentation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_narrow_model_has_every_kind_of_layer_of_the_whole(name: str) -> None:
+    """What the tests of narrow models see of a registered name is all there is but for width and repetition."""
+
+    def kinds(changes: dict[str, Any]) -> tuple[set[str], set[tuple[str, str]]]:
+        with torch.device("meta"):
+            model = timm.create_model(name, **changes)
+        types = {(re.sub(r"\d+", "#", entry), type(module).__name__) for entry, module in model.named_modules()}
+        return {re.sub(r"\d+", "#", entry) for entry in model.state_dict()}, types
+
+    assert kinds(narrow(name)) == kinds({})
 
 
 @pytest.mark.parametrize("base", BASES)

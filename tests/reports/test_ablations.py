@@ -14,7 +14,7 @@ from overfocus.results.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
 from overfocus_reports import draw_ablation
-from overfocus_reports.ablation import ablation_parts
+from overfocus_reports.sections import ablation_parts
 
 
 @pytest.fixture

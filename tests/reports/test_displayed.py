@@ -68,7 +68,7 @@ def test_small_images_stay_exact_and_large_ones_shrink():
 
 
 def test_numbers_are_short_and_null_where_undefined():
-    assert number(0.123456) == 0.1235
+    assert number(0.12345678) == 0.123457
     assert numbers(np.array([[1.0, np.nan], [np.inf, 2.5]])) == [[1.0, None], [None, 2.5]]
 
 

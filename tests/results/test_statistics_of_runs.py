@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from overfocus import Comparison, RunError
+from overfocus import Comparison, Run, RunError
 from overfocus.statistics.differences import paired_differences, set_differences
 from overfocus.statistics.fragility import CORRUPTION_ALONE, POOLED
 from overfocus.statistics.intervals import resample_counts, widened_quantiles
@@ -73,6 +73,50 @@ def test_a_control_of_numerical_noise_leaves_retained_undefined(write_run):
     measured = write_run("b", images=20, info={"noise": {"top_overlap": [0.5, None, 0.0]}}).retained
     layers = measured[measured["metric"] == "top_overlap"].groupby("layer")["retained"].apply(lambda values: values.isna().all())
     assert layers.tolist() == [True, False, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_copies_of_one_image_leave_retained_undefined(write_run):
+    """The control is 0, and so is the noise that was measured: no infinite value, no p-value, no warning."""
+
+    def copies(table):
+        control = table["corruption"] == "other image"
+        table.loc[control, ["top_overlap", "attention_cosine", "rank_correlation"]] = 1.0
+        table.loc[control, ["js_divergence", "received_shift"]] = 0.0
+        return table
+
+    info = {"noise": {name: [0.0] * 3 for name in ("top_overlap", "attention_cosine", "js_divergence", "received_shift")}}
+    runs = [write_run(name, images=20, adjust=copies, info=info) for name in "ab"]
+    assert runs[0].retained[["retained", "low", "high"]].isna().all().all()
+    compared = Comparison([runs[0], write_run("c", images=20)], resamples=100)
+    for comparison in (Comparison(runs, resamples=100), compared):
+        rows = comparison.table[comparison.table["metric"].str.startswith("retained.")]
+        assert len(rows)
+        assert rows[["mean", "difference", "low", "high", "p_value", "effect_size"]].isna().all().all()
+        stability = next(verdict for verdict in comparison.verdicts if verdict.question == "stability")
+        assert "the control cannot be distinguished from numerical noise" in stability.sentence
+
+
+def test_parts_of_equal_and_of_other_rows_are_read_alike(write_run, monkeypatch):
+    run = write_run("a", images=16)
+    rows = run.table.astype(dict.fromkeys(["gini", "top_overlap"], "float32"))
+    lacking = (rows["image"] == 5) & (rows["corruption"] == "fog") & (rows["layer"] == 1)
+    rows = rows[~lacking]
+    parts = [rows[rows["image"].between(first, first + 3)] for first in range(0, 16, 4)]
+    parts[2] = parts[2].sample(frac=1, random_state=0)  # another order
+    parts[3] = parts[3].assign(image=parts[3]["image"] + (parts[3]["image"] > 13))  # numbers that lie further apart
+    for part in parts:
+        part.to_parquet(run.path / "metrics" / f"part-{part['image'].min():05d}.parquet")
+    monkeypatch.setattr("overfocus.run.BLOCK_ROWS", 1)
+    expected = pd.concat(parts)
+    again = Run(run.path)
+    assert list(again.cells.numbers) == expected["image"].drop_duplicates().tolist()
+    for column in ("gini", "top_overlap", "js_divergence"):
+        assert _row(again.summary(), metric=column, corruption="fog", severity=4, layer=1)["count"] == 15
+        for place, variant in enumerate(again.cells.variants):
+            of_variant = expected[(expected["corruption"] == variant.corruption) & (expected["severity"] == variant.severity)]
+            wide = of_variant.pivot(index="image", columns="layer", values=column).reindex(again.cells.numbers)
+            np.testing.assert_array_equal(again.cells[column][:, place], wide.to_numpy("float64"))
 
 
 def test_differences_rest_on_the_same_layers_and_variants(write_run):

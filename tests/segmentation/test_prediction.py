@@ -6,8 +6,9 @@ import torch
 from scipy.special import softmax
 from timm.models.vision_transformer import VisionTransformer
 
+from overfocus import RunError
 from overfocus.models.segmentation import segmentation_model
-from overfocus.segmentation.inference import class_map, is_segmentation, pixel_confidence
+from overfocus.segmentation.inference import class_map, is_segmentation, pixel_confidence, predict_pixels
 
 
 def bilinear(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -55,3 +56,11 @@ def test_what_is_a_segmentation_model() -> None:
     assert not is_segmentation(vit, torch.zeros(1, 3))
     assert is_segmentation(vit, torch.zeros(1, 3, 4, 4))
     assert not is_segmentation(vit, torch.zeros(1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_have_no_class(value: float) -> None:
+    logits = torch.zeros(4, 3, 5)
+    logits[2, 1, 1] = value
+    with pytest.raises(RunError, match="holds NaN or infinity"):
+        predict_pixels(logits, (6, 10))
