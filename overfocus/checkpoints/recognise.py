@@ -302,7 +302,7 @@ def _require_no_plain_rival(found: Fit, metadata: Metadata, request: Request, pa
     """Refuse a network with rotary positions or norms elsewhere that no tensor shows, where a plain ViT has the same tensors."""
     blocks: Any = getattr(found.outline, "blocks", None)
     plain_itself = isinstance(found.outline, VisionTransformer) and type(blocks[0]) is Block
-    if plain_itself or blocks is None or _named(found.name, path):
+    if plain_itself or blocks is None or _named(found.name, path) or any(map(is_tap, found.reading.tensors)):
         return
     shapes = {name: tuple(tensor.shape) for name, tensor in found.reading.tensors.items()}
     plain = plain_vit(shapes, 1, path, request.image_size)
