@@ -419,7 +419,8 @@ def monitor(
             `preprocess`; two at least, for the control (what another image has in common). Four to sixteen are enough.
         every: steps between two measurements.
         preprocess: how images become inputs; with a tensor, its mean and standard deviation are needed to corrupt it. None takes
-            that of a `LoadedModel`; without any, a tensor is watched clean alone, and `retained` is NaN.
+            that of a `LoadedModel`; without any, a tensor is watched clean alone, and `retained` is NaN. It is NaN, too, where
+            the control is only numerical noise.
         corruption: a name of `overfocus list corruptions`; None for none.
         severity: 1 (weak) to 5 (strong).
         seed: of the corruption.
@@ -484,8 +485,6 @@ def _inputs(
 ) -> tuple[Tensor, Tensor | None]:
     """Clean and corrupted inputs."""
     if isinstance(images, Tensor):
-        if images.ndim != 4:
-            raise ImageError(f"expected inputs (images, channels, height, width), got shape {tuple(images.shape)}")
         if preprocess is None or corruption is None:
             return images.detach().clone(), None
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
@@ -589,8 +588,10 @@ def _of_layer(quantity: str, values: Mapping[str, Tensor], images: int) -> float
     pairs = values.get(_PRIMARY)
     if pairs is None or len(pairs) == images:
         return math.nan
+    from overfocus.statistics.retained import LEAST_NOISE, NOISE_MARGIN
+
     control = float(pairs[:images].mean())
-    return 1 - float(pairs[images:].mean()) / control if control > 0 else math.nan
+    return 1 - float(pairs[images:].mean()) / control if control >= NOISE_MARGIN * LEAST_NOISE else math.nan
 
 
 def _grouped(count: int) -> list[tuple[int, Literal["early", "middle", "late"]]]:

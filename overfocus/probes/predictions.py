@@ -73,7 +73,7 @@ class ClassesProbe(Probe):
         known = bool(classes) and logits.shape[1:] == (classes,)
         return score(logits, targets, batch.reference, allowed, classifier=known)
 
-    def _on_host(self, columns: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Column]:
+    def _on_host(self, columns: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Column]:
         found = {name: columns[name].double().cpu().numpy() for name in names}
         if bool((np.isnan(found["confidence"]) & ~np.isnan(found["predicted"])).any()):
             raise RunError(f"{self.loaded.source}: {NO_CLASS}")

@@ -33,7 +33,7 @@ NOISE_MARGIN = 10
 """A control whose interval reaches below this many times the numerical noise measures noise: what is retained is undefined."""
 USUAL_NOISE = 1e-6
 """The noise of runs that did not measure theirs: what single precision leaves between two equal maps."""
-_LEAST_NOISE = float(np.finfo(np.float32).eps)
+LEAST_NOISE = float(np.finfo(np.float32).eps)
 """No noise is taken to be smaller: one that was measured as exactly 0 is below the resolution of single precision, no more."""
 RETAINED = "retained."
 """Stands before the name of a metric where a table speaks of what is retained of it."""
@@ -58,7 +58,7 @@ def undefined_control(control: Float[np.ndarray, "images columns"], noise: Float
     """
     low, _ = mean_interval(control)
     mean = mean_of_known(control, 0)
-    usual = np.where(np.isnan(noise), USUAL_NOISE, np.maximum(noise, _LEAST_NOISE))
+    usual = np.where(np.isnan(noise), USUAL_NOISE, np.maximum(noise, LEAST_NOISE))
     result: Array = ~(np.where(np.isnan(low), mean, low) >= NOISE_MARGIN * usual)
     return result
 

@@ -123,6 +123,17 @@ def test_what_is_measured(model: nn.Module, images: Tensor) -> None:
     assert row["retained_late"] <= 1
 
 
+def test_of_uniform_attention_nothing_is_retained(model: nn.Module, images: Tensor) -> None:
+    """Its maps differ by rounding alone, clean or corrupted."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "qkv" in name:
+                parameter.mul_(1e-3)
+    row = overfocus.monitor(model, images, preprocess=PREPROCESS).measure()
+    assert math.isnan(row["retained_early"])
+    assert row["effective_tokens_early"] == pytest.approx(1, abs=1e-4)
+
+
 def test_without_a_way_to_corrupt_nothing_is_retained(model: nn.Module, images: Tensor) -> None:
     row = overfocus.monitor(model, images).measure()
     assert math.isnan(row["retained_early"])
@@ -340,7 +351,7 @@ def test_curves_of_a_log(model: nn.Module, images: Tensor, tmp_path: Path) -> No
     [
         ({"every": 0}, RunError, "every must be at least 1, got 0"),
         ({"images": torch.zeros(0, 3, 16, 16)}, ImageError, "got none"),
-        ({"images": torch.zeros(3, 16, 16)}, ImageError, "expected inputs"),
+        ({"images": torch.zeros(3, 16, 16)}, ImageError, r"expected images \(images, channels"),
         ({"images": ["a.png"]}, RunError, "images need preprocess="),
         ({"images": ["a.png"], "preprocess": PREPROCESS}, ImageError, "a.png"),
         ({"severity": 9}, overfocus.CorruptionError, "9"),
