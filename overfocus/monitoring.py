@@ -1,4 +1,4 @@
-"""`monitor`: the attention of a model on a few fixed images, watched while it trains, without changing its training in any bit.
+"""`monitor`: the attention of a model on a few fixed images, measured while it trains; the training stays bit-identical.
 
 with overfocus.monitor(model, images, every=500) as watch:
     for batch in batches:
@@ -45,8 +45,8 @@ _PROBED_LOGITS = 2**24
 class Monitor:
     """Watches one model; `monitor` makes one. Call it once a step, after the optimiser's step, with the loss if it is at hand.
 
-    Every process of a distributed training must make the same calls: under FSDP a forward is a joint effort, and so one is made
-    only where all processes make it, in `begin` and every `every` steps, never because one of them saw NaN. Under
+    Every process of a distributed training must make the same calls: under FSDP a forward needs every process, so one is run
+    only where all processes run it, in `begin` and every `every` steps, never because one of them saw NaN. Under
     DistributedDataParallel the module inside is run, so nothing is communicated.
     """
 
@@ -98,7 +98,7 @@ class Monitor:
     def begin(self) -> None:
         """Find the attention modules by one forward, and note from now on whether their outputs hold NaN.
 
-        The first call does it, too; before it a NaN can only be looked for afterwards, when all weights may hold it.
+        The first call does so too. A NaN that came earlier can only be looked for afterwards, when all weights may hold it.
 
         Raises:
             CaptureError: the model has no attention over tokens.
@@ -193,7 +193,7 @@ class Monitor:
     def heat_maps(self) -> UInt8[np.ndarray, "height width 3"]:
         """Received attention of the last measurement as an image: a row for each clean image, a column for each third of layers.
 
-        Colours are multiples of uniform attention from 1/4 to 16 on a logarithmic scale; white lines part the maps.
+        Colours are multiples of uniform attention from 1/4 to 16 on a logarithmic scale; white lines separate the maps.
         """
         from matplotlib import colormaps
 

@@ -188,7 +188,7 @@ def ablate(
 def evaluate(settings: EvaluateSettings, *, as_json: AsJson = False) -> None:
     """Evaluate classifiers or segmentation models.
 
-    Of classifiers accuracy, calibration and mCE; of segmentation models mIoU and pixel accuracy. The same command continues an
+    Accuracy, calibration and mCE of classifiers; mIoU and pixel accuracy of segmentation models. The same command continues an
     interrupted evaluation. Several GPUs: accelerate launch -m overfocus evaluate …
 
     Example: overfocus evaluate baseline.pth robust.pth --data val/ --corruption common
@@ -253,7 +253,7 @@ def _drawn(run: "Run") -> Path:
 def default_output(root: str, settings: Settings, *checkpoints: str | None) -> Path:
     """ROOT/NAME-ID: the first checkpoint's name, and six digits that differ when what is measured differs.
 
-    So the same command finds its run again, and another command does not meet it.
+    So the same command finds its run again, and another command does not touch it.
     """
     from hashlib import sha256
 

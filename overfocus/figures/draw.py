@@ -1,4 +1,4 @@
-"""What is drawn of which runs, images, layers and corruptions: figures by kind for papers, and what runs show in a notebook."""
+"""Which runs, images, layers and corruptions are drawn: figures by kind for papers, and what runs show in a notebook."""
 
 import difflib
 import html

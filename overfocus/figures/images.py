@@ -105,7 +105,7 @@ def blended(image: npt.NDArray[np.uint8], multiples: npt.NDArray[np.floating[Any
 
 
 def outlined(pixels: npt.NDArray[np.uint8], places: Iterable[int], grid: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """The image with one line round all patches at `places` of a (rows, columns) grid; neighbours share their outline."""
+    """The image with one line around all patches at `places` of a (rows, columns) grid; neighbours share their outline."""
     from scipy.ndimage import binary_erosion
 
     chosen = np.isin(np.arange(grid[0] * grid[1]), list(places)).reshape(grid[0], grid[1])
@@ -120,7 +120,7 @@ def outlined(pixels: npt.NDArray[np.uint8], places: Iterable[int], grid: tuple[i
 def frame_patch(
     axes: "Axes", patch: tuple[int, int], grid: tuple[int, ...], size: tuple[int, ...], colour: str, thickness: float
 ) -> None:
-    """A frame round the patch (row, column) of a grid that covers an image of (height, width) pixels."""
+    """A frame around the patch (row, column) of a grid that covers an image of (height, width) pixels."""
     from matplotlib.patches import Rectangle
 
     high, wide = size[0] / grid[0], size[1] / grid[1]

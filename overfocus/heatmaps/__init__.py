@@ -1,4 +1,4 @@
-"""Heat maps over an image: what receives attention, where one token attends, rollout, and what speaks for a class."""
+"""Heat maps over an image: what receives attention, where one token attends, rollout, and evidence for a class."""
 
 from overfocus.heatmaps.draw import HeatMaps, draw_heat_maps, heatmap
 from overfocus.heatmaps.maps import HeatMap, heat_maps

@@ -1,7 +1,7 @@
-"""Heat maps of one batch of images: what patches receive, where one token attends, rollout, and what speaks for a class.
+"""Heat maps of one batch of images: what patches receive, where one token attends, rollout, and evidence for a class.
 
-What speaks for a class is attention × gradient rollout, or Grad-CAM on tokens. A recomputed map is not part of the logits' graph,
-so capture computes fused attention there from the very weights that it holds (`exact=False`).
+Evidence for a class is attention × gradient rollout, or Grad-CAM on tokens. A recomputed map is not part of the logits' graph,
+so capture computes fused attention there from the same weights that it holds (`exact=False`).
 
 Sources: H. Chefer, S. Gur, L. Wolf, "Generic Attention-model Explainability", ICCV 2021, section 3.1; R. Selvaraju et al.,
 "Grad-CAM", ICCV 2017.
@@ -28,7 +28,7 @@ from overfocus.sweep.settings import HeatMapRequest, Query
 def gradient_rollout(
     model: nn.Module, inputs: Tensor, target: int | None, row: int | None = None
 ) -> tuple[Float[Tensor, "batch tokens"], AttentionMap, int]:
-    """How much each token speaks for a class: R ← R + mean over heads of (∇A ⊙ A)⁺ · R through the global layers, from R = I.
+    """How much each token contributes to a class: R ← R + mean over heads of (∇A ⊙ A)⁺ · R through the global layers, from R = I.
 
     Args:
         model: a classifier in eval mode.
@@ -327,7 +327,7 @@ def _laid(cam: Cam) -> Float[Tensor, "batch rows columns"]:
 
 
 def _relative(values: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
-    """Values in multiples of their mean over the image; 0 everywhere where nothing speaks for the class."""
+    """Values in multiples of their mean over the image; 0 everywhere where there is no evidence for the class."""
     mean = values.mean((1, 2), keepdim=True)
     return torch.where(mean > 0, values / mean, 0.0)
 

@@ -65,7 +65,7 @@ def base64_of(image: Image.Image, kind: str, **options: object) -> str:
 
 
 def number(value: float, digits: int = 6) -> float | None:
-    """A number as it travels in JSON: short, and null where undefined."""
+    """A number as written in JSON: short, and null where undefined."""
     return None if not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
@@ -329,7 +329,7 @@ class Matrices:
 def matrices_of(displayed: Displayed, room: int) -> Matrices:
     """The matrices of the displayed images in about `room` characters of base64.
 
-    Of every shown variant where each key still gets a column of its own; else only of the middle severities, as fine as
+    For every shown variant if each key still gets a column of its own; otherwise only for the middle severities, as fine as
     they fit.
     """
     images, numbers = displayed.run.displayed, displayed.shown

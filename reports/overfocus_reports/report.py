@@ -128,7 +128,7 @@ def exact(value: object) -> str:
 
 
 def template_context(models: Sequence[Model], drawn: Figures, picked: Variant, high: float) -> dict[str, Any]:
-    """For the templates; those of the parts that only a comparison has find `comparison` None. `high` ends the colour scale."""
+    """Values for the templates; `comparison` is None for parts that only a comparison has. `high` ends the colour scale."""
     heads = [part for number, model in enumerate(models) if (part := heads_part(model.run, number))]
     readings = {metric: first_reading(models, metric) for metric in metrics_of(models)}
     grouped = {

@@ -358,7 +358,7 @@ def prediction_sentences(summary: Summary) -> list[str]:
 
 
 def pixel_sentences(summary: Summary, known: list[Survival]) -> list[str]:
-    """Whether pixels keep their class, and the mIoU its height, under the corruption that changes most."""
+    """Whether pixels keep their class, and how the mIoU changes, under the corruption that changes most."""
     worst = min(known, key=lambda row: row.prediction["agreement"].mean)
     kept = worst.prediction["agreement"]
     most = ", more than under any other" if len(known) > 1 else ""

@@ -1,6 +1,7 @@
 """The panel of an ablation: what it draws and says is what was measured."""
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from markupsafe import escape
 
 from overfocus.errors import RunError
 from overfocus.figures.ablation import ablation_figure
+from overfocus.figures.style import paper
 from overfocus.results.ablation import Ablation
 from overfocus.runs.description import CheckpointEntry, ImageEntry, RunDescription, RunSettings, encode_description
 from overfocus.statistics.ablation import CHOICE_WORDS, CHOICES, QUANTITIES, tabulate_ablation
@@ -83,6 +85,35 @@ def test_many_variants_go_into_rows(ablation):
     )
     figure = ablation_figure(table, differences, "corrupt")
     assert [panel.get_title() for panel in figure.axes if panel.get_title()] == [f"{name} 1" for name in names]
+
+
+@pytest.mark.parametrize("width", [3.3, 6.9])
+def test_labels_of_a_narrow_figure_do_not_meet(ablation, width):
+    names = ["clean", "gaussian noise", "elastic transform", "jpeg compression", "fog"]
+    shares = {0: (0.0,), 1: (0.01, 0.02, 0.05), 4: (0.1, 0.2, 0.5)}
+    table, differences = (
+        pd.concat(
+            part[(part["corruption"] == "clean") & (part["k"] == k)].assign(corruption=name, severity=3, fraction=share)
+            for name in names
+            for k in shares
+            for share in shares[k]
+        )
+        for part in (ablation.table, ablation.differences)
+    )
+    with paper():
+        figure = ablation_figure(table, differences, "corrupt", width=width)
+        figure.draw_without_rendering()
+        right = figure.bbox.x1
+        for axes in (panels := [axes for axes in figure.axes if axes.axison]):
+            ticks = [label.get_window_extent() for label in axes.get_xticklabels()]
+            assert len(ticks) > 2
+            assert all(left.x1 < after.x0 for left, after in pairwise(ticks))
+        texts = [label for axes in panels for label in (axes.title, axes.xaxis.label) if label.get_text()]
+        boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == 2 * len(names)
+    assert all(box.x0 >= 0 and box.x1 <= right for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert figure.get_figheight() < 10
 
 
 def test_a_model_without_classes_is_drawn_by_its_output(ablation):

@@ -115,6 +115,17 @@ def test_shown_attention_is_the_runs(page, drawn):
         assert np.abs(pixel - table[int(np.clip(round(255 * share), 0, 255))]).max() <= 12
 
 
+def test_matrix_of_a_long_sequence_stays_square(open_page, synthetic_run, tmp_path):
+    from overfocus_reports import draw_report
+
+    folder = synthetic_run(tmp_path / "run", side=18, layers=1, images=3, displayed=1, corruptions=("fog",), severities=(1,))
+    page = open_page(draw_report(Run(folder)))
+    height, width = page.pixels("clean", "matrix").shape[:2]
+    assert "a cell averages" in page.tab.locator(".versions .caption").first.inner_text()
+    assert height == width
+    page.close()
+
+
 def test_opacity_and_outlines(page):
     with_all = page.pixels("clean", "main")
     page.tab.uncheck("#outline")

@@ -15,7 +15,7 @@ function drawMatrix(canvas, version, role, drawn) {
   const window = drawn.located?.window ?? 0;
   const values = version.matrix.values.subarray(window * rows * columns, (window + 1) * rows * columns);
   const scale = Math.max(1, Math.ceil(600 / columns));
-  const proportion = shape.queryBlock > 1 ? 0.5 : Math.max(0.12, Math.min(1, Math.sqrt(rows / columns)));
+  const proportion = Math.max(0.12, Math.min(1, Math.sqrt(shape.queries / shape.keys))); // of the tokens, however they are pooled
   const [width, height] = [columns * scale, Math.round(columns * scale * proportion)];
   canvas.width = width + edge;
   canvas.height = height + edge;
