@@ -107,7 +107,7 @@ def test_a_bad_image_is_left_out_of_every_run(models, photos, tmp_path):
 
 def test_bad_input(models, photos, tmp_path, make_loaded):
     output = tmp_path / "out"
-    with pytest.raises(RunError, match="expected at least two checkpoints or run folders, a baseline and another; got 1"):
+    with pytest.raises(RunError, match="expected at least two checkpoints or run folders, a baseline and another; got one"):
         overfocus.compare(models[:1], images=photos, output=output)
     with pytest.raises(RunError, match="sources must be a list of texts"):
         overfocus.compare("run/", output=output)
