@@ -442,9 +442,7 @@ def monitor(
         model = model.model
     if every < 1:
         raise RunError(f"every must be at least 1, got {every}")
-    if isinstance(images, Tensor) and images.ndim != 4:
-        raise ImageError(f"expected images (images, channels, height, width), got {tuple(images.shape)}")
-    if not len(images):
+    if (not isinstance(images, Tensor) or images.ndim) and not len(images):
         raise ImageError("expected images to watch, got none")
     check_severity(severity)
     name = None if corruption is None else resolve_corruptions(corruption)[0]

@@ -432,6 +432,8 @@ def _mapping(kind: Any, value: Any, fitted: Callable[[Any, Any], tuple[bool, Any
     if not known:
         return False, value
     name, inner = get_args(kind) or (Any, Any)
+    if Any in members(inner):
+        return True, made
     pairs = [(fitted(name, key), fitted(inner, entry)) for key, entry in made.items()]
     fits = all(key[0] and entry[0] for key, entry in pairs)
     return fits, {key[1]: entry[1] for key, entry in pairs} if fits else value

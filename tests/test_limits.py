@@ -107,7 +107,7 @@ def test_what_is_retained(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) ->
             "holds no metric 'ginni'; `overfocus list metrics` explains those there are; did you mean gini?",
         ),
         ({"maximum": {"layer": 1}}, "holds no metric 'layer'"),
-        ({"maximum": {"gini": "low"}}, "expected a number as the limit of gini, got 'low'"),
+        ({"maximum": {"gini": "low"}}, "expected a finite number as the limit of gini, got 'low'"),
         ({"maximum": {"gini": 1}, "layers": [9]}, "has no layer 9; it holds 0, 1, 2, 3"),
         ({"maximum": {"gini": 1}, "corruptions": ["fogg"]}, "not 'fogg'; did you mean fog?"),
     ],

@@ -47,7 +47,8 @@ def compare(settings: CompareSettings) -> Comparison:
 
         sources = sample_checkpoints()
     if len(sources) < 2:
-        raise RunError(f"expected at least two checkpoints or run folders, a baseline and another; got {len(sources)}")
+        got = "one" if sources else "none"
+        raise RunError(f"expected at least two checkpoints or run folders, a baseline and another; got {got}")
     saved = [source for source in sources if _is_run(source)]
     if saved:
         if len(saved) < len(sources):

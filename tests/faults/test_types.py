@@ -129,7 +129,7 @@ def vit() -> torch.nn.Module:
         (lambda: overfocus.corrupt(np.zeros((8, 8, 3), np.uint8), "fog", 3, 2.5), "seed must be a whole number"),
         (lambda: overfocus.capture(5), "model must be a torch.nn.Module"),
         (lambda: overfocus.monitor(vit(), "photo.png"), "images must be"),
-        (lambda: overfocus.monitor(vit(), torch.tensor(3)), "expected images (images, channels, height, width), got ()"),
+        (lambda: overfocus.monitor(vit(), torch.tensor(3)), "expected inputs (images"),
         (lambda: overfocus.monitor(vit(), torch.rand(2, 3, 32, 32), quiet=True)(loss=[]), "loss must be"),
         (lambda: overfocus.monitor(vit(), torch.rand(2, 3, 32, 32), quiet=True)(step="3"), "step must be a whole number"),
         (lambda: overfocus.models.add_tap(vit(), branches="4"), "branches must be a whole number"),

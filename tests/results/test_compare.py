@@ -109,7 +109,7 @@ def test_bad_input(models, photos, tmp_path, make_loaded):
     output = tmp_path / "out"
     with pytest.raises(RunError, match="expected at least two checkpoints or run folders, a baseline and another; got one"):
         overfocus.compare(models[:1], images=photos, output=output)
-    with pytest.raises(RunError, match="a baseline and another; got one"):
+    with pytest.raises(RunError, match="sources must be a list of texts"):
         overfocus.compare("run/", output=output)
     run = _compare(models[:2], photos, output).runs[0]
     with pytest.raises(RunError, match="expected checkpoints only or run folders only, got both"):

@@ -431,5 +431,5 @@ def test_reading_what_is_no_run(tmp_path):
 def test_what_a_run_does_not_hold(run):
     with pytest.raises(RunError, match="no received attention of image 0 with snow 1"):
         run.received(0, "snow", 1)
-    with pytest.raises(RunError, match=r"displayed images only, \[0, 1, 3, 4\]; got image 2"):
+    with pytest.raises(RunError, match=r"displayed images only; choose from \[0, 1, 3, 4\], got 2"):
         run.maps(2)
