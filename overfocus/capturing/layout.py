@@ -506,6 +506,8 @@ def _regular(places: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[int, 
         return places, size if together else None, together
     index, lines = renumbered
     sides = list(zip(lines, size, strict=True))
+    if all(len(line) == 1 < side == 2 and not int(line[0]) for line, side in sides):
+        return places, None, False  # the first of two rows and columns: every second one, or a part
     strided = any(len(line) < side and _spans(line, side) for line, side in sides)
     # one of two rows is every second one where columns are left out as well; else it may be a part
     if any(not _spans(line, side) and not (strided and side == 2 and int(line[-1]) == 0) for line, side in sides):
