@@ -483,6 +483,8 @@ def _inputs(
 ) -> tuple[Tensor, Tensor | None]:
     """Clean and corrupted inputs."""
     if isinstance(images, Tensor):
+        if images.ndim != 4:
+            raise ImageError(f"expected inputs (images, channels, height, width), got shape {tuple(images.shape)}")
         if preprocess is None or corruption is None:
             return images.detach().clone(), None
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))

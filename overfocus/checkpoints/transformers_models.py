@@ -277,7 +277,11 @@ def _steps(
     own = getattr(settings, "image_size", None) or getattr(getattr(settings, "vision_config", None), "image_size", None) or 224
     side = own if isinstance(own, int) else max(own)
     size, crop = said.get("size"), said.get("crop_size")
-    normal = said.get("do_normalize", True)
+    mean, std = said.get("image_mean") or IMAGENET_MEAN, said.get("image_std") or IMAGENET_STD
+    if not said.get("do_normalize", True):
+        mean, std = [0.0] * channels, [1.0] * channels
+    factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
+    scale = 255 * factor if isinstance(factor, int | float) and factor > 0 else 1.0
     try:
         crop_pct, mode, target = 1.0, "squash", _sides(size, side)
         if (isinstance(size, dict) and "shortest_edge" in size) or said.get("do_center_crop"):
@@ -286,14 +290,17 @@ def _steps(
             crop_pct, mode = min(max(target) / edge, 1.0), "center"
             if "crop_pct" in said and isinstance(said["crop_pct"], int | float):
                 crop_pct = float(said["crop_pct"])
-        return Preprocess(
-            (channels, *(image_size or target)),
-            tuple(said.get("image_mean") or IMAGENET_MEAN)[:channels] if normal else (0.0,) * channels,
-            tuple(said.get("image_std") or IMAGENET_STD)[:channels] if normal else (1.0,) * channels,
-            _RESAMPLING.get(said.get("resample", 2), "bilinear"),
-            crop_pct,
-            mode,
-        ), notes
+        return (
+            Preprocess(
+                (channels, *(image_size or target)),
+                tuple(value / scale for value in mean)[:channels],  # of values from 0 to 1, whatever the pixels are scaled to
+                tuple(value / scale for value in std)[:channels],
+                _RESAMPLING.get(said.get("resample", 2), "bilinear"),
+                crop_pct,
+                mode,
+            ),
+            notes,
+        )
     except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: the preprocessing is not usable: {first_line(error)}") from None
 

@@ -199,7 +199,7 @@ def values() -> Iterator[Case]:
             ("--model", "hf-hub:nobody/nothing", "overfocus list models"), ("--corruption", "other image", "Valid names"),
             ("--corruption", "FOG", "did you mean 'fog'"), ("--max-pixels", "10", "--max-pixels"), ("--workers", "100000", "256"),
             ("--output", "good.pth", "another output"), ("--output", "/proc/nope", "another output"),
-            ("--output", "o" * 300, "another output"), ("--output", "photos", "another output"), ("--output", "run", "another"),
+            ("--output", "o" * 300, "a shorter path"), ("--output", "photos", "another output"), ("--output", "run", "another"),
         ),
         ("compare", "run", "run", "--no-report", "--output", "out"): (
             ("--resamples", "0", "at least 1"), ("--resamples", "1000000000000", "at most"), ("--group", "x=run", "got both"),
@@ -233,7 +233,7 @@ def values() -> Iterator[Case]:
             ("--layer", "99", "between"),
         ),
         ("check", "run", "--max", "gini=1"): (
-            ("--max", "top_share=nan", "expected a finite number"), ("--max", "top_share=true", "expected a number"),
+            ("--max", "top_share=nan", "expected a finite number"), ("--max", "top_share=true", "expected a finite number"),
             ("--max", "image=1", "image"), ("--layers", "99", "99"), ("--corruption", "nope", "nope"),
         ),
     }.items():  # fmt: skip

@@ -53,6 +53,7 @@ def _write_run(
             frame["predicted"] = frame["predicted"].astype("Int64")
         frame.to_parquet(folder / kind / "part-00000.parquet")
     tokens = grid[0] * grid[1]
+    corrupted = list(dict.fromkeys(["fog", *(corruption for corruption, _ in variants if corruption != "clean")]))
     layer_rows = [
         {"layer": number, "module": f"blocks.{number}", "kind": "global", "branch": None, "grid": grid, "key_grid": grid,
          "image_grid": grid, "prefix_tokens": 1, "key_prefix_tokens": 1, "windows": 1, "heads": 2, "queries": tokens + 1,
@@ -64,7 +65,7 @@ def _write_run(
         "overfocus": "0.1.0",
         "status": "complete",
         "done": len(names),
-        "settings": {"seed": 0, "top_fraction": 0.125, "corruptions": ["fog"], "severities": [2, 4]} | (settings or {}),
+        "settings": {"seed": 0, "top_fraction": 0.125, "corruptions": corrupted, "severities": [2, 4]} | (settings or {}),
         "checkpoint": {"name": name, "source": f"{name}.pth", "input_size": [3, size, size]},
         "pixels": {"height": size, "width": size, "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"},
         "attention_layers": layers,

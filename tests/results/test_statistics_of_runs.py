@@ -98,13 +98,12 @@ def test_copies_of_one_image_leave_retained_undefined(write_run):
 
 
 def test_parts_of_equal_and_of_other_rows_are_read_alike(write_run, monkeypatch):
-    run = write_run("a", images=16)
+    run = write_run("a", images=17)
     rows = run.table.astype(dict.fromkeys(["gini", "top_overlap"], "float32"))
     lacking = (rows["image"] == 5) & (rows["corruption"] == "fog") & (rows["layer"] == 1)
-    rows = rows[~lacking]
-    parts = [rows[rows["image"].between(first, first + 3)] for first in range(0, 16, 4)]
+    rows = rows[~lacking & (rows["image"] != 14)]  # 12, 13, 15, 16: numbers that lie further apart
+    parts = [rows[rows["image"].between(first, first + 3 + (first == 12))] for first in range(0, 16, 4)]
     parts[2] = parts[2].sample(frac=1, random_state=0)  # another order
-    parts[3] = parts[3].assign(image=parts[3]["image"] + (parts[3]["image"] > 13))  # numbers that lie further apart
     for part in parts:
         part.to_parquet(run.path / "metrics" / f"part-{part['image'].min():05d}.parquet")
     monkeypatch.setattr("overfocus.run.BLOCK_ROWS", 1)

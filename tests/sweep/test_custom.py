@@ -110,7 +110,7 @@ def test_the_same_go_on_and_others_are_refused(run, loaded, photos):
     [
         ({"metrics": ["ginni"]}, "ginni"),
         ({"metrics": [Metric(name="gini", function=lambda weights: weights.amax((1, 2, 3)))]}, "gini"),
-        ({"probes": ["brightness"]}, "expected probes with a name"),
+        ({"probes": ["brightness"]}, "probes must be a list of probes"),
         ({"probes": [Brightness(), Brightness()]}, "'brightness' twice"),
     ],
 )

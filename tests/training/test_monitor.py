@@ -351,7 +351,7 @@ def test_curves_of_a_log(model: nn.Module, images: Tensor, tmp_path: Path) -> No
     [
         ({"every": 0}, RunError, "every must be at least 1, got 0"),
         ({"images": torch.zeros(0, 3, 16, 16)}, ImageError, "got none"),
-        ({"images": torch.zeros(3, 16, 16)}, ImageError, r"expected images \(images, channels"),
+        ({"images": torch.zeros(3, 16, 16)}, ImageError, r"expected inputs \(images, channels"),
         ({"images": ["a.png"]}, RunError, "images need preprocess="),
         ({"images": ["a.png"], "preprocess": PREPROCESS}, ImageError, "a.png"),
         ({"severity": 9}, overfocus.CorruptionError, "9"),
