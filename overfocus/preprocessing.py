@@ -208,7 +208,8 @@ def _apply(transform: Callable[[Image.Image], Any], image: Image.Image) -> Tenso
         result = result[0]
     if not isinstance(result, Tensor | np.ndarray):
         raise ValueError(f"the preprocessing must give a tensor (1 or 3, height, width), got {type(result).__name__}")
-    tensor = torch.as_tensor(result).to("cpu", torch.float32)
+    dense = np.ascontiguousarray(result) if isinstance(result, np.ndarray) else result  # torch takes no negative strides
+    tensor = torch.as_tensor(dense).to("cpu", torch.float32)
     tensor = tensor[0] if tensor.ndim == 4 and tensor.shape[0] == 1 else tensor
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
         raise ValueError(f"the preprocessing must give a tensor (1 or 3, height, width), got {tuple(tensor.shape)}")

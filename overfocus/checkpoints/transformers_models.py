@@ -220,6 +220,11 @@ def _preprocess(folder: Path, settings: Any, image_size: tuple[int, int] | None)
     if processor is None:
         return sized
     try:
+        processor(Image.new("RGB", (8, 8)))
+    except Exception:  # some raise for sizes that others of their class, or of other versions, take
+        name = type(processor).__name__
+        return sized[0], [*notes, f"images are prepared as the folder's settings say; {name} itself cannot work with them"]
+    try:
         own = Preprocess.from_callable(processor)
     except ValueError as error:
         if "other sizes" not in str(error):

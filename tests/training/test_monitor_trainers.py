@@ -92,9 +92,11 @@ def test_overfocus_train(train_tiny: Any, capsys: pytest.CaptureFixture[str]) ->
     events.Reload()
     measured = training.log.dropna(subset=["top_share_late"])
     for name in ("top_share_late", "effective_tokens_early", "row_entropy_late", "largest_logit_late", "retained_late"):
-        known = measured.dropna(subset=[name])
-        assert [event.step for event in events.Scalars(name)] == known["step"].tolist()
-        assert [event.value for event in events.Scalars(name)] == pytest.approx(known[name].tolist())
+        known = measured.dropna(subset=[name])  # where attention is uniform but for rounding, nothing is retained
+        recorded = events.Scalars(name) if name in events.Tags()["scalars"] else []
+        assert len(known) or name == "retained_late"
+        assert [event.step for event in recorded] == known["step"].tolist()
+        assert [event.value for event in recorded] == pytest.approx(known[name].tolist())
     assert [event.step for event in events.Images("attention received")] == measured["step"].tolist()
     assert "overfocus: attention was measured" in capsys.readouterr().err
 
