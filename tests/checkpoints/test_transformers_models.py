@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from overfocus import CheckpointError, load_model
+from overfocus import CheckpointError, LoadedModel, load_model
 
 transformers = pytest.importorskip("transformers")
 TINY = {
@@ -41,6 +41,11 @@ def saved(folder: Path, model: nn.Module, **options: object) -> nn.Module:
     return model
 
 
+def said(loaded: LoadedModel) -> list[str]:
+    """Notes; the lowest version of transformers has image processors that take other sizes."""
+    return [note for note in loaded.notes if "itself cannot work with them" not in note]
+
+
 def first(output: object) -> torch.Tensor:
     return output["logits"] if "logits" in output else output["last_hidden_state"]
 
@@ -52,7 +57,7 @@ def test_classifier(options, tmp_path: Path) -> None:
     loaded = load_model(tmp_path)
     assert (loaded.name, loaded.num_classes, loaded.class_names) == ("ViTForImageClassification", 3, ["cat", "dog", "owl"])
     assert (loaded.input_size, loaded.mean, loaded.std) == ((3, 32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert (loaded.interpolation, loaded.crop_pct, loaded.notes, loaded.lenient) == ("bicubic", 0.8, (), False)
+    assert (loaded.interpolation, loaded.crop_pct, said(loaded), loaded.lenient) == ("bicubic", 0.8, [], False)
     with torch.inference_mode():
         torch.testing.assert_close(first(loaded.model(IMAGES)), first(model(IMAGES)))
     weights = next(tmp_path.glob("model*.safetensors"))
@@ -67,7 +72,7 @@ def test_folder_of_the_trainer(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00exittR.")
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 500, "log_history": []}))
     loaded = load_model(folder)
-    assert (loaded.name, loaded.class_names, loaded.notes) == ("ViTForImageClassification", ["cat", "dog"], ())
+    assert (loaded.name, loaded.class_names, said(loaded)) == ("ViTForImageClassification", ["cat", "dog"], [])
     with torch.inference_mode():
         torch.testing.assert_close(first(loaded.model(IMAGES)), first(model(IMAGES)))
 
