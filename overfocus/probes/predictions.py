@@ -77,7 +77,7 @@ class ClassesProbe(Probe):
         found = {name: columns[name].double().cpu().numpy() for name in names}
         if bool((np.isnan(found["confidence"]) & ~np.isnan(found["predicted"])).any()):
             raise RunError(f"{self.loaded.source}: {NO_CLASS}")
-        return {**found}
+        return found
 
 
 class ScoresProbe(ClassesProbe):
