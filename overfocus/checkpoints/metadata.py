@@ -224,7 +224,7 @@ def _unseen(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]
 def _settings(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], object]]:
     """Place and value of every setting beside the weights; of a configuration kept as text, numbers of heads."""
     apart = {str(key): value for key, value in content.items() if not _OF_OTHERS.search(str(key)) and not _holds_tensors(value)}
-    front = deque(((key,), _plain(value) or value) for key, value in apart.items())
+    front: deque[tuple[tuple[str, ...], Any]] = deque(((key,), _plain(value) or value) for key, value in apart.items())
     while front:
         where, value = front.popleft()
         if isinstance(value, Mapping) and not _OF_OTHERS.search(where[-1]):
