@@ -127,7 +127,7 @@ def _kind(name: str) -> str:
 def _number(value: Any, low: float, high: float) -> bool:
     if isinstance(value, list | tuple):
         return 0 < len(value) <= _MOST_ITEMS and all(_number(item, low, high) for item in value)
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 # What the tensors tell, by class of network. Each function gives the same keys for a file and for a model's own state dict;
@@ -270,7 +270,8 @@ def plain_vit(
         assumed.append(f"position table read as {side}x{side} patches without a row for the class token")
     size = stem[2] if stem[2] == stem[3] else None
     canonical = _CANONICAL.get((width, depth, size or 0))
-    if heads is None and (heads := _KNOWN_HEADS.get(width)) is None:
+    known = _KNOWN_HEADS.get(width) if (depth, hidden[0]) != (8, 3 * width) else None  # early timm's small one has 8 of 96
+    if heads is None and (heads := known) is None:
         options = [str(number) for number in range(1, 65) if width % number == 0]
         raise CheckpointError(
             f"{path}: a Vision Transformer of width {width} and depth {depth}, whose number of heads no tensor shows; "
@@ -395,7 +396,12 @@ def image_size_in(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[int,
     tensors = {name.removeprefix(front): tensor for name, tensor in tensors.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if is_table(name)}
     height, width = image_size_of(model)
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    embed = getattr(model, "patch_embed", None)
+    grid, patch = getattr(embed, "grid_size", None), getattr(embed, "patch_size", None)
+    mask = tensors.get("layers.0.blocks.1.attn_mask")  # Swin's: (windows, pixels of one, pixels of one)
+    side = square_side(mask.shape[0]) if mask is not None and mask.ndim == 3 else None
+    if mask is not None and side and isinstance(patch, tuple):
+        return side * math.isqrt(mask.shape[1]) * patch[0], side * math.isqrt(mask.shape[1]) * patch[1]
     for name, shape in ours.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found is None or len(found) != len(shape):

@@ -236,7 +236,7 @@ def added_tap(tensors: Mapping[str, Tensor], outline: nn.Module) -> dict[str, An
 _HARMLESS = re.compile(
     r"(^|\.)(relative_position_index|rel_pos_index|relative_coords_table|attn_mask|attention_bias_idxs|num_batches_tracked"
     r"|rope\.freqs_(cos|sin)|freqs_(cos|sin)|inv_freq|periods|bias_mask|position_ids|(dino_|ibot_|\w*_)?mask_tokens?|masked_embed"
-    r"|rope_embed\.\w+|rope\.periods|n_averaged|k_bias)$"
+    r"|rope_embed\.\w+|rope\.periods|n_averaged|k_bias|(y|targets?|labels?|outputs?)_(mean|std))$"
     r"|^(decoder(_\w+)?|decode_head|auxiliary_head|mask_decoder|prompt_encoder|lm_head|mim_head|((online|student|byol|moco|jepa|dino|box|bbox|class|mask)_)?predictor|projector|projection"
     r"|projection_head|proj_head|contrastive_head|prototypes|dino_head|ibot_head|bbox_head|rpn_head|roi_head|sem_seg_head|text"
     r"|text_model|text_encoder|token_embedding|logit_scale|logit_bias|local_cls_norm|cls_pt_layers|neck|outer_tokens|criterion|loss\w*)(\.|$)"
@@ -292,11 +292,28 @@ def is_buffer(name: str) -> bool:
     return "." in name and not re.match(r"\w*(decoder|head|predictor|project|prototypes|text)", name)
 
 
+def is_running(name: str) -> bool:
+    """Whether a buffer is a statistic that training gathers."""
+    return _COMPUTED.search(name) is not None
+
+
 def is_head(name: str, classifiers: tuple[str, ...]) -> bool:
     """Whether a tensor belongs to a classifier, the model's own or another."""
     if name.startswith(tuple(f"{layer}." for layer in classifiers)):
         return True
     return _CLASSIFIER.match(name) is not None and not re.match(r"head\.(norm|mlp|attn)", name)
+
+
+BEFORE_CLASSIFIER = re.compile(r"(?!text|decod)\w*(neck|proj(ect(or|ion))?(_head)?|contrastive_head)\.")
+"""Names of what trainers put between an encoder and its classifier."""
+
+
+def before_classifier(dropped: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> list[str]:
+    """Tensors that a model leaves out and that may stand between an encoder and its classifier: what it reads is their output."""
+    widths = {tensor.shape[1] for tensor in heads.values() if tensor.ndim > 1}
+    return [
+        name for name, tensor in dropped.items() if BEFORE_CLASSIFIER.match(name) and tensor.ndim and tensor.shape[0] in widths
+    ]
 
 
 @dataclass(frozen=True)

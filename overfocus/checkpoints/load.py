@@ -16,14 +16,23 @@ from typing import Any
 import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import snapshot_download
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.beit import Beit
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from overfocus.checkpoints.arguments import checked_arguments, classifiers, parse_arguments, takes_image_size
+from overfocus.checkpoints.arguments import (
+    checked_arguments,
+    classifiers,
+    image_size_of,
+    parse_arguments,
+    takes_image_size,
+    trunk,
+)
 from overfocus.checkpoints.build import (
     SEGFORMER,
     Accounts,
     account,
+    before_classifier,
     build,
     build_empty,
     contradicted,
@@ -32,13 +41,18 @@ from overfocus.checkpoints.build import (
     fill,
     is_architecture,
     is_buffer,
+    is_head,
+    is_running,
     require_known,
     resampled_note,
     skeleton,
 )
 from overfocus.checkpoints.formats import adapter_folder, configuration_beside, find_folder, transformers_folder
+from overfocus.checkpoints.index import is_table
 from overfocus.checkpoints.loaded import LoadedModel, class_colours_for, class_names_for, preprocess_for, wrap
 from overfocus.checkpoints.metadata import (
+    MOCO_HEADS,
+    MOCO_NOTE,
     PREPROCESSING,
     Metadata,
     metadata_of_config,
@@ -46,10 +60,10 @@ from overfocus.checkpoints.metadata import (
     metadata_of_safetensors,
     metadata_of_trainer,
 )
-from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading
-from overfocus.checkpoints.networks import Network, choose_network, find_networks, flatten, relative_name, suspects
+from overfocus.checkpoints.names import CLIP_PREPROCESSING, SIGLIP_PREPROCESSING, TRANSFORMERS, Reading, has_moco_positions
+from overfocus.checkpoints.networks import WRAPPER, Network, choose_network, find_networks, flatten, relative_name, suspects
 from overfocus.checkpoints.read import CheckpointFile, read_checkpoint
-from overfocus.checkpoints.recognise import Fit, Request, known_by_shapes, recognise, stated
+from overfocus.checkpoints.recognise import Fit, Request, heads_of, known_by_shapes, recognise, stated
 from overfocus.checkpoints.transformers_models import load_transformers, merge_adapter
 from overfocus.errors import CheckpointError, OverfocusError, first_line, is_out_of_memory
 from overfocus.samples import sample_checkpoint
@@ -172,7 +186,7 @@ def make(spelling: str) -> LoadedModel:
         found: object = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-        made = found() if callable(found) else found
+        made = found() if callable(found) and not isinstance(found, nn.Module) else found
         return made if isinstance(made, LoadedModel) else wrap(made, name=spelling)  # type: ignore[arg-type]
     except (OverfocusError, KeyboardInterrupt):
         raise
@@ -194,13 +208,24 @@ def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_em
     """
     made = make(spelling)
     own = made.model.state_dict()
-    networks = _fronts(flatten(file.content), own)
+    tensors = flatten(file.content)
+    if not any(WRAPPER.search(name) for name in own):
+        tensors = {WRAPPER.sub("", name): tensor for name, tensor in tensors.items()}
+    networks = _fronts(tensors, own)
     if not networks:
         raise CheckpointError(f"{file.path}: has none of the tensors of {spelling} ({some(list(own))}); is it another network?")
     network, notes = choose_network(networks, weights, use_ema, file.path)
+    network = replace(network, tensors=_with_shared(network.tensors, own))
     accounts = account(made.model, network.tensors, network.tensors, ())
-    needed = [name for name, _ in made.model.named_parameters() if name not in network.tensors]
-    accounts = replace(accounts, missing=list(dict.fromkeys([*accounts.missing, *needed])))  # a classifier is not random either
+    dropped = {name: network.tensors[name] for name in accounts.harmless}
+    between = before_classifier(dropped, {name: tensor for name, tensor in own.items() if is_head(name, ())})
+    shapes = {name: (tuple(network.tensors[name].shape), tuple(own[name].shape)) for name in own if name in network.tensors}
+    accounts = replace(  # a classifier is not random either
+        accounts,
+        missing=list(dict.fromkeys([*accounts.missing, *_not_computed(made.model, network.tensors, spelling)])),
+        unexpected=[*accounts.unexpected, *between],
+        unfit={name: (theirs, ours) for name, (theirs, ours) in shapes.items() if theirs != ours},
+    )
     if not accounts.exact and not lenient:
         raise CheckpointError(
             f"{file.path}: its tensors are not those of {spelling}: {accounts.faults}; change the function, or --lenient"
@@ -212,6 +237,25 @@ def load_own(file: CheckpointFile, spelling: str, *, weights: str | None, use_em
     made.missing_keys, made.unexpected_keys = accounts.missing, [*accounts.unexpected, *accounts.heads, *accounts.harmless]
     made.notes, made.lenient = (*said, *notes, *left, *made.notes), not accounts.exact
     return made
+
+
+def _not_computed(module: nn.Module, tensors: Mapping[str, Tensor], spelling: str) -> list[str]:
+    """What a file lacks of a module and its code does not compute: parameters, and buffers that differ when it is made again."""
+    lacking = [name for name in module.state_dict() if name not in tensors]
+    buffers = {name: buffer for name, buffer in module.named_buffers() if name in lacking and not is_running(name)}
+    again = dict(make(spelling).model.named_buffers()) if buffers else {}
+    return [name for name in lacking if name not in buffers or name not in again or not torch.equal(buffers[name], again[name])]
+
+
+def _with_shared(tensors: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors with those that a file left out because the module has each of them under a second name."""
+    places: dict[tuple[int, torch.Size], list[str]] = {}
+    for name, value in own.items():
+        if isinstance(value, Tensor) and value.numel():
+            places.setdefault((value.data_ptr(), value.shape), []).append(name)
+    groups = [[name for name in names if name in tensors] for names in places.values() for _ in names]
+    names = [name for group in places.values() for name in group]
+    return tensors | {name: tensors[group[0]] for name, group in zip(names, groups, strict=True) if group and name not in tensors}
 
 
 def _fronts(tensors: dict[str, Tensor], own: dict[str, Tensor | object]) -> list[Network]:
@@ -305,6 +349,8 @@ def load_model(
         file, metadata = _read(path)
         network, taken = choose_network(find_networks(file.content, path), weights, use_ema, path)
         network = _whole(network, file.content, metadata)
+        if "num_heads" not in metadata.unseen and has_moco_positions(network.tensors):
+            metadata = replace(metadata, unseen={**metadata.unseen, "num_heads": MOCO_HEADS}, unseen_notes=(MOCO_NOTE,))
         loaded = _load(file, metadata, network, recognise(network.tensors, metadata, request, path), request, taken)
         _require_taken(source, given, loaded.model_args)
     else:
@@ -406,7 +452,9 @@ def _load(
     path = file.path
     model, tensors, converted, real = _filled(found, request, path)
     bare = _without_bias(model, converted)
-    doubts = [(names, said) for names, said in _doubts(model, tensors, {*converted, *bare}, network, found, request) if names]
+    doubts = [
+        (names, said) for names, said in _doubts(model, tensors, {*converted, *bare}, network, found, request, metadata) if names
+    ]
     if doubts and not request.lenient:
         raise CheckpointError(f"{path}: {doubts[0][1]}")
     lenient = bool(doubts) or not real.exact
@@ -425,6 +473,7 @@ def _load(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     notes = [*said, *taken, *metadata.notes, *found.notes, *_heads_note(model, found, metadata, request)]
+    notes += _size_note(model, found, metadata, request)
     notes += [f"classifier: new, of {request.num_classes} classes, with random weights"] if request.num_classes else []
     notes += [f"classifier: {network.head}, the only layer behind the encoder"] if network.head and model.num_classes else []
     notes += [f"a classifier without bias ({some(bare)} is not in the file)"] if bare else []
@@ -478,7 +527,13 @@ def _without_bias(model: nn.Module, converted: Mapping[str, Tensor]) -> list[str
 
 
 def _doubts(
-    model: nn.Module, tensors: Mapping[str, Tensor], filled: set[str], network: Network, found: Fit, request: Request
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    filled: set[str],
+    network: Network,
+    found: Fit,
+    request: Request,
+    metadata: Metadata,
 ) -> Iterator[tuple[list[str], str]]:
     """What may make a filled model another network than the file's although every tensor has its place: names, what to say."""
     computed = contradicted(model, tensors)
@@ -488,6 +543,14 @@ def _doubts(
     yield computed, f"{said}; try another --model or --model-args, or --lenient to take what it computes"
     random = [name for name, _ in model.named_parameters() if name not in filled] if request.num_classes is None else []
     yield random, f"the file lacks {some(random)} of {found.name}; --lenient gives it random values"
+    blocks: Any = model.blocks if isinstance(model, VisionTransformer) else ()
+    depth = metadata.unseen.get("depth", 0)
+    other = ["depth"] if 0 < len(blocks) < depth else []
+    said = f"the file's settings say a depth of {depth}, and it has the weights of {len(blocks)} (shared by several layers?)"
+    yield other, f"{said}; pass your own code with --model package.module:factory, or --lenient to load those {len(blocks)}"
+    other = ["the place of norms"] if blocks and metadata.unseen.get("post_norm") and type(blocks[0]) is Block else []
+    said = f"the file's settings say norms after each layer, {found.name} has them before"
+    yield other, f"{said}; name another architecture with --model, pass your own code, or --lenient to load it so"
     beside = suspects(network)
     windows = [name for name in beside if relative_name(name, network).startswith("simfp")]
     said = "the backbone of a ViTDet, whose blocks attend in windows that no tensor shows; pass your own code with --model"
@@ -512,7 +575,7 @@ def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Reque
     if (found.found_by not in ("shapes", "tensors") and not found.plain) or not isinstance(model, VisionTransformer):
         return []
     parts: list[Any] = [model.blocks[0], *model.blocks[0].modules()]
-    heads = next((part.num_heads for part in parts if hasattr(part, "num_heads")), None)
+    heads = heads_of(model)
     assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} or not heads else [f"{heads} attention heads"]
     norm = next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None)
     activation = next((type(part.act).__name__ for part in parts if hasattr(part, "act")), "GELU")
@@ -525,7 +588,21 @@ def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Reque
     if model.num_classes and model.global_pool == "token" and "global_pool" not in found.arguments:
         assumed.append("the class token classified")
     advice = "--model-args num_heads=… sets heads"
-    return [f"assumed, because no tensor shows it: {', '.join(assumed)} ({advice})"] if assumed else []
+    said = list(metadata.unseen_notes) if heads == metadata.unseen.get("num_heads") else []
+    said += [note for note in metadata.unseen_notes if "several" in note and note not in said]
+    return said + ([f"assumed, because no tensor shows it: {', '.join(assumed)} ({advice})"] if assumed else [])
+
+
+def _size_note(model: nn.Module, found: Fit, metadata: Metadata, request: Request) -> list[str]:
+    """The image size of a network that takes any, as one whose positions are relative to windows does."""
+    inside, _ = trunk(model)
+    shown = isinstance(inside, Beit) or any(is_table(name) and "relative" not in name for name in model.state_dict())
+    shown = shown or any(name.endswith("attn_mask") for name in found.reading.tensors)
+    said = "input_size" in metadata.preprocessing or "img_size" in {**metadata.model_args, **request.arguments}
+    if shown or said or request.image_size is not None:
+        return []
+    height, width = image_size_of(model)
+    return [f"assumed, because no tensor shows it: images of {height}x{width} pixels (--image-size sets another size)"]
 
 
 def _dropped_notes(accounts: Accounts, reading: Reading, network: Network) -> list[str]:

@@ -22,9 +22,9 @@ size follow from the weights.
 
 import argparse
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -39,6 +39,7 @@ from overfocus.checkpoints.read import plain_data
 from overfocus.errors import CheckpointError
 from overfocus.files import atomic_file
 from overfocus.preprocessing import Preprocess
+from overfocus.text import some
 from overfocus.version import __version__
 
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -46,6 +47,7 @@ _INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 _CROPS = ("center", "squash", "border")
 _NAMES = ("arch", "architecture", "model", "model_name", "net", "backbone")
 _ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt")
+_SMALLEST_STD = 0.03  # of images; random weights are drawn with less
 _CLASSES = ("class_names", "classes", "CLASSES", "label_names")
 
 
@@ -64,11 +66,14 @@ class Metadata:
     """RGB of 0 … 255, of a segmentation's classes."""
     tap: dict[str, Any] | None = None
     """Arguments of `overfocus.models.add_tap`, where TAP was added to the architecture."""
-    heads: int | None = None
-    """Attention heads, where the file or its origin says them and no registered name does."""
+    unseen: dict[str, Any] = field(default_factory=dict)
+    """What no tensor of a Vision Transformer shows, as far as the file's settings or its origin say it: `num_heads`,
+    `global_pool`, `act_layer`, `depth` (of layers that may share their weights), `post_norm`."""
     quick_gelu: bool | None = None
     """Whether a CLIP model's activation is QuickGELU, as far as the file's origin shows."""
     notes: tuple[str, ...] = ()
+    unseen_notes: tuple[str, ...] = ()
+    """What to say of `unseen`, where it is used."""
 
 
 def metadata_of_trainer(content: Mapping[str, Any], path: object = "checkpoint") -> Metadata:
@@ -86,17 +91,23 @@ def metadata_of_trainer(content: Mapping[str, Any], path: object = "checkpoint")
     model_args = _plain(arguments.get("model_kwargs")) | _plain(arguments.get("model_args"))
     if isinstance(arguments.get("gp"), str):
         model_args["global_pool"] = arguments["gp"]
-    heads, notes = _heads(content, arguments)
+    unseen, notes = _unseen(content)
     return Metadata(
         tuple(architectures),
         checked_arguments(model_args, path),
-        _preprocessing(arguments),
+        _of_images(_preprocessing(arguments)),
         _class_names(dict(content)) or _class_names(_plain(content.get("meta"))) or _class_names(arguments),
         _colours(_plain(content.get("meta")).get("PALETTE")),
-        heads=heads,
+        unseen=unseen,
         quick_gelu=_quick_gelu(content, path),
-        notes=notes,
+        unseen_notes=notes,
     )
+
+
+def _of_images(found: dict[str, Any]) -> dict[str, Any]:
+    """Without a mean and a standard deviation that are not those of images: one alone, or those of random weights."""
+    sound = {"mean", "std"} <= found.keys() and max(found["std"]) > _SMALLEST_STD
+    return found if sound else {key: value for key, value in found.items() if key not in ("mean", "std")}
 
 
 def metadata_of_config(config: Mapping[str, Any], path: object) -> Metadata:
@@ -138,7 +149,7 @@ def _metadata_of_open_clip(model: dict[str, Any], preprocessing: dict[str, Any])
         ((name, "open_clip_config.json"),) if isinstance(name, str) else (),
         model_args=pool if vision.get("pool_type") == "avg" and not name else {},
         preprocessing={**CLIP_PREPROCESSING, **_preprocessing(values)},
-        heads=width // of_head if whole and not name else None,  # both are integers then
+        unseen={"num_heads": width // of_head} if whole and not name else {},  # both are integers then
         quick_gelu=bool(model.get("quick_gelu", False)),
     )
 
@@ -147,7 +158,7 @@ def metadata_of_jax(metadata: Mapping[str, str]) -> Metadata:
     """What the arrays of Google's JAX code say: heads have an axis of their own, and inputs are scaled to -1 … 1."""
     half = (0.5, 0.5, 0.5)
     note = "mean and std 0.5, as Google's JAX code scales its input"
-    return Metadata(preprocessing={"mean": half, "std": half}, heads=int(metadata["num_heads"]), notes=(note,))
+    return Metadata(preprocessing={"mean": half, "std": half}, unseen={"num_heads": int(metadata["num_heads"])}, notes=(note,))
 
 
 def metadata_of_safetensors(metadata: Mapping[str, str], path: object) -> Metadata:
@@ -180,17 +191,96 @@ def metadata_of_safetensors(metadata: Mapping[str, str], path: object) -> Metada
     )
 
 
-def _heads(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
-    """Attention heads as a trainer's arguments say them, or as its own name for the architecture means."""
-    for key in ("num_heads", "n_heads", "nhead", "heads"):
-        said = re.fullmatch(r"([1-9]\d{0,2})(\.0)?", str(arguments.get(key)))  # True is no number here
-        if said and int(said[1]) <= 128:
-            return int(said[1]), (f"{said[1]} attention heads, as the checkpoint's arguments say ({key})",)
+def _unseen(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a trainer's settings say of a Vision Transformer that its tensors do not (`Metadata.unseen`), and notes.
+
+    The outermost setting counts. Where several say different numbers of heads (two networks), none is taken, and a note says so.
+    """
+    settings, said, notes = list(_settings(content)), {}, []
+    for name, (spellings, read) in _SPELLINGS.items():
+        levels: dict[int, dict[str, str]] = {}
+        for where, value in settings:
+            found = read(value, where[-1]) if where[-1] in spellings else None
+            if found is not None:
+                levels.setdefault(len(where), {}).setdefault(str(found), where[-1])
+        outermost = levels[min(levels)] if levels else {}
+        if len(outermost) == 1:
+            value, spelling = next(iter(outermost.items()))
+            said[name] = int(value) if value.isdigit() else value
+            if name == "num_heads":
+                notes.append(f"{value} attention heads, as the checkpoint's arguments say ({spelling})")
+        elif outermost and name == "num_heads":
+            numbers = some(sorted(outermost, key=int))
+            notes.append(f"the checkpoint's arguments name several numbers of attention heads ({numbers}); none of them is taken")
     names = [str(name) for entry in content.values() if isinstance(entry, Mapping) for name in list(entry)[:2000]]
     contrastive = "best_acc1" in content or any("base_encoder." in name for name in names)
-    if content.get("arch") in ("vit_small", "vit_conv_small") and contrastive:
-        return 12, ("12 attention heads, as MoCo v3 builds its vit_small (DeiT's has 6; --model-args num_heads=6 takes those)",)
-    return None, ()
+    of_moco = content.get("arch") in ("vit_small", "vit_conv_small") and contrastive
+    if "num_heads" not in said and (of_moco or any(isinstance(value, str) and _OF_MOCO.search(value) for _, value in settings)):
+        said["num_heads"] = MOCO_HEADS
+        notes = [MOCO_NOTE]
+    return said, tuple(notes)
+
+
+def _settings(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Place and value of every setting beside the weights; of a configuration kept as text, numbers of heads."""
+    apart = {str(key): value for key, value in content.items() if not _OF_OTHERS.search(str(key)) and not _holds_tensors(value)}
+    front: deque[tuple[tuple[str, ...], Any]] = deque(((key,), _plain(value) or value) for key, value in apart.items())
+    while front:
+        where, value = front.popleft()
+        if isinstance(value, Mapping) and not _OF_OTHERS.search(where[-1]):
+            front += [((*where, str(key)), item) for key, item in value.items()]
+        elif isinstance(value, str | bool | int | float):
+            yield where, value
+            if isinstance(value, str) and "num_heads" in value[:_LONGEST_TEXT].lower():
+                found = re.findall(r"(?<![\w.])num_heads['\"]?\s*[=:]\s*(\d{1,3})\b", value[:_LONGEST_TEXT], re.IGNORECASE)
+                yield from (((*where, "num_heads"), number) for number in found)
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(item, torch.Tensor) for item in list(value.values())[:100])
+
+
+def _read_number(value: object, _: str) -> int | None:
+    match = re.fullmatch(r"([1-9]\d{0,2})(\.0)?", str(value))  # True is no number here
+    return int(match[1]) if match and int(match[1]) <= _MOST_COUNTED else None
+
+
+def _read_pooling(value: object, spelling: str) -> str | None:
+    if isinstance(value, bool):  # MAE and BEiT
+        return "avg" if value and spelling != "pool" else None
+    return _POOLINGS.get(str(value).lower())
+
+
+def _read_post_norm(value: object, spelling: str) -> int | None:
+    return 1 if value is (spelling not in ("norm_first", "normalize_before")) else None
+
+
+def _read_activation(value: object, _: str) -> str | None:
+    return _ACTIVATIONS.get(str(value).lower())
+
+
+_MOST_COUNTED = 128
+_LONGEST_TEXT = 1_000_000  # characters of a configuration kept as text
+_POOLINGS = dict.fromkeys(("avg", "mean", "gap", "average"), "avg") | dict.fromkeys(("token", "cls", "cls_token"), "token")
+_POOLINGS |= {"max": "max", "avgmax": "avgmax"}
+_ACTIVATIONS = {name: name for name in ("relu", "gelu", "quick_gelu", "silu", "gelu_tanh", "mish", "elu", "leaky_relu")}
+_ACTIVATIONS |= {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quickgelu": "quick_gelu"}
+_SPELLINGS: dict[str, tuple[tuple[str, ...], Callable[[object, str], int | str | None]]] = {
+    "num_heads": (
+        ("num_heads", "n_heads", "nheads", "nhead", "n_head", "num_head", "heads", "num_attention_heads", "vit_heads"),
+        _read_number,
+    ),
+    "global_pool": (("global_pool", "gp", "pool", "pooling", "pool_type", "use_mean_pooling"), _read_pooling),
+    "act_layer": (("act_layer", "hidden_act"), _read_activation),
+    "depth": (("depth", "vit_depth", "num_hidden_layers"), _read_number),
+    "post_norm": (("norm_first", "normalize_before", "post_norm", "postnorm", "use_post_norm", "res_post_norm"), _read_post_norm),
+}  # fmt: skip
+"""Arguments that no tensor shows: the names that trainers give them, and how a value is read (None: it says nothing)."""
+_OF_OTHERS = re.compile(r"decod|text|langu|predict|head$|token|llm|bert|gpt|cross|fusion|optim|data|augment", re.IGNORECASE)
+"""Settings of other parts than the encoder."""
+_OF_MOCO = re.compile(r"mocov3-s(mall)?['\"]|MoCoV3ViT.{0,200}mocov3-s", re.DOTALL)
+MOCO_HEADS = 12
+MOCO_NOTE = "12 attention heads, as MoCo v3 builds its vit_small (DeiT's has 6; --model-args num_heads=6 takes those)"
 
 
 def _quick_gelu(content: Mapping[str, Any], path: object) -> bool | None:
@@ -264,22 +354,29 @@ def _whole(numbers: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers)
 
 
+_LARGEST = 1e12  # a number that becomes a float
+
+
 def _numbers(value: object) -> tuple[float, ...] | None:
     """One number or several as a tuple; None for anything else."""
     items = value if isinstance(value, (list, tuple)) else (value,)
-    if not items or not all(isinstance(item, (int, float)) and math.isfinite(item) for item in items):
+    if not items or not all(isinstance(item, (int, float)) and -_LARGEST < item < _LARGEST for item in items):
         return None
     return tuple(float(item) for item in items)
 
 
 def _class_names(values: Mapping[str, Any]) -> tuple[str, ...] | None:
     index = values.get("class_to_idx")
-    if isinstance(index, Mapping) and index:
-        return tuple(str(name) for name in sorted(index, key=lambda name: index[name]))
+    if isinstance(index, Mapping) and index and all(type(number) is int for number in index.values()):
+        named = {number: str(name) for name, number in index.items()}
+        if named.keys() == set(range(len(index))):
+            return tuple(named[number] for number in range(len(index)))
     for key in _CLASSES:
         names = values.get(key)
         if isinstance(names, Mapping):
-            names = [names[number] for number in sorted(names, key=lambda number: int(number))] if _numbered(names) else None
+            counted = {str(number): name for number, name in names.items()}
+            wanted = [str(number) for number in range(len(names))]
+            names = [counted[number] for number in wanted] if counted.keys() == set(wanted) else None
         if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
             return tuple(names)
     return None
@@ -293,10 +390,6 @@ def _colours(value: object) -> tuple[tuple[int, int, int], ...] | None:
     if not all(isinstance(part, int) and 0 <= part <= 255 for row in rows for part in row):
         return None
     return tuple((red, green, blue) for red, green, blue in rows)
-
-
-def _numbered(names: Mapping[Any, Any]) -> bool:
-    return all(str(key).isdigit() for key in names)
 
 
 _RESERVED = ("format", "architecture", "model_args", "tap", "class_names", "class_colours", "input_size", "overfocus")

@@ -40,7 +40,7 @@ class Reading:
     """The library or release whose names these were; empty for names left as they were."""
     norm_eps: float | None = None
     dropped: tuple[str, ...] = ()
-    """Names without part in the network: normalisation of stages for other heads, MobileSAM's neck."""
+    """Names without part in the network: normalisation of stages for other heads."""
     architectures: tuple[str, ...] = ()
     """Names that timm has for what these names belong to, where they say it."""
     preprocessing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -157,6 +157,27 @@ def _clip(tensors: Tensors) -> Reading:
         result["head.weight"] = projection.T
         result["head.bias"] = torch.zeros(projection.shape[1], dtype=projection.dtype, device=projection.device)
     return Reading(result, CLIP, 1e-5, preprocessing=CLIP_PREPROCESSING)
+
+
+def _transformers_clip(tensors: Tensors) -> Reading:
+    """CLIP's image tower of transformers, where the configuration is not beside the file."""
+    renamed = _renamed(
+        {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")},
+        [
+            (r"^embeddings\.class_embedding$", "class_embedding"),
+            (r"^embeddings\.patch_embedding\.", "conv1."),
+            (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
+            (r"^pre_layrnorm\.", "ln_pre."),
+            (r"^post_layernorm\.", "ln_post."),
+            (r"^encoder\.layers\.", "transformer.resblocks."),
+            (r"\.layer_norm([12])\.", r".ln_\1."),
+            (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+            (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+            (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+            (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+        ],
+    )
+    return _clip(_renamed(_packed(renamed, ("q", "k", "v")), [(r"\.attn\.qkv\.", ".attn.in_proj_")]))
 
 
 def _torchvision_vit(tensors: Tensors) -> Reading:
@@ -324,8 +345,19 @@ def _tinyvit(tensors: Tensors) -> Reading:
             (r"^head\.(weight|bias)$", r"head.fc.\1"),
         ],
     )
-    dropped = tuple(name for name in result if name.startswith("neck."))
-    return Reading({name: tensor for name, tensor in result.items() if name not in dropped}, "TinyViT", None, dropped)
+    return Reading(result, "TinyViT")
+
+
+def has_moco_positions(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a ViT-S has the fixed sines and cosines of MoCo v3, rows before columns (MAE's and others': columns first)."""
+    table = tensors.get("pos_embed")
+    side = math.isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 and table.shape[1] > 4 else 0
+    if table is None or tuple(table.shape) != (1, side * side + 1, 384):
+        return False
+    frequencies = 10_000 ** -(torch.arange(96) / 96)
+    rows, columns = (axis.flatten()[:, None] * frequencies for axis in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
+    expected = torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], 1)
+    return torch.allclose(table[0].float(), torch.cat([torch.zeros(1, 384), expected]), atol=0.01)
 
 
 def _sam(tensors: Tensors) -> Reading:
@@ -371,6 +403,7 @@ def _mix_transformer(tensors: Tensors) -> Reading:
 
 _DIALECTS: tuple[tuple[str, Callable[[Tensors], Reading]], ...] = (
     (r"^class_embedding$", _clip),
+    (r"^embeddings\.class_embedding$", _transformers_clip),
     (r"^encoder\.layers\.encoder_layer_\d+\.", _torchvision_vit),
     (r"\.ffn\.layers\.0\.0\.", _openmmlab),
     (r"^(encoder\.layer|layers)\.\d+\.attention\.(attention\.query|q_proj)\.", _transformers_vit),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from overfocus.checkpoints.build import before_classifier
 from overfocus.errors import CheckpointError
 from overfocus.text import some
 
@@ -23,7 +24,7 @@ ATTENTION = re.compile(
     re.IGNORECASE,
 )
 _BESIDE_TRAINING = re.compile(
-    r"\w*optim\w*|lr_scheduler\w*|\w*scheduler\w*|\w*scaler\w*|rng\w*|\w*rng_state\w*|loops|callbacks|amp|trainer_state",
+    r"\w*optim\w*|opt(_state\w*)?|exp_avg\w*|grad(ient)?s?|lr_scheduler\w*|\w*scheduler\w*|\w*scaler\w*|rng\w*|\w*rng_state\w*|loops|callbacks|amp|trainer_state",
     re.IGNORECASE,
 )
 _FIRST_PROJECTION = re.compile(r"(patch_embed\w*|pixel_embed|to_patch_embedding|patchifier|patch_generator|embeds)\b.*weight$")
@@ -39,7 +40,7 @@ _OWN_HEADS = (
 _MOMENTUM = frozenset({"momentum", "k"})
 _COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` puts beside its `module.`."""
-_WRAPPER = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module|ddp_module)\.")
+WRAPPER = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module|ddp_module)\.")
 """What torch.compile, FSDP and activation checkpointing put into names, before the network or inside it."""
 _CHANGES_INPUT = re.compile(
     r"prompt(?!_encoder)|lora|adapter|ssf|prefix|token(?!_embedding)|stem|patch|pos_|_pos(?!t)|gate|scale_shift|^(side|ladder|inject|simfp)"
@@ -53,12 +54,14 @@ _ELSEWHERE = re.compile(
     re.IGNORECASE,
 )
 """Parts beside a network that have inputs of their own: text towers, losses, decoders of prompts."""
-_NORMALISATION = re.compile(r"(^|.*[._])(mean|mu|std|sigma)")
+_NORMALISATION = re.compile(
+    r"(?!.*(target|label|output|feat|latent|logit|regress|score|(^|[._])y_))(^|.*[._])(mean|mu|std|sigma)"  # of the input
+)
 _HARMLESS_PARAMETER = re.compile(
     r"^(n_averaged|logit_scale|logit_bias|temperature|temp|tau|text_projection|image_projection|visual_projection"
     r"|positional_embedding|center\w*|queue\w*|queue_ptr|attn_mask|context_length|vocab_size|input_resolution|mean|std|pixel_mean"
     r"|pixel_std|class_weights?|\w*mask_token\w*|epoch|step|iteration|num_updates|decay|initted|maskmem_tpos_enc"
-    r"|no_(mem|obj)_(embed|pos_enc|ptr|embed_spatial))$"
+    r"|no_(mem|obj)_(embed|pos_enc|ptr|embed_spatial)|(y|targets?|labels?|outputs?)_(mean|std))$"
 )
 
 
@@ -136,8 +139,8 @@ def find_networks(content: Mapping[str, object], path: object = "checkpoint") ->
         others = tuple(f"{other}." for other in roots)
         base = _entry(content, root)
         around = [name for name in tensors if _within(name, base) and not name.startswith(others)] if root != base else []
-        heads = _own_heads(own, root, around)
-        own = {_WRAPPER.sub("", name): tensor for name, tensor in own.items()}
+        heads = _own_heads(own, root, {name: tensors[name] for name in around})
+        own = {WRAPPER.sub("", name): tensor for name, tensor in own.items()}
         own |= {target: tensors[name] for name, target in heads.items()}
         around = [name for name in around if name not in heads and not name.endswith(_COUNTER)]
         head = _linear_head(own, {name: tensors[name] for name in around})
@@ -159,7 +162,7 @@ def _normalisation(tensors: Mapping[str, Tensor]) -> tuple[list[str], dict[str, 
     for name, tensor in tensors.items():
         match = _NORMALISATION.fullmatch(name)
         if match and tensor.is_floating_point() and tensor.numel() in (1, 3) and tensor.numel() == max(tensor.shape, default=1):
-            found["mean" if match[2] in ("mean", "mu") else "std"].append(name)
+            found["mean" if name.endswith(("mean", "mu")) else "std"].append(name)
     if not len(found["mean"]) == len(found["std"]) == 1:
         return [], {}
     names = [found["mean"][0], found["std"][0]]
@@ -296,13 +299,18 @@ def _with_last_norm(root: str, roots: list[str], tensors: Mapping[str, Tensor]) 
     return above if any(_LAST_NORM.fullmatch(name.removeprefix(front)) for name in beside) else root
 
 
-def _own_heads(own: Mapping[str, Tensor], root: str, around: list[str]) -> dict[str, str]:
-    """Tensors of a classifier beside an encoder that belong to it, by their names there, and their names with the encoder's."""
+def _own_heads(own: Mapping[str, Tensor], root: str, around: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors of a classifier beside an encoder that belong to it, by their names there, and their names with the encoder's.
+
+    None where something may stand between the two.
+    """
     front = root.rpartition(".")[0] + "." if "." in root else ""
     for mark, target, expression in _OWN_HEADS:
         if any(mark.search(name) for name in own) and not any(name.startswith(target) for name in own):
             found = {name: expression.fullmatch(name.removeprefix(front)) for name in around if name.startswith(front)}
-            return {name: target + match[1] for name, match in found.items() if match}
+            heads = {name: target + match[1] for name, match in found.items() if match}
+            rest = {name.removeprefix(front): tensor for name, tensor in around.items() if name not in heads}
+            return {} if before_classifier(rest, {name: around[name] for name in heads}) else heads
     return {}
 
 

@@ -31,6 +31,7 @@ from overfocus.checkpoints.build import (
     Accounts,
     account,
     added_tap,
+    before_classifier,
     convert_tensors,
     is_architecture,
     is_head,
@@ -129,7 +130,8 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Reque
     if request.model is not None or named:
         name, origin = (request.model, "asked for") if request.model is not None else named[0]
         require_known(name)
-        given = metadata.model_args if any(name == known for known, _ in named) else {}
+        unseen = {key: value for key, value in stated(metadata, name).items() if key != "num_heads"}
+        given = {**unseen, **metadata.model_args} if any(name == known for known, _ in named) else {}
         fits = []
         for reading in readings(tensors):
             shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
@@ -140,6 +142,8 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Reque
             fits[-1].plain = plain is not None
         best = min(fits, key=_faults)
         if best.accounts.exact or request.lenient:
+            if request.model is None and "num_heads" not in {**given, **request.arguments}:
+                _require_heads_as_said(best, metadata, path)
             return best
         better = known_by_shapes(tensors)
         raise CheckpointError(f"{path}: {_refusal(best, better)}")
@@ -150,6 +154,23 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Reque
     best = _by_tensors(tensors, metadata, request, path)
     best.notes[:0] = notes
     return best
+
+
+def _require_heads_as_said(found: Fit, metadata: Metadata, path: Path) -> None:
+    """Refuse an architecture that a file names where its settings give another number of heads, which no tensor shows."""
+    said, own = metadata.unseen.get("num_heads"), heads_of(found.outline)
+    if said is not None and own is not None and own != said:
+        raise CheckpointError(
+            f"{path}: names {found.name}, which has {own} attention heads, and num_heads={said}; choose --model-args "
+            f"num_heads={own} or --model-args num_heads={said}"
+        )
+
+
+def heads_of(model: nn.Module) -> int | None:
+    """Attention heads of a Vision Transformer of timm, the same in every block; None for any other network."""
+    if not isinstance(model, VisionTransformer):
+        return None
+    return next((part.num_heads for part in model.blocks[0].modules() if hasattr(part, "num_heads")), None)  # type: ignore[return-value]
 
 
 def known_by_shapes(tensors: Mapping[str, Tensor]) -> str | None:
@@ -216,8 +237,12 @@ def fit(
         key: tensor.shape for key, tensor in model.state_dict().items() if key.endswith("weight") and is_head(key, layers)
     }
     lacks = any(key not in converted or converted[key].shape != shape for key, shape in own_head.items())
-    if fitting["num_classes"] and request.num_classes is None and lacks:
+    dropped = {key: apart[key] for key in accounts.harmless if key in apart}
+    between = before_classifier(dropped, {key: converted[key] for key in own_head if key in converted})
+    if fitting["num_classes"] and request.num_classes is None and (lacks or between):
         fitting["num_classes"] = 0  # a classifier of another form: rather none than one that is not the file's
+        if between and not lacks:
+            notes.append(f"the classifier is left out: {some(between)} may stand before it, which {name} does not have")
         model, convert = outline(name, fitting, tap)
         accounts = account(model, apart, converted, layers)
     return Fit(name, found_by, reading, fitting, tap, accounts, model, notes)
@@ -333,7 +358,7 @@ def _activation(metadata: Metadata, request: Request, path: Path) -> dict[str, A
     Raises:
         CheckpointError: neither the file's origin nor the user says it.
     """
-    if "act_layer" in request.arguments:
+    if "act_layer" in {**stated(metadata), **request.arguments}:
         return {}
     if metadata.quick_gelu is None:
         raise CheckpointError(
@@ -488,10 +513,9 @@ _UNSEEN = ("num_heads", "global_pool", "fc_norm", "act_layer", "pool_include_pre
 
 def stated(metadata: Metadata, name: str = UNREGISTERED) -> dict[str, Any]:
     """What the file says of an architecture that it does not name and its tensors do not tell."""
-    if not name.startswith(("vit_", "deit", UNREGISTERED)):
+    if not name.startswith(("vit_", "deit", "flexivit", "test_vit", UNREGISTERED)):
         return {}
-    said = {key: value for key, value in metadata.model_args.items() if key in _UNSEEN}
-    return said | ({"num_heads": metadata.heads} if metadata.heads else {})
+    return {key: value for key, value in (metadata.unseen | metadata.model_args).items() if key in _UNSEEN}
 
 
 def _noted(found: Fit, notes: list[str]) -> Fit:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from overfocus.checkpoints.arguments import checked_arguments
-from overfocus.checkpoints.build import is_harmless, is_head
+from overfocus.checkpoints.build import BEFORE_CLASSIFIER, is_harmless, is_head
 from overfocus.checkpoints.formats import OF_TRANSFORMERS
 from overfocus.checkpoints.loaded import LoadedModel, hash_weights
 from overfocus.errors import CheckpointError, first_line
@@ -96,7 +96,9 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
         ) from error
     _require_images(model, folder)
     missing = [key for key in loading_info["missing_keys"] if not _needless(key)]
-    unexpected = [key for key in loading_info["unexpected_keys"] if not _needless(key) and not key.startswith(_OTHER_TOWER)]
+    left = [key for key in loading_info["unexpected_keys"] if not key.startswith(_OTHER_TOWER)]
+    classifies = own.endswith("ForImageClassification")
+    unexpected = [key for key in left if not _needless(key) or (classifies and BEFORE_CLASSIFIER.match(key))]
     unfit = [str(key[0] if isinstance(key, tuple) else key) for key in loading_info.get("mismatched_keys", ())]
     faults = "; ".join(
         f"{label} {some(sorted(keys))}"

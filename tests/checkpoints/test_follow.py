@@ -101,6 +101,14 @@ def test_class_names_that_do_not_count_up_are_not_used(write) -> None:
     assert load_model(write({"state_dict": state, "class_names": ["cat", "dog"]})).class_names is None
 
 
+@pytest.mark.parametrize(
+    "index", [{"cat": 1, "dog": 2}, {"cat": 0, "dog": "1"}, {"cat": 0, "dog": None}, {"cat": 0, "dog": 10**600}], ids=range(4)
+)
+def test_an_index_that_does_not_count_the_outputs_is_not_used(index, write) -> None:
+    state = timm.create_model("test_vit", num_classes=2).state_dict()
+    assert load_model(write({"state_dict": state, "class_to_idx": index})).class_names is None
+
+
 def test_grey_model(write) -> None:
     model = timm.create_model("test_vit", in_chans=1, num_classes=10).eval()
     loaded = load_model(write(model.state_dict()))

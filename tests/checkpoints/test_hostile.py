@@ -225,6 +225,16 @@ def test_heads_that_a_file_says(said: Any, heads: int, write) -> None:
     assert load_model(write({"model": vit().state_dict(), "args": {"num_heads": said}})).model.blocks[0].attn.num_heads == heads
 
 
+@pytest.mark.parametrize("key", ["mean", "img_size", "crop_pct", "in_chans", "num_heads", "model_kwargs"])
+def test_numbers_without_end(key: str, write, state: State) -> None:
+    said = {key: {"depth": 10**600} if key == "model_kwargs" else 10**600, "std": -(10**600)}
+    if key == "model_kwargs":
+        with pytest.raises(CheckpointError, match="'depth' is"):
+            load_model(write({"model": state, "args": argparse.Namespace(**said)}))
+    else:
+        assert load_model(write({"model": state, "args": argparse.Namespace(**said)})).input_size == (3, 160, 160)
+
+
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -459,3 +459,96 @@ def test_blocks_of_other_classes(kind: str, write) -> None:
     if not timm.is_model(kind):
         pytest.skip("a later timm")
     assert load_model(write(timm.create_model(kind, num_classes=3).state_dict())).name == kind
+
+
+_BETWEEN = {"weight": (192, 192), "bias": (192,)}
+
+
+@pytest.mark.parametrize("front", ["", "model.net."])
+@pytest.mark.parametrize("part", ["neck.0", "projector.2", "projection", "proj_head"])
+def test_a_classifier_behind_a_part_that_is_left_out_is_left_out(part: str, front: str, plain, write) -> None:
+    more = {f"{part}.{kind}": torch.rand(shape) for kind, shape in _BETWEEN.items()}
+    path = write({front + name: tensor for name, tensor in (plain.state_dict() | more).items()})
+    loaded = load_model(path)
+    assert loaded.num_classes == 0
+    assert any("the classifier is left out" in note and part in note for note in loaded.notes)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model.forward_features(IMAGES), plain.forward_features(IMAGES), rtol=0, atol=0)
+
+
+def test_a_classifier_beside_a_projection_that_it_does_not_read_stays(plain, write) -> None:
+    loaded = load_model(
+        write(plain.state_dict() | {"projector.0.weight": torch.rand(64, 192), "neck.weight": torch.rand(99, 64)})
+    )
+    assert loaded.num_classes == 5
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"config": {"model": {"num_heads": 6, "pool": "mean"}, "decoder": {"num_heads": 8}}},
+        {"hyper_parameters": {"net": {"kwargs": {"n_heads": "6", "pooling": "avg"}}}},
+        {"model_config": {"heads": 6, "global_pool": "avg"}},
+        {"args": argparse.Namespace(num_heads=6, decoder_num_heads=16, global_pool=True)},
+        {"meta": {"cfg": "backbone=dict(type='VisionTransformer', arch=dict(num_heads=6))"}, "args": {"use_mean_pooling": True}},
+    ],
+)
+def test_settings_are_found_wherever_they_stand(said, write) -> None:
+    model = vit(num_heads=6, global_pool="avg", fc_norm=False)
+    far, notes = relation(write({"state_dict": model.state_dict(), **said}), model)
+    assert far == 0
+    assert any("6 attention heads, as the checkpoint's arguments say" in note for note in notes)
+
+
+def test_settings_that_contradict_each_other(plain, write) -> None:
+    two = {"config": {"student": {"num_heads": 6}, "teacher": {"num_heads": 12}}}
+    notes = load_model(write({"state_dict": plain.state_dict(), **two})).notes
+    assert any("several numbers of attention heads (6, 12)" in note for note in notes)
+    assert any("3 attention heads" in note for note in notes)
+    model = timm.create_model("test_vit", num_heads=1)
+    path = write({"state_dict": model.state_dict(), "args": argparse.Namespace(model="test_vit", num_heads=1)})
+    with pytest.raises(CheckpointError, match="--model-args num_heads=2 or --model-args num_heads=1"):
+        load_model(path)
+    assert relation(path, model.eval(), model_args="num_heads=1")[0] == 0
+
+
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_moco_v3_by_its_positions(rows_first: bool, write) -> None:
+    model: nn.Module = vit(embed_dim=384, num_heads=12 if rows_first else 6, num_classes=0)
+    axes = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    angles = [axis.reshape(-1, 1) / 10_000 ** (torch.arange(96) / 96) for axis in (axes if rows_first else axes[::-1])]
+    table = torch.cat([function(angle) for angle in angles for function in (torch.sin, torch.cos)], 1)
+    model.pos_embed.data = torch.cat([torch.zeros(1, 384), table])[None]
+    loaded = load_model(write(model.state_dict()))
+    assert loaded.model.blocks[0].attn.num_heads == model.blocks[0].attn.num_heads
+    assert any(("MoCo v3" if rows_first else "assumed, because no tensor shows it: 6 attention heads") in n for n in loaded.notes)
+
+
+def test_moco_v3_by_the_configuration_of_mmpretrain(write) -> None:
+    text = "model = dict(backbone=dict(type='MoCoV3ViT', arch='mocov3-small'))"
+    loaded = load_model(write({"state_dict": vit(embed_dim=384, num_heads=12).state_dict(), "meta": {"cfg": text}}))
+    assert loaded.model.blocks[0].attn.num_heads == 12
+
+
+def test_the_early_small_vision_transformer_is_asked_for(write) -> None:
+    model = vit(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0)
+    with pytest.raises(CheckpointError, match="num_heads=N"):
+        load_model(write(model.state_dict()))
+
+
+@pytest.mark.parametrize("names", ["y_mean y_std", "target_mean target_std"])
+def test_statistics_of_targets_are_not_those_of_the_input(names: str, plain, write) -> None:
+    constants = dict(zip(names.split(), torch.tensor([[0.3], [0.4]]), strict=True))
+    state = {f"net.{name}": tensor for name, tensor in plain.state_dict().items()}
+    assert load_model(write(state | constants)).mean == IMAGENET_MEAN
+
+
+def test_the_image_size_of_swin(write) -> None:
+    arguments = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "num_classes": 3}
+    model: nn.Module = timm.create_model("swin_tiny_patch4_window7_224", img_size=448, **arguments)
+    masks = {name: buffer for name, buffer in model.named_buffers() if name.endswith("attn_mask")}
+    given = {"model": "swin_tiny_patch4_window7_224", "model_args": arguments | {"num_classes": 3}}
+    assert load_model(write(model.state_dict() | masks), **given).input_size == (3, 448, 448)
+    loaded = load_model(write(model.state_dict()), **given)
+    assert loaded.input_size == (3, 224, 224)
+    assert any("images of 224x224 pixels (--image-size" in note for note in loaded.notes)

@@ -321,6 +321,42 @@ def test_a_classifier_of_own_code_is_never_random(tmp_path: Path, write) -> None
         load_model(write(state | mixer | {"fc.weight": torch.ones(5, 8), "fc.bias": torch.ones(5)}), model="own_network:make")
 
 
+_OWN = """import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.attn = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.tied, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.again = self.tied
+        self.register_buffer("frequencies", torch.randn(8))
+
+    def forward(self, images):
+        tokens = self.again(self.tied(self.stem(images).flatten(2).mT)) * self.frequencies
+        return self.head(self.attn(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+def make():
+    import overfocus
+    return overfocus.wrap(Net(), input_size=16, mean=(0.5,), std=(0.5,))
+"""
+
+
+@pytest.mark.usefixtures("own")
+def test_buffers_and_tied_weights_of_own_code(tmp_path: Path, write) -> None:
+    (tmp_path / "own_network.py").write_text(_OWN)
+    namespace: dict[str, Any] = {}
+    exec(_OWN, namespace)
+    model, images = namespace["Net"]().eval(), torch.rand(2, 3, 16, 16)
+    once = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("again")}
+    loaded = load_model(write(once), model="own_network:make")
+    torch.testing.assert_close(loaded.model(images), model(images))
+    with pytest.raises(CheckpointError, match="missing frequencies"):
+        load_model(write(dict(model.named_parameters())), model="own_network:make")
+    with pytest.raises(CheckpointError, match=r"no place for neck\.weight"):
+        load_model(write(model.state_dict() | {"neck.weight": torch.rand(8, 8)}), model="own_network:make")
+
+
 @pytest.mark.parametrize(
     ("spelling", "words"),
     [
