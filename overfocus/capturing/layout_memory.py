@@ -98,6 +98,8 @@ class LayoutMemory:
         self._calls: Counter[str] = Counter()
         self._found: dict[tuple[Any, ...], Layout] = {}
         """Layouts of this forward by the positions that gave them: most layers have the same."""
+        self._same: dict[tuple[Any, ...], tuple[Layout, Tensor | None, Tensor]] = {}
+        """The same by the identity of these positions, which are held."""
         self._moves = 0
         self._cached = False
         """Whether tensors were moved that do not come from the input: a cache, maybe, that later forwards find filled."""
@@ -138,6 +140,7 @@ class LayoutMemory:
         self.positions.clear()
         self._calls.clear()
         self._found.clear()
+        self._same.clear()
         self._moves = 0
         self._cached = False
         self.started = False
@@ -287,6 +290,9 @@ class LayoutMemory:
         shape = weights.shape
         if keys is None:
             raise UnplacedTokensError
+        same = self._same.get((shape, prefix, id(queries), id(keys)))
+        if same is not None:
+            return same[0]
         if is_channel_map(keys):
             return channel_layout(shape)
         key_ids = self._of_tokens(keys)
@@ -296,6 +302,7 @@ class LayoutMemory:
         places = [None if ids is None else (ids.shape, ids.cpu().numpy().tobytes()) for ids in (query_ids, key_ids)]
         key = (shape, prefix, *places)
         if key in self._found:
+            self._same[shape, prefix, id(queries), id(keys)] = self._found[key], queries, keys
             return self._found[key]
         try:
             key_ids = key_ids.expand(*shape[:-2], shape[-1])
@@ -318,6 +325,7 @@ class LayoutMemory:
         )
         if not bool(padding.any()):  # whether padding is attended is each map's own
             self._found[key] = layout
+            self._same[shape, prefix, id(queries), id(keys)] = layout, queries, keys
         return layout
 
     def _of_tokens(self, ids: Tensor) -> Tensor:

@@ -108,6 +108,8 @@ class Tracer:
         """That of the last map."""
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
+        self._outputs: dict[tuple[Any, ...], tuple[Positions | None, Tensor, Tensor | None]] = {}
+        """Positions of what attention returned, by those of its queries and values, which are held."""
         self._strangers = False
         self._users_error: BaseException | None = None
         self._attending: QueryKeyWeights | MaterialisedWeights | None = None
@@ -184,6 +186,7 @@ class Tracer:
                 self._memory.begin()
                 self._products.clear()
                 self._pieces.clear()
+                self._outputs.clear()
                 self._hiding.clear()
                 self._recorded.clear()
             self._memory.enter()
@@ -437,13 +440,21 @@ class Tracer:
         queries, values = positions
         if queries is None or not output.simple:
             return
-        if self._layout is not None and self._layout.kind == "pooled" and self._layout.grid is not None:
-            queries = self._memory.positions.numbered_anew(queries)  # every second row, say, is a grid of its own from here
-        shape = tuple(output.original.shape[axis] for axis in output.order)
-        ids = queries if values is not None and is_channel_map(values) else representative(queries, -1)
-        if shape[:-1] == ids.shape[:-1] and ids.shape[-1] in (1, shape[-1]):
-            restored = [output.order.index(axis) for axis in range(len(shape))]
-            self._memory.positions.notes[output.original] = Positions(ids.expand(shape).permute(restored))
+        anew = self._layout is not None and self._layout.kind == "pooled" and self._layout.grid is not None
+        key = id(queries), id(values), output.original.shape, output.axes, anew
+        if key not in self._outputs:  # blocks repeat each other's
+            shape = tuple(output.original.shape[axis] for axis in output.order)
+            # every second row, say, is a grid of its own from here
+            placed = self._memory.positions.numbered_anew(queries) if anew else queries
+            ids = placed if values is not None and is_channel_map(values) else representative(placed, -1)
+            known = None
+            if shape[:-1] == ids.shape[:-1] and ids.shape[-1] in (1, shape[-1]):
+                restored = [output.order.index(axis) for axis in range(len(shape))]
+                known = Positions(ids.expand(shape).permute(restored))
+            self._outputs[key] = known, queries, values
+        known = self._outputs[key][0]
+        if known is not None:
+            self._memory.positions.notes[output.original] = known
 
     def _stood_aside(self, module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """A module has run that hides its attention."""
