@@ -16,7 +16,8 @@ _PART = re.compile(r"drop|norm|proj|bias|pos|softmax|identity|linear|conv|act|la
 
 
 _ELSEWHERE = "ran in another thread: capture sees only the thread that opened it"
-_UNSEEN = "no attention was seen, but tensors that were made elsewhere: in another thread, say, or by a compiled extension"
+_NOT_CALLED = "not called in this forward"
+_UNSEEN = "tensors were made elsewhere, in another thread, say, or by a compiled extension: attention there is not seen"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class SiteLog:
         for name, reason in other.items() if not self._sites else ():  # of a model without attention modules by name
             if not any(_inside(name, site) for site in seen if site or not name):
                 rows.append(Site(name, "unsupported", None, reason=reason, class_name=type(modules[name]).__name__))
-        if strangers and not rows:
+        if strangers and all(site.captured or site.kind == "gating" or site.reason == _NOT_CALLED for site in rows):
             rows.append(Site("", None, None, reason=_UNSEEN, class_name=type(self._model).__name__))
         return tuple(sorted(rows, key=lambda site: order.get(site.module, len(order))))
 
@@ -137,7 +138,7 @@ def _silence(name: str, module: nn.Module, called: set[str], elsewhere: set[str]
         return "no softmax attention ran in it: linear or additive attention, a custom kernel, or another thread"
     if any(_inside(site, name) for site in elsewhere):
         return _ELSEWHERE
-    return "not called in this forward"
+    return _NOT_CALLED
 
 
 def _attention_like(name: str, module: nn.Module) -> bool:

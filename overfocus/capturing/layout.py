@@ -1,6 +1,6 @@
 """What a map is: its kind, its grids, its windows, worked out from the positions of its queries and keys."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -111,12 +111,14 @@ def infer_layout(
     padding_attended: bool = False,
     prefix: int | None = None,
     images: int = 0,
+    apart: Collection[int] = (),
 ) -> Layout:
     """Layout of a map from the positions of its tokens.
 
     `shape` is (…, queries, keys); `queries` (…, queries) and `keys` (…, keys) are positions, broadcastable to the axes in
     front, that point into `grids`; `origins` says of each image whose copy it is; `padding_attended` that no mask hides padding;
-    `prefix` is the model's own number of prefix tokens, `images` how many the input has.
+    `prefix` is the model's own number of prefix tokens, `images` how many the input has; `apart` are images that show something
+    else than the one they are copies of (frames, mirrored copies).
 
     Raises:
         UnclearAxesError: the axes cannot be distinguished, or images of several sizes share them.
@@ -132,7 +134,7 @@ def infer_layout(
         raise UnplacedTokensError  # the same for all images, like an embedding of positions
     if queries is not None:
         arrangement, queries = _query_heads(arrangement, queries, keys)
-    _check_images(arrangement, queries, keys, origins, images)
+    _check_images(arrangement, queries, keys, origins, images, apart)
     if windows == 1 and not _padded_alike(arrangement, keys):
         raise UnclearAxesError("images of different sizes share the batch: give one size per batch")
     if windows == 1 and padding_attended and _added(arrangement, keys, grids):
@@ -198,14 +200,24 @@ def _added(arrangement: Arrangement, keys: Tensor, grids: Sequence[Grid]) -> boo
     return together and size is not None and bool((len(row) - len(real)) % size[-1])
 
 
-def _check_images(arrangement: Arrangement, queries: Tensor | None, keys: Tensor, origins: Sequence[int], images: int) -> None:
+def _check_images(
+    arrangement: Arrangement,
+    queries: Tensor | None,
+    keys: Tensor,
+    origins: Sequence[int],
+    images: int,
+    apart: Collection[int],
+) -> None:
     """Raise `UnclearAxesError` where queries look at another image than their own, or the order of the images is another."""
     owner = _owners(arrangement, keys)
     others = None if queries is None or torch.equal(queries, keys) else _owners(arrangement, queries)
     if others is not None:
         origin = torch.tensor(origins)
         both = (owner >= 0) & (others >= 0)
-        if bool((origin[owner.clamp(min=0)] != origin[others.clamp(min=0)])[both].any()):
+        other_views = torch.tensor(sorted(apart), dtype=torch.int64)
+        differ = origin[owner.clamp(min=0)] != origin[others.clamp(min=0)]
+        differ |= (owner != others) & (torch.isin(owner, other_views) | torch.isin(others, other_views))
+        if bool(differ[both].any()):
             raise UnclearAxesError("its queries and keys belong to different images")
     own = owner[(owner >= 0) & (owner < images)]
     if bool((own.diff() < 0).any()):
@@ -478,8 +490,6 @@ class TokenPlaces:
         """Whether queries and keys are the same tokens."""
         if self is other:
             return True
-        if self.places.shape != other.places.shape:
-            return False
         if self.size is None or other.size is None:
             return self.size == other.size and self.root == other.root and torch.equal(self.places, other.places)
         return self.size == other.size and self.root == other.root and torch.equal(self.ordered, other.ordered)

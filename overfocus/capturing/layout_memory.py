@@ -1,17 +1,17 @@
 """The layouts of a model's maps: worked out in the first forward with inputs of a size, looked up in every later one.
 
-A later forward is checked cheaply: the model's own settings must be those of the forward that was traced, and the functions
-that move tokens (rolls, flips, permutations, slices) the same with the same arguments. Where they are not, a map stays
-unlabelled and the next forward is traced anew; where the order of tokens follows the input's values, every forward is traced.
-Where the first forward moved tensors that do not come from the input, the second is traced as well: models fill caches then
-(masks, embeddings of positions).
+A later forward is checked cheaply: the model's own settings, and the buffers that may hold an order, must be those of the forward
+that was traced, and the functions that move tokens (rolls, flips, permutations, slices) the same with the same arguments. Where
+they are not, a map stays unlabelled and the next forward is traced anew; where the order of tokens follows the input's values,
+every forward is traced. Where the first forward moved tensors that do not come from the input, the second is traced as well:
+models fill caches then (masks, embeddings of positions).
 """
 
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +27,22 @@ from overfocus.capturing.layout import (
     unplaced,
 )
 from overfocus.capturing.positions import PositionTracker
-from overfocus.capturing.sources import MaterialisedWeights, WeightSource
-from overfocus.capturing.watching import tensors_in
+from overfocus.capturing.sources import MaterialisedWeights, WeightSource, tensor_version
+from overfocus.capturing.watching import argument, tensors_in
 
 TokenPositions = tuple[Tensor | None, Tensor | None]
 """Positions of queries and of keys or values, (…, tokens, width)."""
 
 _PACKED = ("packed",)
 _ORDERING = frozenset(
-    "roll flip fliplr flipud rot90 permute transpose swapaxes swapdims movedim moveaxis select unbind channel_shuffle".split()
+    "roll flip fliplr flipud rot90 permute transpose swapaxes swapdims movedim moveaxis select unbind channel_shuffle adjoint "
+    "transpose_ swapaxes_ swapdims_ t t_ T.__get__ mT.__get__ H.__get__ mH.__get__ pad fft_fftshift fft_ifftshift unfold "
+    "im2col".split()
 )
-_SLICES = frozenset("__getitem__ index slice narrow".split())
-COUNTED_MOVES = _ORDERING | _SLICES
+_SLICES = frozenset("__getitem__ index slice narrow __setitem__ slice_scatter select_scatter diagonal_scatter".split())
+_JOINING = frozenset("cat stack hstack column_stack".split())
+_SHAPING = frozenset("view reshape unflatten".split())
+COUNTED_MOVES = _ORDERING | _SLICES | _JOINING | _SHAPING | {"einsum"}
 """Functions that move tokens, whose arguments must be those of the forward that was traced."""
 _PLAIN = (int, float, str, bool, type(None))
 _HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head", "nhead")
@@ -57,6 +61,7 @@ class _Page:
     traced: int = 0
     """Forwards that have been traced one after the other."""
     follows_data: bool = False
+    strangers: bool = False
     mismatches: int = 0
 
 
@@ -93,6 +98,8 @@ class LayoutMemory:
         self._calls: Counter[str] = Counter()
         self._found: dict[tuple[Any, ...], Layout] = {}
         """Layouts of this forward by the positions that gave them: most layers have the same."""
+        self._same: dict[tuple[Any, ...], tuple[Layout, Tensor | None, Tensor]] = {}
+        """The same by the identity of these positions, which are held."""
         self._moves = 0
         self._cached = False
         """Whether tensors were moved that do not come from the input: a cache, maybe, that later forwards find filled."""
@@ -103,7 +110,7 @@ class LayoutMemory:
         self._settings = [
             (number, vars(module), [name for name in _plain_settings(module) if (number, name) not in changing])
             for number, module in enumerate(modules)
-        ]
+        ] + [(number, module._buffers, names) for number, module in enumerate(modules) if (names := _orders(module._buffers))]
         self._before: list[Any] = []
         # torch's own sequence modules take (tokens, batch, channels) unless set otherwise
         self._sequences = not any(isinstance(module, nn.MultiheadAttention) and not module.batch_first for module in modules)
@@ -133,6 +140,7 @@ class LayoutMemory:
         self.positions.clear()
         self._calls.clear()
         self._found.clear()
+        self._same.clear()
         self._moves = 0
         self._cached = False
         self.started = False
@@ -141,16 +149,24 @@ class LayoutMemory:
         """A module is called from outside: what is traced is whole once it has come back."""
         self._whole = False
 
-    def leave(self) -> None:
-        """That module has come back."""
+    @property
+    def strangers(self) -> bool:
+        """Whether forwards like this one use tensors that are made where capture does not see it."""
+        return self._page.strangers
+
+    def leave(self, output: Any) -> None:
+        """That module has come back with this."""
         self._whole = True
         if not self.tracing:
             return
+        self._page.strangers |= self.positions.met_strangers(output)
         self._page.follows_data |= self.positions.follows_data
         changed = [place for place, (now, before) in enumerate(zip(self._values(), self._before, strict=True)) if now != before]
         if changed:
             names = [(number, name) for number, _, names in self._settings for name in names]
-            self._book.changing |= {names[place] for place in changed}
+            # a forward that sets an order of tokens has another one next time
+            self._page.follows_data |= any(isinstance(self._before[place], _Contents) for place in changed)
+            self._book.changing |= {names[place] for place in changed if not isinstance(self._before[place], _Contents)}
             self._settings = [
                 (number, values, [name for name in names if (number, name) not in self._book.changing])
                 for number, values, names in self._settings
@@ -164,8 +180,12 @@ class LayoutMemory:
             self._page.traced += 1 if self._cached else _TRACED
         self.tracing = False
 
-    def start(self, name: str, args: tuple[Any, ...]) -> None:
-        """See the first inputs of a forward, given to module `name`: images, videos, sequences, or packed patches."""
+    def start(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """See the first inputs of a forward, given to module `name`: images, videos, sequences, or packed patches.
+
+        Of those given by name, images and videos are; tokens and masks begin where a module inside takes them.
+        """
+        args = (*args, *(value for key, value in named.items() if "mask" not in key and _holds_images(value)))
         packed = next((item for item in args if isinstance(item, dict) and "patch_coord" in item), None)
         listed = next((images for item in args if (images := _listed_images(item))), None)
         tensors = [tensor for tensor in tensors_in(args) if tensor.ndim >= 2 and not tensor.is_nested]
@@ -207,11 +227,22 @@ class LayoutMemory:
             ):
                 self.positions.start(tensor)
 
-    def moved(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """One of the `COUNTED_MOVES` has run."""
+    def moved(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """One of the `COUNTED_MOVES` has run. What is counted must not follow the number of images."""
         if self.tracing and not self._cached:
             self._cached = all(self.positions.get(tensor) is None for tensor in tensors_in(args or tuple(kwargs.values())))
-        if name in _ORDERING:
+        if name in _JOINING:  # which goes first, by its shape and its place in memory that they share
+            if name in ("cat", "stack") and not argument(args, kwargs, 1, "dim", "axis"):
+                return  # images, which may be one by one
+            joined = tensors_in(args[:1] or tuple(kwargs.values()))
+            first = sorted(range(len(joined)), key=lambda place: joined[place].storage_offset())
+            self._moves = hash((self._moves, name, *first, *(tensor.shape[1:] for tensor in joined)))
+        elif name in _SHAPING:
+            if result.shape[0] == self.images == args[0].shape[0]:
+                self._moves = hash((self._moves, result.shape[1:]))
+        elif name == "einsum":
+            self._moves = hash((self._moves, _fixed(args)))
+        elif name in _ORDERING:
             self._moves = hash((self._moves, name, _fixed(args[1:]), _fixed(tuple(kwargs.values()))))
         else:
             self._moves = hash((self._moves, _slices(args[1:])))
@@ -259,6 +290,9 @@ class LayoutMemory:
         shape = weights.shape
         if keys is None:
             raise UnplacedTokensError
+        same = self._same.get((shape, prefix, id(queries), id(keys)))
+        if same is not None:
+            return same[0]
         if is_channel_map(keys):
             return channel_layout(shape)
         key_ids = self._of_tokens(keys)
@@ -268,6 +302,7 @@ class LayoutMemory:
         places = [None if ids is None else (ids.shape, ids.cpu().numpy().tobytes()) for ids in (query_ids, key_ids)]
         key = (shape, prefix, *places)
         if key in self._found:
+            self._same[shape, prefix, id(queries), id(keys)] = self._found[key], queries, keys
             return self._found[key]
         try:
             key_ids = key_ids.expand(*shape[:-2], shape[-1])
@@ -286,19 +321,21 @@ class LayoutMemory:
             padding_attended=attended,
             prefix=prefix,
             images=self.images,
+            apart=tracker.apart,
         )
         if not bool(padding.any()):  # whether padding is attended is each map's own
             self._found[key] = layout
+            self._same[shape, prefix, id(queries), id(keys)] = layout, queries, keys
         return layout
 
     def _of_tokens(self, ids: Tensor) -> Tensor:
         """Positions (…, tokens) of (…, tokens, width); tokens of several places each have a grid of their own."""
-        return self.positions.merged(ids, (-1,)).squeeze(-1)
+        return self.positions.of_images(self.positions.merged(ids, (-1,)).squeeze(-1))
 
     def _values(self) -> list[Any]:
         """The settings of the model's modules as they are now."""
         return [
-            value if _is_plain(value := values.get(name)) else type(value)
+            value if _is_plain(value := values.get(name)) else _Contents.of(value) if _is_order(value) else type(value)
             for _, values, names in self._settings
             for name in names
         ]
@@ -310,6 +347,26 @@ class LayoutMemory:
 def _plain_settings(module: nn.Module) -> list[str]:
     """Names of settings of a module that may decide how its tokens are moved."""
     return [name for name, value in vars(module).items() if name[0] != "_" and _is_plain(value)]
+
+
+class _Contents(NamedTuple):
+    """What a buffer holds, as far as its memory and the number of times that it was written to tell."""
+
+    memory: int
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Contents":
+        return cls(tensor.data_ptr(), tensor_version(tensor))
+
+
+def _orders(buffers: dict[str, Tensor | None]) -> list[str]:
+    """Names of buffers of whole numbers, which may be an order of tokens."""
+    return [name for name, value in buffers.items() if _is_order(value)]
+
+
+def _is_order(value: Any) -> bool:
+    return type(value) is Tensor and value.numel() > 1 and not value.is_floating_point() and value.layout == torch.strided
 
 
 def _is_plain(value: Any) -> bool:
@@ -340,6 +397,14 @@ def _listed_images(value: Any) -> list[Tensor]:
         return []
     items = tensors_in(value)
     return items if items and all(item.ndim == 3 and item.shape[0] in (1, 3, 4) for item in items) else []
+
+
+def _holds_images(value: Any) -> bool:
+    """Whether an argument is images or videos with colours, a list of images, or packed patches."""
+    if isinstance(value, Tensor):
+        channels = {4: (1, 3), 5: (1, 2)}.get(value.ndim, ())
+        return value.is_floating_point() and any(value.shape[axis] in (1, 3, 4) for axis in channels)
+    return bool(_listed_images(value)) or (isinstance(value, dict) and "patch_coord" in value)
 
 
 def _number(running: list[nn.Module], model: nn.Module, attribute: str) -> int | None:

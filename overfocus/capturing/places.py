@@ -7,6 +7,7 @@ and −5 of several images. A batch that grows inside the model (several crops, 
 """
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -57,34 +58,58 @@ def constant(ids: Tensor, axis: int) -> bool:
     return ids.shape[axis] == 1 or ids.stride(axis) == 0 or bool((ids == ids.narrow(axis, 0, 1)).all())
 
 
-def moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, int]] | None:
-    """Row-major index of the cells (b, rows, columns) that a function makes of mirrored or turned places, and their grid.
+def moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]] | None:
+    """Row-major index of the cells (b, *size) that a function makes of mirrored or turned places, and their grid.
 
-    None where the places (b, h, w), in a grid of size `before`, are in order; no index where they follow no rows and columns.
+    None where the places (b, …), in a grid of size `before`, are in order; no index where they follow no rows and columns.
     """
-    height, width = ids.shape[1:]
-    row, column = ids[:, height // 2], ids[:, :, width // 2]
-    ascending = [
-        (line.diff(dim=-1) > 0) | (line[:, 1:] <= 0) | (line[:, :-1] <= 0) for line in (row, column) if line.shape[1] > 1
-    ]
-    steps = [line[:, line.shape[1] // 2] - line[:, line.shape[1] // 2 - 1] for line in (row, column) if line.shape[1] > 1]
-    if all(bool(line.all()) for line in ascending) and (len(steps) < 2 or bool((steps[0] < steps[1]).all())):
-        return None
     cells = ids
-    for axis, length in ((1, size[0]), (2, size[1])):
-        run = max(ids.shape[axis] // length, 1)
-        middles = (torch.arange(length, device=ids.device) * run + run // 2).clamp(max=ids.shape[axis] - 1)
+    for axis, length in enumerate(size, 1):
+        middles = (2 * torch.arange(length, device=ids.device) + 1) * ids.shape[axis] // (2 * length)
         cells = cells.index_select(axis, middles)
-    index = index_of(cells.clamp(min=1))
-    ys, xs = index // before[-1], index % before[-1]
-    for turned in (False, True):
-        down, across = (xs, ys) if turned else (ys, xs)
-        if bool((cells > 0).all()) and bool((down == down[:, :, :1]).all()) and bool((across == across[:, :1]).all()):
-            ranks = [line.argsort(-1).argsort(-1) for line in (down[:, :, 0], across[:, 0])]
-            rows, columns = (ranks[1][:, None], ranks[0][:, :, None]) if turned else (ranks[0][:, :, None], ranks[1][:, None])
-            grid = (size[1], size[0]) if turned else (size[0], size[1])
-            return rows * grid[1] + columns, grid
-    return None, (size[0], size[1])
+    real = cells > 0
+    lines = torch.unravel_index(index_of(cells.clamp(min=1)), before)
+    if len(before) > len(size):  # frames, say, that have become one axis with others
+        lines = tuple(line for line in lines if not bool((line == line.flatten()[0])[real].all()))
+    if len(lines) != len(size):
+        return None if len(lines) < len(size) else (None, size)
+    for axes in permutations(range(len(size))):  # the axis on which each coordinate runs
+        steps = [
+            _steps(line, real, axis + 1, repeated=size[axis] > ids.shape[axis + 1] > 1)
+            for line, axis in zip(lines, axes, strict=True)
+        ]
+        if any(step is None for step in steps):
+            continue
+        if all(bool(ascending) for _, ascending in steps) and axes == tuple(range(len(size))):
+            return None
+        if not bool(real.all()):
+            return None, size
+        grid = tuple(size[axis] for axis in axes)
+        index = torch.zeros_like(cells)
+        for (ranks, _), axis, length in zip(steps, axes, grid, strict=True):
+            shape = [len(cells)] + [length if other == axis else 1 for other in range(len(size))]
+            index = index * length + ranks.reshape(shape)
+        return index, grid
+    return None, size
+
+
+def _steps(coordinate: Tensor, real: Tensor, axis: int, *, repeated: bool) -> tuple[Tensor, bool] | None:
+    """The order (b, n) of the steps along the only axis on which a coordinate runs, and whether it rises; None without one.
+
+    A step may be there several times in a row where the function has `repeated` them (it samples up).
+    """
+    others = [other for other in range(1, coordinate.ndim) if other != axis]
+    line = coordinate.masked_fill(~real, -1).amax(others, keepdim=True) if others else coordinate.masked_fill(~real, -1)
+    if not bool(((coordinate == line) | ~real).all()):
+        return None
+    line = line.flatten(1)
+    order, rises = torch.arange(line.shape[1], device=line.device), line[:, 1:] - line.cummax(1).values[:, :-1]
+    if bool(((rises > 0) | (repeated & (rises == 0)) | (line[:, 1:] < 0)).all()):
+        return order.expand_as(line), True
+    if repeated and bool((line.diff(dim=1) <= 0).all()):
+        return order.flip(0).expand_as(line), False
+    ranks = line.argsort(1).argsort(1)
+    return None if bool((line.sort(1).values.diff(dim=1) == 0).any()) else (ranks, False)
 
 
 def renumber(index: Tensor, real: Tensor, size: tuple[int, ...]) -> tuple[Tensor, list[Tensor]] | None:

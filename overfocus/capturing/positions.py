@@ -50,6 +50,7 @@ from overfocus.capturing.watching import (
     Operands,
     TensorNotes,
     argument,
+    einsum_letters,
     first_argument,
     product_operands,
     tensors_in,
@@ -63,8 +64,13 @@ MOVES = frozenset(
     "roll flip fliplr flipud unbind chunk split split_with_sizes tensor_split __getitem__ index slice narrow select index_select "
     "gather take_along_dim t repeat tile repeat_interleave stack cat hstack vstack pad pixel_shuffle pixel_unshuffle contiguous "
     "clone alias unfold im2col view_as reshape_as ravel T.__get__ mT.__get__ mT T channel_shuffle rot90 scatter scatter_ "
-    "index_put index_put_ index_copy index_copy_ broadcast_to view_as_complex view_as_real".split()
+    "index_put index_put_ index_copy index_copy_ broadcast_to view_as_complex view_as_real transpose_ swapaxes_ swapdims_ t_ "
+    "squeeze_ unsqueeze_ adjoint H.__get__ mH.__get__ take put put_ masked_scatter masked_scatter_ slice_scatter select_scatter "
+    "diagonal_scatter hsplit vsplit dsplit unsafe_chunk unsafe_split dstack column_stack row_stack fft_fftshift fft_ifftshift "
+    "as_strided".split()
 )
+# What gives a grid of another size: convolutions, pooling, and sampling up or down.
+_RESIZING = ("conv", "pool", "interpolate", "upsample")
 _REDUCTIONS = frozenset("mean sum amax amin max min std var norm linalg_vector_norm median logsumexp prod nanmean".split())
 _POOLS = frozenset("avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d".split())
 _CHANNEL_MIXING = frozenset("linear conv1d conv2d conv3d".split())
@@ -87,6 +93,7 @@ _LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
 _COPYING = frozenset("expand repeat tile broadcast_to expand_as".split())
 _COPIES = _COPYING | frozenset("view reshape contiguous to type".split())
 _PLAIN = (int, str, bool, float)
+_MANY = 100
 _GROWING = frozenset("cat stack repeat tile repeat_interleave index_select __getitem__ index vstack expand".split())
 
 
@@ -121,10 +128,14 @@ class PositionTracker:
         """Of each image the one of the input that it is a copy or a crop of."""
         self._moved: set[int] = set()
         """Copies that show other places than their image, or the same elsewhere."""
+        self._frames: set[int] = set()
+        """Images that are frames of a video, or crops of an image that came in an axis of their own."""
+        self._shown: dict[tuple[int, int], Tensor] = {}
+        """By such a copy and a grid of it, which cell of the image each cell shows, where it is mirrored or turned."""
         self.follows_data = False
         """Whether tokens were put in an order that this input's values may tell: the next forward may have another."""
-        self.strangers = False
-        """Whether tokens met tensors that no function in this thread made: those of another thread, say."""
+        self._strangers: list[weakref.ref[Tensor]] = []
+        """Tensors that tokens met and no function made that capture saw."""
         self._constants = constants
         self._here: TensorNotes[bool] = TensorNotes()
         """Tensors that functions made of nothing that is followed."""
@@ -135,6 +146,8 @@ class PositionTracker:
         """Tensors that were made empty, by their memory, into whose views tokens may be written."""
         self._calls: dict[Hashable, tuple[list[Positions | None], list[Positions]]] = {}
         """Positions of what calls returned, and of what they were given, so that these stay apart from later ones."""
+        self._unbatched: Positions | None = None
+        """Those of an input (c, h, w) that may be a single image: it is one if the model puts an axis before it."""
         self._roots = 0
         self._lists: dict[int, int] = {}
 
@@ -162,7 +175,8 @@ class PositionTracker:
             self.notes[tensor] = Positions(self._numbered(shape[0], grid, tensor, length))
         elif tensor.ndim == 3 and sequences and tensor.is_floating_point():
             ids = self._numbered(shape[0], self._root(None), tensor, shape[1])
-            self.notes[tensor] = Positions(ids.unsqueeze(-1).expand(shape))
+            self.notes[tensor] = known = Positions(ids.unsqueeze(-1).expand(shape))
+            self._unbatched = known if shape[0] in _COLOURS else None
 
     def start_list(self, images: list[Tensor]) -> None:
         """Number the pixels of images (c, h, w) that come in a list, each of its own size."""
@@ -189,6 +203,25 @@ class PositionTracker:
         known = self.notes.get(tensor) is not None or self._here.get(tensor) or id(tensor) in self._constants
         return not known and tensor.is_floating_point() and tensor.ndim >= 2 and not isinstance(tensor, torch.nn.Parameter)
 
+    @property
+    def apart(self) -> set[int]:
+        """Images that show something else than the image that they come from."""
+        return self._moved | self._frames
+
+    def made(self, result: Any) -> None:
+        """Note what a function returned that is not followed."""
+        for output in tensors_in(result):
+            if self.get(output) is None:
+                self._here[output] = True
+
+    def met_strangers(self, output: Any) -> bool:
+        """Whether the forward, which has just returned this, used tensors that were made in it where capture does not see it.
+
+        What outlives the forward was there before it: a constant that is no buffer.
+        """
+        made = any((tensor := known()) is None or tensor.grad_fn is not None for known in self._strangers)
+        return made or any(map(self.is_stranger, tensors_in(output)))
+
     def get(self, tensor: Any) -> Positions | None:
         """Positions of this tensor, if they are known."""
         return self.notes.get(tensor)
@@ -213,8 +246,7 @@ class PositionTracker:
     def follow(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note the positions of what `func` returned for these arguments."""
         if name in _UNRELATED:
-            if isinstance(result, Tensor):
-                self._here[result] = True
+            self.made(result)
             if name in _MADE and isinstance(result, Tensor) and result.layout == torch.strided:
                 self._made[result.untyped_storage().data_ptr()] = weakref.ref(result)
             return
@@ -225,8 +257,8 @@ class PositionTracker:
         sources = tensors_in(args[:1] if name in _LIKE else (args, kwargs))
         tracked = [(tensor, known) for tensor in sources if (known := get(tensor)) is not None]
         outputs = tensors_in(result)
-        if len(tracked) < len(sources) and self.notes.entries:
-            self.strangers = self.strangers or any(map(self.is_stranger, sources))
+        if len(tracked) < len(sources) and self.notes.entries and len(self._strangers) < _MANY:
+            self._strangers += [weakref.ref(tensor) for tensor in sources if self.is_stranger(tensor)]
         if not tracked:
             for output in outputs:
                 self._here[output] = True
@@ -257,9 +289,13 @@ class PositionTracker:
         outputs: list[Tensor],
     ) -> list[Positions | None]:
         """Positions of what a function returned; None where they are unknown."""
+        if tracked[0][1] is self._unbatched and [output.shape for output in outputs] == [(1, *tracked[0][0].shape)]:
+            shape = outputs[0].shape
+            return [Positions(self._numbered(1, self._root(tuple(shape[2:])), outputs[0]).unsqueeze(1).expand(shape), raw=True)]
         if name in _REORDERING and not self._along_channels(args, kwargs):
-            return [None] * len(outputs)
-        if name.startswith("fft_") and not self._in_channels(name, args, kwargs):
+            several = [Positions(everywhere(output, SEVERAL)) for output in outputs]
+            return [found if output.is_floating_point() else None for found, output in zip(several, outputs, strict=True)]
+        if name.startswith("fft_") and name not in MOVES and not self._in_channels(name, args, kwargs):
             return [None if name[4] == "i" else Positions(everywhere(output, FREQUENCY)) for output in outputs]
         if name in _ADDING and (summed := self._added(name, args, kwargs)) is not None:
             return [summed]
@@ -268,6 +304,12 @@ class PositionTracker:
             if moved is not None and [ids.shape for ids in moved] == [output.shape for output in outputs]:
                 raw = all(known.raw for _, known in tracked)
                 return [Positions(ids, raw) for ids in moved]
+            if not any(isinstance(value, torch.dtype) for value in args[1:]):
+                return [None] * len(outputs)
+        if name == "einsum" and len(tracked) == 1 and (permuted := self._permuted(args, kwargs)) is not None:
+            return [permuted]
+        if name == "embedding" and tracked[0][0].is_floating_point():  # rows of the tokens, looked up
+            return [self._looked_up(args, kwargs, *tracked[0])]
         if name in PRODUCTS and (operands := product_operands(name, args, kwargs)) is not None:
             return [self._product(operands, output) for output in outputs]
         return [
@@ -275,6 +317,27 @@ class PositionTracker:
             or self._computed(name, [known for _, known in tracked], output, argument(args, kwargs, 1, "weight"))
             for output in outputs
         ]
+
+    def _permuted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Positions | None:
+        """Positions of the only tensor that an `einsum` is given, its axes in another order, some of them summed."""
+        parts = einsum_letters(args, kwargs)
+        if parts is None or len(parts[0]) != 1 or (known := self.get(parts[0][0])) is None:
+            return None
+        kept, output = list(parts[1][0]), parts[2]
+        summed = [axis for axis, letter in enumerate(kept) if letter not in output]
+        ids = self.merged(known.ids, summed) if summed else known.ids
+        for axis in reversed(summed):
+            ids = ids.squeeze(axis)
+            kept.pop(axis)
+        return Positions(ids.permute([kept.index(letter) for letter in output]), known.raw and not summed)
+
+    def _looked_up(self, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: Tensor, known: Positions) -> Positions | None:
+        """Positions of the rows of (n, c) tokens that a call of `embedding` chooses."""
+        index = next((tensor for tensor in tensors_in((args, kwargs)) if tensor is not tokens), None)
+        if index is None or index.is_floating_point() or known.ids.ndim != 2:
+            return None
+        self.follows_data |= id(index) not in self._constants
+        return Positions(known.ids[index])
 
     def _along_channels(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a function runs along an axis all of whose entries are at one place."""
@@ -339,15 +402,18 @@ class PositionTracker:
         self.notes.clear()
         self._copies.clear()
         self._here.clear()
-        self.strangers = False
+        self._strangers.clear()
         self._unplaced.clear()
         self._made.clear()
         self._calls.clear()
         self.grids.clear()
         self.origins.clear()
         self._moved.clear()
+        self._frames.clear()
+        self._shown.clear()
         self._lists.clear()
         self._roots = 0
+        self._unbatched = None
         self.follows_data = False
 
     def _root(self, size: tuple[int, ...] | None) -> int:
@@ -421,6 +487,10 @@ class PositionTracker:
                     moved = [torch.nn.functional.pad(ids.double(), sides, mode=mode).long()]
                 else:
                     moved = [torch.nn.functional.pad(ids, sides)]
+            elif name == "as_strided":
+                source = args[0]
+                moved = [torch.empty_strided(source.shape, source.stride(), dtype=torch.int64).copy_(swapped[0])]
+                moved = [func(moved[0], *swapped[1:], **named)]
             elif name.endswith("_"):
                 moved = list(tensors_in(func(swapped[0].contiguous().clone(), *swapped[1:], **named)))
             else:
@@ -461,7 +531,7 @@ class PositionTracker:
     ) -> Tensor:
         """New images where a function has put the images of a batch into it once more."""
         known = tracked[0][1]
-        if known.raw and known.ids.ndim == 5 and ids.ndim == 4 and ids.shape[1:] == known.ids.shape[2:]:
+        if known.raw and known.ids.ndim == 5 and ids.ndim == 4 and ids.shape[1:] == known.ids.shape[2:] and not is_batch(ids):
             return self._frames_as_images(ids)  # (b, crops or frames, c, h, w) → (b · crops, c, h, w)
         if name not in _GROWING or ids.ndim < 3:
             return ids
@@ -516,6 +586,7 @@ class PositionTracker:
         grid = self._grid(self.grids[int(grid_of(ids.flatten()[0]))].root, size)
         images = len(self.origins)
         self.origins += [self.origins[number] for number in image_of(ids[:, 0, 0, 0]).tolist()]
+        self._frames.update(range(images, len(self.origins)))
         fresh = self._numbered(1, grid, ids) + (torch.arange(len(ids), device=ids.device).reshape(-1, 1, 1) + images) * IMAGE
         return fresh.unsqueeze(1).expand(ids.shape)
 
@@ -596,6 +667,12 @@ class PositionTracker:
             if any(a == 1 < b for a, b in zip(ids.shape, compact.shape, strict=True)):
                 continue
             both = (compact > 0) & (ids > 0)
+            if self._shown:  # a copy's tokens, put back, are where the image's are
+                own = compact if changed is None else changed
+                alike = both & (compact != ids) & (self.shown(compact) == self.shown(ids))
+                if bool(alike.any()):
+                    changed = torch.where(alike, torch.minimum(own, self.shown(own)), own)
+                both = both & ~alike
             differ = both & (compact != ids)
             if not bool((differ | ((ids <= SEVERAL) & (compact != ids))).any()):
                 continue
@@ -647,6 +724,8 @@ class PositionTracker:
         Places that stand for several are numbered anew, as a coarser grid. They are unknown where two tokens would have the same:
         the function mixed two orders of tokens.
         """
+        if self._shown and not of_one_image(unrepeated(ids), axes):
+            ids = self.shown(ids)
         merged = ids
         for axis in axes:
             merged = representative(merged, axis)
@@ -717,6 +796,8 @@ class PositionTracker:
             channel = ids.ndim - 1 if name == "linear" else 1
             if output.shape[channel] > 1 and mixes_all(ids, channel):
                 return None
+            if name == "linear" and known.raw and ids.ndim == 4 and ids.shape[1] > 1 and not ids.stride(1) and ids.stride(3):
+                return None  # channels last: neither rows nor columns are where an image has them
             ids = self.merged(ids, (channel,))
             if output.ndim == ids.ndim and all(output.shape[a] == ids.shape[a] for a in range(ids.ndim) if a != channel):
                 return Positions(ids.expand(output.shape))
@@ -737,7 +818,8 @@ class PositionTracker:
             if all(ids.shape[axis] == 1 for axis in differing):
                 return _expanded(ids, output)
         if output.ndim in (4, 5) and ids.ndim == output.ndim and output.shape[0] == ids.shape[0]:
-            return self._new_grid(known, output)
+            resized = any(word in name for word in _RESIZING) and "deform" not in name
+            return self._new_grid(known, output) if resized else None
         if name == "fold" and ids.ndim == 3 and ids.shape[-1] == output.shape[-2:].numel():
             return _expanded(torch.unflatten(representative(ids, 1), -1, output.shape[-2:]), output)
         if name == "embedding" and output.ndim == ids.ndim + 1:
@@ -763,14 +845,11 @@ class PositionTracker:
             start = len(self.origins)
             self.origins += [self.origins[number] for number in images.flatten().tolist()]
             images = torch.arange(start, start + len(images), device=ids.device)
-        if known.raw and len(set(self.origins)) < len(self.origins):
-            self._note_moved(ids, images.flatten().tolist())
         before = self.grids[int(grid_of(first[first > 0].min()))]
         size = tuple(output.shape[2:])
-        index = None
-        if output.ndim == 4 and before.size is not None and len(set(self.origins)) == len(self.origins):
-            # copies of an image have a grid of their own, as they are; the images themselves that of the pixels as they came
-            index = moved_cells(ids[:, 0], before.size, size)
+        own = not known.raw or len(set(self.origins)) == len(self.origins)
+        # copies of an image have a grid of their own, as they are; the images themselves that of the pixels as they came
+        index = moved_cells(ids[:, 0], before.size, size) if own and before.size is not None else None
         if index is not None:
             order, size = index
             if order is None:
@@ -778,17 +857,46 @@ class PositionTracker:
             fresh = order + 1 + (self._grid(before.root, size) << GRID_BITS)
         else:
             fresh = self._numbered(1, self._grid(before.root, size), output)
+        if not own or self._moved:
+            self._note_moved(ids, images.flatten().tolist(), before, fresh)
         fresh = fresh + images.reshape(-1, *([1] * (output.ndim - 2))) * IMAGE
         return Positions(fresh.unsqueeze(1).expand(output.shape))
 
-    def _note_moved(self, ids: Tensor, images: list[int]) -> None:
-        """Note which entries of a batch that has grown show other places than the image they come from."""
-        places = without_image(ids)
+    def _note_moved(self, ids: Tensor, images: list[int], before: Grid, fresh: Tensor) -> None:
+        """Note which images of a batch that has grown show other places than the one they come from, and which.
+
+        `ids` are those that a function was given, `fresh` the places (1 or b, *size) in the grid that it puts out.
+        """
+        places, shown, size = without_image(ids), self.shown(ids[:, 0]), tuple(fresh.shape[1:])
         whole = {self.origins[number]: place for place, number in reversed(list(enumerate(images)))}
         for place, number in enumerate(images):
             first = whole[self.origins[number]]
-            if place != first and not torch.equal(places[place], places[first]):
-                self._moved.add(number)
+            known = not torch.equal(shown[place], ids[place, 0])
+            if number not in self._moved and (place == first or torch.equal(places[place], places[first])):
+                continue
+            self._moved.add(number)
+            cells = moved_cells(shown[place : place + 1], before.size, size) if before.size is not None else (None, size)
+            order = cells[0] if cells is not None else torch.arange(cell_count(size), device=ids.device) if known else None
+            if order is not None and (cells is None or cells[1] == size):
+                labels = fresh.expand(len(images), *size)[place].flatten()
+                self._shown[number, int(grid_of(labels[0]))] = torch.empty_like(labels).index_copy(
+                    0, index_of(labels), order.flatten()
+                )
+
+    def shown(self, ids: Tensor) -> Tensor:
+        """Places of copies as those of the images that they show, mirrored or turned; unchanged where that is not known."""
+        found = ids
+        for (number, grid), order in self._shown.items():
+            first = number * IMAGE + (grid << GRID_BITS) + 1
+            places = order[(ids - first).clamp(0, len(order) - 1)] + (first - (number - self.origins[number]) * IMAGE)
+            found = torch.where((ids >= first) & (ids < first + len(order)), places, found)
+        return found
+
+    def of_images(self, ids: Tensor) -> Tensor:
+        """Places of mirrored or turned copies as those of their images, where these are not there themselves."""
+        if self._shown and set(torch.unique(image_of(ids[ids > 0])).tolist()) <= self._moved:
+            return self.shown(ids)
+        return ids
 
 
 def _placed(known: Positions) -> int:

@@ -38,6 +38,9 @@ _REARRANGING = frozenset(
     "diagonal scatter scatter_ index_put index_put_ as_strided topk".split()
 )
 _JOINING = frozenset("cat stack hstack vstack".split())
+# What puts queries or keys elsewhere and keeps their number, so that the product no longer says where they are.
+_TURNING = frozenset("roll flip fliplr flipud rot90".split())
+_CHOOSING = frozenset("__getitem__ index index_select gather take_along_dim".split())
 _LAYERS = frozenset("linear conv1d conv2d conv3d layer_norm batch_norm group_norm instance_norm rms_norm".split())
 _SHRINKING = frozenset("mean sum amax amin max min argmax argmin size dim norm std var all any isnan".split())
 _HIDING = frozenset(
@@ -87,6 +90,8 @@ class Weighting:
     """Whether a module has returned it to the one around it."""
     squashed: str | None = None
     """What scores went through instead of a softmax."""
+    keys_moved: bool = False
+    """Whether the last axis was rolled or turned since, so that values need not be where their keys are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +206,9 @@ class ProductTracker:
             )
             if name in _JOINING:
                 note = replace(note, product=None)
+        if name in _TURNING or (name in _CHOOSING and any(map(_is_order, (*args[1:], *kwargs.values())))):
+            keys = name in _TURNING and any(axis % tensor.ndim == tensor.ndim - 1 for axis in _turned_axes(name, args, kwargs))
+            note = replace(note, product=None, keys_moved=note.keys_moved or keys)
         if note.stage == "scores" and name in _SQUASHING:
             note = replace(note, squashed=_SQUASHING[name])
         if name in _HIDING and not note.masked:
@@ -377,6 +385,23 @@ class ProductTracker:
             ordered(result, operands.output, [*shared, "".join(free), *last]),
             note,
         )
+
+
+def _is_order(value: Any) -> bool:
+    """Whether an argument chooses entries one by one."""
+    if isinstance(value, (tuple, list)):
+        return any(isinstance(item, (Tensor, list)) for item in value)
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _turned_axes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[int]:
+    """The axes along which a function of `_TURNING` moves entries."""
+    if name in ("fliplr", "flipud"):
+        return (int(name == "fliplr"),)
+    if name == "flip" and len(args) > 2:  # x.flip(0, 1)
+        return args[1:]
+    axes = argument(args, kwargs, 1 if name == "flip" else 2, "dims")
+    return (-1,) if axes is None else (axes,) if isinstance(axes, int) else axes
 
 
 def _maps(note: Weighting | None) -> bool:

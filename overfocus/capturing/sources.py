@@ -275,8 +275,9 @@ def hidden_keys(weights: WeightSource, *, masked: bool) -> Tensor | None:
     """Which keys a mask hides from every query, (…, keys); None if there are none. `masked`: scores were masked before."""
     if isinstance(weights, QueryKeyWeights):
         mask = weights.mask
-        if mask is None or mask.ndim < len(weights.shape) or mask.shape[-1] == 1:
+        if mask is None or mask.ndim < 2 or mask.shape[-1] == 1:
             return None
+        mask = mask.reshape((1,) * (len(weights.shape) - mask.ndim) + tuple(mask.shape))
         rows = mask if mask.shape[-2] == 1 or mask.stride(-2) else mask[..., :1, :]
         first = _hides(rows[..., 0, :])
         if not bool(first.any()):
@@ -284,6 +285,8 @@ def hidden_keys(weights: WeightSource, *, masked: bool) -> Tensor | None:
         return (
             _hides(rows).all(-2).expand(*weights.shape[:-2], -1) if rows.shape[-2] > 1 else first.expand(*weights.shape[:-2], -1)
         )
+    if isinstance(weights, FlexWeights):
+        return weights.hidden_keys()
     if isinstance(weights, MaterialisedWeights) and masked:
         values = weights.weights.detach()
         if not bool((values[..., :: max(values.shape[-2] - 1, 1), :] == 0).any()):  # the first query and the last
@@ -347,10 +350,26 @@ class FlexWeights:
             scores = _for_each(self.score_mod, True, len(self.score_buffers))(scores, *places, *self.score_buffers)
         if self.mask_mod is None:
             return scores.softmax(-1)
-        seen = _for_each(self.mask_mod, False, len(self.mask_buffers))(*places, *self.mask_buffers)
-        hidden = ~seen.expand(scores.shape)
+        hidden = self._hidden(self.mask_mod, places).expand(scores.shape)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         return weights.masked_fill(hidden, 0.0)
+
+    def _hidden(self, mask_mod: Callable[..., Tensor], places: tuple[Tensor, ...]) -> Tensor:
+        """Which keys the mask hides at (images, heads, queries, keys)."""
+        return ~_for_each(mask_mod, False, len(self.mask_buffers))(*places, *self.mask_buffers)
+
+    def hidden_keys(self) -> Tensor | None:
+        """Which keys the mask hides from every query, (images, heads, keys); None if there are none."""
+        if self.mask_mod is None:
+            return None
+        images, heads, queries, keys = (torch.arange(size, device=self.query.device) for size in self.shape)
+        hidden = self._hidden(self.mask_mod, (images, heads, queries[:1], keys))
+        for start in range(1, len(queries), 1024):
+            if not bool(hidden.any()):
+                return None
+            block = self._hidden(self.mask_mod, (images, heads, queries[start : start + 1024], keys))
+            hidden = hidden & block.all(-2, keepdim=True)
+        return hidden.squeeze(-2).expand(*self.shape[:-2], -1) if bool(hidden.any()) else None
 
 
 def _for_each(function: Callable[..., Tensor], scores: bool, buffers: int) -> Callable[..., Tensor]:
@@ -466,11 +485,11 @@ class ArrangedWeights:
     arrangement: Arrangement
 
     def __post_init__(self) -> None:
-        self._versions = [_version(tensor) for tensor in self.source.tensors]
+        self._versions = [tensor_version(tensor) for tensor in self.source.tensors]
 
     def check_unchanged(self, module: str) -> None:
         """Raise `CaptureError` where the model has overwritten what the weights come from since they were captured."""
-        if any(_version(tensor) != version for tensor, version in zip(self.source.tensors, self._versions, strict=True)):
+        if any(tensor_version(tensor) != version for tensor, version in zip(self.source.tensors, self._versions, strict=True)):
             raise CaptureError(
                 f"{module}: the model overwrote its queries, keys or weights in place after this attention, so the map is gone; "
                 "give capture a reduce= function, which sees the map while its layer runs"
@@ -514,7 +533,7 @@ class ArrangedWeights:
         return weights[images.start * windows : images.stop * windows]
 
 
-def _version(tensor: Tensor) -> int:
+def tensor_version(tensor: Tensor) -> int:
     """How often a tensor was written to; 0 for those of inference mode, which do not count it."""
     return 0 if tensor.is_inference() else tensor._version
 

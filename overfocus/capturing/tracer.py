@@ -12,7 +12,7 @@ from overfocus.attention import AttentionMap, BlockTokens, TokenNorms, row_toler
 from overfocus.capturing.coverage import Site, SiteLog
 from overfocus.capturing.layout import Layout, is_channel_map, token_positions, unlabelled
 from overfocus.capturing.layout_memory import COUNTED_MOVES, LayoutMemory, TokenPositions
-from overfocus.capturing.places import NOWHERE, UNKNOWN, constant, representative, without_image
+from overfocus.capturing.places import NOWHERE, SEVERAL, UNKNOWN, constant, representative, without_image
 from overfocus.capturing.positions import Positions
 from overfocus.capturing.products import NEIGHBOURHOOD, STRETCHED, ProductTracker, Use
 from overfocus.capturing.sources import (
@@ -108,6 +108,8 @@ class Tracer:
         """That of the last map."""
         self._pieces: dict[str, list[tuple[Tensor, TokenPositions, tuple[float, float] | None]]] = {}
         """Maps (queries, keys) of one image and head each, by module."""
+        self._outputs: dict[tuple[Any, ...], tuple[Positions | None, Tensor, Tensor | None]] = {}
+        """Positions of what attention returned, by those of its queries and values, which are held."""
         self._strangers = False
         self._users_error: BaseException | None = None
         self._attending: QueryKeyWeights | MaterialisedWeights | None = None
@@ -121,11 +123,11 @@ class Tracer:
         """The block is left."""
         self._memory.finish()
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """A module is about to run."""
+    def enter(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A module is about to run; `named` are the keyword arguments of one that is called from outside."""
         try:
             with torch._C.DisableTorchFunction():
-                self._enter(module, args)
+                self._enter(module, args, named)
         except Exception as error:
             self._failed(error)
 
@@ -175,7 +177,7 @@ class Tracer:
         reason = _TRANSFORMED if "functorch" in str(error) else f"not captured: {type(error).__name__}: {text}"
         self._sites.add(Site(self.stack.site, None, None, reason=reason))
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         name = self.stack.names[id(module)]
         running = self.stack.running
         if not running:
@@ -184,11 +186,12 @@ class Tracer:
                 self._memory.begin()
                 self._products.clear()
                 self._pieces.clear()
+                self._outputs.clear()
                 self._hiding.clear()
                 self._recorded.clear()
             self._memory.enter()
         if not self._memory.started:
-            self._memory.start(name, args)
+            self._memory.start(name, args, named)
         elif self._memory.tracing and running:
             self._memory.start_later(args)
         if self._gradients and not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in(args)):
@@ -217,10 +220,8 @@ class Tracer:
             if self._aside:
                 self.mode.active(not (running and id(running[-1]) in self._aside))
             if not running:
-                if self._memory.tracing:
-                    places = self._memory.positions
-                    self._strangers |= places.strangers or any(map(places.is_stranger, tensors_in(output)))
-                self._memory.leave()
+                self._memory.leave(output)
+                self._strangers |= self._memory.strangers
                 for number, (site, shape) in self._gated.items():
                     own = number in self._products.neighbourhoods
                     reason = NEIGHBOURHOOD if own else _UNUSED if number in self._products.of_products else _GATING
@@ -238,7 +239,7 @@ class Tracer:
         if not running and not memory.positions.notes.entries and not scores:
             return
         if running and name in COUNTED_MOVES:
-            memory.moved(name, args, kwargs)
+            memory.moved(name, args, kwargs, result)
         idle = not memory.tracing and not scores
         if (idle and name not in _BEGINNINGS) or torch._C._current_graph_task_id() != -1:  # as in_backward
             return
@@ -248,6 +249,7 @@ class Tracer:
             return
         with torch._C.DisableTorchFunction():
             if running and name in _ATTENTION:
+                memory.positions.made(result)
                 if name in KERNEL_ARGUMENTS:
                     given = dict(zip(KERNEL_ARGUMENTS[name].split(), args, strict=False)) | kwargs
                     given["attn_mask"] = given.get("attn_mask", given.get("attn_bias"))
@@ -269,6 +271,8 @@ class Tracer:
                 used = use is not None and running and self._used(use)
                 if memory.tracing and not used:
                     memory.positions.follow(func, name, args, kwargs, result)
+                elif used:
+                    memory.positions.made(result)
 
     def _squeezed(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         """A view without some axes along which a tensor is the same, with everything that is known of it."""
@@ -362,7 +366,8 @@ class Tracer:
             if values is not None and values.ndim == len(weights.shape) - 1:
                 values = values.unsqueeze(-1)
             queries, keys = (values, values) if local and use.weighting.product is None else self._places_of(use, weights.shape)
-            positions = queries, _of_keys(keys, values)
+            keys = _of_keys(keys, values)
+            positions = queries, torch.full_like(keys, UNKNOWN) if use.weighting.keys_moved and keys is not None else keys
         deviation = self._deviation(weights, use.values.tensor, use.output.tensor)
         if weights.weights.ndim == 2:
             self._piece(weights.weights, positions, deviation)
@@ -435,13 +440,21 @@ class Tracer:
         queries, values = positions
         if queries is None or not output.simple:
             return
-        if self._layout is not None and self._layout.kind == "pooled" and self._layout.grid is not None:
-            queries = self._memory.positions.numbered_anew(queries)  # every second row, say, is a grid of its own from here
-        shape = tuple(output.original.shape[axis] for axis in output.order)
-        ids = queries if values is not None and is_channel_map(values) else representative(queries, -1)
-        if shape[:-1] == ids.shape[:-1] and ids.shape[-1] in (1, shape[-1]):
-            restored = [output.order.index(axis) for axis in range(len(shape))]
-            self._memory.positions.notes[output.original] = Positions(ids.expand(shape).permute(restored))
+        anew = self._layout is not None and self._layout.kind == "pooled" and self._layout.grid is not None
+        key = id(queries), id(values), output.original.shape, output.axes, anew
+        if key not in self._outputs:  # blocks repeat each other's
+            shape = tuple(output.original.shape[axis] for axis in output.order)
+            # every second row, say, is a grid of its own from here
+            placed = self._memory.positions.numbered_anew(queries) if anew else queries
+            ids = placed if values is not None and is_channel_map(values) else representative(placed, -1)
+            known = None
+            if shape[:-1] == ids.shape[:-1] and ids.shape[-1] in (1, shape[-1]):
+                restored = [output.order.index(axis) for axis in range(len(shape))]
+                known = Positions(ids.expand(shape).permute(restored))
+            self._outputs[key] = known, queries, values
+        known = self._outputs[key][0]
+        if known is not None:
+            self._memory.positions.notes[output.original] = known
 
     def _stood_aside(self, module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """A module has run that hides its attention."""
@@ -468,6 +481,7 @@ class Tracer:
         finally:
             if self._memory.tracing and isinstance(source, Tensor):
                 self._memory.positions.copy(source, result)
+                self._memory.positions.made(result)
 
     def _multihead_function(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         call, query, key = function_call(args, kwargs)
@@ -612,8 +626,11 @@ def _of_keys(keys: Tensor | None, values: Tensor | None) -> Tensor | None:
     try:
         places, others = (without_image(token_positions(ids)) for ids in (keys, values))
         differ = (places != others) & (places > 0) & (others > 0)
+        sums = (places == SEVERAL) & (others > 0)
     except RuntimeError:  # other axes in front
         return values
+    if bool(sums.any()):
+        return torch.full_like(values, SEVERAL)
     return torch.full_like(values, UNKNOWN) if bool(differ.any()) else values
 
 

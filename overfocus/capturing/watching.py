@@ -12,6 +12,7 @@ and operators (`torch.ops.aten`, as exported programs call them) of one meaning 
 """
 
 import string
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils.hooks import RemovableHandle
 
-Enter = Callable[[nn.Module, tuple[Any, ...]], None]
+Enter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 Observe = Callable[[Callable[..., Any], str, tuple[Any, ...], dict[str, Any], Any], None]
 """(function, its name, arguments, keyword arguments, result)"""
@@ -81,7 +82,7 @@ class ModuleStack:
             if self._ours(module):
                 self.called.add(names[id(module)])
                 if self.enters or not running:
-                    enter(module, args)
+                    enter(module, args, {} if running else _keyword_arguments(module))
                 running.append(module)
                 self._site = None
 
@@ -115,6 +116,16 @@ class ModuleStack:
             return True
         self.elsewhere.add(self.names[id(module)])
         return False
+
+
+def _keyword_arguments(module: nn.Module) -> dict[str, Any]:
+    """The keyword arguments of the call in which a hook runs: torch gives global hooks before a forward none of them."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    found = frame.f_locals
+    named = found.get("kwargs") if found.get("self") is module else None
+    return named if isinstance(named, dict) else {}
 
 
 def _holders(model: nn.Module) -> set[int]:
@@ -220,6 +231,8 @@ _SAME = {
     "concatenate": "cat",
     "concat": "cat",
 }
+_COPYING_VIEWS = "alias as_strided diagonal expand narrow permute select slice split squeeze t transpose unbind unsqueeze view"
+_SAME |= {f"{name}_copy": name for name in _COPYING_VIEWS.split()}
 _INPUTS = ("input", "self", "tensors", "mat1", "batch1")
 
 
@@ -350,21 +363,22 @@ def product_operands(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return Operands((left, right), (batch[axes - left.ndim + 2 :] + "ik", batch[axes - right.ndim + 2 :] + last), batch + "ij")
 
 
-def _einsum_operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+def einsum_letters(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], list[str], str] | None:
+    """The tensors of a call of `einsum`, a letter for each of their axes, and the letters of the result; None if unclear."""
     equation = argument(args, kwargs, 0, "equation")
     if isinstance(equation, Tensor):  # torch.einsum(a, [0, 1], b, [1, 2], [0, 2])
-        parts = [args[1], args[3], args[4]] if len(args) == 5 else []
+        parts = [*args[1::2], args[-1]] if len(args) % 2 else []
         if not parts or not all(isinstance(part, (list, tuple)) and all(map(_is_number, part)) for part in parts):
             return None
         names = ["".join(string.ascii_letters[number] for number in part) for part in parts]
-        return Operands((args[0], args[2]), (names[0], names[1]), names[2])
+        return tuple(args[:-1:2]), names[:-1], names[-1]
     if not isinstance(equation, str):
         return None
     tensors = tuple(tensors_in((args[1:], kwargs.get("operands", ()))))
-    if len(tensors) < 2:
-        return None
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")
+    if len(letters) != len(tensors):
+        return None
     if not arrow:  # torch's implicit output: every letter that stands once, in order
         found = inputs.replace(",", "").replace("...", "")
         output = ("..." if "..." in inputs else "") + "".join(sorted(letter for letter in set(found) if found.count(letter) == 1))
@@ -378,9 +392,16 @@ def _einsum_operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands 
         if "..." in letters[place]:
             count = tensor.ndim - len(letters[place]) + 3
             letters[place] = letters[place].replace("...", rest[longest - count :])
-    output = output.replace("...", rest)
     if any(len(set(part)) != len(part) for part in letters):  # a diagonal
         return None
+    return tensors, letters, output.replace("...", rest)
+
+
+def _einsum_operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    found = einsum_letters(args, kwargs)
+    if found is None or len(found[0]) < 2:
+        return None
+    tensors, letters, output = found
     pair = [place for place in range(len(tensors)) if not set(letters[place]) <= set(output)] if len(tensors) > 2 else [0, 1]
     pair = sorted(sorted(pair, key=lambda place: -len(letters[place]))[:2])  # the others scale or turn these two
     if not output or len(pair) < 2:

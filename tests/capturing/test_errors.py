@@ -285,6 +285,35 @@ def test_attention_without_a_module_in_another_thread_is_named(met):
     assert "another thread" in site.reason
 
 
+def attend_in_a_thread(q, k, v):
+    results = []
+    thread = threading.Thread(target=lambda: results.append((q @ k.mT).softmax(-1) @ v))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_another_thread_beside_captured_attention_is_named(gradients):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.head, self.shift = nn.Linear(8, 24), nn.Linear(8, 8), torch.randn(9, 8)
+
+        def forward(self, x, apart):
+            q, k, v = (self.qkv(x) + self.shift.repeat(1, 3)).chunk(3, -1)
+            seen = (q @ k.mT).softmax(-1) @ v
+            return self.head(seen + attend_in_a_thread(q, k, v)) if apart else self.head(seen + self.shift)
+
+    for apart in (False, True):
+        model = Both()
+        for _ in range(3):  # the third is not traced
+            with torch.set_grad_enabled(gradients), overfocus.capture(model) as captured:
+                model(torch.randn(2, 9, 8), apart)
+            assert sorted(site.captured for site in captured.coverage) == [*[False] * apart, True]
+    assert "another thread" in "".join(site.reason or "" for site in captured.coverage)
+
+
 def test_torchscript_is_named(make_vit, family):
     class Outer(nn.Module):
         def __init__(self):

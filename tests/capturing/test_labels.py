@@ -1,10 +1,14 @@
 """Labels are known or absent: batches that grow, videos, padding, several grids, tokens in another order, tokens of no image."""
 
+import itertools
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import overfocus
 
@@ -65,23 +69,80 @@ MOVED = {
     "upside down": lambda x: x.flip(2),
     "turned": lambda x: torch.rot90(x, 1, (2, 3)),
     "transposed": lambda x: x.transpose(2, 3),
+    "transposed in place": lambda x: x.clone().transpose_(2, 3),
+    "transposed by einsum": lambda x: torch.einsum("bchw->bcwh", x),
+    "transposed by a copy": lambda x: torch.transpose_copy(x, 2, 3),
     "shifted": lambda x: x.roll((8, -16), (2, 3)),
+    "shifted by half": lambda x: torch.fft.fftshift(x, dim=(2, 3)),
+    "mirrored and sampled up": lambda x: F.interpolate(x.flip(3), scale_factor=2)[..., ::2, ::2],
+    "halves exchanged": lambda x: x.slice_scatter(x[..., 16:], 3, 0, 16).slice_scatter(x[..., :16], 3, 16, 32),
 }
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", MOVED)
 def test_places_follow_pixels_that_move_before_the_patches(family, name, batch):
+    check_reactions(Patches(MOVED[name]), family.images(32, batch=batch))
+
+
+def check_reactions(model, images, by_name=False):
     """The key that reacts most to a change of one patch of the image is the one that is labelled with its place."""
-    model, images = Patches(MOVED[name]), family.images(32, batch=batch)
-    (plain,) = capture_all(model, images).maps
+
+    def maps(images):
+        return capture_all(model, images=images).maps if by_name else capture_all(model, images).maps
+
+    (plain,) = maps(images)
     for row, column in ((0, 1), (2, 3)):
         changed = images.clone()
         changed[0, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] *= -3
-        (other,) = capture_all(model, changed).maps
+        (other,) = maps(changed)
         assert plain.grid == other.grid == (4, 4)
         reaction = (other.weights.log() - plain.weights.log())[0].abs().median(1).values.sum(0)
         assert int(reaction.argmax()) == row * 4 + column
+
+
+MOVED_TOKENS = {
+    "looked up": lambda x: torch.stack([F.embedding(torch.arange(16).flip(0), image) for image in x]),
+    "taken": lambda x: torch.take(x, torch.arange(x.numel()).view_as(x).flip(1)),
+    "put": lambda x: x.put(torch.arange(x.numel()), x.flip(1)),
+    "scattered by a mask": lambda x: x.masked_scatter(torch.ones_like(x, dtype=torch.bool), x.flip(1)),
+    "strided": lambda x: x.contiguous().as_strided((len(x), 4, 4, 16), (256, 16, 64, 1)).flatten(1, 2),
+    "transposed by einsum": lambda x: torch.einsum("bhwc->bwhc", x.unflatten(1, (4, 4))).flatten(1, 2),
+    "transposed in place": lambda x: x.unflatten(1, (4, 4)).clone().transpose_(1, 2).flatten(1, 2),
+    "shifted by half": lambda x: torch.fft.ifftshift(x, dim=1),
+    "split and stacked": lambda x: torch.column_stack(torch.hsplit(x, 2)[::-1]),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", MOVED_TOKENS)
+def test_places_follow_tokens_in_every_spelling(family, name, batch):
+    check_reactions(Patches(after=MOVED_TOKENS[name]), family.images(32, batch=batch))
+
+
+@pytest.mark.parametrize("before", [None, MOVED["mirrored"], MOVED["transposed"]])
+def test_images_that_are_given_by_name_are_followed_from_the_start(family, before):
+    check_reactions(Patches(before), family.images(32), by_name=True)
+
+
+def test_blocks_of_an_image_in_no_order_of_rows_and_columns_have_no_grid(family):
+    def swapped(x):
+        """Two corners have changed places; the rows and columns in the middle are as they were."""
+        y = x.clone()
+        y[..., :8, :8], y[..., 24:, 24:] = x[..., 24:, 24:], x[..., :8, :8]
+        return y
+
+    (attention,) = capture_all(Patches(swapped), family.images(32)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 0)
+
+
+def test_a_region_that_is_cut_out_has_no_grid_of_the_image(family):
+    def cut(tokens):
+        boxes = [torch.tensor([[0.0, 0.0, 2.0, 2.0]])] * len(tokens)
+        return torchvision.ops.roi_align(tokens.mT.unflatten(2, (4, 4)).contiguous(), boxes, 3).flatten(2).mT
+
+    (attention,) = capture_all(Patches(after=cut), family.images(32)).maps
+    assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", None, 0)
 
 
 def test_pixels_that_are_sampled_anew_have_no_grid(family):
@@ -165,6 +226,33 @@ def test_videos_are_numbered_in_time_rows_and_columns(channels):
         "attention_distance" not in overfocus.metrics.measure(attention)
         or torch.isnan(overfocus.metrics.measure(attention)["attention_distance"]).all()
     )
+
+
+MOVED_VIDEOS = {
+    "mirrored": (lambda x: x.flip(-1), lambda t, y, x: (t, y, 3 - x)),
+    "backwards": (lambda x: x.flip(2), lambda t, y, x: (2 - t, y, x)),
+    "shifted in time": (lambda x: x.roll(2, 2), lambda t, y, x: ((t + 1) % 3, y, x)),
+}
+
+
+@pytest.mark.parametrize("name", MOVED_VIDEOS)
+def test_places_follow_pixels_of_videos(name):
+    """Tokens are put back in the order of the pixels that came."""
+    before, place = MOVED_VIDEOS[name]
+
+    class Moved(Volume):
+        def forward(self, video):
+            return super().forward(before(video))
+
+    video = torch.randn(2, 3, 6, 16, 32)
+    (attention,) = capture_all(Moved(), video).maps
+    (plain,) = capture_all(Volume(), before(video)).maps
+    order = [0] + [1 + sum(a * b for a, b in zip(place(t, y, x), (8, 4, 1), strict=True)) for t, y, x in PLACES]
+    torch.testing.assert_close(attention.weights, plain.weights[:, :, order][..., order])
+    assert (attention.frames, attention.grid, attention.prefix_tokens) == (3, (2, 4), 1)
+
+
+PLACES = list(itertools.product(range(3), range(2), range(4)))
 
 
 def test_attention_over_time_alone_stays_unlabelled():
@@ -257,6 +345,64 @@ def test_an_unseen_change_of_order_gives_no_labels(family):
     torch.testing.assert_close(captured.maps[4].weights, captured.maps[0].weights)
 
 
+CHANGING = {
+    "padded": (lambda x, shift: F.pad(x, (0, 0, shift, -shift)), 3),
+    "written": (lambda x, shift: x.new_zeros(len(x), 20, 16).slice_scatter(x, 1, shift, shift + 16), 4),
+    "turned": (lambda x, shift: (rows(x).permute(0, 3, 1, 2).mT if shift else rows(x).permute(0, 3, 1, 2)).flatten(2).mT, 1),
+    "einsum": (lambda x, shift: torch.einsum("bhwc->bwhc" if shift else "bhwc->bhwc", rows(x)).flatten(1, 2), 1),
+    "token last": (lambda x, shift: torch.cat([x, torch.ones(len(x), 1, 16)][:: -1 if shift else 1], 1), 1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_other_moves_than_those_that_were_traced_give_no_labels(family, name):
+    move, to = CHANGING[name]
+    shift = [0]
+    model, images = Patches(after=lambda tokens: move(tokens, shift[0])), family.images(32)
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        for step in (0, 0, 0, to, to):
+            shift[0] = step
+            model(images)
+    assert [attention.kind == "unlabelled" for attention in captured.maps] == [False] * 3 + [True, False]
+    with torch.no_grad(), overfocus.capture(Patches(after=model.after)) as fresh:
+        fresh.tracer.stack.model(images)
+    assert captured.maps[4].grid == fresh.maps[0].grid
+    torch.testing.assert_close(captured.maps[4].weights, fresh.maps[0].weights)
+
+
+@pytest.mark.parametrize("how", ["written", "replaced", "loaded"])
+def test_a_buffer_that_holds_another_order_is_noticed(family, how):
+    model, images = Patches(after=lambda tokens: tokens[:, model.order]), family.images(32)
+    model.register_buffer("order", torch.arange(16))
+    with torch.no_grad(), overfocus.capture(model) as captured:
+        for _ in range(3):
+            model(images)
+        order = torch.arange(16).roll(5)
+        if how == "written":
+            model.order.copy_(order)
+        elif how == "replaced":
+            model.order = order
+        else:
+            model.load_state_dict(model.state_dict() | {"order": order})
+        model(images)
+    for attention in captured.maps:
+        assert attention.grid == (4, 4)
+        torch.testing.assert_close(attention.weights, captured.maps[0].weights)
+
+
+def test_a_buffer_that_the_forward_itself_writes_is_followed(family):
+    def step(tokens):
+        model.order.copy_(model.order.roll(1))
+        return tokens[:, model.order]
+
+    model = Patches(after=step)
+    model.register_buffer("order", torch.arange(16))
+    maps = capture_all(model, family.images(32), times=5).maps
+    assert [attention.grid for attention in maps] == [(4, 4)] * 5
+    for attention in maps:
+        torch.testing.assert_close(attention.weights, maps[0].weights)
+
+
 def test_an_order_that_differs_between_images_is_none(family):
     orders = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
     model = Patches(after=lambda tokens: tokens.gather(1, orders[..., None].expand(-1, -1, 16)))
@@ -297,7 +443,11 @@ def test_padding_that_differs_is_told(family):
     assert "padding counts in the metrics" in captured.coverage[0].note
 
 
-@pytest.mark.parametrize("spelling", ["masked_fill", "where", "add", "sub", "written", "queries too", "after", "sdpa"])
+MASKS = ["masked_fill", "where", "add", "sub", "written", "queries too", "after", "sdpa", "one mask", "one row", "flex"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("spelling", MASKS)
 def test_padding_in_every_spelling(family, spelling):
     class Spelled(Patches):
         def forward(self, images):
@@ -306,6 +456,12 @@ def test_padding_in_every_spelling(family, spelling):
             hidden = (torch.arange(16) > 11).expand(len(images), 1, 1, 16)
             if spelling == "sdpa":
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
+            if spelling in ("one mask", "one row"):
+                mask = ~hidden[0, 0].expand(16 if spelling == "one mask" else 1, 16)
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            if spelling == "flex":
+                mask = create_block_mask(lambda _, __, ___, key: key < 12, None, None, 16, 16, "cpu")
+                return flex_attention(q, k, v, block_mask=mask)
             scores = q @ k.mT
             if spelling == "masked_fill":
                 scores = scores.masked_fill(hidden, -torch.inf)
@@ -568,6 +724,45 @@ KEPT = {
 def test_what_is_the_same_for_all_tokens_or_in_their_order_changes_no_place(family, name, batch):
     (attention,) = capture_all(Patches(after=KEPT[name]), family.images(32, batch=batch)).maps
     assert (attention.kind, attention.grid, attention.prefix_tokens) == ("global", (4, 4), 0)
+
+
+def rows(tokens):
+    return tokens.unflatten(1, (4, 4))
+
+
+def back(tokens):
+    """Tokens of a mirrored image, each at its place in the image."""
+    return rows(tokens).flip(2).flatten(1, 2)
+
+
+ALIGNED = {
+    "a sum": lambda x, copy: x + back(copy),
+    "the copy first": lambda x, copy: back(copy) + x,
+    "a mean": lambda x, copy: torch.stack([back(copy), x]).mean(0),
+    "channels": lambda x, copy: mixed_channels(x, back(copy)) / 6,
+    "the copy alone": lambda _, copy: back(copy),
+    "the mirrored copy alone": lambda _, copy: copy,
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ALIGNED)
+def test_features_of_a_mirrored_copy_that_are_put_back_are_where_the_images_are(family, name, batch):
+    """Test-time augmentation: both views of a place are added."""
+    model = Patches(lambda x: torch.cat([x, x.flip(-1)]), lambda x: ALIGNED[name](*x.chunk(2)))
+    check_reactions(model, family.images(32, batch=batch))
+
+
+def test_views_that_attend_to_each_other_stay_unlabelled():
+    class Views(Patches):
+        def forward(self, images):
+            tokens = self.patches(images.flatten(0, 1)).flatten(2).mT
+            q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unflatten(1, (-1, 2))
+            return F.scaled_dot_product_attention(q[:, 0], k[:, 1], v[:, 1])
+
+    captured = capture_all(Views(), torch.randn(2, 2, 3, 32, 32))
+    assert captured.maps[0].kind == "unlabelled"
+    assert "different images" in captured.coverage[0].reason
 
 
 def test_features_of_a_mirrored_copy_are_tokens_of_two_places(family):
