@@ -11,6 +11,7 @@ from PIL import Image
 
 from overfocus import ImageError
 from overfocus.datasets.masks import read_mask
+from overfocus.images.live import as_image
 from overfocus.images.sources import decode_image, read_image
 
 
@@ -228,6 +229,9 @@ def test_data_that_end_early_in_a_file_that_does_not(tmp_path, name, cut, whole)
         read_image(tmp_path / name)
     with pytest.raises(ImageError, match=rf"{re.escape(name)}: .*expected"):
         read_mask(tmp_path / name)
+    for opened in (Image.open(tmp_path / name), Image.open(io.BytesIO(cut))):  # not read yet
+        with pytest.raises(ImageError, match="an image: cannot be read"):
+            as_image(opened)
     (tmp_path / name).write_bytes(whole)
     with Image.open(tmp_path / name) as image:
         assert np.array_equal(np.asarray(read_image(tmp_path / name)), np.asarray(image.convert("RGB")))
