@@ -4,7 +4,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class IdxImages:
         if len(self.class_names) < numbers:
             raise ImageError(f"{labels}: holds class {numbers - 1}, but only {len(self.class_names)} class names are given")
         self.numbering: list[str] | None = list(self.class_names)
+        self.notes: Sequence[str] = ()
         self.channels = 1 if self.pixels.ndim == 3 else 3
         self._stem = images.name.removesuffix(".gz").partition("-images")[0]
 
@@ -244,6 +245,7 @@ class HubImages:
             self.labels, self.class_names = read_labels(split, trained, classes[0], source)
         texts = labelled and "string" in features[classes[0]].dtype and not named
         self.numbering: list[str] | None = None if texts else list(self.class_names)
+        self.notes: Sequence[str] = ()
         self.channels = 3
         self._column = images[0]
         self._split = split.cast_column(images[0], ImageFeature(decode=False))  # it would hand some formats to other programs

@@ -20,6 +20,7 @@ from overfocus.datasets.formats import (
 )
 from overfocus.errors import ImageError
 from overfocus.images.sources import EXTENSIONS, ImageSource, find_images
+from overfocus.text import printable, some
 
 
 class ImageFiles:
@@ -27,6 +28,7 @@ class ImageFiles:
 
     channels = 3
     numbering: list[str] | None = None
+    notes: Sequence[str] = ()
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
         self._sources = list(sources)
@@ -89,7 +91,9 @@ class ClassFolders(ImageFiles):
                 f"{folder}: expected a folder for each class, at least two, got {there}; "
                 "put the images into folders named after their classes, and give the folder of these (or of train/ and val/)"
             )
-        sources = [source for source in find_images(folder) if source.label is not None]
+        found = find_images(folder)
+        sources = [source for source in found if source.label is not None]
+        self.notes = _left_out(folder, [source.name for source in found if source.label is None])
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self.labels = np.array([numbers[str(source.label)] for source in sources], np.int64)
         counts = np.bincount(self.labels, minlength=len(numbers))
@@ -101,6 +105,13 @@ class ClassFolders(ImageFiles):
         super().__init__(sources)
 
 
+def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
+    """A note on images that lie beside the folders of classes or splits, if there are any."""
+    which = some([printable(name, 80) for name in names])
+    said = f"{printable(folder)}: {len(names)} images beside its folders are left out ({which}); move them into one to use them"
+    return [said] if names else []
+
+
 class LabelledImages(Protocol):
     """Images with a class each."""
 
@@ -109,6 +120,8 @@ class LabelledImages(Protocol):
     """Class of each image, from 0."""
     numbering: list[str] | None
     """The names of the classes, where the data set itself numbers them; None where their order is that of folders or texts."""
+    notes: Sequence[str]
+    """What a user should know of them, in one line each."""
     channels: int
     """Of what `image` gives: 1 for "L", as grey IDX files are read, 3 for "RGB", as all else is, grey images too."""
 
@@ -160,7 +173,12 @@ def open_images(source: str | Path, split: str, *, labelled: bool = True) -> Lab
     images = ClassFolders if labelled else UnlabelledImages
     one_alone = labelled and any(parts.values()) and len(subfolders(folder)) == 1
     if all(parts.values()) or one_alone:
-        return images(parts[split][0]) if parts[split] else None
+        if not parts[split]:
+            return None
+        chosen = images(parts[split][0])
+        beside = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
+        chosen.notes = [*_left_out(folder, [name for name in beside if not name.startswith(".")]), *chosen.notes]
+        return chosen
     if labelled and not subfolders(folder) and any(folder.glob("*.[cC][sS][vV]")):
         found = find_images(folder)
         if any(source.label is not None for source in found):

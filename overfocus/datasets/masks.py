@@ -14,7 +14,7 @@ from PIL import Image
 
 from overfocus.errors import ImageError, first_line, is_shortage
 from overfocus.files import require_regular_file
-from overfocus.images.sources import find_images, image_formats, read_image
+from overfocus.images.sources import find_images, image_formats, load_whole, read_image
 from overfocus.settings import MAX_PIXELS
 
 IGNORED = 255
@@ -49,6 +49,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
                 )
             if opened.format in ("JPEG", "MPO"):
                 raise ImageError(f"{path}: JPEG changes class numbers; expected the mask as PNG or another lossless format")
+            load_whole(opened, path)
             numbers = np.asarray(opened)
     except ImageError:
         raise

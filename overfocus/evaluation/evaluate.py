@@ -259,7 +259,7 @@ class _Classification(_Plan):
                 f"{loaded.source}: none of the labels ({', '.join(labels[:3])}) matches one of its {loaded.num_classes} classes "
                 f"({names}); name the folders after the classes or by their numbers"
             )
-        notes = list(classes.notes)
+        notes = [*classes.notes, *(note for portion in self.data.portions for note in portion.images.notes)]
         if self.data.synsets is not None:
             notes.append(f"{self.data.layout}: predictions are restricted to its {len(self.data.synsets)} classes")
         if self.data.layout == "ImageNet-P":

@@ -257,6 +257,7 @@ class FilmFolders:
         self.labels = np.array([self.class_names.index(path.parent.name) for path in self._paths], np.int64)
         self.channels = 3
         self.numbering: list[str] | None = None
+        self.notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 from torch.utils.data.sampler import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from overfocus.errors import ChangedImageError, ImageError
-from overfocus.images.sources import ImageSource, find_images, to_rgb
+from overfocus.images.sources import ImageSource, find_images, load_whole, to_rgb
 from overfocus.settings import MAX_PIXELS
 from overfocus.text import one_line
 
@@ -219,8 +219,10 @@ def as_image(item: Any, name: str = "an image") -> Image.Image:
         item = np.asarray(item)
     if isinstance(item, Image.Image):
         try:
+            if isinstance(item, ImageFile.ImageFile) and item.fp is not None:  # Pillow reads the file only now
+                load_whole(item, item.filename if item.filename and Path(item.filename).is_file() else item.fp)
             return to_rgb(item)
-        except Exception as error:  # Pillow reads a lazily opened file only now
+        except Exception as error:  # as Pillow's readers raise
             raise ImageError(f"{name}: cannot be read ({one_line(error, 200) or type(error).__name__})") from error
     values: np.ndarray[Any, Any]
     if isinstance(item, torch.Tensor):

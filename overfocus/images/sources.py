@@ -1,8 +1,11 @@
 """Find the images that a user points at, with their labels, and read every usual kind of file as 8-bit RGB."""
 
 import contextlib
+import io
 import os
+import re
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from overfocus.errors import ImageError, first_line, is_shortage
-from overfocus.files import read_text, require_regular_file
+from overfocus.files import MOST_BYTES, read_text, require_regular_file
 from overfocus.images.tables import read_labels_table
 from overfocus.settings import MAX_PIXELS
 from overfocus.text import printable, storable
@@ -65,7 +68,7 @@ def decode_image(file: str | Path | IO[bytes], path: object, max_pixels: int = M
             opened = Image.open(file, formats=image_formats())
         with opened as image:
             _check_size(path, image.size, max_pixels)
-            image.load()
+            load_whole(image, file)
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
@@ -103,6 +106,127 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def load_whole(image: Image.Image, file: str | Path | IO[bytes]) -> None:
+    """Load an image that Pillow opened from a file, all of it.
+
+    Pillow makes grey or black what a file holds no data for that was cut off and then ended properly or filled with zeros.
+
+    Raises:
+        ValueError: there are no data for a part of the image; the words say what is missing.
+        Exception: of any class, as Pillow's readers raise on damaged files.
+    """
+    missing = _missing_strips(image) if image.format == "TIFF" else ""
+    if not missing:
+        image.load()
+        check = _CHECKS.get(image.format or "")
+        missing = check(image, file) if check else ""
+    if missing:
+        raise ValueError(missing)
+
+
+def _content(file: str | Path | IO[bytes]) -> bytes:
+    if isinstance(file, str | Path):
+        with Path(file).open("rb") as opened:
+            return opened.read(MOST_BYTES)
+    file.seek(0)
+    return file.read(MOST_BYTES)
+
+
+def _missing_strips(image: Image.Image) -> str:
+    """What a TIFF file lacks: strips and tiles for a part of the area. Pillow leaves it black."""
+    tiles = [entry[1] for entry in getattr(image, "tile", [])]
+    covered = sum((right - left) * (lower - upper) for left, upper, right, lower in filter(None, tiles))
+    return "it has no data for a part of its area" if tiles and covered < image.width * image.height else ""
+
+
+def _missing_rows(image: Image.Image, file: str | Path | IO[bytes]) -> str:
+    """What a PNG file lacks: rows of pixels after the end of its compressed data. Pillow leaves them black."""
+    below = image.crop((0, image.height - 1, image.width, image.height))
+    if below.getbbox() is not None and not image.info.get("interlace"):
+        return ""
+    content = _content(file)
+    width, height = (int.from_bytes(content[place : place + 4]) for place in (16, 20))
+    bits = content[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[content[25]]
+    passes = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))  # Adam7
+    sizes = [
+        (len(range(x, width, dx)), len(range(y, height, dy))) for x, dx, y, dy in (passes if content[28] else [(0, 1, 0, 1)])
+    ]
+    expected = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns)
+    there, place, inflate = 0, 8, zlib.decompressobj()
+    while place + 8 <= len(content) and there < expected and not inflate.eof:
+        length, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
+        packed = content[place + 8 : place + 8 + length] if kind == b"IDAT" else b""
+        while packed and there < expected:
+            there += len(inflate.decompress(packed, 2**20))
+            packed = inflate.unconsumed_tail
+        place += 12 + length
+    return f"its data end after {there:,} of {expected:,} bytes of pixels" if there < expected else ""
+
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""Of a JPEG file, but those that stand among the data of a scan."""
+_FILLER = bytes(range(1, 255)) * 8
+
+
+def _missing_scans(image: Image.Image, file: str | Path | IO[bytes]) -> str:
+    """What a JPEG file lacks: data of its scans, or whole scans of a progressive one. libjpeg makes them up.
+
+    Where a single scan ended too early, the last pixels are grey; of several, the last one only refines them. Then the file is
+    decoded once more with other data behind its own: these change nothing unless they are needed.
+    """
+    content, place, scans, progressive = _content(file), 2, 0, False
+    components: bytes = b""
+    precision: dict[tuple[int, int], int] = {}
+    while (found := _MARKER.search(content, place)) and (marker := found[0][1]) != 0xD9:
+        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
+        about = content[found.end() + 2 : place]
+        if marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA):
+            progressive, components = marker in (0xC2, 0xCA), about[6::3]
+        elif marker == 0xDA and about and len(about) >= 4 + 2 * about[0]:
+            scans += 1
+            first, last, low = (about[-3], about[-2], about[-1] & 15) if progressive else (0, 63, 0)
+            precision |= {(name, number): low for name in about[1:-3:2] for number in range(first, min(last, 63) + 1)}
+    if found is None:
+        return ""  # what has no end is refused before
+    if any(precision.get((name, number), 1) for name in components for number in range(64)):
+        return "the last scans of its data are missing"
+    corner = image.getpixel((image.width - 1, image.height - 1))
+    if scans == 1 and any(abs(value - 128) > 1 for value in (corner if isinstance(corner, tuple) else (corner,))):
+        return ""
+    other = io.BytesIO(content[: found.start()] + _FILLER + content[found.start() :])
+    with _no_pillow_limit():
+        opened = Image.open(other, formats=["JPEG"])
+    with opened as again:
+        return "" if again.tobytes() == image.tobytes() else "its data end too early"
+
+
+def _zeros_at_end(_image: Image.Image, file: str | Path | IO[bytes]) -> str:
+    """What a WebP or AVIF file lacks: the end of its compressed data, as where a download reserved the room and stopped."""
+    content = _content(file)
+    riff, place = content.startswith(b"RIFF"), 12 if content.startswith(b"RIFF") else 0
+    while place + 8 <= len(content):
+        if riff:
+            kind, length = content[place : place + 4], 8 + int.from_bytes(content[place + 4 : place + 8], "little")
+        else:
+            kind, length = content[place + 4 : place + 8], int.from_bytes(content[place : place + 4])
+        end = min(place + length, len(content)) if length >= 8 else len(content)
+        if kind in (b"VP8 ", b"VP8L", b"mdat") and end - place > 8 + _ZEROS and not any(content[end - _ZEROS : end]):
+            return f"the last {_ZEROS} bytes of its data are zeros"
+        place = end + (end % 2 if riff else 0)
+    return ""
+
+
+_ZEROS = 64
+_CHECKS = {
+    "JPEG": _missing_scans,
+    "MPO": _missing_scans,
+    "PNG": _missing_rows,
+    "WEBP": _zeros_at_end,
+    "AVIF": _zeros_at_end,
+}
+"""By format of Pillow: what a file lacks for which Pillow invents pixels, in words; empty where it lacks nothing."""
 
 
 def image_formats() -> list[str]:

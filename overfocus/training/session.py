@@ -189,6 +189,7 @@ def _run(settings: TrainSettings, recipe: Recipe) -> None:
     )
     folder = Path(settings.output)
     model, notes = build_model(data, settings, recipe)
+    notes += dict.fromkeys(note for images in (data.images, data.validation) for note in getattr(images, "notes", ()))
     has_unused = started_together() > 1 and unused_parameters(model, data.preprocess)
     accelerator = make_accelerator(
         recipe,

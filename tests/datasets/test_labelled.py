@@ -94,6 +94,22 @@ def test_class_folders_without_splits_are_for_training(tmp_path: Path) -> None:
     assert len(open_evaluation_images(tmp_path)) == 5
 
 
+def test_images_beside_the_folders_are_left_out_with_a_note(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_class_folders(tmp_path / part, {"cat": 2, "ant": 1})
+    for number, name in enumerate(("a.png", "b.JPG", ".hidden.png", "notes.txt", "train/c.png")):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / name, "PNG")
+    (tmp_path / "folder.png").mkdir()
+    train, validation = open_images(tmp_path, "train"), open_images(tmp_path, "validation")
+    assert train is not None
+    assert validation is not None
+    assert (len(train), len(validation)) == (3, 3)
+    beside = f"{tmp_path}: 2 images beside its folders are left out (a.png, b.JPG); move them into one to use them"
+    inside = f"{tmp_path / 'train'}: 1 images beside its folders are left out (c.png); move them into one to use them"
+    assert list(train.notes) == [beside, inside]
+    assert list(validation.notes) == [beside]
+
+
 @pytest.mark.parametrize(
     ("counts", "words"),
     [

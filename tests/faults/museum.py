@@ -225,6 +225,8 @@ def make_images(folder: Path) -> None:
         "text.jpg": b"I am no image",
         "empty.jpg": b"",
         "truncated.jpg": good.getvalue()[:300],
+        "ended_early.jpg": good.getvalue()[:-300] + b"\xff\xd9",
+        "ended_early.png": png(40, 24),
         "html.png": b"<html></html>",
         "random.png": np.random.default_rng(1).bytes(2000),
         "header.png": b"\x89PNG\r\n\x1a\n" + bytes(40),
@@ -254,7 +256,7 @@ def make_images(folder: Path) -> None:
 
 
 BAD_IMAGES = (
-    "text.jpg empty.jpg truncated.jpg html.png random.png header.png list_of_missing.txt list_of_nothing.txt binary_list.txt "
+    "text.jpg empty.jpg truncated.jpg ended_early.jpg ended_early.png html.png random.png header.png list_of_missing.txt list_of_nothing.txt binary_list.txt "
     "list_of_pipes.txt huge.png empty.png endless.png postscript.png no_images folder.png loop.png pipe.png missing.png /dev/zero"
 ).split()
 

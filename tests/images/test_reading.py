@@ -1,5 +1,7 @@
 """Every usual kind of image file is read as upright 8-bit RGB; what is no image is refused in one line."""
 
+import io
+import re
 import struct
 import zlib
 
@@ -8,7 +10,9 @@ import pytest
 from PIL import Image
 
 from overfocus import ImageError
-from overfocus.images.sources import read_image
+from overfocus.datasets.masks import read_mask
+from overfocus.images.live import as_image
+from overfocus.images.sources import decode_image, read_image
 
 
 @pytest.fixture
@@ -147,6 +151,113 @@ def test_truncated(tmp_path, ending):
     with pytest.raises(ImageError, match=rf"a\.{ending}: expected an? (whole )?image") as raised:
         read_image(tmp_path / f"a.{ending}")
     assert "\n" not in str(raised.value)
+
+
+def encoded(pixels, kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_of(rows, width, height, *, interlaced=False, colour=2):
+    """An 8-bit PNG with these filtered rows."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, interlaced)
+    packed = zlib.compress(rows)
+    parts = b"".join(chunk(b"IDAT", packed[place : place + 500]) for place in range(0, len(packed), 500))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + parts + chunk(b"IEND", b"")
+
+
+def adam7(pixels):
+    """The rows of the seven passes."""
+    passes = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
+    parts = [pixels[top::down, left::right] for left, right, top, down in passes]
+    return b"".join(b"\0" + row.tobytes() for part in parts if part.shape[1] for row in part)
+
+
+def tiff_of(pixels, strips):
+    """An uncompressed grey TIFF with a strip for each of the first rows."""
+    height, width = pixels.shape
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    start = 8 + 2 + 12 * 9 + 4
+    body = start + 8 * strips
+    entries += [(273, 4, strips, start), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, strips, start + 4 * strips)]
+    content = struct.pack("<2sHIH", b"II", 42, 8, 9) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    content += struct.pack(f"<{strips}I", *(body + width * row for row in range(strips)))
+    return content + struct.pack(f"<{strips}I", *[width] * strips) + pixels[:strips].tobytes()
+
+
+def ended_early():
+    """Files of an image that ends early, is properly ended, and that Pillow reads without a word."""
+    rows, columns = np.mgrid[0:200, 0:256]
+    smooth = np.stack([rows, columns, (rows + columns) // 2], axis=-1).astype(np.uint8)
+    pixels = smooth + np.random.default_rng(0).integers(0, 20, smooth.shape, np.uint8)
+    filtered = b"".join(b"\0" + row.tobytes() for row in pixels)
+    woven = adam7(pixels)
+    yield "short.png", png_of(filtered[: len(filtered) // 2], 256, 200), png_of(filtered, 256, 200)
+    yield "one_row_short.png", png_of(filtered[: -3 * 256 - 1], 256, 200), png_of(filtered, 256, 200)
+    yield "interlaced.png", png_of(woven[: -3 * 256 - 1], 256, 200, interlaced=True), png_of(woven, 256, 200, interlaced=True)
+    jpeg = encoded(pixels, "JPEG", quality=90)
+    half = len(jpeg) // 2
+    yield "ended.jpg", jpeg[:half] + b"\xff\xd9", jpeg
+    yield "zeros.jpg", jpeg[:half] + bytes(half) + b"\xff\xd9", jpeg + bytes(100)
+    yield "gap.jpg", jpeg[:half] + jpeg[half + 500 :], jpeg + jpeg
+    grey = encoded(pixels[..., 0], "JPEG", optimize=True)
+    yield "grey.jpg", grey[: len(grey) // 2] + b"\xff\xd9", grey
+    apart = encoded(pixels, "JPEG", restart_marker_rows=1)
+    yield "restarts.jpg", apart[: len(apart) // 2] + b"\xff\xd9", apart
+    progressive = encoded(pixels, "JPEG", progressive=True)
+    yield "progressive.jpg", progressive[:-300] + b"\xff\xd9", progressive
+    yield "last_scan.jpg", progressive[: progressive.rindex(b"\xff\xda")] + b"\xff\xd9", progressive
+    for name, options in {"lossy": {}, "lossless": {"lossless": True}}.items():
+        webp = encoded(pixels, "WEBP", **options)
+        yield f"{name}.webp", webp[: len(webp) // 2] + bytes(len(webp) - len(webp) // 2), webp
+    yield "strips.tif", tiff_of(pixels[..., 0], 100), tiff_of(pixels[..., 0], 200)
+
+
+@pytest.mark.parametrize(("name", "cut", "whole"), list(ended_early()), ids=lambda value: value if isinstance(value, str) else "")
+def test_data_that_end_early_in_a_file_that_does_not(tmp_path, name, cut, whole):
+    (tmp_path / name).write_bytes(cut)
+    with Image.open(tmp_path / name) as image:
+        image.load()  # Pillow does not notice
+    with pytest.raises(
+        ImageError, match=rf"{re.escape(name)}: expected a whole image, reading it failed \(.*\); replace or remove"
+    ):
+        read_image(tmp_path / name)
+    with pytest.raises(ImageError, match=rf"{re.escape(name)}: .*expected"):
+        read_mask(tmp_path / name)
+    for opened in (Image.open(tmp_path / name), Image.open(io.BytesIO(cut))):  # not read yet
+        with pytest.raises(ImageError, match="an image: cannot be read"):
+            as_image(opened)
+    (tmp_path / name).write_bytes(whole)
+    with Image.open(tmp_path / name) as image:
+        assert np.array_equal(np.asarray(read_image(tmp_path / name)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 7), (33, 17), (130, 8)])
+@pytest.mark.parametrize("fill", ["black", "grey", "near grey", "grey corner", "noise"])
+def test_whole_images_are_not_mistaken_for_cut_off_ones(size, fill):
+    """Those that end in the grey or black that Pillow fills up with, in every mode and way to write them."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (*size, 3), np.uint8)
+    corner = noise.copy()
+    corner[-20:, -20:] = 128
+    near = random.integers(126, 131, (*size, 3)).astype(np.uint8)
+    made = {"black": noise * 0, "grey": noise * 0 + 128, "near grey": near, "grey corner": corner, "noise": noise}[fill]
+    for mode in ("RGB", "L", "CMYK", "1", "P", "RGBA", "LA"):
+        image = Image.fromarray(made).convert(mode)
+        ways = [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}), ("WEBP", {"lossless": True})]
+        jpegs = ({}, {"progressive": True}, {"optimize": True, "subsampling": 0}, {"restart_marker_rows": 1})
+        ways = ways[:3] * (mode != "CMYK") + ways[3:] * (mode == "RGB")
+        for kind, options in ways + [("JPEG", options) for options in jpegs] * (mode in ("RGB", "L", "CMYK")):
+            file = io.BytesIO()
+            image.save(file, kind, **options)
+            assert decode_image(file, "image").size == size[::-1]
+    woven = png_of(adam7(made), size[1], size[0], interlaced=True)
+    assert np.array_equal(np.asarray(decode_image(io.BytesIO(woven), "image")), made)
 
 
 def test_empty_missing_and_folder(tmp_path):
