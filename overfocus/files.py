@@ -165,7 +165,7 @@ def lock_folder(folder: Path, error: type[OverfocusError] = RunError) -> FolderL
         return _locks[name]
     try:
         lock = FolderLock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
-    except OSError:  # it is none, or not there; whoever reads or writes it next says so
+    except OSError:  # not a folder, or missing; whoever reads or writes it next says so
         return None
     until = time.monotonic() + _PATIENCE
     while True:

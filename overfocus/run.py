@@ -19,7 +19,7 @@ from overfocus.runs.description import ImageEntry, Layer, RunDescription, Skippe
 from overfocus.runs.folder import read_arrays, read_table, table_size
 from overfocus.runs.notebook import NotebookMethods
 from overfocus.settings import shown, typed
-from overfocus.text import source_name
+from overfocus.text import model_title, source_name
 from overfocus.variants import CLEAN, OTHER_IMAGE, Variant, sort_variants
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class Run(NotebookMethods):
 
     @property
     def model(self) -> str:
-        """Architecture of the model."""
-        return self.description.checkpoint.name
+        """Name of the model: its architecture, or that of its file where the architecture is only a class."""
+        return model_title(self.description.checkpoint.name, self.description.checkpoint.source)
 
     @cached_property
     def retained(self) -> "pd.DataFrame":
@@ -444,26 +444,25 @@ def _empty_table() -> "pd.DataFrame":
 
 
 def display_names(runs: Sequence["Run"]) -> tuple[str, ...]:
-    """Names that tell runs apart: their architectures, else the names of the checkpoint files, else those of the run folders.
+    """Names that tell runs apart: those of their models, else of the checkpoint files, else of the run folders.
 
-    Where none of these differ for all runs, the architectures are numbered.
+    Where none of these differ for all runs, the models are numbered.
     """
-    checkpoints = [run.description.checkpoint for run in runs]
     return distinct_names(
-        [checkpoint.name for checkpoint in checkpoints],
-        [checkpoint.source for checkpoint in checkpoints],
+        [run.model for run in runs],
+        [run.description.checkpoint.source for run in runs],
         [run.path.absolute().name for run in runs],
     )
 
 
-def distinct_names(architectures: Sequence[str], sources: Sequence[str], folders: Sequence[str] = ()) -> tuple[str, ...]:
-    """The first of architectures, names of the checkpoint files and folders that differ for all; else numbered: a, a (2)."""
-    for names in (architectures, [source_name(source) for source in sources], folders):
-        if len(set(names)) == len(architectures) and all(names):
+def distinct_names(models: Sequence[str], sources: Sequence[str], folders: Sequence[str] = ()) -> tuple[str, ...]:
+    """The first of the names of models, of checkpoint files and of folders that differ for all; else numbered: a, a (2)."""
+    for names in (models, [source_name(source) for source in sources], folders):
+        if len(set(names)) == len(models) and all(names):
             return tuple(names)
     seen: Counter[str] = Counter()
     unique = []
-    for name in architectures:
+    for name in models:
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return tuple(unique)

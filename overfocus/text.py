@@ -7,6 +7,7 @@ goes to a terminal, a warning, a table or a page passes through `printable` firs
 import codecs
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ _ASCII = str.maketrans(
 )
 _ENDINGS = (".tar", ".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".gz")
 _GENERAL = frozenset({"best", "checkpoint", "checkpoint_best", "last", "model", "model_best", "pytorch_model", "weights"})
+_CACHED = re.compile(r"/models--(?:[^/]+--)?([^/]+?)/snapshots/")
+"""Path of a model in the hub's cache: models--owner--name/snapshots/hash."""
+_CLASS = re.compile(r"[A-Z]\w*")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet reads as the start of a formula."""
 
@@ -109,14 +113,28 @@ def some(names: Sequence[str]) -> str:
 def source_name(source: str | PurePath) -> str:
     """A file's name without its endings; where that says nothing (`model.safetensors`), the name of its folder.
 
+    Of a model in the cache of the Hugging Face hub, whose folders are named by hashes, the model's name there.
+
     >>> source_name("runs/tap/model.safetensors"), source_name("deit.pth.tar"), source_name("vit_tiny_patch16_224.augreg_in21k")
     ('tap', 'deit', 'vit_tiny_patch16_224.augreg_in21k')
     """
     path = PurePath(source)
+    if cached := _CACHED.search(path.as_posix()):
+        return cached[1]
     name = path.name
     while name.endswith(_ENDINGS):
         name = name.rpartition(".")[0]
     return path.parent.name or name if name in _GENERAL else name
+
+
+def model_title(architecture: str, source: str) -> str:
+    """What a model is called: its architecture, or its file where that is only a class, which many different models share.
+
+    >>> model_title("deit_tiny_patch16_224", "runs/deit.pth"), model_title("VisionTransformer", "runs/mine.pth")
+    ('deit_tiny_patch16_224', 'mine')
+    """
+    file = source_name(source)
+    return file if _CLASS.fullmatch(architecture) and file not in ("", *_GENERAL) else architecture
 
 
 def json_text(value: Any, *, ascii_only: bool = False) -> str:

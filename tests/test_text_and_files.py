@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from overfocus.errors import ImageError
 from overfocus.files import atomic_file, remove_unfinished, require_regular_file
-from overfocus.text import csv_cell, json_text, make_streams_printable, one_line, printable, source_name
+from overfocus.text import csv_cell, json_text, make_streams_printable, model_title, one_line, printable, source_name
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,27 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_kep
         ("hub/dinov2-small", "dinov2-small"),
         ("vit_base_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg_in21k"),
         ("weights-0.5.ckpt", "weights-0.5"),
+        ("/home/me/.cache/huggingface/hub/models--google--vit-base/snapshots/3f49326eb077187d", "vit-base"),
+        ("hub/models--gpt2/snapshots/3f49/model.safetensors", "gpt2"),
     ],
 )
 def test_names(source: str | Path, name: str) -> None:
     assert source_name(source) == name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "source", "title"),
+    [
+        ("vit_tiny_patch16_224", "mine.pth", "vit_tiny_patch16_224"),
+        ("fan_tiny_12_p16_224", "tapadl.pth.tar", "fan_tiny_12_p16_224"),
+        ("VisionTransformer", "runs/mine.pth", "mine"),
+        ("VisionTransformer", "runs/tap/model.safetensors", "tap"),
+        ("VisionTransformer", "model.pth", "VisionTransformer"),
+        ("ViTForImageClassification", "models/vit-base", "vit-base"),
+        ("Dinov2Model", "/cache/hub/models--facebook--dinov2-small/snapshots/ed25f3a31f01", "dinov2-small"),
+        ("MyViT", "MyViT", "MyViT"),
+        ("package.module:factory", "package.module:factory", "package.module:factory"),
+    ],
+)
+def test_a_class_that_many_models_share_is_called_by_its_file(architecture: str, source: str, title: str) -> None:
+    assert model_title(architecture, source) == title

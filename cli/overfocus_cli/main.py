@@ -150,7 +150,7 @@ def run() -> None:
     # busy machine from each other; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever matplotlib has for windows
-    os.environ.pop("SOURCE_DATE_EPOCH", None)  # they carry no dates, and matplotlib fails on one that is none
+    os.environ.pop("SOURCE_DATE_EPOCH", None)  # they carry no dates, and matplotlib fails on an invalid one
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; of one that cannot be read we say so
     warnings.formatwarning = lambda message, *_: f"overfocus: warning: {one_line(message)}\n"
     # A million objects come with the libraries and stay: looking through them for garbage takes a fifth of a short run.

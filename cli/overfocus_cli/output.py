@@ -316,8 +316,8 @@ def describe_evaluation(evaluation: "Evaluation") -> str:
     """An evaluation in some lines."""
     summary = evaluation.summary
     lines = [f"{summary['model']} ({summary['checkpoint']}), {summary['data']['images']:,} images"]
-    films = summary["flips"] is not None
-    made = "first frames of films" if films else f"corrupted ({summary['data']['corruptions']})"
+    videos = summary["flips"] is not None
+    made = "first frames of videos" if videos else f"corrupted ({summary['data']['corruptions']})"
     width = max(24, len(made))
     for kind, words in (("clean", "clean"), ("corrupted", made)):
         if summary[kind] is not None:
@@ -329,13 +329,13 @@ def describe_evaluation(evaluation: "Evaluation") -> str:
     corrupted = table[table["severity"] > 0]
     if len(corrupted):
         levels = sorted({int(level) for level in corrupted["severity"]})
-        title = "top-1 of first frames" if films else "top-1 by severity"
+        title = "top-1 of first frames" if videos else "top-1 by severity"
         lines.append(f"\n{title:24}" + "".join(f"{level:>9}" for level in levels) + "     mean")
         for name, part in corrupted.groupby("corruption", sort=False):
             by_level = dict(zip(part["severity"], part["top1"], strict=True))
             cells = "".join(f"{by_level[level]:9.2%}" if level in by_level else " " * 9 for level in levels)
             lines.append(f"{str(name).replace('_', ' '):24}{cells}{part['top1'].mean():9.2%}")
-    if films:
+    if videos:
         rates = "".join(f"\n{name.replace('_', ' '):24}{rate:9.2%}" for name, rate in summary["flips"]["perturbations"].items())
         lines.append(f"\nmean flip rate {summary['flips']['mean_flip_rate']:.2%}: {summary['flips']['note']}{rates}")
     mce = summary["mce"]

@@ -596,7 +596,7 @@ class Tracer:
             around = name.rpartition(".")[0]
             self._blocks[around] = block
             self.stack.awaited.add(around)
-        # What `reduce` saves for its backward pass is none of what an activation checkpoint around the layer saved and counts.
+        # What `reduce` saves for its backward pass is not among what an activation checkpoint around the layer saved and counts.
         with (
             torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()),
             torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is),

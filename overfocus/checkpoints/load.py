@@ -562,7 +562,7 @@ def _doubts(
 def _of_open_clip(network: Network) -> tuple[Mapping[str, tuple[float, ...]], str] | None:
     """Mean and standard deviation of an image tower of timm in OpenCLIP, and whose they are; None for any other network.
 
-    SigLIP's loss has a bias and its towers pool by attention; everything else is trained with CLIP's unless told otherwise.
+    SigLIP's loss has a bias and its towers pool by attention; everything else is trained with CLIP's by default.
     """
     if not f".{network.path}".endswith(".visual.trunk"):
         return None

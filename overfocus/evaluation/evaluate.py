@@ -15,10 +15,10 @@ from overfocus.errors import ImageError, RunError
 from overfocus.evaluation.corruption_error import describe_variants
 from overfocus.evaluation.layouts import (
     EvaluationData,
-    FilmFolders,
     Item,
     LabelledReader,
     SegmentedReader,
+    VideoFolders,
     add_clean_images,
     choose_portions,
     is_imagenet,
@@ -49,7 +49,7 @@ ALL_SEVERITIES = (1, 2, 3, 4, 5)
 USUAL_BATCH = 64
 """Images of a classifier in one forward."""
 FRAMES = 30
-"""Frames that a film has about."""
+"""Frames that a video has about."""
 TASKS = ("classification", SEGMENTATION)
 OWN_SIZE_WORDS = "the image's own"
 """In run.json's `pixels`: the size at which images with masks are corrupted."""
@@ -263,7 +263,7 @@ class _Classification(_Plan):
         if self.data.synsets is not None:
             notes.append(f"{self.data.layout}: predictions are restricted to its {len(self.data.synsets)} classes")
         if self.data.layout == "ImageNet-P":
-            notes.append("ImageNet-P: accuracy and calibration are those of the first frame of each film")
+            notes.append("ImageNet-P: accuracy and calibration are those of the first frame of each video")
         return {
             "pixels": describe_pixels(self._tree(loaded) or loaded.preprocess),
             "class_names": classes.names,
@@ -327,18 +327,18 @@ class _Classification(_Plan):
         return self._work(reader, plan)
 
     def probe(self, loaded: LoadedModel) -> Probe:
-        """The classes of the labels, in the order of the model; films by the portion that they are of."""
+        """The classes of the labels, in the order of the model; videos by the portion that they are of."""
         ids = self._classes(loaded).ids
         targets = [ids.get(self.images[item.image][1] or "", -1) for item in self.items]
         allowed = None
         if self.data.synsets is not None:
             allowed = sorted(match_labels(self.data.synsets, loaded.class_names, loaded.num_classes).ids.values())
-        films = {
+        videos = {
             number: "noise" in self.data.portions[item.portion].corruption
             for number, item in enumerate(self.items)
-            if isinstance(self.data.portions[item.portion].images, FilmFolders)
+            if isinstance(self.data.portions[item.portion].images, VideoFolders)
         }
-        return ScoresProbe(loaded, targets, allowed=allowed, films=films)
+        return ScoresProbe(loaded, targets, allowed=allowed, videos=videos)
 
     def input_size(self, loaded: LoadedModel) -> InputSize:
         """That of the model."""

@@ -78,7 +78,7 @@ def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationDat
 
     A folder of folders whose names are all numbers from 1 to 5 is a corruption, and a folder of such ones a tree, at most two
     levels up (ImageNet-C's archives add noise, blur, weather, digital and extra); it is ImageNet-C or ImageNet-C-bar where its
-    corruptions are theirs and its classes ImageNet's. Films in perturbation/class are ImageNet-P, with severity 1. Its name says
+    corruptions are theirs and its classes ImageNet's. Videos in perturbation/class are ImageNet-P, with severity 1. Its name says
     whether a folder of images is ImageNet-A or -R.
 
     Raises:
@@ -103,8 +103,8 @@ def open_evaluation_data(source: Any, limit: int | None = None) -> EvaluationDat
         kind = next((kind for kind, known in kinds.items() if names <= known), TREE)
         labels = {label for portion in portions for label in portion.images.class_names}
         return EvaluationData(kind if is_imagenet(labels) else TREE, portions)
-    if folder.is_dir() and (perturbations := film_folders(folder)):
-        return EvaluationData("ImageNet-P", [Portion(path.name, 1, FilmFolders(path)) for path in perturbations])
+    if folder.is_dir() and (perturbations := video_folders(folder)):
+        return EvaluationData("ImageNet-P", [Portion(path.name, 1, VideoFolders(path)) for path in perturbations])
     if folder.is_dir() and (wrong := _broken_tree(folder)):
         raise ImageError(
             f"{wrong}: expected severities 1 to 5 and class folders in each, as in a tree corruption/severity/class, got "
@@ -215,7 +215,7 @@ def _says(folder: Path, letter: str) -> bool:
 
 @dataclass(frozen=True)
 class Item:
-    """One image, or film, on the disk."""
+    """One image, or video, on the disk."""
 
     image: int
     """Number in run.json; the versions of an image in a tree of corruptions share it."""
@@ -243,16 +243,16 @@ def list_items(portions: Sequence[Portion[Any]], limit: int | None) -> tuple[lis
     return items, list(images)
 
 
-FILMS = (".mp4", ".avi", ".mkv", ".webm")
+VIDEOS = (".mp4", ".avi", ".mkv", ".webm")
 _MOST_FRAMES = 1000
 
 
-class FilmFolders:
-    """Films of one perturbation in class folders; as an image, a film is its first frame."""
+class VideoFolders:
+    """Videos of one perturbation in class folders; as an image, a video is its first frame."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._paths = _films(folder)
+        self._paths = _videos(folder)
         self.class_names = sorted({path.parent.name for path in self._paths})
         self.labels = np.array([self.class_names.index(path.parent.name) for path in self._paths], np.int64)
         self.channels = 3
@@ -274,12 +274,12 @@ class FilmFolders:
         """All frames as RGB.
 
         Raises:
-            ImageError: the file is no film, or has fewer than two frames or more than a film of ImageNet-P would.
+            ImageError: the file is not a video, or has fewer than two frames or more than a video of ImageNet-P would.
         """
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong with a film is said below
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong with a video is said below
         import cv2
 
-        require_regular_file(self._paths[index], "a film", ImageError)
+        require_regular_file(self._paths[index], "a video", ImageError)
         reader = cv2.VideoCapture(str(self._paths[index]))
         count = 0
         try:
@@ -291,18 +291,18 @@ class FilmFolders:
         if not 1 < count <= _MOST_FRAMES:
             got = "more" if count > 1 else count
             raise ImageError(
-                f"{self._paths[index]}: expected a film of 2 to {_MOST_FRAMES:,} frames, got {got}; replace or remove it"
+                f"{self._paths[index]}: expected a video of 2 to {_MOST_FRAMES:,} frames, got {got}; replace or remove it"
             )
 
 
-def film_folders(folder: Path) -> list[Path]:
-    """The perturbations of ImageNet-P's layout, `perturbation/class/film.mp4`; none where there are no films."""
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".") and _films(path)]
+def video_folders(folder: Path) -> list[Path]:
+    """The perturbations of ImageNet-P's layout, `perturbation/class/video.mp4`; none where there are no videos."""
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".") and _videos(path)]
 
 
-def _films(folder: Path) -> list[Path]:
+def _videos(folder: Path) -> list[Path]:
     paths = [path for inner in sorted(_subfolders(folder)) for path in sorted(inner.iterdir())]
-    return [path for path in paths if path.suffix.lower() in FILMS and not path.name.startswith(".")]
+    return [path for path in paths if path.suffix.lower() in VIDEOS and not path.name.startswith(".")]
 
 
 def is_imagenet(labels: Iterable[str]) -> bool:
@@ -328,7 +328,7 @@ def uncropped(preprocess: Preprocess) -> Preprocess:
 
 @dataclass(frozen=True)
 class LabelledReader:
-    """Reads images at the input size of models, of films all frames."""
+    """Reads images at the input size of models, of videos all frames."""
 
     items: Sequence[Item]
     portions: Sequence[Portion[LabelledImages]]
@@ -348,7 +348,7 @@ class LabelledReader:
         size = InputSize.of(self.preprocess)
         preprocess = self.tree if self.tree is not None and portion.severity else self.preprocess
         try:
-            if isinstance(portion.images, FilmFolders):
+            if isinstance(portion.images, VideoFolders):
                 frames = np.stack([preprocess.resize(frame) for frame in portion.images.frames(place.index)])
                 return Sample(item, [portion.variant] * len(frames), {size: frames})
             image = portion.images.image(place.index)

@@ -210,7 +210,7 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
 
     evaluation.json: data (path, clean, images, how corruptions were made, skipped), clean and corrupted (means over corruptions
     and severities of top1, top5, ece, nll; top5 null for models of at most five classes), per_corruption (top-1 means over
-    severities), flips (of films: rates and a note), mce (as `CorruptionError`), notes. Of a film, the figures are those of its
+    severities), flips (of videos: rates and a note), mce (as `CorruptionError`), notes. Of a video, the figures are those of its
     first frame. evaluation.csv is `Evaluation.table`.
     """
     description, table = evaluation.run.description, evaluation.table
@@ -251,11 +251,11 @@ def write_summary(evaluation: Evaluation, baseline: Evaluation | None) -> None:
 def _flips(evaluation: Evaluation) -> dict[str, Any]:
     """Flip rate of each perturbation, the mean over ImageNet-P's ten, shares of 0 … 1, and what the mean is and is not.
 
-    The rate of a perturbation is the mean over its films of `flip_rate`. AlexNet's rates, by which the authors divide, are in no
+    The rate of a perturbation is the mean over its videos of `flip_rate`. AlexNet's rates, by which the authors divide, are in no
     table that could be cited, so that nothing is divided by them.
     """
-    films = evaluation.run.predictions.groupby("corruption", sort=False)["agreement"].mean()
-    rates = {str(name): 1 - float(value) for name, value in films.items()}
+    videos = evaluation.run.predictions.groupby("corruption", sort=False)["agreement"].mean()
+    rates = {str(name): 1 - float(value) for name, value in videos.items()}
     counted = [name for name in rates if name in PERTURBATIONS] or list(rates)
     over = f"{len(counted)} of ImageNet-P's ten perturbations" if counted[0] in PERTURBATIONS else "perturbations of no benchmark"
     geometry = describe_tree(evaluation.run.description.settings.tree_geometry, evaluation.run.description.pixels)

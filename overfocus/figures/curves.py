@@ -86,20 +86,6 @@ def draw_references(axes: "Axes", statistics: LayerStatistics, metric: str, *, r
         axes.hlines(shown[[0, -1]], [-0.5, len(layers) - 1], [0, len(layers) - 0.5], **style)
 
 
-def value_limits(statistics: LayerStatistics, metric: str) -> tuple[float, float]:
-    """Limits that hold every severity and head and the reference lines, so that picking another one moves no axis."""
-    parts = [statistics.values[metric][part].ravel() for part in ("mean", "low", "high")]
-    parts.append(np.array(statistics.another_image(metric)))
-    if CATALOGUE[metric].group != "stability":
-        parts.append(np.array(statistics.uniform(metric)))
-    found = np.concatenate(parts)
-    found = found[np.isfinite(found)]
-    low, high = float(found.min()), float(found.max())
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-    lowest, highest = value_range(metric)
-    return max(low - margin, lowest), min(high + margin, highest)
-
-
 def depth_figure(
     every: Sequence[LayerStatistics],
     names: Sequence[str],
@@ -122,8 +108,8 @@ def depth_figure(
             _one_model(panel, every[0], metric, shown)
         else:
             _several_models(panel, every, names, metric, shown, dashes, relative=relative)
-        limits = np.array([value_limits(one, metric) for one in every])
-        panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+        lowest, highest = value_range(metric)
+        panel.set_ylim(*np.clip(panel.get_ylim(), lowest, highest))
         panel.set_xlabel("relative depth" if relative else "layer")
         panel.set_ylabel(axis_label(title_of(metric), CATALOGUE[metric].unit))
         if not relative:

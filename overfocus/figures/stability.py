@@ -191,7 +191,7 @@ def mean_of(panel: Panel, metric: str, corruptions: Sequence[str], severity: int
 
 
 def _points(panel: "Axes", curves: Sequence[tuple[str, str, str, list[Interval]]]) -> None:
-    """Curves over severity; points of one severity stand a little apart, so that their intervals can be told apart."""
+    """Curves over severity; points of one severity stand a little apart, so that their intervals are distinct."""
     apart = min(0.06, 0.4 / len(curves))
     for number, (label, colour, dash, values) in enumerate(curves):
         means, ends = _means_and_ends(values)

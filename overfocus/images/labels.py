@@ -103,7 +103,7 @@ def match_labels(
 
 def _by_rule(present: Sequence[str], names: list[str] | None, num_classes: int, *, own_names: bool) -> Classes:
     """The classes of labels that name none: the first rule that fits, with a note where another fits as well."""
-    numbers = own_names and any(_is_number(name) for name in names or ())  # and the labels are none of them
+    numbers = own_names and any(_is_number(name) for name in names or ())  # and no label is among them
     possible = {} if numbers else _readings(present, num_classes, named=own_names)
     if not possible:
         return _told(names, {}, present)

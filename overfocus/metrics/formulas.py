@@ -178,7 +178,7 @@ def row_entropy(sums: MapSums) -> Float[Tensor, "*items"]:
 def prefix_share(sums: MapSums) -> Float[Tensor, "*items"]:
     """Mean attention that patches give to class, distillation and register tokens: mean_i Σ_{j∉P} Ā_ij.
 
-    Range 0 (also where there are none) … 1; high means that patches look at prefix tokens. Source:
+    Range 0 (also without such tokens) … 1; high means that patches look at prefix tokens. Source:
     overfocus/metrics/README.md, concentration.
 
     >>> prefix_share(torch.full((1, 1, 5, 5), 0.2), prefix_tokens=1)

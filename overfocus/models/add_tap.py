@@ -296,7 +296,7 @@ def _token_sites(model: Any) -> list[Site]:
     patch_embed = model.patch_embed
     if not isinstance(model, Xcit) and not hasattr(patch_embed, "dynamic_feat_size"):
         kind = type(patch_embed).__name__
-        raise OverfocusError(f"expected a patch embedding with a patch grid, got {kind}, which tells none; TAP needs one")
+        raise OverfocusError(f"expected a patch embedding with a patch grid, got {kind}, which does not state one; TAP needs it")
     prefix_tokens = 0 if isinstance(model, (Cait, Xcit)) else model.num_prefix_tokens  # their class token joins later
     sites = []
     for block in model.blocks:

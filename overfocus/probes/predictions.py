@@ -56,7 +56,7 @@ class ClassesProbe(Probe):
         """The columns of the predictions table; NaN where undefined.
 
         Raises:
-            RunError: a class cannot be told because the model's output holds NaN.
+            RunError: there is no predicted class because the model's output holds NaN.
         """
         return self._on_host(self._score(batch, output.float()), PREDICTION)
 
@@ -81,7 +81,7 @@ class ClassesProbe(Probe):
 
 
 class ScoresProbe(ClassesProbe):
-    """Predictions of a classifier with what accuracy and calibration are made of; of films, how often they flip."""
+    """Predictions of a classifier with what accuracy and calibration are made of; of videos, how often they flip."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class ScoresProbe(ClassesProbe):
         targets: Sequence[int],
         *,
         allowed: Sequence[int] | None = None,
-        films: Mapping[int, bool] | None = None,
+        videos: Mapping[int, bool] | None = None,
     ) -> None:
-        """`allowed` are the classes that predictions are restricted to; `films` the items that are films, and whether noisy."""
+        """`allowed` are the classes that predictions are restricted to; `videos` the items that are videos, and whether noisy."""
         super().__init__(loaded, targets)
         self.allowed = allowed
-        self.films = films or {}
+        self.videos = videos or {}
 
     def columns(self, batch: Batch, output: Any) -> Mapping[str, Column]:
         """The columns of the predictions table; NaN where undefined.
@@ -112,13 +112,13 @@ class ScoresProbe(ClassesProbe):
         return self._on_host(self._score(batch, output.float(), allowed), (*PREDICTION, *SCORES))
 
     def finish(self, sample: Sample, result: ItemResult) -> None:
-        """The row of a film: its first frame, and as agreement the share of the others that do not flip."""
-        if sample.item not in self.films:
+        """The row of a video: its first frame, and as agreement the share of the others that do not flip."""
+        if sample.item not in self.videos:
             return
         columns = result.columns[self.name]
         classes = np.asarray(columns["predicted"]).astype(int)
         first: dict[str, Column] = {name: values[:1] for name, values in columns.items()}
-        first["agreement"] = np.array([1 - flip_rate(classes, noisy=self.films[sample.item])])
+        first["agreement"] = np.array([1 - flip_rate(classes, noisy=self.videos[sample.item])])
         result.columns[self.name], result.variants = first, result.variants[:1]
 
 

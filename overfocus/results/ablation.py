@@ -11,6 +11,7 @@ from overfocus.runs.description import RunDescription
 from overfocus.runs.folder import read_table, write_csv
 from overfocus.settings import typed
 from overfocus.statistics.ablation import AblationAnswer, AblationTables, describe_ablation, tabulate_ablation
+from overfocus.text import model_title
 from overfocus.variants import CLEAN
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class Ablation:
 
     @property
     def model(self) -> str:
-        """Architecture of the model."""
-        return self.description.checkpoint.name
+        """Name of the model, as `Run.model`."""
+        return model_title(self.description.checkpoint.name, self.description.checkpoint.source)
 
     @property
     def images(self) -> int:

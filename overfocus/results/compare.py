@@ -16,6 +16,7 @@ from overfocus.run import Run, display_names, distinct_names, folder_names
 from overfocus.settings import takes
 from overfocus.sweep.settings import CompareSettings
 from overfocus.sweep.sweep import place_of
+from overfocus.text import model_title
 
 if TYPE_CHECKING:
     from overfocus.checkpoints.load import LoadedModel
@@ -63,7 +64,9 @@ def compare(settings: CompareSettings) -> Comparison:
     wanted = run_settings(settings, corruptions)
     processes = join_processes(place_of(sources[0], settings.device))
     checkpoints = _load(sources, processes.device, settings)
-    names = distinct_names([loaded.name for loaded in checkpoints], [loaded.source for loaded in checkpoints])
+    names = distinct_names(
+        [model_title(loaded.name, loaded.source) for loaded in checkpoints], [loaded.source for loaded in checkpoints]
+    )
     folders = [folder / "runs" / name for name in folder_names(names)]
     asked = {"resamples": settings.resamples}
     written = {name: [path] for name, path in zip(names, folders, strict=True)}

@@ -84,7 +84,7 @@ class AblationAnswer(NamedTuple):
     variant: str
     """"clean images" or "fog 3"."""
     claim: str
-    """"On fog 3, vit: predictions depend on …"."""
+    """"On fog 3, predictions of vit depend on …"."""
     numbers: str
     """"with the top 3 patches (5 %) removed, …": what the claim rests on."""
 
@@ -154,34 +154,35 @@ def _answer(rows: pd.DataFrame, table: pd.DataFrame, quantity: str, model: str, 
     patches = f"the top {first['k']} patches" if first["k"] > 1 else "the top patch"
     return AblationAnswer(
         variant,
-        f"On {variant}, {model}: {_claim(rows, int(first['count']))}.",
+        f"On {variant}, {_claim(rows, int(first['count']), f'predictions of {model}')}.",
         f"with {patches} ({100 * first['fraction']:.0f} %) {done}, {measured} is {decimal(found['top'])}; it is {numbers}.",
     )
 
 
-def _claim(rows: pd.DataFrame, images: int) -> str:
+def _claim(rows: pd.DataFrame, images: int, predictions: str) -> str:
+    """The answer, to follow "On fog 3, "; `predictions` says whose."""
     if images < FEWEST_IMAGES:
         few = "is" if images == 1 else "are"
-        return f"{counted(images)} {few} too few to tell what predictions depend on, at least {FEWEST_IMAGES} are needed"
+        return f"{counted(images)} {few} too few to tell what {predictions} depend on, at least {FEWEST_IMAGES} are needed"
     if "random" not in rows.index:
-        return "we cannot tell what predictions depend on without random patches beside the most attended ones"
+        return f"we cannot tell what {predictions} depend on without random patches beside the most attended ones"
     if _sure(rows, "random", 1):
-        return "predictions depend less on the most attended patches than on random ones"
+        return f"{predictions} depend less on the most attended patches than on random ones"
     if not _sure(rows, "random", -1):
-        return "we cannot tell whether predictions depend more on the most attended patches than on random ones"
+        return f"we cannot tell whether {predictions} depend more on the most attended patches than on random ones"
     if "mass" not in rows.index or int(rows["count"]["mass"]) < FEWEST_IMAGES:  # often the others receive too little
         return (
-            "predictions depend on the most attended patches; we cannot tell whether on their attention or on what they show, "
+            f"{predictions} depend on the most attended patches; we cannot tell whether on their attention or on what they show, "
             "because in too few images the others together receive as much"
         )
     if _sure(rows, "mass", -1):
-        return "predictions depend on what the most attended patches show: losing others of equal attention costs less"
+        return f"{predictions} depend on what the most attended patches show: losing others of equal attention costs less"
     if _sure(rows, "mass", 1):
-        return "predictions depend on the attention: losing others that receive as much, more in number, costs even more"
+        return f"{predictions} depend on the attention: losing others that receive as much, more in number, costs even more"
     if rows["low"]["mass"] > rows["difference"]["random"] / 2:
-        return "predictions depend on the attention: losing others that receive as much costs about as much"
+        return f"{predictions} depend on the attention: losing others that receive as much costs about as much"
     return (
-        f"predictions depend on the most attended patches; from {counted(images)} we "
+        f"{predictions} depend on the most attended patches; from {counted(images)} we "
         "cannot tell whether on their attention or on what they show"
     )
 

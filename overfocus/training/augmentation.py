@@ -50,7 +50,7 @@ class Augmentation:
         auto_augment = recipe.auto_augment or ""
         if auto_augment and recipe.interpolation not in _TURNING:
             raise TrainingError(
-                f"auto_augment turns and shears images, which interpolation {recipe.interpolation!r} cannot; "
+                f"auto_augment rotates and shears images, which interpolation {recipe.interpolation!r} cannot; "
                 f"set it to one of {', '.join(_TURNING)}, or auto_augment to null"
             )
         if not _is_read_whole(auto_augment):

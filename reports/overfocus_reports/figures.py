@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from overfocus.figures.curves import is_relative, positions, value_limits
+from overfocus.figures.curves import is_relative, positions
 from overfocus.figures.draw import same_depth
 from overfocus.figures.images import attention_norm, blended, multiple, outlined, scale_ticks, top_places
 from overfocus.figures.stability import Scale, labels_of, scale_of, shows_retained
 from overfocus.figures.style import INK, MISSING, SEQUENTIAL, line_style, lookup_table, model_colour, reads_dark
 from overfocus.metrics.catalogue import CATALOGUE, title_of
+from overfocus.statistics.intervals import value_range
 from overfocus.statistics.panel import LayerStatistics
 from overfocus.variants import CLEAN_VARIANT, Variant
 from overfocus_reports.displayed import image_uri
@@ -176,6 +177,20 @@ def curves_svg(models: Sequence[Model], metric: str, picked: Variant) -> str:
     description = f"{title_of(metric)} ({CATALOGUE[metric].unit}) of each layer, clean and under each corruption"
     attributes: dict[str, object] = {"metric": metric, **plot.frame()}
     return drawing(CARD[0], CARD[1], description, body, **attributes)
+
+
+def value_limits(statistics: LayerStatistics, metric: str) -> tuple[float, float]:
+    """Limits that hold every severity and head and the reference lines, so that picking another one moves no axis."""
+    parts = [statistics.values[metric][part].ravel() for part in ("mean", "low", "high")]
+    parts.append(np.array(statistics.another_image(metric)))
+    if CATALOGUE[metric].group != "stability":
+        parts.append(np.array(statistics.uniform(metric)))
+    found = np.concatenate(parts)
+    found = found[np.isfinite(found)]
+    low, high = float(found.min()), float(found.max())
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    lowest, highest = value_range(metric)
+    return max(low - margin, lowest), min(high + margin, highest)
 
 
 def axes_of(plot: Plot, metric: str, low: float, high: float, last: float, *, relative: bool) -> str:

@@ -194,10 +194,11 @@ def fragility_part(comparison: "Comparison", colours: Mapping[str, str], folder:
     if rows.empty:
         return None
     reliability = comparison.reliability
+    drawn = reliability[reliability["layers"] == "all"]
     with styled():
-        figure = reliability_figure(reliability[reliability["layers"] == "all"], colours)
-        save_figure(figure, folder / "reliability.png")
-        svg = inline_svg(figure, "reliability", "share of flipped predictions against metrics, for each model")
+        wide, narrow = reliability_figure(drawn, colours), reliability_figure(drawn, colours, across=1)
+        save_figure(wide, folder / "reliability.png")
+        figure = in_both_widths(wide, narrow, "reliability", "share of flipped predictions against metrics, for each model")
     pooled = table[table["corruption"] == POOLED].set_index(["model", "metric", "layers"])["auroc"]
     beside = pooled.reindex(pd.MultiIndex.from_frame(rows[["model", "metric", "layers"]])).to_numpy()
     kept = rows.assign(title=rows["metric"].map(measure_title), pooled=beside).to_dict("records")
@@ -208,7 +209,7 @@ def fragility_part(comparison: "Comparison", colours: Mapping[str, str], folder:
             for model in colours
             if (rows["model"] == model).any()
         ],
-        "figure": svg,
+        "figure": figure,
         "table": [list(reliability.columns), *reliability.astype(object).where(reliability.notna(), None).to_numpy().tolist()],
     }
 
@@ -260,12 +261,13 @@ def auroc_of(table: pd.DataFrame, metric: str, layers: str, corruption: str) -> 
     return float(rows["auroc"].iloc[0]) if len(rows) else math.nan
 
 
-def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> PlainFigure:
-    """One panel per metric: flip rate with its interval against the mean value of each group of images."""
+def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str], across: int = 3) -> PlainFigure:
+    """One panel per metric: flip rate with its interval against the mean value of each group of images; `across` panels a row."""
     metrics = [metric for metric in PLOTTED if (table["metric"] == metric).any()]
-    across = min(3, max(1, len(metrics)))
+    across = min(across, max(1, len(metrics)))
     down = -(-len(metrics) // across) or 1
-    figure = PlainFigure(figsize=(2.9 * across, 2.2 * down), layout=ConstrainedLayoutEngine(w_pad=0.08))
+    size = (2.9 * across, 2.2 * down) if across > 1 else (NARROW, 1.8 * down)
+    figure = PlainFigure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08))
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     for place in range(down * across):
         panel = axes[divmod(place, across)]
@@ -294,6 +296,15 @@ def reliability_figure(table: pd.DataFrame, colours: Mapping[str, str]) -> Plain
         if place % across == 0:
             panel.set_ylabel("flipped predictions", fontsize=8)
     return figure
+
+
+NARROW = 3.5
+"""Inches of a figure that a small screen shows in place of the usual one."""
+
+
+def in_both_widths(wide: PlainFigure, narrow: PlainFigure, name: str, description: str) -> dict[str, str]:
+    """A figure for the page, for large screens and small ones."""
+    return {"wide": inline_svg(wide, name, description), "narrow": inline_svg(narrow, f"{name}-narrow", description)}
 
 
 HEADS = ("effective_tokens", "js_divergence")
@@ -425,9 +436,12 @@ def _ablation_part(ablation: "Ablation", title: str, name: str, folder: Path) ->
     done = "removed" if ablation.how == "remove" else "corrupted"
     description = ablation.description
     with styled():
-        figure = ablation_figure(ablation.table, ablation.differences, ablation.how)
-        save_figure(figure, folder / f"{name}.png")
-        svg = inline_svg(figure, name, f"{title_of(usual_score(ablation.table))} when patches are {done}, {title}")
+        wide, narrow = (
+            ablation_figure(ablation.table, ablation.differences, ablation.how, width=width) for width in (None, NARROW)
+        )
+        save_figure(wide, folder / f"{name}.png")
+        score = title_of(usual_score(ablation.table))
+        figure = in_both_widths(wide, narrow, name, f"{score} when patches are {done}, {title}")
     return {
         "name": name,
         "title": title,
@@ -437,7 +451,7 @@ def _ablation_part(ablation: "Ablation", title: str, name: str, folder: Path) ->
         "lenient": description.checkpoint.lenient,
         "notes": [*description.checkpoint.notes, *description.notes],
         "skipped": description.skipped,
-        "figure": svg,
+        "figure": figure,
         "tables": [
             _frame_table(f"{name}-table", "Means over images", ablation.table),
             _frame_table(f"{name}-differences", "The most attended patches minus each other choice", ablation.differences),

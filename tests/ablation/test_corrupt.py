@@ -99,7 +99,7 @@ def test_predictions_that_depend_on_what_attended_patches_show(photos, tmp_path)
     assert (table["top", 2], table["bottom", 2], table["mass", 2]) == (0, 1, 1)
     assert 0.5 < table["random", 2] < 1
     (sentence,) = found.sentences
-    assert sentence.startswith("On brightness 5, toy: predictions depend on what the most attended patches show")
+    assert sentence.startswith("On brightness 5, predictions of toy depend on what the most attended patches show")
     assert "corrupted, the share of images that keep their class is 0.000; it is" in sentence
     (opposite,) = _ablate(_Toy([0, 1]), photos, tmp_path / "least").sentences
     assert "we cannot tell whether predictions depend more" in opposite or "depend less on the most attended" in opposite

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import overfocus
 from overfocus.evaluation.evaluate import evaluate
-from overfocus.evaluation.layouts import FilmFolders, open_evaluation_data
+from overfocus.evaluation.layouts import VideoFolders, open_evaluation_data
 from overfocus.probes.predictions import flip_rate
 from overfocus_cli.main import app
 
@@ -25,27 +25,27 @@ def test_flip_rate_by_counting(classes: list[int]) -> None:
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Path:
+def videos(tmp_path: Path) -> Path:
     cv2 = pytest.importorskip("cv2")
     random = np.random.default_rng(0)
     for perturbation in ("gaussian_noise", "tilt"):
         for label, length in (("red", 5), ("blue", 8), ("green", 3)):
-            folder = tmp_path / "films" / perturbation / label
+            folder = tmp_path / "videos" / perturbation / label
             folder.mkdir(parents=True)
             writer = cv2.VideoWriter(str(folder / "0.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
             for _ in range(length):
                 writer.write(random.integers(0, 256, (32, 32, 3), np.uint8))
             writer.release()
-    return tmp_path / "films"
+    return tmp_path / "videos"
 
 
-def test_films_are_evaluated_frame_by_frame(checkpoint: Path, films: Path, tmp_path: Path) -> None:
-    assert open_evaluation_data(films).layout == "ImageNet-P"
-    (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu", batch_size=40)
+def test_videos_are_evaluated_frame_by_frame(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    assert open_evaluation_data(videos).layout == "ImageNet-P"
+    (evaluation,) = evaluate(checkpoint, videos, tmp_path / "run", workers=0, device="cpu", batch_size=40)
     loaded = overfocus.load_model(checkpoint)
     rates: dict[str, list[float]] = {}
     for perturbation in ("gaussian_noise", "tilt"):
-        images = FilmFolders(films / perturbation)
+        images = VideoFolders(videos / perturbation)
         for index in range(3):
             frames = torch.stack([loaded.preprocess(frame) for frame in images.frames(index)])
             with torch.no_grad():
@@ -63,28 +63,28 @@ def test_films_are_evaluated_frame_by_frame(checkpoint: Path, films: Path, tmp_p
     assert evaluation.summary["mce"] is None
 
 
-def test_accuracy_is_told_as_that_of_first_frames(checkpoint: Path, films: Path, tmp_path: Path) -> None:
-    arguments = ["evaluate", checkpoint, "--data", films, "--output", tmp_path / "run", "--workers", 0, "--device", "cpu"]
+def test_accuracy_is_told_as_that_of_first_frames(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", checkpoint, "--data", videos, "--output", tmp_path / "run", "--workers", 0, "--device", "cpu"]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
-    assert re.search(r"^first frames of films +top-1 ", result.output, re.MULTILINE)
+    assert re.search(r"^first frames of videos +top-1 ", result.output, re.MULTILINE)
     assert re.search(r"^top-1 of first frames ", result.output, re.MULTILINE)
     assert "corrupted" not in result.output
-    assert "note: ImageNet-P: accuracy and calibration are those of the first frame of each film" in result.output
+    assert "note: ImageNet-P: accuracy and calibration are those of the first frame of each video" in result.output
 
 
-def test_a_film_that_is_none_is_left_out(checkpoint: Path, films: Path, tmp_path: Path) -> None:
-    (films / "tilt" / "red" / "0.avi").write_bytes(b"nothing")
-    (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu")
+def test_a_video_that_is_none_is_left_out(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    (videos / "tilt" / "red" / "0.avi").write_bytes(b"nothing")
+    (evaluation,) = evaluate(checkpoint, videos, tmp_path / "run", workers=0, device="cpu")
     (skipped,) = evaluation.run.skipped
-    assert "expected a film of 2 to 1,000 frames, got 0" in skipped.reason
+    assert "expected a video of 2 to 1,000 frames, got 0" in skipped.reason
     assert len(evaluation.run.predictions) == 5
 
 
-def test_the_mean_is_over_the_benchmarks_perturbations(checkpoint: Path, films: Path, tmp_path: Path) -> None:
-    shutil.copytree(films / "tilt", films / "shear")
-    shutil.copytree(films / "gaussian_noise", films / "gaussian_noise_3")
-    (evaluation,) = evaluate(checkpoint, films, tmp_path / "run", workers=0, device="cpu")
+def test_the_mean_is_over_the_benchmarks_perturbations(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    shutil.copytree(videos / "tilt", videos / "shear")
+    shutil.copytree(videos / "gaussian_noise", videos / "gaussian_noise_3")
+    (evaluation,) = evaluate(checkpoint, videos, tmp_path / "run", workers=0, device="cpu")
     flips = evaluation.summary["flips"]
     assert set(flips["perturbations"]) == {"gaussian_noise", "gaussian_noise_3", "shear", "tilt"}
     expected = (flips["perturbations"]["gaussian_noise"] + flips["perturbations"]["tilt"]) / 2

@@ -246,8 +246,8 @@ def make_images(folder: Path) -> None:
     for place in ("tree/fog/1/cat", "tree/fog/0/cat", "tree/snow/1/cat"):  # severities are 1 to 5
         (folder / place).mkdir(parents=True)
         shutil.copy(folder / "photos/cat/one.png", folder / place)
-    (folder / "films/noise/0").mkdir(parents=True)
-    (folder / "films/noise/0/film.mp4").write_bytes(b"no film")
+    (folder / "videos/noise/0").mkdir(parents=True)
+    (folder / "videos/noise/0/video.mp4").write_bytes(b"no video")
     (folder / "no_images").mkdir()
     (folder / "no_images" / "notes.md").write_text("hello")
     (folder / "folder.png").mkdir()

@@ -152,7 +152,7 @@ def usage() -> Iterator[Case]:
         (["inspect", "good.pth", "--model-args", "depth=6,depth=6"], "depth twice"),
         (["check", "run", "--max", "gini=inf"], "expected a finite number"),
         (["evaluate", "good.pth", "--data", "tree", "--output", "out"], "tree/fog: expected severities 1 to 5"),
-        (["evaluate", "good.pth", "--data", "films", "--output", "out", "--workers", "0"], "expected a film of 2 to"),
+        (["evaluate", "good.pth", "--data", "videos", "--output", "out", "--workers", "0"], "expected a video of 2 to"),
         (["train", "photos", "--model", "test_vit", "--epochs", "2", "--set", "epochs=-1"], "--set must leave epochs out"),
         (["train", "photos", "--init", "good.pth", "--learning-rate", "1", "--set", "reference_batch=0"], "reference_batch"),
         (["figure", "layer", "run"], "did you mean layers?"),

@@ -69,6 +69,17 @@ def test_layers_are_the_means_of_the_run(run):
     np.testing.assert_allclose(lines["clean"], table[table["severity"] == 0].groupby("layer")["gini"].mean())
 
 
+def test_the_axis_of_layers_fits_what_is_drawn(run):
+    with paper():
+        axes = draw("layers", [run], ["plain"], metrics=["received_shift"], corruptions=["fog"], severity=1).axes[0]
+    bands = [path.vertices[:, 1] for band in axes.collections for path in band.get_paths()]
+    drawn = np.concatenate([*(np.asarray(line.get_ydata()) for line in axes.lines), *bands])
+    low, high = axes.get_ylim()
+    assert low <= np.nanmin(drawn)
+    assert high >= np.nanmax(drawn)
+    assert high - low < 1.15 * np.ptp(drawn[np.isfinite(drawn)])
+
+
 def test_models_of_different_depth_share_axes(run, other):
     with paper():
         figure = draw("layers", [run, other], ["plain", "deep"], metrics=["gini"])

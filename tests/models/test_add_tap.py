@@ -238,7 +238,7 @@ def test_refuses_models_without_a_known_grid(name: str) -> None:
 def test_refuses_a_patch_embedding_without_a_grid() -> None:
     model = build("vit_tiny_patch16_224")
     model.patch_embed = nn.Linear(3, 3)
-    with pytest.raises(OverfocusError, match="expected a patch embedding with a patch grid, got Linear, which tells none"):
+    with pytest.raises(OverfocusError, match="with a patch grid, got Linear, which does not state one"):
         add_tap(model)
 
 

@@ -132,7 +132,7 @@ def test_part_of_the_page(ablation, tmp_path):
         assert sentence.startswith(f"On {answer.variant}, ")
         assert sentence == f"{answer.claim} W{answer.numbers.removeprefix('w')}"
     assert [len(table["rows"]) for table in part["tables"]] == [len(ablation.table), len(ablation.differences)]
-    assert "<img" not in part["figure"]
+    assert not any("<img" in figure for figure in part["figure"].values())
     assert (tmp_path / "ablation-0.png").stat().st_size > 3000
 
 
@@ -173,6 +173,14 @@ def test_the_page_of_its_own_opens(ablation, browser):
     with tab.expect_download() as download:
         tab.locator("[data-download=csv][data-figure=ablation-0]").click()
     assert Path(download.value.path()).read_bytes().count(b"\r\n") == 1 + len(ablation.table)
+    assert not tab.locator(".narrow svg").is_visible()
+    tab.set_viewport_size({"width": 400, "height": 900})
+    assert not tab.locator("#ablation-0 svg").is_visible()
+    drawn = tab.locator(".narrow svg").bounding_box()
+    assert 250 < drawn["width"] < 400 - drawn["x"]
+    with tab.expect_download() as download:
+        tab.locator("[data-download=svg][data-figure=ablation-0]").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"<svg")
     assert complaints == []
     tab.close()
 

@@ -4,13 +4,12 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from overfocus.figures.curves import value_limits
 from overfocus.figures.images import multiple
 from overfocus.figures.stability import scale_of
 from overfocus.figures.style import INK, OKABE_ITO, line_style, lookup_table, reads_dark
 from overfocus.statistics.panel import layer_statistics
 from overfocus.variants import Variant
-from overfocus_reports.figures import Plot, Table, curves_svg, heat_map, short, standalone, ticks_between
+from overfocus_reports.figures import Plot, Table, curves_svg, heat_map, short, standalone, ticks_between, value_limits
 from overfocus_reports.model import Model
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -29,24 +29,25 @@ def _made_up(*kept, **options):
 @pytest.mark.parametrize(
     ("top", "random", "mass", "claim"),
     [
-        (5, 28, None, "predictions depend on the most attended patches; we cannot tell whether on their attention"),
-        (5, 28, 27, "predictions depend on what the most attended patches show"),
-        (5, 28, 6, "predictions depend on the attention: losing others that receive as much costs about as much"),
-        (20, 28, 22, "predictions depend on the most attended patches; from 30 images we cannot tell whether on"),
+        (5, 28, None, "predictions of vit depend on the most attended patches; we cannot tell whether on their attention"),
+        (5, 28, 27, "predictions of vit depend on what the most attended patches show"),
+        (5, 28, 6, "predictions of vit depend on the attention: losing others that receive as much costs about as much"),
+        (20, 28, 22, "predictions of vit depend on the most attended patches; from 30 images we cannot tell whether on"),
         (
             10,
             28,
             1,
-            "predictions depend on the attention: losing others that receive as much, more in number, costs even more",
+            "predictions of vit depend on the attention: losing others that receive as much, more in number, costs even more",
         ),
-        (28, 5, None, "predictions depend less on the most attended patches than on random ones"),
-        (15, 15, 15, "we cannot tell whether predictions depend more on the most attended patches than on random ones"),
+        (28, 5, None, "predictions of vit depend less on the most attended patches than on random ones"),
+        (15, 15, 15, "we cannot tell whether predictions of vit depend more on the most attended patches than on random ones"),
     ],
 )
 def test_answers(top, random, mass, claim):
     tables = _made_up(top, random, mass)
     (sentence,) = map(str, describe_ablation(tables, "vit"))
-    assert sentence.startswith(f"On clean images, vit: {claim}")
+    assert sentence.startswith(f"On clean images, {claim}")
+    assert all(part.count(":") <= 1 for part in sentence.split(". "))
     kept = f"With the top 3 patches (5 %) removed, the share of images that keep their class is {top / 30:.3f}; it is "
     assert kept + f"{random / 30:.3f} with as many random ones (difference " in sentence
     row = tables.differences.query("quantity == 'agreement' and against == 'random'").iloc[0]
@@ -57,7 +58,7 @@ def test_answers(top, random, mass, claim):
 
 def test_few_images_tell_nothing():
     (sentence,) = map(str, describe_ablation(_made_up(1, 15, images=15), "vit", how="corrupt"))
-    assert "15 images are too few to tell what predictions depend on, at least 20 are needed" in sentence
+    assert "15 images are too few to tell what predictions of vit depend on, at least 20 are needed" in sentence
     assert "corrupted" in sentence
 
 
@@ -107,7 +108,7 @@ def test_outputs_without_classes_are_compared_by_their_cosine():
     rows["output_cosine"] = np.where(rows["choice"] == "top", 0.4, 0.9) + 0.01 * random.normal(size=len(rows))
     tables = tabulate_ablation(rows)
     (sentence,) = map(str, describe_ablation(tables, "dino"))
-    assert "dino: predictions depend on what the most attended patches show" in sentence
+    assert "predictions of dino depend on what the most attended patches show" in sentence
     mean = tables.table.query("choice == 'top' and k == 3")["output_cosine"].iloc[0]
     assert f"removed, the mean cosine with the usual output is {mean:.3f}; it is 0." in sentence
 
@@ -117,7 +118,7 @@ def test_one_image_and_images_that_all_keep_their_class():
     assert "1 image are too few" not in sentence
     assert "1 image is too few to tell" in sentence
     tables = _made_up(30, 30, 30)
-    assert "we cannot tell whether predictions depend more" in describe_ablation(tables, "vit")[0].claim
+    assert "we cannot tell whether predictions of vit depend more" in describe_ablation(tables, "vit")[0].claim
     row = tables.differences.query("quantity == 'agreement'").iloc[0]
     assert row["low"] < 0 < row["high"]  # never of zero width
     assert row["p_value"] == 1
