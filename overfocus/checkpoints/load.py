@@ -576,7 +576,8 @@ def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Reque
         return []
     parts: list[Any] = [model.blocks[0], *model.blocks[0].modules()]
     heads = heads_of(model)
-    assumed = [] if "num_heads" in {**stated(metadata), **request.arguments} or not heads else [f"{heads} attention heads"]
+    told = heads == stated(metadata).get("num_heads") or "num_heads" in request.arguments
+    assumed = [f"{heads} attention heads"] if heads and not told else []
     norm = next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None)
     activation = next((type(part.act).__name__ for part in parts if hasattr(part, "act")), "GELU")
     if (found.reading.norm_eps is None or found.reading.origin == TRANSFORMERS) and norm is not None:

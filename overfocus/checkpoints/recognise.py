@@ -135,7 +135,7 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Reque
         fits = []
         for reading in readings(tensors):
             shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
-            heads = request.arguments.get("num_heads") or stated(metadata).get("num_heads")
+            heads = _heads_said(metadata, request, shapes)
             plain = plain_vit(shapes, heads, path, request.image_size) if name == UNREGISTERED and not given else None
             built, arguments = plain[:2] if plain is not None else (name, given)
             fits.append(fit(built, origin, reading, arguments, metadata, request, path))
@@ -154,6 +154,13 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Metadata, request: Reque
     best = _by_tensors(tensors, metadata, request, path)
     best.notes[:0] = notes
     return best
+
+
+def _heads_said(metadata: Metadata, request: Request, shapes: Mapping[str, Shape]) -> int | None:
+    """Attention heads that the user, or settings that are those of this network, say."""
+    said, width = stated(metadata).get("num_heads"), shapes.get("patch_embed.proj.weight", (1,))[0]
+    asked = request.arguments.get("num_heads")
+    return asked if asked is not None or said is None or width % said else said
 
 
 def _require_heads_as_said(found: Fit, metadata: Metadata, path: Path) -> None:
@@ -188,7 +195,14 @@ def fit(
         CheckpointError: it cannot be built, is far larger than the file, or has no attention and was not asked for.
     """
     arguments = {**given, **request.arguments}
-    model, convert = outline(name, arguments, metadata.tap)
+    unsure = {key for key, value in given.items() if metadata.unseen.get(key) == value and key not in request.arguments}
+    try:
+        model, convert = outline(name, arguments, metadata.tap)
+    except CheckpointError:
+        if not unsure:
+            raise
+        arguments = {key: value for key, value in arguments.items() if key not in unsure}  # settings of another part
+        model, convert = outline(name, arguments, metadata.tap)
     tap, notes = metadata.tap, []
     branches = tap_branches(reading.tensors)
     if branches is not None and branches != tap_branches(model.state_dict()):
@@ -277,7 +291,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], metadata: Metadata, request: Requ
             tensors = {re.sub(r"^norm\.", "fc_norm.", name): tensor for name, tensor in reading.tensors.items()}
             reading = replace(reading, tensors=tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.tensors.items()}
-        heads = request.arguments.get("num_heads") or stated(metadata).get("num_heads")
+        heads = _heads_said(metadata, request, shapes)
         maxvit = torchvision_maxvit(shapes)
         try:
             plain = (MAXVIT, maxvit, []) if maxvit is not None else plain_vit(shapes, heads, path, request.image_size)

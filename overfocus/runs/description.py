@@ -57,6 +57,8 @@ class CheckpointEntry:
     num_classes: int = 0
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
+    outputs: list[float] = field(default_factory=list)
+    """Some outputs for one fixed image, which tell networks with the same weights apart; empty where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

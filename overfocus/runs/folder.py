@@ -419,6 +419,10 @@ def _differences(there: RunDescription, wanted: RunDescription) -> list[str]:
         if old != new:
             other = f"other weights, {there.checkpoint.source}" if "sha" in name else f"checkpoint {name} {old} there, {new} now"
             changed.append(other)
+    same_weights = there.checkpoint.weights_sha256 == wanted.checkpoint.weights_sha256
+    tolerance = 2e-4 if there.settings.device == wanted.settings.device == "cpu" else 0.02  # TF32 and half precision round more
+    if same_weights and _compute_otherwise(there.checkpoint.outputs, wanted.checkpoint.outputs, tolerance):
+        changed.append("another network with the same weights, which gives other outputs")
     if there.pixels != wanted.pixels:
         changed.append("images prepared for another input")
     if there.measures != wanted.measures:
@@ -434,6 +438,14 @@ def _differences(there: RunDescription, wanted: RunDescription) -> list[str]:
     if old_images != new_images:
         changed.append(f"other images, {len(old_images)} there, {len(new_images)} asked for")
     return changed
+
+
+def _compute_otherwise(there: list[float], now: list[float], tolerance: float) -> bool:
+    """Whether outputs for the same image differ by more than a share of the largest, as rounding on other hardware does."""
+    if not there or not now:
+        return False
+    most = max(map(abs, there))
+    return len(there) != len(now) or any(abs(old - new) > tolerance * most for old, new in zip(there, now, strict=True))
 
 
 def _reason(path: Path, error: OSError) -> str:

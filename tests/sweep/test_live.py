@@ -75,6 +75,23 @@ def test_it_is_continued_and_others_under_the_same_names_are_refused(run, model)
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.blocks[0].attn, "num_heads", 1) or setattr(model.blocks[0].attn, "head_dim", 24),
+        lambda model: setattr(model.blocks[0].mlp, "act", torch.nn.Tanh()),
+        lambda model: setattr(model, "global_pool", "max"),
+    ],
+    ids=["heads", "activation", "pooling"],
+)
+def test_another_network_with_the_same_weights_is_refused(run, change):
+    other = wrapped()
+    change(other.model)
+    images = list(zip(PIXELS, LABELS, strict=True))
+    with pytest.raises(RunError, match="another network with the same weights"):
+        overfocus.analyze(other, images=images, corruptions=[streaks, "fog"], output=run.path, **FEW)
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda pixels: pixels[:, ::-1].copy(), "another function as preprocess"),
