@@ -447,10 +447,11 @@ class PositionTracker:
             if before[-2] == 1 < output.shape[-2] and before[-1] == output.shape[-1]:
                 self._copies[output] = True
 
-    def _swap(self, value: Any) -> Any:
+    def _swap(self, value: Any, *, index: bool = False) -> Any:
+        """Arguments with positions in the place of tensors; whole numbers stay where they are an `index`."""
         if isinstance(value, Tensor):
             known = self.get(value)
-            if known is not None:
+            if known is not None and (value.is_floating_point() or not index):
                 return known.ids
             if value.is_floating_point():
                 return torch.full_like(value, UNKNOWN if self._copies.get(value) else NOWHERE, dtype=torch.int64)
@@ -458,7 +459,7 @@ class PositionTracker:
                 self.follows_data = True
             return value
         if isinstance(value, (tuple, list)):
-            return type(value)(self._swap(item) for item in value)
+            return type(value)(self._swap(item, index=index) for item in value)
         return value
 
     def _move(
@@ -469,7 +470,9 @@ class PositionTracker:
         kwargs: dict[str, Any],
         tracked: list[tuple[Tensor, Positions]],
     ) -> list[Tensor] | None:
-        swapped, named = self._swap(args), {key: self._swap(value) for key, value in kwargs.items()}
+        index = isinstance(args[0], Tensor) and args[0].is_floating_point() if args else False
+        swapped = (*self._swap(args[:1]), *self._swap(args[1:], index=index))
+        named = {key: self._swap(value, index=index) for key, value in kwargs.items()}
         try:
             if name == "view_as_complex":
                 moved = [swapped[0][..., 0]]

@@ -403,6 +403,20 @@ def test_a_buffer_that_the_forward_itself_writes_is_followed(family):
         torch.testing.assert_close(attention.weights, maps[0].weights)
 
 
+class Restored(nn.Module):
+    """A module inside that is given the order as whole numbers, as a masked autoencoder's decoder is."""
+
+    def forward(self, tokens, order):
+        return tokens.gather(1, index=order[..., None].expand(-1, -1, 16))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_order_that_a_module_is_given_is_no_list_of_tokens(family, batch):
+    model = Patches(after=lambda tokens: model.restored(tokens, torch.arange(16).flip(0).expand(len(tokens), -1)))
+    model.restored = Restored()
+    check_reactions(model, family.images(32, batch=batch))
+
+
 def test_an_order_that_differs_between_images_is_none(family):
     orders = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
     model = Patches(after=lambda tokens: tokens.gather(1, orders[..., None].expand(-1, -1, 16)))
