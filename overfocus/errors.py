@@ -56,8 +56,10 @@ _NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "backend out of memory",
     "bad_alloc",
+    "could not create a primitive",
+    "could not create a memory",
 )
-"""Words of errors for which torch has no class of their own: its allocator for the processor, and libraries on a GPU."""
+"""Words of errors for which torch has no class of their own: its allocator for the processor, oneDNN, and libraries on a GPU."""
 
 
 def explain(error: BaseException) -> str:

@@ -34,6 +34,8 @@ CLASS_SHARE_COLUMNS = {
 }  # fmt: skip
 """Columns of `attention_by_class` and their types."""
 
+_VARIANTS = {"corruption": ("U", 1), "severity": ("i", 1)}
+"""Arrays that say what the variants of the others are."""
 BLOCK_ROWS = 2**17
 """Rows of a table that `Run.blocks` reads at once: few enough that a column stays in a processor's cache."""
 
@@ -311,7 +313,7 @@ class Run(NotebookMethods):
         """
         if image not in self.displayed:
             raise RunError(f"{self.path}: full maps are kept of displayed images only; choose from {self.displayed}, got {image}")
-        kept = read_arrays(self._maps_path(image))
+        kept = read_arrays(self._maps_path(image), _VARIANTS | {"pictures": ("u", 4)}, {"attention_*": ("f", 4)})
         wanted = [layer.layer for layer in self.layers if layers is None or layer.layer in layers]
         attention = {layer: kept[f"attention_{layer:02d}"] for layer in wanted if f"attention_{layer:02d}" in kept}
         return DisplayedImage(_variants_of(kept), kept["pictures"], attention)
@@ -328,14 +330,14 @@ class Run(NotebookMethods):
             raise RunError(
                 f"{self.path}: no class maps of image {image}; there is one for each displayed image of a segmentation model"
             )
-        kept = read_arrays(path)
+        kept = read_arrays(path, _VARIANTS | {"predicted": ("u", 3)}, {"truth": ("u", 2)})
         return ClassMaps(_variants_of(kept), kept["predicted"], kept.get("truth"))
 
     @cached_property
     def partitions(self) -> dict[int, Int[np.ndarray, "windows tokens"]]:
         """Place of each window's tokens in the row-major patch grid of the image, −1 for padding, by layer of windows."""
         path = self.path / "maps" / "windows.npz"
-        kept = read_arrays(path) if path.is_file() else {}
+        kept = read_arrays(path, {}, {"layer_*": ("i", 2)}) if path.is_file() else {}
         return {int(name.removeprefix("layer_")): places for name, places in kept.items()}
 
     def _maps_path(self, image: int) -> Path:
@@ -344,7 +346,8 @@ class Run(NotebookMethods):
     def _received_part(self, start: int) -> dict[str, np.ndarray]:
         """The part whose first image is `start`, unpacked once for all images that are asked for in a row."""
         if self._unpacked is None or self._unpacked[0] != start:
-            self._unpacked = start, read_arrays(self._received_parts[start])
+            kinds = {"image": ("i", 1)} | _VARIANTS
+            self._unpacked = start, read_arrays(self._received_parts[start], kinds, {"layer_*": ("f", 3)})
         return self._unpacked[1]
 
     @cached_property
@@ -353,6 +356,8 @@ class Run(NotebookMethods):
 
     def _read(self, kind: str, *, everywhere: bool = True) -> "pd.DataFrame":
         """A table put together from its parts."""
+        if everywhere:
+            self._sizes(kind)  # no part is empty
         frame: pd.DataFrame = read_table(self._parts(kind, everywhere=everywhere)).to_pandas()
         return self._own(kind, frame)
 
@@ -391,8 +396,11 @@ class Run(NotebookMethods):
     def _sizes(self, kind: str) -> tuple[int, tuple[str, ...], list[int]]:
         """Rows of a table, its columns, and the rows of each part."""
         if kind not in self._known_sizes:
-            found = [table_size(path) for path in self._parts(kind)]
+            paths = self._parts(kind)
+            found = [table_size(path) for path in paths]
             rows = [size for size, _ in found]
+            if 0 in rows:  # none is written empty
+                raise RunError(f"{paths[rows.index(0)]}: holds no rows of the {kind} table; measure again with --overwrite")
             self._known_sizes[kind] = sum(rows), tuple(dict.fromkeys(name for _, names in found for name in names)), rows
         return self._known_sizes[kind]
 

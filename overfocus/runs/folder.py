@@ -22,6 +22,7 @@ import numpy as np
 
 from overfocus.errors import OverfocusError, RunError
 from overfocus.files import FolderLock, atomic_file, lock_folder, remove_unfinished, require_regular_file
+from overfocus.metrics.catalogue import BUILT_IN
 from overfocus.runs.description import FORMAT, RunDescription, encode_description, read_description
 from overfocus.text import csv_cell, one_line, printable
 
@@ -137,23 +138,67 @@ def _read_parquet(
             table = file.read(None if columns is None else [name for name in columns if name in there])
     except (OSError, pyarrow.ArrowException, ValueError, MemoryError, OverflowError) as problem:
         raise _damaged(path, problem, remedy, error) from None
+    for field in table.schema:
+        expected = _expected_values(field)
+        if expected or (field.name in _KEYS and table[field.name].null_count):
+            got = one_line(field.type, 100) if expected else "none in some"
+            raise error(
+                f"{printable(path)}: expected {expected or 'a value in each row'} in the column {field.name}, got {got}; {remedy}"
+            )
     return table
 
 
+_KEYS = ("image", "corruption", "severity", "layer", "head")
+_WHOLE = {"image", "severity", "layer", "head", "predicted", "class", "k", "draw"}
+_TEXTS = {"name", "label", "corruption", "module", "kind", "predicted_name", "class_name", "choice"}
+_NUMBERS = {"confidence", "fraction", "received_share", "area_share", *(metric.name for metric in BUILT_IN)}
+
+
+def _expected_values(field: "pyarrow.Field") -> str:
+    """What a column of a run's tables has to hold, in words; empty where it does, or is none of ours."""
+    from pyarrow import types
+
+    kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    for names, expected, fits in (
+        (_TEXTS, "texts", types.is_string(kind) or types.is_large_string(kind)),
+        (_WHOLE, "whole numbers", types.is_integer(kind)),
+        (_NUMBERS, "numbers", number),
+    ):
+        if field.name in names and not fits and not types.is_null(kind):
+            return expected
+    return ""
+
+
 def read_arrays(
-    path: Path, names: Collection[str] | None = None, *, remedy: str = REMEDY, error: type[OverfocusError] = RunError
+    path: Path,
+    expected: Mapping[str, tuple[str, int]],
+    optional: Mapping[str, tuple[str, int]] | None = None,
+    *,
+    remedy: str = REMEDY,
+    error: type[OverfocusError] = RunError,
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of an npz file by name; with `names`, those of them that it holds.
+    """The arrays of an npz file by name.
+
+    Args:
+        path: of the file.
+        expected: the letters that numpy has for the kinds of their values and the number of axes of the arrays that it has to
+            hold; the first axes of all are equal.
+        optional: the same of those that it may hold; of names that end in "_*" the first axis is that of the expected ones.
+        remedy: how an error ends.
+        error: class to raise.
 
     Raises:
-        OverfocusError: of class `error`: the file is missing, truncated, damaged, has a wrong checksum, holds Python objects or
-            arrays larger than it may, or is something else; the line ends with `remedy`.
+        OverfocusError: of class `error`: the file is missing, truncated, damaged, has a wrong checksum, holds Python objects,
+            other arrays or larger ones than it may, or is something else.
     """
+    known = {**expected, **(optional or {})}
     require_regular_file(path, "an npz file", error)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-            chosen = [name for name in members if names is None or name in names]
+            kinds = {name: re.sub(r"_\d+$", "_*", name) for name in members}
+            chosen = [name for name in members if kinds[name] in known]
             total = sum(members[name].file_size for name in chosen)
             if total > MOST_BYTES:
                 raise error(f"{printable(path)}: unpacks to {total:,} bytes, more than {MOST_BYTES:,}; {remedy}")
@@ -161,12 +206,23 @@ def read_arrays(
             for name in chosen:
                 with archive.open(members[name]) as file:
                     arrays[name] = _read_array(file, members[name].file_size)
-            return arrays
     except OverfocusError:
         raise
     except Exception as problem:  # zipfile, zlib, numpy and its tokenizer raise a dozen kinds for damaged files
         reason = one_line(problem, 200) or type(problem).__name__
         raise error(f"{printable(path)}: cannot be read as an npz file, it is damaged ({reason}); {remedy}") from None
+    if missing := [name for name in expected if name not in arrays]:
+        raise error(f"{printable(path)}: expected an array {missing[0]}, but there is none; {remedy}")
+    first = next((arrays[name].shape[:1] for name in expected), None)
+    for name, array in arrays.items():
+        letters, axes = known[kinds[name]]
+        together = first is not None and (name in expected or kinds[name].endswith("_*"))
+        if array.dtype.kind not in letters or array.ndim != axes or (together and array.shape[:1] != first):
+            raise error(
+                f"{printable(path)}: expected another array {printable(name)}, got one of {array.dtype} and shape {array.shape}; "
+                f"{remedy}"
+            )
+    return arrays
 
 
 def _read_array(file: IO[bytes], size: int) -> np.ndarray[Any, Any]:

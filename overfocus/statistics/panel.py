@@ -211,7 +211,7 @@ def _variant_places(rows: pd.DataFrame, place_of: Mapping[Variant, int]) -> Arra
     names = rows["corruption"].astype("category")
     severity, severities = pd.factorize(rows["severity"])
     found = [[place_of.get(Variant(str(name), int(one)), -1) for one in severities] for name in names.cat.categories]
-    places = np.array([*found, [-1] * len(severities)], np.int64).reshape(-1, len(severities))
+    places = np.array([*found, [-1] * len(severities)], np.int64).reshape(len(found) + 1, len(severities))
     result: Array = places[names.cat.codes.to_numpy(), severity]
     return result
 

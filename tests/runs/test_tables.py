@@ -3,8 +3,10 @@
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ ARRAYS = {
     "scalar": np.array(3.5),
     "none": np.zeros((0, 4), np.float16),
 }
+KINDS = {name: (array.dtype.kind, array.ndim) for name, array in ARRAYS.items()} | {"a": ("biufcSU", 1)}
 TABLE = pyarrow.table({"image": list(range(1000)), "gini": np.linspace(0, 1, 1000), "label": ["a", None] * 500})
 
 
@@ -32,14 +35,14 @@ TABLE = pyarrow.table({"image": list(range(1000)), "gini": np.linspace(0, 1, 100
 def test_arrays_come_back_as_numpy_reads_them(tmp_path: Path, compressed: bool) -> None:
     path = tmp_path / "maps.npz"
     write_arrays(path, ARRAYS, compressed=compressed)
-    read = read_arrays(path)
+    read = read_arrays(path, {}, KINDS)
     with np.load(path) as expected:
         assert list(read) == expected.files
         for name, array in read.items():
             assert array.dtype == expected[name].dtype
             np.testing.assert_array_equal(array, expected[name])
             assert array.flags.writeable
-    assert list(read_arrays(path, ["names", "absent"])) == ["names"]
+    assert list(read_arrays(path, {"names": KINDS["names"]}, {"absent": ("f", 1)})) == ["names"]
 
 
 def test_tables_come_back_one_after_another(tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ def test_npz_files_that_are_damaged_are_named_in_one_line(name: str, tmp_path: P
     path = tmp_path / "maps.npz"
     path.write_bytes(BAD_NPZ[name])
     with pytest.raises(RunError, match=r"maps\.npz: .*--overwrite") as caught:
-        read_arrays(path)
+        read_arrays(path, {}, KINDS)
     assert str(caught.value).isprintable()
     assert not Path("executed").exists()
 
@@ -143,7 +146,7 @@ def test_a_table_of_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["npz", "parquet"])
 def test_a_missing_file_and_a_pipe(kind: str, tmp_path: Path) -> None:
-    read: Callable[[Path], object] = read_arrays if kind == "npz" else read_table
+    read: Callable[[Path], object] = partial(read_arrays, expected={}) if kind == "npz" else read_table
     with pytest.raises(RunError, match="no such file"):
         read(tmp_path / f"a.{kind}")
     os.mkfifo(tmp_path / f"b.{kind}")
@@ -159,6 +162,44 @@ def test_any_damage_is_our_error(data: st.DataObject, tmp_path_factory: pytest.T
         content[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        read_arrays(path)
+        read_arrays(path, {}, KINDS)
     except OverfocusError as error:
         assert "maps.npz" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("expected", "optional", "words"),
+    [
+        ({"absent": ("f", 1)}, {}, "expected an array absent, but there is none"),
+        ({"names": ("i", 1)}, {}, "another array names, got one of <U"),
+        ({"layer": ("f", 3)}, {}, "another array layer, got one of float32 and shape (4, 2)"),
+        ({"names": ("U", 1), "layer": ("f", 2)}, {}, "another array layer"),
+        ({"names": ("U", 1)}, {"part_*": ("f", 1)}, "another array part_07"),
+    ],
+)
+def test_other_arrays_than_expected(expected: Any, optional: Any, words: str, tmp_path: Path) -> None:
+    arrays = {"names": np.array(["a", "b"]), "layer": np.zeros((4, 2), np.float32), "part_07": np.zeros(3)}
+    write_arrays(tmp_path / "maps.npz", arrays)
+    with pytest.raises(RunError, match=re.escape(words)):
+        read_arrays(tmp_path / "maps.npz", expected, optional)
+    assert list(read_arrays(tmp_path / "maps.npz", {"names": ("U", 1)}, {"layer": ("f", 2)})) == ["names", "layer"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("image", [1.5], "expected whole numbers in the column image, got double"),
+        ("image", [1, None], "expected a value in each row in the column image, got none in some"),
+        ("gini", ["0.5"], "expected numbers in the column gini, got string"),
+        ("gini", [[0.5]], "expected numbers in the column gini, got list"),
+        ("label", [3], "expected texts in the column label, got int64"),
+        ("predicted", [float("inf")], "expected whole numbers in the column predicted"),
+    ],
+)
+def test_columns_of_other_values_than_expected(column: str, values: list[Any], words: str, tmp_path: Path) -> None:
+    write_table(tmp_path / "part.parquet", pyarrow.table({column: values}))
+    with pytest.raises(RunError, match=re.escape(words)):
+        read_table(tmp_path / "part.parquet")
+    nulls = pyarrow.table({"predicted": [None, 3], "gini": [None, None], "label": [None, "a"], "of a user": ["x", "y"]})
+    write_table(tmp_path / "part.parquet", nulls)
+    assert read_table(tmp_path / "part.parquet").equals(nulls)
