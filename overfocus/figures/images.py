@@ -1,7 +1,6 @@
 """Images under attention maps: overlays and their colour scale, one image as several models see it, attention matrices."""
 
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overfocus.errors import RunError
-from overfocus.figures.style import INK, SEQUENTIAL, PlainFigure
+from overfocus.figures.style import INK, SEQUENTIAL, PlainFigure, name_lines
 from overfocus.metrics.catalogue import top_count
 from overfocus.runs.description import Layer
 from overfocus.variants import Variant
@@ -263,7 +262,7 @@ def columns_figure(
                 above.set_title(variant.label, pad=3)
             if row == len(runs) - 1:
                 below.set_xlabel("key patch")
-        model = "\n".join(textwrap.wrap(name, max(8, int(14 * side)))) + "\n" if len(runs) > 1 else ""
+        model = "\n".join(name_lines(name, max(8, int(14 * side)))) + "\n" if len(runs) > 1 else ""
         axes[2 * row + 1, 0].set_ylabel(f"{model}query patch, layer {layer.number}")
         if row == 0:
             axes[0, 0].set_ylabel("column\nsum", rotation=0, ha="right", va="center")

@@ -1,6 +1,5 @@
 """Stability under corruption: heat maps by severity and by layer, and curves over severity."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from overfocus.figures.style import (
     line_style,
     model_colour,
     model_dash,
+    name_lines,
     small_multiples,
 )
 from overfocus.metrics.catalogue import CATALOGUE, title_of
@@ -94,7 +94,7 @@ def matrix_figure(
     import seaborn
 
     # seaborn leaves a third of a narrow figure to the labels of the rows, and as much to the scale
-    titles = [textwrap.wrap(name, max(12, int((width - 1.9) / 0.075))) if len(every) > 1 else [] for name in names]
+    titles = [name_lines(name, max(12, int((width - 1.9) / 0.075))) if len(every) > 1 else [] for name in names]
     rows = (0.16 * len(corruptions) + 0.28) * len(every) + 0.14 * sum(map(len, titles))
     figure = PlainFigure(figsize=(width, max(2.0, rows + 0.75)), layout="constrained")
     axes = figure.subplots(len(every), 1, squeeze=False)[:, 0]

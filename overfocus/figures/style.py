@@ -76,6 +76,7 @@ STYLE: Any = {
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.axisbelow": True,  # no grid over bars
     "xtick.color": INK,
     "ytick.color": INK,
     "grid.color": INK,
@@ -194,8 +195,25 @@ def axis_label(title: str, unit: str) -> str:
     >>> axis_label("Jensen–Shannon divergence", "bits")
     'Jensen–Shannon\ndivergence\n(bits)'
     """
-    lines = textwrap.wrap(title.replace("top k", "top\N{NO-BREAK SPACE}k"), LINE)
+    title = title.replace("top k", "top\N{NO-BREAK SPACE}k")
+    parts = [title] if len(title) <= LINE else re.split("(?<=:) ", title)
+    lines = [line for part in parts for line in textwrap.wrap(part, LINE)]
     return "\n".join(lines if len(unit) + 2 > LINE or len(lines) > 2 else [*lines, f"({unit})"])
+
+
+def name_lines(name: str, width: int) -> list[str]:
+    """A name in lines of at most `width` characters, broken at spaces and after _ - . / where it can be.
+
+    >>> name_lines("fashion_mnist_vit, gaussian noise 3", 16)
+    ['fashion_mnist_', 'vit, gaussian', 'noise 3']
+    """
+    lines = [""]
+    for part in re.findall(r"[^\s_./-]+[\s_./-]*|[\s_./-]+", name):
+        for piece in (part[start : start + width] for start in range(0, len(part), width)):
+            if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    return [line.strip() for line in lines]
 
 
 HANDLE, CHARACTER = 0.55, 0.062
@@ -235,7 +253,7 @@ def legend_below(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]
         return
     points = FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points()
     handle, character = HANDLE * points / 7, CHARACTER * points / 7
-    wrapped = [textwrap.wrap(label, max(8, int((width - handle) / character))) or [""] for label in labels]
+    wrapped = [name_lines(label, max(8, int((width - handle) / character))) for label in labels]
     columns = int(width / (handle + character * max(len(line) for lines in wrapped for line in lines)))
     columns = min(max(1, columns), len(labels))
     rows = -(-len(labels) // columns)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from overfocus.errors import CaptureError, OverfocusError
-from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, MOST_RESAMPLES, Settings, setting, shown
+from overfocus.settings import LARGEST_COUNT, LARGEST_SEED, MAX_PIXELS, MOST_RESAMPLES, Settings, plain_number, setting, shown
 
 if TYPE_CHECKING:
     import torch
@@ -500,6 +500,14 @@ def _query(text: str) -> Any:
         raise ValueError(f"expected ROW,COL such as 3,4, or class, got {shown(text)}") from None
 
 
+def _layer(text: str) -> int | None:
+    """The number of a layer, or None for all."""
+    try:
+        return None if text == "all" else plain_number(text, int)
+    except ValueError:
+        raise ValueError(f"expected a whole number or all, got {shown(text)}") from None
+
+
 @dataclass(frozen=True)
 class HeatMapRequest(Settings):
     """What a heat map shows.
@@ -517,7 +525,9 @@ class HeatMapRequest(Settings):
         "all layers (Chefer et al. 2021); grad-cam, the tokens that enter each layer × their gradient.",
         metavar="NAME",
     )
-    layer: int | None = setting(None, "Layer in call order from 0, from the end where negative.", none="all", metavar="N")
+    layer: int | None = setting(
+        None, "Layer in call order from 0, from the end where negative, or all.", none="all", metavar="N|all", parse=_layer
+    )
     head: int | Literal["all"] | None = setting(
         None, "Head, from 0, or all for a contact sheet of every head.", none="the mean over heads", metavar="N|all"
     )

@@ -102,7 +102,7 @@ def test_predictions_that_depend_on_what_attended_patches_show(photos, tmp_path)
     assert sentence.startswith("On brightness 5, predictions of toy depend on what the most attended patches show")
     assert "corrupted, the share of images that keep their class is 0.000; it is" in sentence
     (opposite,) = _ablate(_Toy([0, 1]), photos, tmp_path / "least").sentences
-    assert "we cannot tell whether predictions depend more" in opposite or "depend less on the most attended" in opposite
+    assert "we cannot tell whether predictions of toy depend more" in opposite or "depend less on the most attended" in opposite
 
 
 def test_interrupted_it_goes_on_to_the_same_tables(photos, tmp_path, monkeypatch):

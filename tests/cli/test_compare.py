@@ -89,7 +89,7 @@ def test_ablation(overfocus: Program, checkpoint: Path, photos: Path) -> None:
     result = overfocus(*command)
     assert result.exit_code == 0, result.stderr
     assert "test_vit, 3 images" in result.stdout
-    assert "On clean images, test_vit: 3 images are too few" in " ".join(result.stdout.split())
+    assert "On clean images, 3 images are too few to tell what predictions of test_vit" in " ".join(result.stdout.split())
     assert "10 (10 %)" in result.stdout
     (folder,) = Path("overfocus-ablation").iterdir()
     assert f"ablation: {folder}\nreport: {folder / 'report.html'}" in result.stdout
@@ -128,7 +128,7 @@ def test_ablation_by_corruption(overfocus: Program, checkpoint: Path, photos: Pa
     result = overfocus(*command, "--corruption", "fog")
     assert result.exit_code == 0, result.stderr
     assert "fog 3, patches corrupted" in result.stdout
-    assert "On fog 3, test_vit" in result.stdout
+    assert "On fog 3, 3 images are too few to tell what predictions of test_vit" in " ".join(result.stdout.split())
     assert "clean images" not in result.stdout
     assert "no value: all other patches together receive less" in result.stdout
     assert {row["corruption"] for row in json.loads(overfocus(*command, "--corruption", "fog", "--json").stdout)["table"]} == {

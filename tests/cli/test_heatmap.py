@@ -36,7 +36,7 @@ def test_bundled_model_and_every_option(overfocus, photos):
         ["--method", "rollout", "--head-fusion", "max", "--discard-ratio", "0.9", "--output", "other"],
         ["--method", "gradient-rollout"],
         ["--method", "grad-cam", "--layer", "-1", "--class", "3"],
-        ["--head", "all"],
+        ["--head", "all", "--layer", "all"],
     ):
         result = overfocus("heatmap", sample_checkpoint(), image, *options)
         assert result.exit_code == 0, result.output
@@ -74,6 +74,7 @@ def test_the_colour_scale_is_in_the_image(overfocus, checkpoint, photos):
         (["--method", "grad-cam", "--class", "9999"], 1, "expected a class from 0"),
         (["--method", "grad-cam", "--class", "giraffe-like"], 1, "expected"),
         (["--head", "first"], 2, "expected a whole number or all"),
+        (["--layer", "1.5"], 2, "expected a whole number or all, got '1.5'"),
     ],
 )
 def test_trouble_in_one_line(overfocus, checkpoint, photos, options, status, message):

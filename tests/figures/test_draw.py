@@ -98,7 +98,7 @@ def test_stability_averages_each_image_first(run):
     expected = [table[table["severity"] == severity].groupby("image")["received_shift"].mean().mean() for severity in (1, 3)]
     control = run.table.loc[run.table["corruption"] == "other image", "received_shift"].mean()
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), 1 - np.array(expected) / control)
-    assert figure.axes[0].get_ylabel().startswith("Retained: ")
+    assert figure.axes[0].get_ylabel().startswith("Retained:\n")
 
 
 def test_stability_without_a_control_is_the_raw_value(make_run):
