@@ -235,3 +235,9 @@ def test_images_of_one_name_are_counted(make_run):
 
 def test_a_single_run_stays_itself(run):
     assert shared_runs([run]) == [run]
+
+
+def test_a_run_without_a_control_is_drawn(make_run):
+    page = draw_report(make_run(control=False, images=4, layers=2, displayed=1)).read_text(encoding="utf-8")
+    assert "control not measured" in page
+    assert "how much of what stays is the image&#39;s own" in page
