@@ -64,7 +64,8 @@ def load_transformers(folder: Path, config: dict[str, Any], image_size: tuple[in
     _require_sound(folder, config)
     _require_inside(folder)
     kind = str(config.get("model_type", ""))
-    names = [str(name) for name in config.get("architectures") or ()]
+    named = config.get("architectures")
+    names = [str(name) for name in named] if isinstance(named, list) else []
     kinds = {n: getattr(transformers, n, None) for n in names if n.isidentifier()}
     own = next((n for n, k in kinds.items() if isinstance(k, type) and issubclass(k, transformers.PreTrainedModel)), "AutoModel")
     tower = None if own.endswith("ForImageClassification") else _TOWERS.get(kind)

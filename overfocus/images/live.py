@@ -10,6 +10,7 @@ else when it is read again, as random augmentation makes it, ends the run.
 """
 
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,7 +221,8 @@ def as_image(item: Any, name: str = "an image") -> Image.Image:
     if isinstance(item, Image.Image):
         try:
             if isinstance(item, ImageFile.ImageFile) and item.fp is not None:  # Pillow reads the file only now
-                load_whole(item, item.filename if item.filename and Path(item.filename).is_file() else item.fp)
+                path = Path(os.fsdecode(item.filename or "."))
+                load_whole(item, path if path.is_file() else item.fp)
             return to_rgb(item)
         except Exception as error:  # as Pillow's readers raise
             raise ImageError(f"{name}: cannot be read ({one_line(error, 200) or type(error).__name__})") from error

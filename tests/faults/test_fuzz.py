@@ -427,7 +427,7 @@ def test_comparisons(examples: int, sound: Path, tmp_path: Path) -> None:
     whole = COMPARISON | {"models": [{"name": "a", "run": str(sound)}, {"name": "b", "run": str(sound)}]}
     where = list(places(whole))
 
-    @settings(max_examples=examples, deadline=None)
+    @settings(max_examples=examples)
     @given(st.sampled_from(where), VALUES, st.booleans())
     def check(place: tuple[Any, ...], new: Any, gone: bool) -> None:
         (tmp_path / "comparison.json").write_text(json.dumps(changed(whole, place, new, gone=gone)))
@@ -472,7 +472,7 @@ def test_configurations_of_other_libraries(kind: str, tmp_path: Path) -> None:
     (tmp_path / kind).write_text(json.dumps(whole))
     assert load_model(tmp_path).num_classes in (1, 1000)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.sampled_from(where), VALUES, st.booleans())
     def check(place: tuple[Any, ...], new: Any, gone: bool) -> None:
         (tmp_path / kind).write_text(json.dumps(changed(whole, place, new, gone=gone)))
