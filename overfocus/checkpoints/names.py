@@ -40,7 +40,7 @@ class Reading:
     """The library or release whose names these were; empty for names left as they were."""
     norm_eps: float | None = None
     dropped: tuple[str, ...] = ()
-    """Names without part in the network: normalisation of stages for other heads."""
+    """Names without part in the network: normalisation of stages for other heads, MobileSAM's neck."""
     architectures: tuple[str, ...] = ()
     """Names that timm has for what these names belong to, where they say it."""
     preprocessing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -345,7 +345,11 @@ def _tinyvit(tensors: Tensors) -> Reading:
             (r"^head\.(weight|bias)$", r"head.fc.\1"),
         ],
     )
-    return Reading(result, "TinyViT")
+    head = result.get("head.fc.weight")
+    neck = {name: tensor for name, tensor in result.items() if name.startswith("neck.")}
+    between = head is not None and any(tensor.shape[:1] == head.shape[1:] for tensor in neck.values())
+    dropped = () if between else tuple(neck)
+    return Reading({name: tensor for name, tensor in result.items() if name not in dropped}, "TinyViT", None, dropped)
 
 
 def has_moco_positions(tensors: Mapping[str, Tensor]) -> bool:

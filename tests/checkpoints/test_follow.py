@@ -128,6 +128,11 @@ def test_preprocessing_of_the_trainer(write, state) -> None:
     assert not any("assumed" in note for note in loaded.notes)
 
 
+@pytest.mark.parametrize("said", [{"mean": 0.0}, {"std": 0.02}, {"mean": 0.0, "std": 0.02}])
+def test_constants_of_something_else_are_not_those_of_images(said, write, state) -> None:
+    assert load_model(write({"state_dict": state, "arch": "test_vit", "args": said})).mean == (0.5, 0.5, 0.5)
+
+
 def test_unknown_preprocessing_is_said(write, state) -> None:
     loaded = load_model(write(state))
     config = timm.get_pretrained_cfg("test_vit")

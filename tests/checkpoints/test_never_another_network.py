@@ -552,3 +552,29 @@ def test_the_image_size_of_swin(write) -> None:
     loaded = load_model(write(model.state_dict()), **given)
     assert loaded.input_size == (3, 224, 224)
     assert any("images of 224x224 pixels (--image-size" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"depth": 12}, "depth of 12, and it has the weights of 2"), ({"model": {"norm_first": False}}, "norms after each layer"),
+     ({"post_norm": True}, "norms after each layer")],
+)  # fmt: skip
+def test_settings_that_contradict_the_tensors_are_refused(settings, words: str, plain, write) -> None:
+    path = write({"state_dict": plain.state_dict(), "config": settings})
+    with pytest.raises(CheckpointError, match=words):
+        load_model(path)
+    assert load_model(path, lenient=True).lenient
+    fitting = {"depth": 2, "norm_first": True, "post_norm": False, "decoder": {"depth": 8}, "num_heads": 5}
+    assert relation(write({"state_dict": plain.state_dict(), "config": fitting}), plain)[0] == 0
+
+
+@pytest.mark.parametrize("front", ["", "model.clip."])
+def test_clip_of_transformers_without_its_configuration(front: str, write) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.CLIPVisionConfig(
+        hidden_size=192, intermediate_size=384, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8
+    )
+    path = write({front + name: tensor for name, tensor in transformers.CLIPVisionModel(settings).state_dict().items()})
+    with pytest.raises(CheckpointError, match="choose --model-args act_layer=quick_gelu"):
+        load_model(path)
+    assert load_model(path, model_args="act_layer=gelu").mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))

@@ -353,6 +353,8 @@ def test_buffers_and_tied_weights_of_own_code(tmp_path: Path, write) -> None:
     torch.testing.assert_close(loaded.model(images), model(images))
     with pytest.raises(CheckpointError, match="missing frequencies"):
         load_model(write(dict(model.named_parameters())), model="own_network:make")
+    with pytest.raises(CheckpointError, match=r"head\.weight has shape \(7, 8\), expected \(5, 8\)"):
+        load_model(write(model.state_dict() | {"head.weight": torch.rand(7, 8)}), model="own_network:make")
     with pytest.raises(CheckpointError, match=r"no place for neck\.weight"):
         load_model(write(model.state_dict() | {"neck.weight": torch.rand(8, 8)}), model="own_network:make")
 

@@ -1018,6 +1018,47 @@ def bare_registers(folder: Path) -> Made:
     return saved(folder, model.state_dict(), lambda images: model(images).last_hidden_state)
 
 
+@layout("transformers, CLIP's image tower whose activation the file's settings say")
+def bare_clip(folder: Path) -> Made:
+    import transformers
+
+    model = random_values(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**HUGGING, intermediate_size=384)))
+    front = "vision_model." if hasattr(model, "vision_model") else ""
+    norm = model.get_submodule(f"{front}post_layernorm")
+    content = {"state_dict": behind(model.state_dict(), "clip."), "hyper_parameters": {"vision": {"hidden_act": "quick_gelu"}}}
+    return saved(folder, content, lambda images: norm(model(images).last_hidden_state))
+
+
+@layout("MoCo v3's ViT-S of mmpretrain")
+def mmpretrain_moco(folder: Path) -> Made:
+    model = vit(embed_dim=384, num_heads=12, num_classes=0)
+    state = renamed(
+        model.state_dict(),
+        (r"^patch_embed\.proj\.", "patch_embed.projection."),
+        (r"^blocks\.", "layers."),
+        (r"\.norm([12])\.", r".ln\1."),
+        (r"^norm\.", "ln1."),
+        (r"mlp\.fc1\.", "ffn.layers.0.0."),
+        (r"mlp\.fc2\.", "ffn.layers.1."),
+    )
+    text = "model = dict(backbone=dict(type='MoCoV3ViT', arch='mocov3-small'), neck=dict(type='NonLinearNeck'))"
+    return saved(folder, {"state_dict": behind(state, "backbone."), "meta": {"cfg": text}}, tokens(model))
+
+
+@layout("classifier behind a neck that is left out")
+def behind_a_neck(folder: Path) -> Made:
+    model = vit()
+    neck = {"neck.weight": torch.ones(192, 192), "neck.bias": torch.ones(192)}
+    return saved(folder, model.state_dict() | neck, tokens(model))
+
+
+@layout("heads and pooling deep in the settings")
+def nested_settings(folder: Path) -> Made:
+    model = vit(num_heads=6, global_pool="avg", fc_norm=False)
+    settings = {"model": {"net": {"num_heads": 6, "pool": "mean"}, "decoder": {"num_heads": 16}}, "optim": {"lr": 0.1}}
+    return saved(folder, {"state_dict": model.state_dict(), "config": settings}, model)
+
+
 @layout("TimmWrapper of transformers")
 def timm_wrapper(folder: Path) -> Made:
     from safetensors.torch import save_file
