@@ -215,6 +215,18 @@ class BatchPlan:
     pieces: tuple[range, ...]
     """The variants of an image in the parts that are read one after the other; several only where `images` is 1."""
 
+    def shards(self, items: int) -> list[tuple[int, ...]]:
+        """Divide so many items into those that are measured together: at most `images` of them, of even sizes.
+
+        From five shards on their number is a multiple of eight, so that 2, 4 or 8 processes have the same to do. It does not
+        depend on the number of processes: what shares a batch decides about the last bits of the results.
+        """
+        number = -(-items // self.images)
+        if number > 4:
+            number = min(items, -(-number // 8) * 8)
+        ends = [items * place // number for place in range(number + 1)] if number else []
+        return [tuple(range(*span)) for span in pairwise(ends)]
+
 
 def plan_pairs(variants: int, batch_size: int) -> BatchPlan:
     """Divide images in so many variants into forwards of at most `batch_size`, each variant beside the clean one, number 0.

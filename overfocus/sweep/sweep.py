@@ -355,8 +355,9 @@ def sweep(subjects: Sequence[Subject], work: Work, processes: Processes, *, prog
         CaptureError, ImageError, RunError: as the probes and the reader say.
     """
     recorders = [subject.recorder for subject in subjects if subject.recorder is not None]
-    shards = [tuple(range(start, min(start + work.plan.images, len(work.images)))) for start in _starts(work)]
-    first = min(subject.done for subject in subjects) // work.plan.images
+    shards = work.plan.shards(len(work.images))
+    done = min(subject.done for subject in subjects)
+    first = next((number for number, shard in enumerate(shards) if shard[-1] >= done), len(shards))
     shown = progress if processes.main else False
     results: list[list[ItemResult]] = []
     with ExitStack() as contexts:
@@ -404,15 +405,12 @@ def _is_whole(result: ItemResult, work: Work) -> bool:
     return len(work.plan.pieces) == 1 or result.reason is not None or len(result.variants) == len(work.variants)
 
 
-def _starts(work: Work) -> range:
-    return range(0, len(work.images), work.plan.images)
-
-
 def _rounds(shards: int, processes: int, most: int) -> list[range]:
-    """Numbers of the shards of each round: one for each process at first, then more, up to `most`."""
+    """Numbers of the shards of each round: one a process at first, then more, up to `most`; a small rest joins the last round."""
     rounds, start, size = [], 0, 1
     while start < shards:
-        stop = min(shards, start + size * processes)
+        stop = start + size * processes
+        stop = stop if stop + size * processes // 2 < shards else shards
         rounds.append(range(start, stop))
         start, size = stop, min(2 * size, most)
     return rounds

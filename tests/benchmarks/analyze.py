@@ -51,15 +51,13 @@ def compare_with_plain(
     loaded = overfocus.load_model(name, pretrained=False)
     variants = len(list_variants(corruptions, [3])) + 1  # and the control
     plan = plan_pairs(variants, batch_size)
-    sizes = [plan.images * len(members) for members in plan.batches]
-    forwards = [torch.randn(size, *loaded.input_size) for size in sizes]
-    shards = -(-images // plan.images)
+    sizes = [len(shard) * len(members) for shard in plan.shards(images) for members in plan.batches]
+    forwards = {size: torch.randn(size, *loaded.input_size) for size in sizes}
 
     def plain() -> None:
         with torch.no_grad():
-            for _ in range(shards):
-                for inputs in forwards:
-                    loaded.model(inputs)
+            for size in sizes:
+                loaded.model(forwards[size])
 
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder) / "photos", images)
