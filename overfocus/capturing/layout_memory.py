@@ -234,11 +234,12 @@ class LayoutMemory:
         if name in _JOINING:  # which goes first, by its shape and its place in memory that they share
             if name in ("cat", "stack") and not argument(args, kwargs, 1, "dim", "axis"):
                 return  # images, which may be one by one
-            joined = tensors_in(args[:1] or tuple(kwargs.values()))
+            joined = [tensor for tensor in tensors_in(args[:1] or tuple(kwargs.values())) if tensor.is_floating_point()]
             first = sorted(range(len(joined)), key=lambda place: joined[place].storage_offset())
-            self._moves = hash((self._moves, name, *first, *(tensor.shape[1:] for tensor in joined)))
+            if joined:
+                self._moves = hash((self._moves, name, *first, *(tensor.shape[1:] for tensor in joined)))
         elif name in _SHAPING:
-            if result.shape[0] == self.images == args[0].shape[0]:
+            if args and args[0].is_floating_point() and args[0].shape[:1] == result.shape[:1] == (self.images,):
                 self._moves = hash((self._moves, result.shape[1:]))
         elif name == "einsum":
             self._moves = hash((self._moves, _fixed(args)))
@@ -335,7 +336,7 @@ class LayoutMemory:
     def _values(self) -> list[Any]:
         """The settings of the model's modules as they are now."""
         return [
-            value if _is_plain(value := values.get(name)) else _Contents.of(value) if _is_order(value) else type(value)
+            value if _is_plain(value := values.get(name)) else _Contents.of(value) or type(value)
             for _, values, names in self._settings
             for name in names
         ]
@@ -356,8 +357,8 @@ class _Contents(NamedTuple):
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "_Contents":
-        return cls(tensor.data_ptr(), tensor_version(tensor))
+    def of(cls, value: Any) -> "_Contents | None":
+        return cls(value.data_ptr(), tensor_version(value)) if _is_order(value) else None
 
 
 def _orders(buffers: dict[str, Tensor | None]) -> list[str]:

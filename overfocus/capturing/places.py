@@ -74,13 +74,14 @@ def moved_cells(ids: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> 
     if len(lines) != len(size):
         return None if len(lines) < len(size) else (None, size)
     for axes in permutations(range(len(size))):  # the axis on which each coordinate runs
-        steps = [
+        found = [
             _steps(line, real, axis + 1, repeated=size[axis] > ids.shape[axis + 1] > 1)
             for line, axis in zip(lines, axes, strict=True)
         ]
-        if any(step is None for step in steps):
+        steps = [step for step in found if step is not None]
+        if len(steps) < len(found):
             continue
-        if all(bool(ascending) for _, ascending in steps) and axes == tuple(range(len(size))):
+        if all(ascending for _, ascending in steps) and axes == tuple(range(len(size))):
             return None
         if not bool(real.all()):
             return None, size

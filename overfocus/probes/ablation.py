@@ -155,7 +155,7 @@ def hide_keys(model: nn.Module, sites: Sequence[KeySite], hidden: Sequence[Bool[
         CaptureError: the attention of a site did not pass by, so that its keys are still there.
     """
     mode = _HidingMode(model, sites, hidden)
-    mode.stack.watch(lambda _module, _args: mode.begin(), lambda *_: None)
+    mode.stack.watch(lambda *_: mode.begin(), lambda *_: None)
     try:
         with mode:
             yield
