@@ -175,7 +175,10 @@ class CaptureMode(TorchFunctionMode):
             if attended is not None:
                 return attended
         result = func(*args, **kwargs) if kwargs else func(*args)
-        name = function_name(func)
+        try:
+            name = function_name(func)
+        except TypeError:  # an object that cannot be hashed, of some other library
+            name = ""
         wanted = self.everything or bool(self._notes)
         if not wanted and name in self._names:  # a layer is no product of two activations
             wanted = name != "linear" or len(args) < 2 or id(args[1]) not in self._constants

@@ -285,6 +285,26 @@ def test_attention_without_a_module_in_another_thread_is_named(met):
     assert "another thread" in site.reason
 
 
+class Unhashable:
+    """A function of another library that takes part in torch's protocol."""
+
+    __hash__ = None
+
+    def __call__(self, x):
+        function = torch.overrides.handle_torch_function
+        return function(self, (x,), x) if torch.overrides.has_torch_function((x,)) else x
+
+
+def test_functions_that_cannot_be_hashed_are_not_in_the_way():
+    model = Attending(lambda layer, x: softmax_attention(Unhashable()(layer(x))))
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        expected = model(x)
+        with overfocus.capture(model) as captured:
+            assert torch.equal(model(x), expected)
+    assert len(captured.maps) == 1
+
+
 def attend_in_a_thread(q, k, v):
     results = []
     thread = threading.Thread(target=lambda: results.append((q @ k.mT).softmax(-1) @ v))
