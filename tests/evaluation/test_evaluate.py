@@ -204,7 +204,8 @@ def test_a_continued_evaluation_ends_with_the_same_table(
         patch.setattr(Subject, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(checkpoint, images, tmp_path / "parts", **QUICK)
-    assert overfocus.Run(tmp_path / "parts").description.done == 6
+    there = overfocus.Run(tmp_path / "parts").description
+    assert 0 < there.done < len(there.images)
     (parts,) = evaluate(checkpoint, images, tmp_path / "parts", **QUICK)
     pd.testing.assert_frame_equal(whole.run.predictions, parts.run.predictions)
     monkeypatch.setattr(Subject, "measure", interrupted)
