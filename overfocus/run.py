@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -210,8 +210,7 @@ class Run(NotebookMethods):
             yield held[[name for name in names if name in held]].astype({"corruption": "category"})
             return
         _, there, sizes = self._sizes(kind)
-        if absent := [name for name in keys if name not in there and name != "head"]:
-            raise RunError(f"{self.path}: the {kind} table has no column {absent[0]}; measure again with --overwrite")
+        self._require_keys(kind, there)
         blocks: list[list[Path]] = [[]]
         rows = 0
         for path, size in zip(self._parts(kind), sizes, strict=True):
@@ -359,7 +358,15 @@ class Run(NotebookMethods):
         if everywhere:
             self._sizes(kind)  # no part is empty
         frame: pd.DataFrame = read_table(self._parts(kind, everywhere=everywhere)).to_pandas()
+        if everywhere:
+            self._require_keys(kind, frame)
         return self._own(kind, frame)
+
+    def _require_keys(self, kind: str, columns: Container[str]) -> None:
+        """Raise unless a table says of what its rows are."""
+        keys = ("image", "corruption", "severity", *(("layer",) if kind == "metrics" else ()))
+        if absent := [name for name in keys if name not in columns]:
+            raise RunError(f"{self.path}: the {kind} table has no column {absent[0]}; measure again with --overwrite")
 
     def _own(self, kind: str, rows: "pd.DataFrame") -> "pd.DataFrame":
         """Rows of a table, all of which have to be of images, layers and severities of this run, not of another's."""

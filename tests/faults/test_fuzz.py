@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,19 @@ def test_tables_of_others(name: str, examples: int, sound: Path, tmp_path: Path)
                 says_one_line(error)
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [*product(("metrics", "predictions"), ("image", "corruption", "severity")), ("metrics", "layer")]
+)
+def test_tables_that_do_not_say_what_their_rows_are(name: str, column: str, sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(sound, folder)
+    for part in (folder / name).glob("*.parquet"):
+        pd.read_parquet(part).drop(columns=column).to_parquet(part)
+    for read in (lambda run: run.table if name == "metrics" else run.predictions, lambda run: run.summary()):
+        with pytest.raises(OverfocusError, match=f"the {name} table has no column {column}; measure again"):
+            read(Run(folder))
 
 
 @pytest.mark.parametrize("examples", AMOUNTS)
