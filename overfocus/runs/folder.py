@@ -58,7 +58,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, comp
         OSError: it cannot be written.
     """
     with atomic_file(path) as file:
-        (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **dict(arrays))
+        (np.savez_compressed if compressed else np.savez)(file, **dict(arrays))
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
