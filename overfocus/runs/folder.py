@@ -58,7 +58,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], *, comp
         OSError: it cannot be written.
     """
     with atomic_file(path) as file:
-        (np.savez_compressed if compressed else np.savez)(file, **dict(arrays))
+        named: dict[str, Any] = dict(arrays)
+        (np.savez_compressed if compressed else np.savez)(file, **named)
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
