@@ -137,7 +137,7 @@ def _read_parquet(
                 )
             there = file.schema_arrow.names
             table = file.read(None if columns is None else [name for name in columns if name in there])
-    except (OSError, pyarrow.ArrowException, ValueError, MemoryError, OverflowError) as problem:
+    except (OSError, pyarrow.ArrowException, ValueError, KeyError, MemoryError, OverflowError) as problem:
         raise _damaged(path, problem, remedy, error) from None
     for field in table.schema:
         expected = _expected_values(field)

@@ -203,3 +203,10 @@ def test_columns_of_other_values_than_expected(column: str, values: list[Any], w
     nulls = pyarrow.table({"predicted": [None, 3], "gini": [None, None], "label": [None, "a"], "of a user": ["x", "y"]})
     write_table(tmp_path / "part.parquet", nulls)
     assert read_table(tmp_path / "part.parquet").equals(nulls)
+
+
+def test_a_category_of_lists(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [0], "corruption": [[1]]}), path)
+    with pytest.raises(RunError, match=r"part\.parquet"):
+        read_table(path, categories=["corruption"])
