@@ -356,10 +356,8 @@ class Run(NotebookMethods):
     def _read(self, kind: str, *, everywhere: bool = True) -> "pd.DataFrame":
         """A table put together from its parts."""
         if everywhere:
-            self._sizes(kind)  # no part is empty
+            self._require_keys(kind, self._sizes(kind)[1])
         frame: pd.DataFrame = read_table(self._parts(kind, everywhere=everywhere)).to_pandas()
-        if everywhere:
-            self._require_keys(kind, frame)
         return self._own(kind, frame)
 
     def _require_keys(self, kind: str, columns: Container[str]) -> None:

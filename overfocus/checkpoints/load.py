@@ -253,9 +253,12 @@ def _with_shared(tensors: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str
     for name, value in own.items():
         if isinstance(value, Tensor) and value.numel():
             places.setdefault((value.data_ptr(), value.shape), []).append(name)
-    groups = [[name for name in names if name in tensors] for names in places.values() for _ in names]
-    names = [name for group in places.values() for name in group]
-    return tensors | {name: tensors[group[0]] for name, group in zip(names, groups, strict=True) if group and name not in tensors}
+    whole = dict(tensors)
+    for names in places.values():
+        held = next((name for name in names if name in tensors), None)
+        if held is not None:
+            whole |= {name: tensors[held] for name in names if name not in tensors}
+    return whole
 
 
 def _fronts(tensors: dict[str, Tensor], own: dict[str, Tensor | object]) -> list[Network]:
@@ -589,8 +592,7 @@ def _heads_note(model: nn.Module, found: Fit, metadata: Metadata, request: Reque
     if model.num_classes and model.global_pool == "token" and "global_pool" not in found.arguments:
         assumed.append("the class token classified")
     advice = "--model-args num_heads=… sets heads"
-    said = list(metadata.unseen_notes) if heads == metadata.unseen.get("num_heads") else []
-    said += [note for note in metadata.unseen_notes if "several" in note and note not in said]
+    said = list(metadata.unseen_notes) if metadata.unseen.get("num_heads", heads) == heads else []
     return said + ([f"assumed, because no tensor shows it: {', '.join(assumed)} ({advice})"] if assumed else [])
 
 

@@ -107,9 +107,11 @@ class ClassFolders(ImageFiles):
 
 def _left_out(folder: Path, names: Sequence[str]) -> list[str]:
     """A note on images that lie beside the folders of classes or splits, if there are any."""
-    which = some([printable(name, 80) for name in names])
-    said = f"{printable(folder)}: {len(names)} images beside its folders are left out ({which}); move them into one to use them"
-    return [said] if names else []
+    if not names:
+        return []
+    which, one = some([printable(name, 80) for name in names]), len(names) == 1
+    there, them = ("1 image beside its folders is", "it") if one else (f"{len(names)} images beside its folders are", "them")
+    return [f"{printable(folder)}: {there} left out ({which}); move {them} into one to use {them}"]
 
 
 class LabelledImages(Protocol):

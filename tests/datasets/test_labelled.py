@@ -105,7 +105,7 @@ def test_images_beside_the_folders_are_left_out_with_a_note(tmp_path: Path) -> N
     assert validation is not None
     assert (len(train), len(validation)) == (3, 3)
     beside = f"{tmp_path}: 2 images beside its folders are left out (a.png, b.JPG); move them into one to use them"
-    inside = f"{tmp_path / 'train'}: 1 images beside its folders are left out (c.png); move them into one to use them"
+    inside = f"{tmp_path / 'train'}: 1 image beside its folders is left out (c.png); move it into one to use it"
     assert list(train.notes) == [beside, inside]
     assert list(validation.notes) == [beside]
 
