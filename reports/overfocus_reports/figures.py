@@ -154,6 +154,11 @@ def stroke(colour: str, width: float, dash: str = "-", opacity: float = 1.0) -> 
     return f"{line}; stroke-linecap: round; stroke-linejoin: round{dashed}"
 
 
+def line_keys(model: Model) -> list[tuple[str, str]]:
+    """Each corruption in words and the style of its curves, for a legend."""
+    return [(name, stroke(line_style(place)[0], 2.0, line_style(place)[1])) for place, name in enumerate(corruption_names(model))]
+
+
 def curves_svg(models: Sequence[Model], metric: str, picked: Variant) -> str:
     """A metric's curves over the layers at the severity of `picked`, whose own curve has a band.
 

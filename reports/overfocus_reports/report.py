@@ -21,7 +21,7 @@ from overfocus.statistics.verdicts import decimal
 from overfocus.text import visible
 from overfocus.variants import Variant
 from overfocus_reports.displayed import matrices_of
-from overfocus_reports.figures import Figures, draw_figures, draw_images, pair_of
+from overfocus_reports.figures import Figures, draw_figures, draw_images, line_keys, pair_of
 from overfocus_reports.model import Model, first_picked, shared_runs
 from overfocus_reports.payload import (
     hexadecimal,
@@ -141,6 +141,7 @@ def template_context(models: Sequence[Model], drawn: Figures, picked: Variant, h
         "heads": heads,
         "head_tables": {part["name"]: part["table"] for one in heads for part in one["maps"]},
         "statistics": models[0].statistics,
+        "line_keys": line_keys(models[0]),
         "displayed": models[0].run.displayed,
         "picked": picked,
         "groups": {heading: found for heading, found in grouped.items() if found},

@@ -53,6 +53,14 @@ def test_hostile_names_stay_text(page):
     assert "<b>bold" not in page
 
 
+def test_the_legend_names_the_corruption_of_each_curve(page, data):
+    found = re.findall(r'class="key drawn"><svg[^>]*><path[^>]*stroke: (#\w+)[^>]*></path></svg>([^<]*)</span>', page)
+    assert [name for _, name in found] == [name.replace("_", " ") for name in data["corruptions"]]
+    for place, (colour, _) in enumerate(found):
+        assert re.search(rf'id="curves-gini-line-0-{place}"[^>]*><path[^>]*stroke: {colour};', page), place
+    assert len(found) > 1
+
+
 def test_identifiers_are_unique(page):
     """So that each link of the navigation goes to its section; the page has heads too."""
     found = re.findall(r'\sid="([^"]+)"', re.sub(r"<script.*?</script>", "", page, flags=re.S))
